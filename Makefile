@@ -1,0 +1,102 @@
+# What one does with this work tree. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+# How long the open-ended ones go on.
+FUZZ_SECONDS ?= 300
+SOAK_MINUTES ?= 60
+
+.PHONY: help
+help: ## this list
+	@echo "Targets (all of them work on a fresh clone; what is missing is installed, or named when you are not root):"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build-deps
+build-deps:
+	@tools/install-build-deps build
+
+.PHONY: deps
+deps: ## install all that building, testing and the demo need
+	@tools/install-build-deps test
+
+.PHONY: build
+build: build-deps ## build sheep and dog in target/release
+	$(CARGO) build --locked --release --package node --bins
+
+.PHONY: demo
+demo: deps build ## a virtual machine boots from a volume, and loses nothing when sheep is killed under it
+	@$(CARGO) run --locked --quiet --release --package e2e --bin demo
+
+# All that the continuous integration runs, cheapest first. One step a target, so that one can be run alone.
+.PHONY: test
+test: deps check-format check-lints check-tidy check-licences test-unit test-e2e ## all that the continuous integration runs
+	@echo "make test: all of it passed"
+
+.PHONY: check-format
+check-format:
+	$(CARGO) fmt --all --check
+
+.PHONY: check-lints
+check-lints:
+	$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
+
+.PHONY: check-tidy
+check-tidy: ## the rules of the house that a program can check
+	$(CARGO) run --locked --quiet --package xtask -- tidy
+
+# cargo-deny is not packaged everywhere; where it is, it checks deny.toml. `cargo install cargo-deny` brings it.
+.PHONY: check-licences
+check-licences:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check bans licenses sources; \
+	else echo "check-licences: NOT RUN, there is no cargo-deny here (cargo install cargo-deny)"; fi
+
+.PHONY: test-unit
+test-unit: ## tests of the parts: tables, models, crash points, simulation, fuzz corpora
+	$(CARGO) test --locked --workspace --exclude e2e --no-fail-fast
+
+.PHONY: test-e2e
+test-e2e: deps build ## tests with real processes: QEMU, fio, NBD clients, kill -9
+	RUST_LIB_BACKTRACE=0 $(CARGO) test --locked --package e2e --no-fail-fast
+
+.PHONY: soak
+soak: deps build ## the random tests with fresh seeds, for SOAK_MINUTES (60)
+	SOAK_MINUTES=$(SOAK_MINUTES) tools/soak
+
+.PHONY: fuzz
+fuzz: build-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
+	FUZZ_SECONDS=$(FUZZ_SECONDS) tools/fuzz
+
+.PHONY: bench
+bench: deps build ## measure one node against qemu-storage-daemon; see docs/performance.md
+	$(CARGO) run --locked --quiet --release --package xtask -- bench one
+
+.PHONY: install
+install: build ## install programs, manual pages, completions and the systemd unit below DESTDIR/PREFIX
+	install -D -m 755 target/release/sheep $(DESTDIR)$(PREFIX)/bin/sheep
+	install -D -m 755 target/release/dog $(DESTDIR)$(PREFIX)/bin/dog
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	target/release/dog man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	target/release/dog completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dog
+	target/release/dog completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dog
+	target/release/dog completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dog.fish
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/sheep.service >$(DESTDIR)$(UNITDIR)/sheep.service
+	install -D -m 644 packaging/sheepdog.sysusers $(DESTDIR)$(SYSUSERSDIR)/sheepdog.conf
+
+.PHONY: uninstall
+uninstall: ## remove what `make install` installed; never data
+	rm -f $(DESTDIR)$(PREFIX)/bin/{sheep,dog} $(DESTDIR)$(PREFIX)/share/man/man1/{sheep,dog}{,-*}.1 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dog $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dog \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dog.fish \
+		$(DESTDIR)$(UNITDIR)/sheep.service $(DESTDIR)$(SYSUSERSDIR)/sheepdog.conf

@@ -1,0 +1,203 @@
+//! Commands: what can be asked of the cluster's state, and how they are written in its log.
+
+use crate::Refusal;
+use crate::volume::{PendingDiscard, check_name, printable};
+use proto::limits::{COMMAND_BYTES_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// One change of the cluster's state. Times are the proposer's wall clock, in seconds since 1970,
+/// for people only: no decision rests on them.
+///
+/// The log keeps commands by the number of their variant and the order of their fields: new
+/// variants go to the end, and a changed variant is a new one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Create the cluster; the first command of all. Answered by [`Answer::Done`].
+    CreateCluster {
+        /// Its identity, drawn at random.
+        cluster: ClusterId,
+        /// It gets 2^this partitions.
+        partition_bits: u8,
+        /// Now.
+        unix_s: u64,
+    },
+    /// A node becomes part of the cluster, or has a new name. Answered by [`Answer::Done`].
+    AddNode {
+        /// Its identity.
+        node: NodeId,
+        /// What people call it; made printable and cut to its limit.
+        name: String,
+    },
+    /// A disk was opened: it counts under this incarnation from now on, and the partitions that it
+    /// holds get a new configuration with it. Answered by [`Answer::Done`].
+    OpenDisk {
+        /// Its identity.
+        disk: DiskId,
+        /// Where it is attached.
+        node: NodeId,
+        /// The opening's number, larger than any before.
+        incarnation: Incarnation,
+    },
+    /// Create an empty volume. Answered by [`Answer::VolumeCreated`].
+    CreateVolume {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// Now.
+        unix_s: u64,
+    },
+    /// Change a volume's size; attached or not. Answered by [`Answer::Resized`].
+    ResizeVolume {
+        /// Which one.
+        volume: VolumeId,
+        /// The new size.
+        bytes: u64,
+        /// Whether it may lose what lies beyond the new end.
+        allow_shrink: bool,
+    },
+    /// Change a volume's name; attached or not. Answered by [`Answer::Done`].
+    RenameVolume {
+        /// Which one.
+        volume: VolumeId,
+        /// The new name.
+        name: String,
+    },
+    /// Delete a volume that nobody has attached. Answered by [`Answer::VolumeDeleted`].
+    DeleteVolume {
+        /// Which one.
+        volume: VolumeId,
+    },
+    /// Attach a volume: for writing if nobody has it attached, or read-only if nobody writes it.
+    /// Answered by [`Answer::Attached`].
+    Attach {
+        /// Which one.
+        volume: VolumeId,
+        /// Where the session will run.
+        node: NodeId,
+        /// For whom, for people; made printable and cut to its limit.
+        holder: String,
+        /// Whether it will only read.
+        read_only: bool,
+        /// Now.
+        unix_s: u64,
+    },
+    /// End an attachment. Done already is done. Answered by [`Answer::Done`].
+    Detach {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which attachment.
+        generation: Generation,
+    },
+    /// The writer's session has discarded, durably, what a shrink left. Answered by
+    /// [`Answer::Resized`], with what is left if another shrink has come meanwhile.
+    ShrinkDone {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The writer.
+        generation: Generation,
+        /// What was discarded.
+        discarded: PendingDiscard,
+    },
+    /// End all attachments of a node, whose `sheep` was started anew and so holds none. Answered by
+    /// [`Answer::Done`].
+    ReleaseNode {
+        /// Which node.
+        node: NodeId,
+    },
+}
+
+/// What came of a command that was carried out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// It is so now; nothing to tell.
+    Done,
+    /// The volume exists.
+    VolumeCreated {
+        /// Its id.
+        volume: VolumeId,
+    },
+    /// The volume has its new size.
+    Resized {
+        /// What is still to be discarded by the session of its writer, now or when next attached.
+        pending_discard: Option<PendingDiscard>,
+    },
+    /// The volume is gone; its layers can be dropped everywhere.
+    VolumeDeleted {
+        /// Whose.
+        lineage: LineageId,
+        /// Which.
+        layers: Vec<LayerId>,
+    },
+    /// The attachment is held.
+    Attached {
+        /// Its number.
+        generation: Generation,
+    },
+}
+
+/// Why bytes of the log or a snapshot are not what they should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a later version.
+    #[error("it has version {0}, which this sheep does not know; run the sheep that wrote it")]
+    Version(u8),
+    /// Longer than anything we write.
+    #[error("it is longer than its limit")]
+    TooLong,
+    /// The checksum does not fit.
+    #[error("its checksum does not fit")]
+    Checksum,
+    /// Not a well-formed record.
+    #[error("it is malformed")]
+    Malformed,
+    /// Well-formed, but no state that commands lead to.
+    #[error("it contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+/// The version of the encoding of commands, the first byte.
+const VERSION: u8 = 1;
+
+impl Command {
+    /// The same command with its texts inside their limits: those for people are cut, a volume's
+    /// name that is none is refused. Every command goes through here before it is logged.
+    pub fn bounded(mut self) -> Result<Command, Refusal> {
+        match &mut self {
+            Command::AddNode { name, .. } => *name = printable(name, NODE_NAME_BYTES_MAX),
+            Command::Attach { holder, .. } => *holder = printable(holder, HOLDER_BYTES_MAX),
+            Command::CreateVolume { name, .. } | Command::RenameVolume { name, .. } => {
+                check_name(name)?;
+            }
+            _ => {}
+        }
+        Ok(self)
+    }
+
+    /// As bytes for the log: version, then the fields in postcard.
+    ///
+    /// # Panics
+    /// If it is longer than `COMMAND_BYTES_MAX`: it has not gone through [`Command::bounded`].
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes =
+            postcard::to_extend(self, vec![VERSION]).expect("it only has serializable fields");
+        assert!(bytes.len() <= COMMAND_BYTES_MAX, "command without bounded texts");
+        bytes
+    }
+
+    /// From bytes of the log.
+    pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
+        if bytes.len() > COMMAND_BYTES_MAX {
+            return Err(DecodeError::TooLong);
+        }
+        let (&version, body) = bytes.split_first().ok_or(DecodeError::Malformed)?;
+        if version != VERSION {
+            return Err(DecodeError::Version(version));
+        }
+        match postcard::take_from_bytes(body) {
+            Ok((command, [])) => Ok(command),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The cluster's agreed state: which nodes, disks and volumes exist, where partitions lie, and who
+//! may write which volume.
+//!
+//! It must never do I/O, read a clock or draw randomness: every voter that applies the same
+//! commands in the same order has the same state, byte for byte. No guest I/O passes through here.
+//!
+//! [`State`] is the machine: [`State::apply`] takes one [`Command`] and gives an [`Answer`] or a
+//! [`Refusal`]; [`State::map`] hands out the present [`Map`], immutable, which is all that the rest
+//! of the system ever reads. [`Voter`] is the way a command takes to the state: proposed, written
+//! to the log, and applied only once the log has it durably. Life: [`Voter::boot`] with what the
+//! journal holds (nothing, for a new cluster), then [`Voter::propose`] and [`Voter::handle`] for
+//! ever.
+#![forbid(unsafe_code)]
+
+mod command;
+mod map;
+mod partition;
+mod refusal;
+mod snapshot;
+mod state;
+mod volume;
+mod voter;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+pub use command::{Answer, Command, DecodeError};
+pub use map::{Disk, LayerFate, Map, Node};
+pub use partition::{Configuration, Member, partition_of};
+pub use refusal::{Refusal, RefusalKind};
+pub use state::State;
+pub use volume::{Attachment, PendingDiscard, SIZE_UNIT, Volume, check_name, check_size};
+pub use voter::{BootError, Effect, Event, PersistError, ProposalToken, RequestNumber, Voter};

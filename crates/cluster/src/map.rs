@@ -1,0 +1,209 @@
+//! The map: one immutable state of the cluster, as everybody but the state machine sees it.
+
+use crate::partition::{Configuration, Member, Partitions, partition_of};
+use crate::volume::Volume;
+use proto::{
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Incarnation, LayerId, LineageId, NodeId,
+    PartitionId, VolumeId,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// A machine that runs `sheep`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// The identity in its data directory.
+    pub id: NodeId,
+    /// What people call it, usually the host's name.
+    pub name: String,
+}
+
+/// A disk that holds, or may hold, replicas.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Disk {
+    /// The identity in its superblock.
+    pub id: DiskId,
+    /// Where it is attached.
+    pub node: NodeId,
+    /// Its last opening that the cluster learned of.
+    pub incarnation: Incarnation,
+}
+
+/// What the map says about a layer that was found on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LayerFate {
+    /// It exists: keep it.
+    Live,
+    /// It was deleted: the disk may drop it. Ids are never reused, so this is for ever.
+    Deleted,
+    /// It was never issued: this map is older than the disk (an old copy of the cluster's state was
+    /// put back), or the layer is another cluster's. Never drop it; raise an alarm.
+    NeverIssued,
+}
+
+/// One state of the cluster. It never changes; shared as `Arc<Map>`, and a newer one shares with it
+/// whatever did not change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Map {
+    pub(crate) epoch: Epoch,
+    pub(crate) cluster: ClusterId,
+    pub(crate) created_unix_s: u64,
+    pub(crate) nodes: Arc<BTreeMap<NodeId, Node>>,
+    pub(crate) disks: Arc<BTreeMap<DiskId, Disk>>,
+    pub(crate) partitions: Arc<Partitions>,
+    pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
+    /// Which volume has which name: always exactly the names of `volumes`.
+    pub(crate) names: Arc<BTreeMap<String, VolumeId>>,
+    /// The next ids to issue; every id ever issued is below.
+    pub(crate) next_volume: VolumeId,
+    pub(crate) next_layer: LayerId,
+    /// Sum of the volumes' sizes. Their largest number at the largest size exceeds 64 bits.
+    pub(crate) provisioned_bytes: u128,
+    /// Number of attachments of all volumes.
+    pub(crate) attachments: usize,
+}
+
+impl Map {
+    /// The map before the cluster is created: nothing exists.
+    pub(crate) fn empty() -> Map {
+        Map {
+            epoch: Epoch(0),
+            cluster: ClusterId(0),
+            created_unix_s: 0,
+            nodes: Arc::default(),
+            disks: Arc::default(),
+            partitions: Arc::new(Partitions::new(0)),
+            volumes: Arc::default(),
+            names: Arc::default(),
+            next_volume: VolumeId(1),
+            next_layer: LayerId(1),
+            provisioned_bytes: 0,
+            attachments: 0,
+        }
+    }
+
+    /// Its stamp: grows by one with each command that changed something. 0 before the cluster is
+    /// created.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The cluster's identity; `ClusterId(0)` before it is created.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// When the cluster was created, in seconds since 1970; for people.
+    pub fn created_unix_s(&self) -> u64 {
+        self.created_unix_s
+    }
+
+    /// A node.
+    pub fn node(&self, node: NodeId) -> Option<&Node> {
+        self.nodes.get(&node)
+    }
+
+    /// All nodes, in order of id.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// A disk.
+    pub fn disk(&self, disk: DiskId) -> Option<&Disk> {
+        self.disks.get(&disk)
+    }
+
+    /// All disks, in order of id.
+    pub fn disks(&self) -> impl ExactSizeIterator<Item = &Disk> {
+        self.disks.values()
+    }
+
+    /// A volume.
+    pub fn volume(&self, volume: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&volume).map(|volume| &**volume)
+    }
+
+    /// The volume with this name.
+    pub fn volume_named(&self, name: &str) -> Option<&Volume> {
+        self.names.get(name).and_then(|volume| self.volume(*volume))
+    }
+
+    /// All volumes, in order of id.
+    pub fn volumes(&self) -> impl ExactSizeIterator<Item = &Volume> {
+        self.volumes.values().map(|volume| &**volume)
+    }
+
+    /// All volumes, in order of name.
+    pub fn volumes_by_name(&self) -> impl Iterator<Item = &Volume> {
+        self.names.values().filter_map(|volume| self.volume(*volume))
+    }
+
+    /// All layers that exist, each with its lineage, in no useful order.
+    pub fn layers(&self) -> impl Iterator<Item = (LineageId, LayerId)> {
+        self.volumes().map(|volume| (volume.lineage, volume.head))
+    }
+
+    /// What each of the layers found on a disk (`Store::layers`) is to the map, in the same order.
+    pub fn layer_fates(
+        &self,
+        found: &[(LineageId, LayerId)],
+    ) -> Vec<(LineageId, LayerId, LayerFate)> {
+        let live: std::collections::BTreeSet<_> = self.layers().collect();
+        let fate = |lineage, layer| {
+            if live.contains(&(lineage, layer)) {
+                LayerFate::Live
+            } else if layer < self.next_layer && lineage.0 < self.next_layer.0 {
+                LayerFate::Deleted
+            } else {
+                LayerFate::NeverIssued
+            }
+        };
+        found.iter().map(|&(lineage, layer)| (lineage, layer, fate(lineage, layer))).collect()
+    }
+
+    /// How many binary digits a partition number has: there are 2^this partitions.
+    pub fn partition_bits(&self) -> u8 {
+        self.partitions.bits()
+    }
+
+    /// The partition of the objects `index` of a lineage's layers.
+    pub fn partition_of(&self, lineage: LineageId, index: u32) -> PartitionId {
+        partition_of(lineage, index, self.partition_bits())
+    }
+
+    /// Who holds a partition.
+    ///
+    /// # Panics
+    /// If there is no such partition: a bug of the caller, partitions come from
+    /// [`Map::partition_of`].
+    pub fn configuration(&self, partition: PartitionId) -> &Configuration {
+        self.partitions.configuration(partition).expect("partition of another map")
+    }
+
+    /// Who holds the objects `index` of a lineage's layers.
+    pub fn configuration_of(&self, lineage: LineageId, index: u32) -> &Configuration {
+        self.configuration(self.partition_of(lineage, index))
+    }
+
+    /// The different configurations of all partitions, each at least once: what to go through to
+    /// reach every disk that holds anything.
+    pub fn configurations(&self) -> impl Iterator<Item = &Configuration> {
+        self.partitions.distinct()
+    }
+
+    /// The same map with these as the current members of every partition. For tests of machines
+    /// that are shaped for several copies: no command leads there yet.
+    #[doc(hidden)]
+    pub fn with_members(&self, number: ConfigurationNumber, current: Vec<Member>) -> Map {
+        let all = Configuration { number, current, recovering: Vec::new() };
+        let bits = self.partition_bits();
+        let partitions = Partitions::from_runs(bits, vec![(1 << bits, all)]);
+        Map { partitions: Arc::new(partitions.expect("one run is all of them")), ..self.clone() }
+    }
+
+    /// Sum of the sizes of all volumes in bytes, what their guests may come to fill; `u64::MAX` if
+    /// it is more than that. More than the disks can hold is overcommitted.
+    pub fn provisioned_bytes(&self) -> u64 {
+        u64::try_from(self.provisioned_bytes).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,244 @@
+//! Why a command was not carried out: each variant one sentence with its cause and remedy.
+
+use crate::PersistError;
+use proto::limits::{
+    ATTACHMENTS_MAX, DISKS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, VOLUMES_MAX,
+};
+use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
+
+/// What the asker can do about a [`Refusal`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RefusalKind {
+    /// Ask for something else: the request itself is wrong.
+    Invalid,
+    /// Name something that exists.
+    NotFound,
+    /// Choose another name, or do without: it exists already.
+    Exists,
+    /// Wait for, or stop, whoever is in the way; then ask again.
+    Busy,
+    /// Remove something first: a limit of the cluster is reached.
+    Full,
+    /// See to the machine: the cluster's log cannot take commands now.
+    Unavailable,
+}
+
+/// Why a command was not carried out. It changed nothing. Shown to people as it is.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No command but `CreateCluster` works on an empty state.
+    #[error("there is no cluster yet; start sheep to create one")]
+    NoCluster,
+    /// A cluster is created once.
+    #[error("the cluster exists already; use another data directory for a new one")]
+    ClusterExists,
+    /// Partitions are a power of two up to a limit.
+    #[error(
+        "2^{bits} partitions are too many; choose at most 2^{max} (65536)",
+        max = PARTITION_BITS_MAX
+    )]
+    TooManyPartitions {
+        /// What was asked for.
+        bits: u8,
+    },
+    /// The id 0 means "none".
+    #[error("a {what} with the id 0 cannot exist; use the id in its data directory")]
+    ZeroId {
+        /// "cluster", "node" or "disk".
+        what: &'static str,
+    },
+    /// No such node.
+    #[error("node {node} is not part of this cluster; let it join first")]
+    UnknownNode {
+        /// Who.
+        node: NodeId,
+    },
+    /// A limit.
+    #[error("the cluster has {max} nodes, the most it can have; remove one first", max = NODES_MAX)]
+    TooManyNodes,
+    /// A limit.
+    #[error("the cluster has {max} disks, the most it can have; remove one first", max = DISKS_MAX)]
+    TooManyDisks,
+    /// A disk is opened again with a number that is not new.
+    #[error(
+        "disk {disk} was opened as incarnation {given}, but the cluster has seen {known}: an old \
+         copy of the disk was put back, or two copies of it are in use; put the newest one back"
+    )]
+    OldIncarnation {
+        /// Which disk.
+        disk: DiskId,
+        /// What it says.
+        given: Incarnation,
+        /// What the cluster knows.
+        known: Incarnation,
+    },
+    /// A disk turns up at another node.
+    #[error("disk {disk} belongs to node {owner}, not {node}; put it back there")]
+    DiskOfAnotherNode {
+        /// Which disk.
+        disk: DiskId,
+        /// Where it is listed.
+        owner: String,
+        /// Where it turned up.
+        node: String,
+    },
+    /// The data lies on another disk, and moving it is not built yet.
+    #[error(
+        "the cluster's data lies on disk {known}, and this version keeps it on one disk; put that \
+         disk back, or start a new cluster for disk {disk}"
+    )]
+    SecondDisk {
+        /// Which disk was opened.
+        disk: DiskId,
+        /// Which one has the data.
+        known: DiskId,
+    },
+    /// A name that a volume may not have.
+    #[error(
+        "\"{name}\" cannot be a volume's name because {problem}; choose 1 to 255 printable \
+         characters without white space, '/' or '@', not starting with '-'"
+    )]
+    BadName {
+        /// The name, made printable.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Two volumes of one name.
+    #[error("a volume named \"{name}\" exists already; choose another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Too small or too large.
+    #[error("a volume cannot have {bytes} bytes; choose a size from 4 KiB to 1 PiB")]
+    SizeOutOfRange {
+        /// The size.
+        bytes: u64,
+    },
+    /// Not whole blocks.
+    #[error(
+        "a volume's size must be a multiple of 4096 bytes and {bytes} is not; choose {below} or \
+         {above}"
+    )]
+    SizeNotAligned {
+        /// The size.
+        bytes: u64,
+        /// The next smaller right one.
+        below: u64,
+        /// The next larger right one.
+        above: u64,
+    },
+    /// Shrinking loses data, so it must be said.
+    #[error(
+        "volume \"{name}\" has {present} bytes, and making it {bytes} would destroy what lies \
+         beyond; shrink the file system in it first and then allow shrinking (--allow-shrink)"
+    )]
+    WouldShrink {
+        /// Which volume.
+        name: String,
+        /// Its size.
+        present: u64,
+        /// The wanted size.
+        bytes: u64,
+    },
+    /// Old data beyond a former end must be gone first.
+    #[error(
+        "volume \"{name}\" was shrunk and is still discarding what lay beyond its end; try again \
+         when that is done"
+    )]
+    ShrinkPending {
+        /// Which volume.
+        name: String,
+    },
+    /// A reader cannot discard.
+    #[error(
+        "volume \"{name}\" was shrunk and grown again, and what lay beyond its former end is not \
+         discarded yet; attach it for writing once, then read-only"
+    )]
+    ShrinkNeedsWriter {
+        /// Which volume.
+        name: String,
+    },
+    /// A limit.
+    #[error(
+        "the cluster has {max} volumes, the most it can have; delete one first",
+        max = VOLUMES_MAX
+    )]
+    TooManyVolumes,
+    /// No such volume (any more).
+    #[error("there is no volume with the id {volume}; it may have been deleted, see the list")]
+    UnknownVolume {
+        /// Its id.
+        volume: VolumeId,
+    },
+    /// Somebody has the volume open, and what was asked for cannot go along with that.
+    #[error(
+        "volume \"{name}\" is attached{how} by {holder} on node {node}; stop it or wait until it \
+         closes the volume",
+        how = if *.read_only { " read-only" } else { "" }
+    )]
+    Attached {
+        /// Which volume.
+        name: String,
+        /// Who holds it.
+        holder: String,
+        /// Where.
+        node: String,
+        /// Whether that one only reads.
+        read_only: bool,
+    },
+    /// A limit.
+    #[error(
+        "{max} attachments are held, the most the cluster can have; close one first",
+        max = ATTACHMENTS_MAX
+    )]
+    TooManyAttachments,
+    /// Somebody reports for an attachment that is over.
+    #[error(
+        "generation {generation} of volume \"{name}\" does not write any more; attach the volume \
+         anew"
+    )]
+    NotTheWriter {
+        /// Which volume.
+        name: String,
+        /// Who reported.
+        generation: Generation,
+    },
+    /// Proposals come faster than the log takes them.
+    #[error(
+        "{max} commands wait for the cluster's log already; try again a little later",
+        max = PROPOSALS_MAX
+    )]
+    TooManyProposals,
+    /// The log did not take the command.
+    #[error("{0}")]
+    NotLogged(PersistError),
+}
+
+impl Refusal {
+    /// What the asker can do about it.
+    pub fn kind(&self) -> RefusalKind {
+        use Refusal::*;
+        match self {
+            TooManyPartitions { .. }
+            | ZeroId { .. }
+            | OldIncarnation { .. }
+            | DiskOfAnotherNode { .. }
+            | SecondDisk { .. }
+            | BadName { .. }
+            | SizeOutOfRange { .. }
+            | SizeNotAligned { .. }
+            | WouldShrink { .. } => RefusalKind::Invalid,
+            NoCluster | UnknownNode { .. } | UnknownVolume { .. } => RefusalKind::NotFound,
+            ClusterExists | NameTaken { .. } => RefusalKind::Exists,
+            ShrinkPending { .. }
+            | ShrinkNeedsWriter { .. }
+            | Attached { .. }
+            | NotTheWriter { .. }
+            | TooManyProposals => RefusalKind::Busy,
+            TooManyNodes | TooManyDisks | TooManyVolumes | TooManyAttachments => RefusalKind::Full,
+            NotLogged(_) => RefusalKind::Unavailable,
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! The state machine: applies commands one after the other, each wholly or not at all.
+
+use crate::command::{Answer, Command};
+use crate::map::{Disk, Map, Node};
+use crate::partition::{Member, Partitions};
+use crate::refusal::Refusal;
+use crate::volume::{Attachment, PendingDiscard, Volume, check_name, check_size, printable};
+use proto::limits::{
+    ATTACHMENTS_MAX, DISKS_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
+    PARTITION_BITS_MAX, VOLUMES_MAX,
+};
+use proto::{
+    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
+};
+use std::sync::Arc;
+
+/// Epochs, ids, generations and configurations are counted up to here: one step a nanosecond gets
+/// there in three centuries, so what is read from a snapshot can always be counted on.
+pub(crate) const COUNT_MAX: u64 = u64::MAX / 2;
+
+/// The cluster's agreed state.
+///
+/// It is one [`Map`], changed in place as long as nobody else holds it and otherwise copied first;
+/// the parts of it that a command does not touch are shared between copies.
+///
+/// ```
+/// use cluster::{Answer, Command, State};
+/// use proto::{ClusterId, DiskId, Incarnation, NodeId};
+///
+/// let mut state = State::default();
+/// let (cluster, node, disk) = (ClusterId(1), NodeId(2), DiskId(3));
+/// state.apply(&Command::CreateCluster { cluster, partition_bits: 12, unix_s: 0 }).unwrap();
+/// state.apply(&Command::AddNode { node, name: "alpha".into() }).unwrap();
+/// state.apply(&Command::OpenDisk { disk, node, incarnation: Incarnation(1) }).unwrap();
+/// let create = Command::CreateVolume { name: "vm1".into(), bytes: 1 << 30, unix_s: 0 };
+/// let Ok(Answer::VolumeCreated { volume }) = state.apply(&create) else { panic!() };
+/// assert_eq!(state.map().volume_named("vm1").unwrap().id, volume);
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct State {
+    pub(crate) map: Arc<Map>,
+}
+
+impl Default for State {
+    /// The state before the cluster is created.
+    fn default() -> State {
+        State { map: Arc::new(Map::empty()) }
+    }
+}
+
+impl State {
+    /// The present map; costs a reference.
+    pub fn map(&self) -> Arc<Map> {
+        Arc::clone(&self.map)
+    }
+
+    /// Carries out one command, or refuses it and changes nothing. The epoch grows by one exactly
+    /// if something changed.
+    pub fn apply(&mut self, command: &Command) -> Result<Answer, Refusal> {
+        let creating = matches!(command, Command::CreateCluster { .. });
+        if self.map.cluster == ClusterId(0) && !creating {
+            return Err(Refusal::NoCluster);
+        }
+        match command {
+            &Command::CreateCluster { cluster, partition_bits, unix_s } => {
+                self.create_cluster(cluster, partition_bits, unix_s)
+            }
+            Command::AddNode { node, name } => self.add_node(*node, name),
+            &Command::OpenDisk { disk, node, incarnation } => {
+                self.open_disk(disk, node, incarnation)
+            }
+            Command::CreateVolume { name, bytes, unix_s } => {
+                self.create_volume(name, *bytes, *unix_s)
+            }
+            &Command::ResizeVolume { volume, bytes, allow_shrink } => {
+                self.resize_volume(volume, bytes, allow_shrink)
+            }
+            Command::RenameVolume { volume, name } => self.rename_volume(*volume, name),
+            &Command::DeleteVolume { volume } => self.delete_volume(volume),
+            Command::Attach { volume, node, holder, read_only, unix_s } => {
+                self.attach(*volume, *node, holder, *read_only, *unix_s)
+            }
+            &Command::Detach { volume, generation } => Ok(self.detach(volume, generation)),
+            &Command::ShrinkDone { volume, generation, discarded } => {
+                self.shrink_done(volume, generation, discarded)
+            }
+            &Command::ReleaseNode { node } => self.release_node(node),
+        }
+    }
+
+    /// The map for an effective change: the epoch moves here and nowhere else.
+    fn change(&mut self) -> &mut Map {
+        let map = Arc::make_mut(&mut self.map);
+        map.epoch = Epoch(map.epoch.0 + 1);
+        map
+    }
+
+    /// A volume for an effective change. The caller has found it before.
+    fn change_volume(&mut self, volume: VolumeId) -> &mut Volume {
+        let volumes = Arc::make_mut(&mut self.change().volumes);
+        Arc::make_mut(volumes.get_mut(&volume).expect("looked up before"))
+    }
+
+    fn volume(&self, volume: VolumeId) -> Result<&Volume, Refusal> {
+        self.map.volume(volume).ok_or(Refusal::UnknownVolume { volume })
+    }
+
+    /// What people call a node.
+    fn node_name(&self, node: NodeId) -> String {
+        match self.map.node(node) {
+            Some(known) if !known.name.is_empty() => known.name.clone(),
+            _ => node.to_string(),
+        }
+    }
+
+    fn attached(&self, volume: &Volume, by: &Attachment) -> Refusal {
+        Refusal::Attached {
+            name: volume.name.clone(),
+            holder: by.holder.clone(),
+            node: self.node_name(by.node),
+            read_only: by.read_only,
+        }
+    }
+
+    fn create_cluster(
+        &mut self,
+        cluster: ClusterId,
+        partition_bits: u8,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        if self.map.cluster != ClusterId(0) {
+            return Err(Refusal::ClusterExists);
+        }
+        if cluster == ClusterId(0) {
+            return Err(Refusal::ZeroId { what: "cluster" });
+        }
+        if partition_bits > PARTITION_BITS_MAX {
+            return Err(Refusal::TooManyPartitions { bits: partition_bits });
+        }
+        let map = self.change();
+        map.cluster = cluster;
+        map.created_unix_s = unix_s;
+        map.partitions = Arc::new(Partitions::new(partition_bits));
+        Ok(Answer::Done)
+    }
+
+    fn add_node(&mut self, node: NodeId, name: &str) -> Result<Answer, Refusal> {
+        if node == NodeId(0) {
+            return Err(Refusal::ZeroId { what: "node" });
+        }
+        let name = printable(name, NODE_NAME_BYTES_MAX);
+        match self.map.node(node) {
+            Some(known) if known.name == name => return Ok(Answer::Done),
+            None if self.map.nodes.len() >= NODES_MAX => return Err(Refusal::TooManyNodes),
+            _ => {}
+        }
+        Arc::make_mut(&mut self.change().nodes).insert(node, Node { id: node, name });
+        Ok(Answer::Done)
+    }
+
+    fn open_disk(
+        &mut self,
+        disk: DiskId,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> Result<Answer, Refusal> {
+        if disk == DiskId(0) {
+            return Err(Refusal::ZeroId { what: "disk" });
+        }
+        if self.map.node(node).is_none() {
+            return Err(Refusal::UnknownNode { node });
+        }
+        match self.map.disk(disk) {
+            Some(known) if known.node != node => {
+                return Err(Refusal::DiskOfAnotherNode {
+                    disk,
+                    owner: self.node_name(known.node),
+                    node: self.node_name(node),
+                });
+            }
+            Some(known) if known.incarnation >= incarnation => {
+                let known = known.incarnation;
+                return Err(Refusal::OldIncarnation { disk, given: incarnation, known });
+            }
+            Some(_) => {}
+            None if self.map.disks.len() >= DISKS_MAX => return Err(Refusal::TooManyDisks),
+            None => {
+                if let Some(known) = self.map.disks().next() {
+                    return Err(Refusal::SecondDisk { disk, known: known.id });
+                }
+            }
+        }
+        let map = self.change();
+        Arc::make_mut(&mut map.disks).insert(disk, Disk { id: disk, node, incarnation });
+        Arc::make_mut(&mut map.partitions).activate_sole(Member { disk, incarnation });
+        Ok(Answer::Done)
+    }
+
+    fn create_volume(&mut self, name: &str, bytes: u64, unix_s: u64) -> Result<Answer, Refusal> {
+        check_name(name)?;
+        check_size(bytes)?;
+        if self.map.names.contains_key(name) {
+            return Err(Refusal::NameTaken { name: name.to_owned() });
+        }
+        if self.map.volumes.len() >= VOLUMES_MAX {
+            return Err(Refusal::TooManyVolumes);
+        }
+        let map = self.change();
+        let (id, head) = (map.next_volume, map.next_layer);
+        map.next_volume = VolumeId(id.0 + 1);
+        map.next_layer = LayerId(head.0 + 1);
+        map.provisioned_bytes += u128::from(bytes);
+        Arc::make_mut(&mut map.names).insert(name.to_owned(), id);
+        let volume = Volume {
+            id,
+            name: name.to_owned(),
+            bytes,
+            lineage: LineageId(head.0),
+            head,
+            generation: Generation(0),
+            attachments: Vec::new(),
+            pending_discard: None,
+            created_unix_s: unix_s,
+        };
+        Arc::make_mut(&mut map.volumes).insert(id, Arc::new(volume));
+        Ok(Answer::VolumeCreated { volume: id })
+    }
+
+    fn resize_volume(
+        &mut self,
+        id: VolumeId,
+        bytes: u64,
+        allow_shrink: bool,
+    ) -> Result<Answer, Refusal> {
+        check_size(bytes)?;
+        let volume = self.volume(id)?;
+        let (present, pending) = (volume.bytes, volume.pending_discard);
+        if bytes == present {
+            return Ok(Answer::Resized { pending_discard: pending });
+        }
+        if bytes < present && !allow_shrink {
+            return Err(Refusal::WouldShrink { name: volume.name.clone(), present, bytes });
+        }
+        // An open session would show its client the new end, with the old data still behind it.
+        if bytes > present && pending.is_some() && !volume.attachments.is_empty() {
+            return Err(Refusal::ShrinkPending { name: volume.name.clone() });
+        }
+        let pending_discard = if bytes > present {
+            pending
+        } else {
+            let above = pending.map_or(bytes, |earlier| earlier.above.min(bytes));
+            let end = pending.map_or(present, |earlier| earlier.end.max(present));
+            Some(PendingDiscard { above, end })
+        };
+        let volume = self.change_volume(id);
+        volume.bytes = bytes;
+        volume.pending_discard = pending_discard;
+        let map = Arc::make_mut(&mut self.map);
+        map.provisioned_bytes = map.provisioned_bytes - u128::from(present) + u128::from(bytes);
+        Ok(Answer::Resized { pending_discard })
+    }
+
+    fn rename_volume(&mut self, id: VolumeId, name: &str) -> Result<Answer, Refusal> {
+        check_name(name)?;
+        let volume = self.volume(id)?;
+        if volume.name == name {
+            return Ok(Answer::Done);
+        }
+        if self.map.names.contains_key(name) {
+            return Err(Refusal::NameTaken { name: name.to_owned() });
+        }
+        let former = std::mem::replace(&mut self.change_volume(id).name, name.to_owned());
+        let names = Arc::make_mut(&mut Arc::make_mut(&mut self.map).names);
+        names.remove(&former);
+        names.insert(name.to_owned(), id);
+        Ok(Answer::Done)
+    }
+
+    fn delete_volume(&mut self, id: VolumeId) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if let Some(by) = volume.attachments.first() {
+            return Err(self.attached(volume, by));
+        }
+        let map = self.change();
+        let volume = Arc::make_mut(&mut map.volumes).remove(&id).expect("looked up before");
+        Arc::make_mut(&mut map.names).remove(&volume.name);
+        map.provisioned_bytes -= u128::from(volume.bytes);
+        Ok(Answer::VolumeDeleted { lineage: volume.lineage, layers: vec![volume.head] })
+    }
+
+    fn attach(
+        &mut self,
+        id: VolumeId,
+        node: NodeId,
+        holder: &str,
+        read_only: bool,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if self.map.node(node).is_none() {
+            return Err(Refusal::UnknownNode { node });
+        }
+        let in_the_way = if read_only { volume.writer() } else { volume.attachments.first() };
+        if let Some(by) = in_the_way {
+            return Err(self.attached(volume, by));
+        }
+        if read_only && volume.served_bytes() < volume.bytes {
+            return Err(Refusal::ShrinkNeedsWriter { name: volume.name.clone() });
+        }
+        if self.map.attachments >= ATTACHMENTS_MAX {
+            return Err(Refusal::TooManyAttachments);
+        }
+        let volume = self.change_volume(id);
+        let generation = Generation(volume.generation.0 + 1);
+        volume.generation = generation;
+        let holder = printable(holder, HOLDER_BYTES_MAX);
+        let attachment = Attachment { node, generation, holder, read_only, since_unix_s: unix_s };
+        volume.attachments.push(attachment);
+        Arc::make_mut(&mut self.map).attachments += 1;
+        Ok(Answer::Attached { generation })
+    }
+
+    fn detach(&mut self, id: VolumeId, generation: Generation) -> Answer {
+        let held =
+            self.map.volume(id).is_some_and(|volume| volume.attachment(generation).is_some());
+        if held {
+            self.change_volume(id).attachments.retain(|held| held.generation != generation);
+            Arc::make_mut(&mut self.map).attachments -= 1;
+        }
+        Answer::Done
+    }
+
+    fn shrink_done(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+        discarded: PendingDiscard,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.writer().is_none_or(|writer| writer.generation != generation) {
+            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
+        }
+        // Another shrink may have widened the range since: then all of it is still to be done.
+        if volume.pending_discard == Some(discarded) {
+            self.change_volume(id).pending_discard = None;
+        }
+        Ok(Answer::Resized { pending_discard: self.volume(id)?.pending_discard })
+    }
+
+    fn release_node(&mut self, node: NodeId) -> Result<Answer, Refusal> {
+        if self.map.node(node).is_none() {
+            return Err(Refusal::UnknownNode { node });
+        }
+        let held_there = |volume: &Volume| volume.attachments.iter().any(|held| held.node == node);
+        let volumes: Vec<VolumeId> = self
+            .map
+            .volumes()
+            .filter(|volume| held_there(volume))
+            .map(|volume| volume.id)
+            .collect();
+        if volumes.is_empty() {
+            return Ok(Answer::Done);
+        }
+        let map = self.change();
+        for id in volumes {
+            let volume = Arc::make_mut(&mut map.volumes).get_mut(&id).expect("listed above");
+            let attachments = &mut Arc::make_mut(volume).attachments;
+            let before = attachments.len();
+            attachments.retain(|held| held.node != node);
+            map.attachments -= before - attachments.len();
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Asserts every invariant of the state.
+    ///
+    /// # Panics
+    /// If one does not hold: a bug.
+    pub fn check(&self) {
+        if let Err(what) = self.contradiction() {
+            panic!("the cluster's state contradicts itself: {what}");
+        }
+    }
+
+    /// The first invariant that does not hold. Also the judge of decoded snapshots, so it must
+    /// neither panic nor trust any number.
+    pub(crate) fn contradiction(&self) -> Result<(), &'static str> {
+        let map = &*self.map;
+        let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
+        hold(map.volumes.len() <= VOLUMES_MAX, "too many volumes")?;
+        hold(map.nodes.len() <= NODES_MAX, "too many nodes")?;
+        hold(map.disks.len() <= DISKS_MAX, "too many disks")?;
+        hold(map.attachments <= ATTACHMENTS_MAX, "too many attachments")?;
+        if map.cluster == ClusterId(0) {
+            return hold(*map == Map::empty(), "things without a cluster");
+        }
+        hold(map.epoch > Epoch(0), "a cluster without an epoch")?;
+        let counts = [map.epoch.0, map.next_volume.0, map.next_layer.0];
+        hold(counts.into_iter().all(|count| count <= COUNT_MAX), "a count without end")?;
+        for node in map.nodes() {
+            hold(node.id != NodeId(0), "a node without an id")?;
+            hold(printable(&node.name, NODE_NAME_BYTES_MAX) == node.name, "a node's name")?;
+        }
+        for disk in map.disks() {
+            hold(disk.id != DiskId(0), "a disk without an id")?;
+            hold(map.node(disk.node).is_some(), "a disk of an unknown node")?;
+        }
+        hold(map.disks.len() <= 1, "several disks")?;
+        for configuration in map.configurations() {
+            let listed = |member: &Member| {
+                map.disk(member.disk).is_some_and(|disk| disk.incarnation == member.incarnation)
+            };
+            hold(configuration.current.iter().all(listed), "an unknown member of a partition")?;
+            hold(configuration.recovering.is_empty(), "recovery with one disk")?;
+            hold(configuration.current.len() == map.disks.len(), "a partition without its disk")?;
+            let numbered = configuration.number.0 > 0;
+            hold(numbered != configuration.current.is_empty(), "a partition's number")?;
+            hold(configuration.number.0 <= COUNT_MAX, "a count without end")?;
+        }
+        let mut provisioned_bytes = 0;
+        let mut attachments = 0;
+        for volume in map.volumes() {
+            contradiction_in_volume(map, volume)?;
+            provisioned_bytes += u128::from(volume.bytes);
+            attachments += volume.attachments.len();
+        }
+        hold(map.names.len() == map.volumes.len(), "two volumes with one name")?;
+        hold(map.provisioned_bytes == provisioned_bytes, "the sum of the sizes")?;
+        hold(map.attachments == attachments, "the number of attachments")?;
+        let lineages: std::collections::BTreeSet<_> =
+            map.volumes().map(|volume| volume.lineage).collect();
+        hold(lineages.len() == map.volumes.len(), "two volumes with one lineage")
+    }
+}
+
+/// The first invariant that does not hold for a volume.
+fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static str> {
+    let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
+    hold(volume.generation.0 <= COUNT_MAX, "a count without end")?;
+    hold(volume.id > VolumeId(0) && volume.id < map.next_volume, "a volume's id")?;
+    hold(volume.head > LayerId(0) && volume.head < map.next_layer, "a layer's id")?;
+    hold(volume.lineage == LineageId(volume.head.0), "a lineage that is not its first layer")?;
+    hold(check_name(&volume.name).is_ok(), "a volume's name")?;
+    hold(check_size(volume.bytes).is_ok(), "a volume's size")?;
+    hold(map.names.get(&volume.name) == Some(&volume.id), "two volumes with one name")?;
+    if let Some(discard) = volume.pending_discard {
+        hold(discard.above < discard.end, "an empty discard")?;
+        hold(check_size(discard.above).is_ok(), "where a discard begins")?;
+        hold(check_size(discard.end).is_ok(), "where a discard ends")?;
+        hold(
+            volume.bytes <= discard.above
+                || volume.writer().is_some()
+                || volume.attachments.is_empty(),
+            "a reader that sees what is to be discarded",
+        )?;
+    }
+    let writers = volume.attachments.iter().filter(|held| !held.read_only).count();
+    hold(writers == 0 || volume.attachments.len() == 1, "a writer that is not alone")?;
+    let mut last = Generation(0);
+    for held in &volume.attachments {
+        hold(held.generation > last && held.generation <= volume.generation, "a generation")?;
+        hold(map.node(held.node).is_some(), "an attachment of an unknown node")?;
+        hold(printable(&held.holder, HOLDER_BYTES_MAX) == held.holder, "a holder's text")?;
+        last = held.generation;
+    }
+    Ok(())
+}

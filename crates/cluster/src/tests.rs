@@ -1,0 +1,353 @@
+//! Names, sizes, refusals in words, hashes and encodings: table by table.
+
+use crate::*;
+use proto::limits::{SNAPSHOT_BYTES_MAX, VOLUMES_MAX};
+use proto::{
+    ClusterId, DiskId, Epoch, Generation, Incarnation, LineageId, NodeId, PartitionId, VolumeId,
+};
+
+const NODE: NodeId = NodeId(2);
+const DISK: DiskId = DiskId(3);
+
+fn state() -> State {
+    let mut state = State::default();
+    let create = Command::CreateCluster { cluster: ClusterId(1), partition_bits: 12, unix_s: 77 };
+    state.apply(&create).expect("new");
+    state.apply(&Command::AddNode { node: NODE, name: "alpha".into() }).expect("new");
+    let open = Command::OpenDisk { disk: DISK, node: NODE, incarnation: Incarnation(4) };
+    state.apply(&open).expect("new");
+    state
+}
+
+fn create(state: &mut State, name: &str, bytes: u64) -> VolumeId {
+    let create = Command::CreateVolume { name: name.into(), bytes, unix_s: 99 };
+    match state.apply(&create) {
+        Ok(Answer::VolumeCreated { volume }) => volume,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn attach(volume: VolumeId, read_only: bool) -> Command {
+    let holder = "process 4711 (qemu)".into();
+    Command::Attach { volume, node: NODE, holder, read_only, unix_s: 5 }
+}
+
+#[track_caller]
+fn refused(state: &mut State, command: Command, kind: RefusalKind, sentence: &str) {
+    let before = state.clone();
+    let refusal = state.apply(&command).expect_err("refused");
+    assert_eq!(refusal.to_string(), sentence);
+    assert_eq!(refusal.kind(), kind);
+    assert_eq!(*state, before);
+}
+
+#[test]
+fn names_that_would_confuse_are_refused() {
+    let longest = "x".repeat(255);
+    for name in ["vm1", "a", "\u{e9}t\u{e9}", "\u{540d}\u{524d}", "a.b_c-d:e", "~", &longest] {
+        assert_eq!(check_name(name), Ok(()), "{name}");
+    }
+    let too_long = "x".repeat(256);
+    let bad = [
+        "",
+        "-x",
+        "a/b",
+        "/",
+        "a@b",
+        " ",
+        "a b",
+        "a\u{a0}b",
+        "a\tb",
+        "a\nb",
+        "a\0",
+        "\u{7f}",
+        "\u{85}",
+        "a\u{200b}b",
+        "a\u{202e}b",
+        "\u{feff}a",
+        "a\u{2028}b",
+        "\u{3000}",
+        &too_long,
+    ];
+    for name in bad {
+        let refusal = check_name(name).expect_err(name);
+        assert_eq!(refusal.kind(), RefusalKind::Invalid);
+        assert!(!refusal.to_string().contains(char::is_control), "{refusal:?}");
+    }
+}
+
+#[test]
+fn sizes_are_whole_blocks_within_limits() {
+    for (bytes, right) in [
+        (0, false),
+        (512, false),
+        (4095, false),
+        (4096, true),
+        (4608, false),
+        (8192, true),
+        (20 << 30, true),
+        (1 << 50, true),
+        ((1 << 50) + 4096, false),
+        (u64::MAX, false),
+        (u64::MAX - 4095, false),
+    ] {
+        assert_eq!(check_size(bytes).is_ok(), right, "{bytes}");
+    }
+    let sentence = check_size(10_000).expect_err("no whole blocks").to_string();
+    let expected = "a volume's size must be a multiple of 4096 bytes and 10000 is not; choose 8192 \
+                    or 12288";
+    assert_eq!(sentence, expected);
+}
+
+#[test]
+fn refusals_say_who_is_in_the_way_and_what_to_do() {
+    let mut state = state();
+    let volume = create(&mut state, "vm1", 8192);
+    state.apply(&attach(volume, false)).expect("free");
+    let held = "volume \"vm1\" is attached by process 4711 (qemu) on node alpha; stop it or wait \
+                until it closes the volume";
+    refused(&mut state, attach(volume, false), RefusalKind::Busy, held);
+    refused(&mut state, attach(volume, true), RefusalKind::Busy, held);
+    refused(&mut state, Command::DeleteVolume { volume }, RefusalKind::Busy, held);
+    let resize = |bytes| Command::ResizeVolume { volume, bytes, allow_shrink: false };
+    refused(
+        &mut state,
+        resize(4096),
+        RefusalKind::Invalid,
+        "volume \"vm1\" has 8192 bytes, and making it 4096 would destroy what lies beyond; shrink \
+         the file system in it first and then allow shrinking (--allow-shrink)",
+    );
+    let taken = Command::CreateVolume { name: "vm1".into(), bytes: 4096, unix_s: 0 };
+    let sentence = "a volume named \"vm1\" exists already; choose another name";
+    refused(&mut state, taken, RefusalKind::Exists, sentence);
+    let sentence = "there is no volume with the id 9; it may have been deleted, see the list";
+    let unknown = Command::DeleteVolume { volume: VolumeId(9) };
+    refused(&mut state, unknown, RefusalKind::NotFound, sentence);
+    let open = |disk, node, incarnation| Command::OpenDisk { disk, node, incarnation };
+    refused(
+        &mut state,
+        open(DISK, NODE, Incarnation(4)),
+        RefusalKind::Invalid,
+        "disk 00000000000000000000000000000003 was opened as incarnation 4, but the cluster has \
+         seen 4: an old copy of the disk was put back, or two copies of it are in use; put the \
+         newest one back",
+    );
+    state.apply(&Command::AddNode { node: NodeId(8), name: "beta".into() }).expect("new");
+    refused(
+        &mut state,
+        open(DISK, NodeId(8), Incarnation(5)),
+        RefusalKind::Invalid,
+        "disk 00000000000000000000000000000003 belongs to node alpha, not beta; put it back there",
+    );
+    refused(
+        &mut state,
+        open(DiskId(5), NODE, Incarnation(1)),
+        RefusalKind::Invalid,
+        "the cluster's data lies on disk 00000000000000000000000000000003, and this version keeps \
+         it on one disk; put that disk back, or start a new cluster for disk \
+         00000000000000000000000000000005",
+    );
+}
+
+#[test]
+fn readers_share_a_volume_and_keep_writers_out() {
+    let mut state = state();
+    let volume = create(&mut state, "vm1", 8192);
+    for generation in 1..4 {
+        let generation = Generation(generation);
+        assert_eq!(state.apply(&attach(volume, true)), Ok(Answer::Attached { generation }));
+    }
+    let sentence = "volume \"vm1\" is attached read-only by process 4711 (qemu) on node alpha; \
+                    stop it or wait until it closes the volume";
+    refused(&mut state, attach(volume, false), RefusalKind::Busy, sentence);
+    state.apply(&Command::ReleaseNode { node: NODE }).expect("known");
+    let generation = Generation(4);
+    assert_eq!(state.apply(&attach(volume, false)), Ok(Answer::Attached { generation }));
+    let epoch = state.map().epoch();
+    let stale = Command::Detach { volume, generation: Generation(3) };
+    assert_eq!(state.apply(&stale), Ok(Answer::Done));
+    assert_eq!(state.map().epoch(), epoch, "a stale detach does nothing");
+    assert_eq!(
+        state.map().volume(volume).and_then(Volume::writer).map(|w| w.generation),
+        Some(generation)
+    );
+}
+
+#[test]
+fn old_data_cannot_come_back_by_shrinking_and_growing() {
+    let mut state = state();
+    let volume = create(&mut state, "vm1", 10 << 20);
+    let resize = |bytes| Command::ResizeVolume { volume, bytes, allow_shrink: true };
+    state.apply(&resize(4 << 20)).expect("allowed");
+    state.apply(&resize(20 << 20)).expect("nobody has it attached");
+    let discard = PendingDiscard { above: 4 << 20, end: 10 << 20 };
+    let found = state.map();
+    let found = found.volume(volume).expect("exists");
+    assert_eq!((found.bytes, found.pending_discard), (20 << 20, Some(discard)));
+    assert_eq!(found.served_bytes(), 4 << 20);
+    let sentence = "volume \"vm1\" was shrunk and grown again, and what lay beyond its former end \
+                    is not discarded yet; attach it for writing once, then read-only";
+    refused(&mut state, attach(volume, true), RefusalKind::Busy, sentence);
+    state.apply(&attach(volume, false)).expect("free");
+    let sentence = "volume \"vm1\" was shrunk and is still discarding what lay beyond its end; try \
+                    again when that is done";
+    refused(&mut state, resize(30 << 20), RefusalKind::Busy, sentence);
+    let done = |generation, discarded| Command::ShrinkDone { volume, generation, discarded };
+    let sentence = "generation 9 of volume \"vm1\" does not write any more; attach the volume anew";
+    refused(&mut state, done(Generation(9), discard), RefusalKind::Busy, sentence);
+    // A second shrink widens what is to be done: the report of the first does not end it.
+    state.apply(&resize(2 << 20)).expect("allowed");
+    let wider = PendingDiscard { above: 2 << 20, end: 20 << 20 };
+    let left = Ok(Answer::Resized { pending_discard: Some(wider) });
+    assert_eq!(state.apply(&done(Generation(1), discard)), left);
+    let nothing = Ok(Answer::Resized { pending_discard: None });
+    assert_eq!(state.apply(&done(Generation(1), wider)), nothing);
+    assert_eq!(state.apply(&resize(30 << 20)), nothing);
+    assert_eq!(state.map().volume(volume).expect("exists").served_bytes(), 30 << 20);
+}
+
+#[test]
+fn a_disk_opened_anew_is_another_member_of_every_partition() {
+    let mut state = state();
+    let old = state.map();
+    let open = Command::OpenDisk { disk: DISK, node: NODE, incarnation: Incarnation(9) };
+    state.apply(&open).expect("newer");
+    let new = state.map();
+    for partition in 0..4096 {
+        let (old, new) =
+            (old.configuration(PartitionId(partition)), new.configuration(PartitionId(partition)));
+        assert_eq!((old.number.0, new.number.0), (1, 2));
+        assert_eq!(old.current, [Member { disk: DISK, incarnation: Incarnation(4) }]);
+        assert_eq!(new.current, [Member { disk: DISK, incarnation: Incarnation(9) }]);
+        assert_eq!(new.quorum(), 1);
+    }
+    assert_eq!(new.configurations().count(), 1);
+    assert_eq!((old.epoch(), new.epoch()), (Epoch(3), Epoch(4)));
+}
+
+#[test]
+fn objects_stay_in_their_partitions_for_ever() {
+    for (lineage, index, bits, partition) in [
+        (1, 0, 12, 1306),
+        (1, 1, 12, 3935),
+        (2, 0, 12, 3498),
+        (u64::MAX, u32::MAX, 12, 1453),
+        (7, 9, 16, 56950),
+        (7, 9, 1, 1),
+        (7, 9, 0, 0),
+    ] {
+        let found = partition_of(LineageId(lineage), index, bits);
+        assert_eq!(found, PartitionId(partition), "{lineage} {index} {bits}");
+    }
+}
+
+#[test]
+fn partitions_are_spread_well_and_double_in_place() {
+    let mut counts = vec![0u32; 4096];
+    for lineage in 1..65 {
+        for index in 0..1024 {
+            let partition = partition_of(LineageId(lineage), index, 12);
+            counts[partition.0 as usize] += 1;
+            let doubled = partition_of(LineageId(lineage), index, 13);
+            assert_eq!(doubled.0 / 2, partition.0);
+        }
+    }
+    // 16 each on the average; a Poisson distribution exceeds these bounds once in a million tries.
+    assert!(counts.iter().all(|&count| (1..=42).contains(&count)), "{counts:?}");
+}
+
+#[test]
+fn snapshots_and_commands_keep_their_bytes() {
+    let mut state = state();
+    let volume = create(&mut state, "vm1", 8192);
+    state.apply(&attach(volume, false)).expect("free");
+    let resize = Command::ResizeVolume { volume, bytes: 4096, allow_shrink: true };
+    state.apply(&resize).expect("allowed");
+    let bytes = state.encode();
+    assert_eq!(hex(&bytes), SNAPSHOT);
+    assert_eq!(State::decode(&bytes), Ok(state));
+    let (node, holder) = (NODE, "h".into());
+    let discarded = PendingDiscard { above: 4096, end: 8192 };
+    let generation = Generation(300);
+    for (command, expected) in [
+        (
+            Command::CreateCluster { cluster: ClusterId(1), partition_bits: 12, unix_s: 2 },
+            "0100010c02",
+        ),
+        (Command::AddNode { node, name: "a".into() }, "0101020161"),
+        (Command::OpenDisk { disk: DISK, node, incarnation: Incarnation(1) }, "0102030201"),
+        (Command::CreateVolume { name: "v".into(), bytes: 4096, unix_s: 2 }, "01030176802002"),
+        (Command::ResizeVolume { volume, bytes: 4096, allow_shrink: true }, "010401802001"),
+        (Command::RenameVolume { volume, name: "w".into() }, "0105010177"),
+        (Command::DeleteVolume { volume }, "010601"),
+        (Command::Attach { volume, node, holder, read_only: true, unix_s: 2 }, "0107010201680102"),
+        (Command::Detach { volume, generation }, "010801ac02"),
+        (Command::ShrinkDone { volume, generation, discarded }, "010901ac0280208040"),
+        (Command::ReleaseNode { node }, "010a02"),
+    ] {
+        let bytes = command.encode();
+        assert_eq!(hex(&bytes), expected, "{command:?}");
+        assert_eq!(Command::decode(&bytes), Ok(command));
+    }
+}
+
+/// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node; the disk; one run
+/// of 2^12 partitions; the volume with its attachment and its pending discard.
+const SNAPSHOT: &str = "0132fa1b2ba6be1fba06014d0202010205616c706861010302040c01802001010304\
+    00010103766d3180200101010102011370726f636573732034373131202871656d75290005018020804063";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn spoiled_bytes_are_refused_and_never_a_panic() {
+    let mut state = state();
+    for number in 0..5 {
+        let volume = create(&mut state, &format!("vm{number}"), 8192);
+        state.apply(&attach(volume, number % 2 == 0)).expect("free");
+    }
+    let whole = state.encode();
+    for bit in 0..whole.len() * 8 {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(State::decode(&bytes).is_err(), "bit {bit}");
+        // The same behind a checksum that fits.
+        let checksum = snapshot::checksum(&bytes);
+        bytes[1..9].copy_from_slice(&checksum.to_le_bytes());
+        if let Ok(state) = State::decode(&bytes) {
+            state.check();
+        }
+        assert!(State::decode(&whole[..bit / 8]).is_err());
+    }
+    for byte in 0..=255u8 {
+        for length in [1, 2, 9, 40] {
+            let mut bytes = vec![byte; length];
+            assert!(State::decode(&bytes).is_err());
+            bytes[0] = 1;
+            let _ = Command::decode(&bytes);
+        }
+    }
+    assert_eq!(State::decode(&vec![1; SNAPSHOT_BYTES_MAX + 1]), Err(DecodeError::TooLong));
+    assert_eq!(Command::decode(&[1; 5000]), Err(DecodeError::TooLong));
+    assert_eq!(Command::decode(&[2, 0]), Err(DecodeError::Version(2)));
+}
+
+#[test]
+fn the_largest_state_fits_its_snapshot() {
+    let mut state = state();
+    for number in 0..VOLUMES_MAX {
+        let volume = create(&mut state, &format!("{number:0>255}"), 1 << 50);
+        let holder = "h".repeat(1000);
+        let attach =
+            Command::Attach { volume, node: NODE, holder, read_only: true, unix_s: 1 << 40 };
+        state.apply(&attach).expect("free");
+    }
+    let more = Command::CreateVolume { name: "more".into(), bytes: 4096, unix_s: 0 };
+    assert_eq!(state.apply(&more), Err(Refusal::TooManyVolumes));
+    assert_eq!(state.apply(&attach(VolumeId(1), true)), Err(Refusal::TooManyAttachments));
+    assert_eq!(state.map().provisioned_bytes(), u64::MAX);
+    let bytes = state.encode();
+    assert!(bytes.len() <= SNAPSHOT_BYTES_MAX);
+    assert_eq!(State::decode(&bytes).as_ref(), Ok(&state));
+}

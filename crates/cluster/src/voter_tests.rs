@@ -1,0 +1,301 @@
+//! The voter against a journal that is slow, full or broken, and against restarts.
+
+use super::*;
+use crate::RefusalKind;
+use crate::model::Dice;
+use proto::{ClusterId, DiskId, Incarnation, NodeId};
+
+const NOW: Time = Time(0);
+
+/// What a journal holds, and which request it works on.
+#[derive(Default)]
+struct Journal {
+    snapshot: Option<Vec<u8>>,
+    records: Vec<Vec<u8>>,
+    pending: Option<Effect>,
+    snapshots: usize,
+}
+
+impl Journal {
+    /// Takes effects; gives the ends of proposals among them.
+    fn take(&mut self, effects: Vec<Effect>) -> Vec<(ProposalToken, Result<Answer, Refusal>)> {
+        let mut applied = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Applied { token, result } => applied.push((token, result)),
+                request => {
+                    assert!(self.pending.replace(request).is_none(), "two requests at once");
+                }
+            }
+        }
+        applied
+    }
+
+    /// Ends the request; an error leaves everything as it was.
+    fn end(&mut self, result: Result<(), PersistError>) -> Event {
+        let (request, done) = match self.pending.take().expect("a request") {
+            Effect::Append { request, records } => (request, Ok(records)),
+            Effect::Snapshot { request, bytes } => (request, Err(bytes)),
+            Effect::Applied { .. } => unreachable!("it is no request"),
+        };
+        match (&result, done) {
+            (Ok(()), Ok(records)) => {
+                let bytes: usize = records.iter().map(|record| record.len() + 4).sum();
+                assert!(bytes <= JOURNAL_APPEND_BYTES_MAX);
+                self.records.extend(records);
+            }
+            (Ok(()), Err(bytes)) => {
+                self.snapshot = Some(bytes);
+                self.records.clear();
+                self.snapshots += 1;
+            }
+            (Err(_), _) => {}
+        }
+        Event::Persisted { request, result }
+    }
+
+    fn boot(&self) -> Voter {
+        let voter = Voter::boot(self.snapshot.as_deref(), &self.records).expect("what it wrote");
+        voter.check();
+        voter
+    }
+}
+
+fn first_commands() -> Vec<Command> {
+    let (cluster, node, disk) = (ClusterId(1), NodeId(2), DiskId(3));
+    vec![
+        Command::CreateCluster { cluster, partition_bits: 2, unix_s: 0 },
+        Command::AddNode { node, name: "alpha".into() },
+        Command::OpenDisk { disk, node, incarnation: Incarnation(1) },
+    ]
+}
+
+fn create(number: u64) -> Command {
+    Command::CreateVolume { name: format!("vm{number}"), bytes: 1 << 20, unix_s: number }
+}
+
+/// Proposes and lets the journal do all it is asked; the result of the proposal.
+fn carry_out(
+    voter: &mut Voter,
+    journal: &mut Journal,
+    command: Command,
+) -> Result<Answer, Refusal> {
+    let mut effects = Vec::new();
+    voter.propose(NOW, ProposalToken(1), command, &mut effects);
+    let mut applied = journal.take(effects);
+    while journal.pending.is_some() {
+        let event = journal.end(Ok(()));
+        let mut effects = Vec::new();
+        voter.handle(NOW, event, &mut effects);
+        applied.extend(journal.take(effects));
+    }
+    voter.check();
+    let (token, result) = applied.pop().expect("it ends");
+    assert_eq!((token, applied.len()), (ProposalToken(1), 0));
+    result
+}
+
+fn started() -> (Voter, Journal) {
+    let mut journal = Journal::default();
+    let mut voter = journal.boot();
+    for command in first_commands() {
+        assert_eq!(carry_out(&mut voter, &mut journal, command), Ok(Answer::Done));
+    }
+    (voter, journal)
+}
+
+#[test]
+fn nothing_is_applied_before_it_is_durable() {
+    let (mut voter, mut journal) = started();
+    let before = voter.map();
+    let mut effects = Vec::new();
+    voter.propose(Time(5), ProposalToken(1), create(1), &mut effects);
+    voter.propose(Time(6), ProposalToken(2), create(1), &mut effects);
+    voter.propose(Time(7), ProposalToken(3), create(2), &mut effects);
+    assert!(journal.take(effects).is_empty());
+    assert_eq!(voter.map(), before);
+    assert_eq!(voter.waiting(Time(9)), Some((Duration::from_nanos(4), 3)));
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        let mut effects = Vec::new();
+        voter.handle(NOW, journal.end(Ok(())), &mut effects);
+        ends.extend(journal.take(effects));
+    }
+    let outcomes: Vec<_> = ends.iter().map(|(token, result)| (token.0, result.is_ok())).collect();
+    assert_eq!(outcomes, [(1, true), (2, false), (3, true)]);
+    assert_eq!(voter.waiting(Time(9)), None);
+    assert_eq!(journal.boot().map(), voter.map());
+}
+
+#[test]
+fn a_restart_at_any_moment_finds_the_state_of_the_log() {
+    let mut dice = Dice(1);
+    let mut journal = Journal::default();
+    let mut voter = journal.boot();
+    let mut commands = first_commands().into_iter();
+    for number in 0..2000 {
+        let command = commands.next().unwrap_or_else(|| create(dice.below(900)));
+        let mut effects = Vec::new();
+        voter.propose(NOW, ProposalToken(number), command, &mut effects);
+        journal.take(effects);
+        while journal.pending.is_some() && dice.below(3) > 0 {
+            let result = if dice.below(9) == 0 { Err(PersistError::NoSpace) } else { Ok(()) };
+            let mut effects = Vec::new();
+            voter.handle(NOW, journal.end(result), &mut effects);
+            journal.take(effects);
+            voter.check();
+            assert_eq!(journal.boot().map(), voter.map());
+        }
+        if dice.below(50) == 0 {
+            // The process dies; its request may still have been done.
+            if journal.pending.is_some() && dice.below(2) == 0 {
+                let _ = journal.end(Ok(()));
+            }
+            journal.pending = None;
+            voter = journal.boot();
+            commands = first_commands().into_iter();
+        }
+    }
+    assert!(journal.snapshots > 0 && voter.applied() > 500);
+}
+
+#[test]
+fn the_log_is_cut_by_a_snapshot_before_it_grows_long() {
+    let (mut voter, mut journal) = started();
+    for number in 0..3000 {
+        let created = carry_out(&mut voter, &mut journal, create(number));
+        assert!(matches!(created, Ok(Answer::VolumeCreated { .. })));
+        assert!(journal.records.len() <= LOG_BYTES_BEFORE_SNAPSHOT / BLOCK_SIZE);
+    }
+    assert_eq!(journal.snapshots, 2);
+    assert_eq!(journal.boot().map(), voter.map());
+    assert_eq!(voter.applied(), 3003);
+}
+
+#[test]
+fn without_space_proposals_are_refused_and_a_snapshot_makes_room() {
+    let (mut voter, mut journal) = started();
+    let mut effects = Vec::new();
+    voter.propose(NOW, ProposalToken(1), create(1), &mut effects);
+    voter.propose(NOW, ProposalToken(2), create(2), &mut effects);
+    journal.take(effects);
+    let mut effects = Vec::new();
+    voter.handle(NOW, journal.end(Err(PersistError::NoSpace)), &mut effects);
+    let refused = journal.take(effects);
+    let refusal = Err(Refusal::NotLogged(PersistError::NoSpace));
+    assert_eq!(refused, [(ProposalToken(1), refusal)]);
+    assert!(matches!(journal.pending, Some(Effect::Snapshot { .. })));
+    let mut effects = Vec::new();
+    voter.handle(NOW, journal.end(Err(PersistError::NoSpace)), &mut effects);
+    assert!(journal.take(effects).is_empty());
+    assert!(matches!(journal.pending, Some(Effect::Append { .. })), "the log goes on");
+    let mut effects = Vec::new();
+    voter.handle(NOW, journal.end(Ok(())), &mut effects);
+    assert!(matches!(journal.take(effects)[..], [(ProposalToken(2), Ok(_))]));
+    assert_eq!(journal.boot().map(), voter.map());
+}
+
+#[test]
+fn a_rewrite_replaces_all_that_the_journal_holds() {
+    let (mut voter, mut journal) = started();
+    let mut effects = Vec::new();
+    voter.rewrite(NOW, &mut effects);
+    journal.take(effects);
+    let mut effects = Vec::new();
+    voter.handle(NOW, journal.end(Ok(())), &mut effects);
+    assert_eq!((effects.len(), journal.snapshots, journal.records.len()), (0, 1, 0));
+    assert_eq!(journal.boot().map(), voter.map());
+}
+
+#[test]
+fn a_failed_journal_ends_every_proposal_and_takes_no_more() {
+    let (mut voter, mut journal) = started();
+    let mut effects = Vec::new();
+    for token in 0..3 {
+        voter.propose(NOW, ProposalToken(token), create(token), &mut effects);
+    }
+    journal.take(effects);
+    let failed = PersistError::Failed("input/output error".into());
+    let mut effects = Vec::new();
+    voter.handle(NOW, journal.end(Err(failed.clone())), &mut effects);
+    voter.propose(NOW, ProposalToken(3), create(3), &mut effects);
+    let ended = journal.take(effects);
+    assert_eq!(ended.len(), 4);
+    for (_, result) in ended {
+        let refusal = result.expect_err("it cannot be logged");
+        assert_eq!(refusal, Refusal::NotLogged(failed.clone()));
+        assert_eq!(refusal.kind(), RefusalKind::Unavailable);
+    }
+    assert!(journal.pending.is_none());
+    voter.check();
+}
+
+#[test]
+fn too_many_proposals_are_refused_at_once() {
+    let (mut voter, mut journal) = started();
+    let mut effects = Vec::new();
+    for token in 0..=PROPOSALS_MAX as u64 + 1 {
+        voter.propose(NOW, ProposalToken(token), create(token), &mut effects);
+    }
+    let refused = journal.take(effects);
+    let last = ProposalToken(PROPOSALS_MAX as u64 + 1);
+    assert_eq!(refused, [(last, Err(Refusal::TooManyProposals))]);
+    let mut ended = 0;
+    while journal.pending.is_some() {
+        let mut effects = Vec::new();
+        voter.handle(NOW, journal.end(Ok(())), &mut effects);
+        ended += journal.take(effects).len();
+        voter.check();
+    }
+    assert_eq!(ended, PROPOSALS_MAX + 1);
+}
+
+#[test]
+fn texts_without_end_are_bounded_before_the_log() {
+    let (mut voter, mut journal) = started();
+    let long = "x".repeat(1 << 20);
+    let name = Command::CreateVolume { name: long.clone(), bytes: 4096, unix_s: 0 };
+    let refused = carry_out(&mut voter, &mut journal, name);
+    assert!(matches!(refused, Err(Refusal::BadName { .. })));
+    let node = NodeId(2);
+    let named = Command::AddNode { node, name: long };
+    assert_eq!(carry_out(&mut voter, &mut journal, named), Ok(Answer::Done));
+    assert_eq!(voter.map().node(node).expect("added").name.len(), 255);
+    assert_eq!(journal.boot().map(), voter.map());
+}
+
+#[test]
+fn records_keep_their_bytes_and_foreign_ones_are_refused() {
+    let (_, journal) = started();
+    let expected: [&[u8]; 3] = [
+        &[1, 0, 1, 1, 5, 1, 0, 1, 2, 0],
+        &[1, 0, 2, 1, 9, 1, 1, 2, 5, b'a', b'l', b'p', b'h', b'a'],
+        &[1, 0, 3, 1, 5, 1, 2, 3, 2, 1],
+    ];
+    assert_eq!(journal.records, expected);
+    let check = |records: &[&[u8]], expected: &str| {
+        let records: Vec<Vec<u8>> = records.iter().map(|record| record.to_vec()).collect();
+        let error = Voter::boot(None, &records).expect_err("refused");
+        assert_eq!(error.to_string(), format!("entry {expected}"));
+    };
+    check(
+        &[&[2, 0]],
+        "1 of the cluster's log cannot be used: it has version 2, which this sheep \
+        does not know; run the sheep that wrote it",
+    );
+    check(&[&[1, 7]], "1 of the cluster's log cannot be used: it is malformed");
+    check(&[&[]], "1 of the cluster's log cannot be used: it is malformed");
+    check(
+        &[expected[0], expected[2]],
+        "2 of the cluster's log cannot be used: it contradicts \
+        itself: an entry is missing before it",
+    );
+    check(
+        &[&[1, 0, 1, 1, 0xff, 0xff, 0xff, 0xff, 0x7f]],
+        "1 of the cluster's log cannot be used: \
+        it is malformed",
+    );
+    check(&[&[9; 5000]], "1 of the cluster's log cannot be used: it is longer than its limit");
+    let trailing = [expected[0], &[0]].concat();
+    check(&[&trailing], "1 of the cluster's log cannot be used: it is malformed");
+}

@@ -1,0 +1,125 @@
+//! Row 7: too few descriptors, too little memory. The daemon sheds or ends as a whole; it is never
+//! half alive.
+#![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
+
+use anyhow::{Result, ensure};
+use e2e::nbd::Peer;
+use e2e::{Node, Scratch, Tool, sheep};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn limit(node: &Node, resource: Resource, value: u64) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(node.pid().expect("it runs"))?);
+    let limit = Rlimit { current: Some(value), maximum: Some(value) };
+    prlimit(pid, resource, limit)?;
+    Ok(())
+}
+
+fn serves(node: &Node) -> Result<()> {
+    Tool::new("qemu-io")
+        .words("-f raw -c")
+        .arg("write -P 3 0 1M")
+        .arg("-c")
+        .arg("read -P 3 0 1M")
+        .arg(node.uri("v"))
+        .ok()?;
+    Ok(())
+}
+
+#[test]
+fn without_descriptors_clients_wait_and_those_that_have_one_go_on() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = Node::start(&scratch.join("data"), &[])?;
+    node.expect_log("accept");
+    node.expect_log("descriptors");
+    node.dog_ok("volume create v 64M")?;
+    node.dog_ok("volume create w 64M")?;
+    serves(&node)?;
+    let mut early = Peer::unix(&node.nbd_socket())?;
+    early.greet()?;
+    ensure!(early.go("w")?.is_ok(), "w can be attached");
+    let room = u64::try_from(node.descriptors()?)? + 4;
+    limit(&node, Resource::Nofile, room)?;
+    let crowd: Vec<_> = (0..24).filter_map(|_| Peer::unix(&node.nbd_socket()).ok()).collect();
+    for cookie in 0..100 {
+        early.request(e2e::nbd::command::READ, cookie, 0, 4096)?;
+        ensure!(early.reply()? == (0, cookie), "who is in must be served");
+        early.payload(4096)?;
+    }
+    drop(crowd);
+    let begin = Instant::now();
+    while serves(&node).is_err() {
+        ensure!(begin.elapsed() < Duration::from_secs(15), "it does not recover");
+    }
+    early.request(e2e::nbd::command::DISCONNECT, 0, 0, 0)?;
+    node.stop()
+}
+
+#[test]
+fn a_start_without_descriptors_or_memory_ends_with_a_sentence() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let megabytes = |count: u64| format!("--as={}", count << 20);
+    let limits = [4, 12].map(|count| format!("--nofile={count}"));
+    for limit in limits.into_iter().chain([12, 16, 20, 24].map(megabytes)) {
+        let data = scratch.join("data");
+        let begin = Instant::now();
+        let output = Tool::new("timeout")
+            .words("--signal=KILL 2 prlimit")
+            .arg(&limit)
+            .arg(sheep())
+            .arg("--data")
+            .arg(&data)
+            .run()?;
+        let ended = begin.elapsed() < Duration::from_secs(2);
+        let alive = output.stderr.contains("serving NBD");
+        ensure!(ended != alive, "neither alive nor dead with {limit}: {output}");
+        ensure!(!output.stderr.is_empty(), "it said nothing with {limit}: {output}");
+        // Whatever it did, the directory is usable afterwards.
+        let mut node = Node::start(&data, &[])?;
+        node.dog_ok("volume create v 64M")?;
+        serves(&node)?;
+        node.stop()?;
+        drop(node);
+        std::fs::remove_dir_all(&data)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_for_want_of_memory_it_loses_nothing() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = Node::start(&scratch.join("data"), &[])?;
+    node.dog_ok("volume create v 64M")?;
+    serves(&node)?;
+    // From now on no more memory: it may go on with what it has, or end, but as a whole.
+    let pid = node.pid().expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let size = status.lines().find(|line| line.starts_with("VmSize:")).unwrap_or("");
+    let kib: u64 = size.split_whitespace().nth(1).unwrap_or("0").parse()?;
+    limit(&node, Resource::As, kib * 1024 + (1 << 20))?;
+    let write = Tool::new("qemu-io").words("-f raw -c").arg("write -P 4 0 32M");
+    let output = write.arg(node.uri("v")).time_limit(Duration::from_secs(30)).run()?;
+    let written = output.code == Some(0) && !(output.text() + &output.stderr).contains("failed");
+    if node.wait_end(Duration::from_millis(500)).is_err() {
+        node.kill()?;
+    }
+    node.expect_log("memory");
+    node.begin()?;
+    let pattern = if written { "read -P 4 0 32M" } else { "read 0 32M" };
+    Tool::new("qemu-io").words("-f raw -c").arg(pattern).arg(node.uri("v")).ok()?;
+    serves(&node)?;
+    node.stop()
+}
+
+#[test]
+fn a_log_that_takes_no_more_stops_nobody() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = Node::start_logging_to(Path::new("/dev/full"), &scratch.join("data"))?;
+    node.dog_ok("volume create v 64M")?;
+    serves(&node)?;
+    node.stop()?;
+    node.begin()?;
+    serves(&node)?;
+    node.stop()
+}

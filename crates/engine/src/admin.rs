@@ -1,0 +1,278 @@
+//! What people and programs ask of a node, and what it answers. The HTTP API of `node` carries
+//! these types as JSON and `dog` prints them; every field name here is part of API version 1.
+
+use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// Chosen by the asker; comes back with the reply.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct AdminToken(pub u64);
+
+/// One request of an administrator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum AdminRequest {
+    /// Is all well? Answered by [`AdminReply::Status`].
+    Status,
+    /// This node. Answered by [`AdminReply::Node`].
+    NodeInfo,
+    /// The disks of this node. Answered by [`AdminReply::Disks`].
+    DiskList,
+    /// All volumes. Answered by [`AdminReply::Volumes`].
+    VolumeList,
+    /// One volume. Answered by [`AdminReply::Volume`].
+    VolumeInfo {
+        /// Its name.
+        name: String,
+    },
+    /// A new, empty volume. Answered by [`AdminReply::Volume`].
+    VolumeCreate {
+        /// Its name.
+        name: String,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// Another size, while attached or not. Answered by [`AdminReply::Volume`] once what lay
+    /// beyond a smaller size is gone.
+    VolumeResize {
+        /// Its name.
+        name: String,
+        /// The new size in bytes.
+        bytes: u64,
+        /// A smaller size is refused without this.
+        allow_shrink: bool,
+    },
+    /// Another name. Answered by [`AdminReply::Volume`].
+    VolumeRename {
+        /// Its name.
+        name: String,
+        /// The name it gets.
+        new_name: String,
+    },
+    /// No more volume; its space comes back in the background. Answered by [`AdminReply::Done`].
+    VolumeDelete {
+        /// Its name.
+        name: String,
+    },
+    /// Drop the connections of a volume's client once no request is in flight, so that a client
+    /// that reconnects by itself learns a new size. Answered by [`AdminReply::Done`].
+    VolumeReconnect {
+        /// Its name.
+        name: String,
+    },
+    /// Start a scrub pass of a disk now, stop the running one, or set its rate. Answered by
+    /// [`AdminReply::Done`].
+    DiskScrub {
+        /// Which disk; nothing: all of this node.
+        disk: Option<DiskId>,
+        /// What to do.
+        action: ScrubAction,
+    },
+}
+
+/// What to do about scrubbing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScrubAction {
+    /// Begin a pass now.
+    Start,
+    /// End the running pass.
+    Stop,
+    /// Read at most this many bytes a second; 0 switches scrubbing off.
+    Rate(u64),
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "content", rename_all = "snake_case")]
+pub enum AdminReply {
+    /// Done; nothing to tell.
+    Done,
+    /// The state of the whole.
+    Status(StatusReport),
+    /// One node.
+    Node(NodeReport),
+    /// Disks, by id.
+    Disks(Vec<DiskReport>),
+    /// Volumes, by name.
+    Volumes(Vec<VolumeReport>),
+    /// One volume.
+    Volume(VolumeReport),
+}
+
+/// Why not: one sentence with cause and remedy, and a kind for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{sentence}")]
+pub struct AdminError {
+    /// For programs.
+    pub kind: AdminErrorKind,
+    /// For people.
+    pub sentence: String,
+}
+
+/// What the asker must do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminErrorKind {
+    /// Name something that exists.
+    NotFound,
+    /// Choose another name or wait: it exists, or is in use.
+    Conflict,
+    /// Ask something else: the request makes no sense.
+    Invalid,
+    /// Ask again later: the node is starting, stopping or out of a bound.
+    Unavailable,
+}
+
+/// Whether all is well, in words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Nothing is wrong.
+    pub healthy: bool,
+    /// One sentence each: what is wrong or deserves attention, and what to do.
+    pub warnings: Vec<String>,
+    /// The node asked.
+    pub node: NodeReport,
+    /// Its disks.
+    pub disks: Vec<DiskReport>,
+    /// How many volumes there are.
+    pub volumes: u64,
+    /// How many of them are attached.
+    pub attached: u64,
+    /// Sum of the volumes' sizes, in bytes.
+    pub provisioned_bytes: u64,
+    /// What the disks could hold, in bytes.
+    pub capacity_bytes: u64,
+    /// What guests' data takes, in bytes.
+    pub used_bytes: u64,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Its id.
+    pub node: NodeId,
+    /// The cluster it belongs to.
+    pub cluster: proto::ClusterId,
+    /// The agreed state's epoch.
+    pub epoch: u64,
+    /// The program's version.
+    pub version: String,
+    /// How long the program has been running, in seconds.
+    pub uptime_s: u64,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// Its id.
+    pub disk: DiskId,
+    /// Which opening of it this is.
+    pub incarnation: Incarnation,
+    /// Where it is: a path.
+    pub path: String,
+    /// `opening`, `serving`, `refused`, `retired` or `closed`.
+    pub state: String,
+    /// For a disk that does not serve: why, and what to do.
+    pub reason: Option<String>,
+    /// What it could hold, in bytes.
+    pub capacity_bytes: u64,
+    /// Guests' data, in bytes.
+    pub data_bytes: u64,
+    /// Maps, tables and the log, in bytes.
+    pub metadata_bytes: u64,
+    /// Freed, but not yet to be reused, in bytes.
+    pub quarantined_bytes: u64,
+    /// Taken from the file system or device, in bytes.
+    pub allocated_bytes: u64,
+    /// What new data may still take, in bytes.
+    pub available_bytes: u64,
+    /// Blocks known to be damaged and not mended.
+    pub damaged_blocks: u64,
+    /// Damage found since the program started, mended or not.
+    pub damage_found: u64,
+    /// Damage mended since the program started.
+    pub damage_mended: u64,
+    /// Blocks lost to damage of the maps: neither used nor free.
+    pub lost_blocks: u64,
+    /// Scrubbing.
+    pub scrub: ScrubReport,
+    /// Counters since the program started.
+    pub counters: DiskCounters,
+    /// The most recent damages, in words.
+    pub damages: Vec<String>,
+}
+
+/// How far scrubbing is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Whether a pass is running.
+    pub running: bool,
+    /// Passes completed since the disk was made.
+    pub passes: u64,
+    /// How much of the running pass is done, 0 to 1.
+    pub progress: f64,
+    /// The rate it keeps, in bytes a second; 0 is off.
+    pub rate_bytes_per_s: u64,
+}
+
+/// What a disk has done since the program started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCounters {
+    /// Reads of guests' data, in operations and bytes.
+    pub read_operations: u64,
+    /// See above.
+    pub read_bytes: u64,
+    /// Writes of guests' data, in operations and bytes.
+    pub write_operations: u64,
+    /// See above.
+    pub write_bytes: u64,
+    /// Device flushes.
+    pub flushes: u64,
+    /// Bytes written to the log.
+    pub log_bytes: u64,
+    /// Bytes of map and checkpoint pages written.
+    pub metadata_bytes: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+    /// Map pages read from the medium.
+    pub map_page_reads: u64,
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Its id.
+    pub volume: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes: what a guest sees.
+    pub bytes: u64,
+    /// What its data takes, in bytes.
+    pub used_bytes: u64,
+    /// What its maps take, in bytes.
+    pub metadata_bytes: u64,
+    /// Copies kept now.
+    pub copies: u32,
+    /// When it was created, seconds since 1970.
+    pub created_unix_s: u64,
+    /// Who has it, if anybody.
+    pub attachment: Option<AttachmentReport>,
+    /// Why its oldest request waits, and for how long, if one waits noticeably.
+    pub waiting: Option<String>,
+}
+
+/// Who holds a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttachmentReport {
+    /// The node.
+    pub node: NodeId,
+    /// The attachment's number.
+    pub generation: Generation,
+    /// The client in words: "process 4711 (qemu-system-x86)".
+    pub holder: String,
+    /// How many connections it has.
+    pub connections: u32,
+    /// Whether it may only read.
+    pub read_only: bool,
+}

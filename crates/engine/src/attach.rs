@@ -1,0 +1,181 @@
+//! Who has which volume on this node: from a connection's wish to attach, through the agreed
+//! attachment and the session, to its end.
+//!
+//! One [`Held`] per volume that somebody has or is getting. Its life:
+//! attaching (the command is on its way through the log) - opening (the session fences and
+//! settles) - open - closing (the session drains and flushes) - detaching - gone.
+
+use crate::{Answer, Client, ConnectionId};
+use proto::limits::OPENS_WAITING_MAX;
+use proto::{Generation, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use volume::Session;
+
+/// Where a held volume is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stage {
+    /// The attach command has been proposed.
+    Attaching,
+    /// The session exists and is not ready yet.
+    Opening,
+    /// Requests are served.
+    Open,
+    /// The session drains and flushes.
+    Closing,
+    /// The detach command has been proposed.
+    Detaching,
+}
+
+/// One volume that somebody on this node has, gets, or gives back.
+pub(crate) struct Held {
+    /// Who. The node itself where what lay beyond a smaller size is being discarded.
+    pub(crate) client: Client,
+    /// Whether the holder is the node itself: anybody else may wait for it to end.
+    pub(crate) internal: bool,
+    /// Where it is in its life.
+    pub(crate) stage: Stage,
+    /// The attachment's number, once agreed.
+    pub(crate) generation: Option<Generation>,
+    /// The session, from Opening to Closing.
+    pub(crate) session: Option<Session>,
+    /// The client's connections, those that still wait for their answer included.
+    pub(crate) connections: BTreeSet<ConnectionId>,
+    /// Those of `connections` that wait for their answer.
+    pub(crate) unanswered: Vec<ConnectionId>,
+    /// Connections that want the volume once it is free again.
+    pub(crate) next: VecDeque<(ConnectionId, Client)>,
+}
+
+impl Held {
+    pub(crate) fn new(client: Client, internal: bool) -> Held {
+        Held {
+            client,
+            internal,
+            stage: Stage::Attaching,
+            generation: None,
+            session: None,
+            connections: BTreeSet::new(),
+            unanswered: Vec::new(),
+            next: VecDeque::new(),
+        }
+    }
+
+    /// Adds a connection of the holder; its answer is owed unless the volume is open.
+    pub(crate) fn join(&mut self, connection: ConnectionId) {
+        self.connections.insert(connection);
+        if self.stage != Stage::Open {
+            self.unanswered.push(connection);
+        }
+    }
+
+    /// Removes a connection wherever it is.
+    pub(crate) fn leave(&mut self, connection: ConnectionId) {
+        self.connections.remove(&connection);
+        self.unanswered.retain(|other| *other != connection);
+        self.next.retain(|(other, _)| *other != connection);
+    }
+
+    /// Whether it is on its way out: nobody can join any more, but wait for the next turn.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.internal || matches!(self.stage, Stage::Closing | Stage::Detaching)
+    }
+}
+
+/// What to do with a connection that wants a volume.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Nobody has it: attach it for this client.
+    Attach,
+    /// Its own client has it and it is open.
+    Joined,
+    /// Its answer follows later.
+    Wait,
+    /// Somebody else has it.
+    Refused(Answer),
+}
+
+/// Decides about a connection that wants a volume, and takes it in where it may wait or join.
+pub(crate) fn admit(
+    held: &mut BTreeMap<VolumeId, Held>,
+    volume: VolumeId,
+    name: &str,
+    connection: ConnectionId,
+    client: &Client,
+) -> Admission {
+    let Some(held) = held.get_mut(&volume) else { return Admission::Attach };
+    if held.is_ending() {
+        if held.next.len() >= OPENS_WAITING_MAX {
+            let sentence =
+                format!("too many clients wait for volume {name}; try again in a moment");
+            return Admission::Refused(Answer::Refused { sentence });
+        }
+        held.next.push_back((connection, client.clone()));
+        return Admission::Wait;
+    }
+    if held.client.identity != client.identity {
+        let sentence = format!(
+            "volume {name} is attached by {holder}; a volume has one writer at a time: stop that \
+             client first",
+            holder = held.client.description,
+        );
+        return Admission::Refused(Answer::Refused { sentence });
+    }
+    held.join(connection);
+    match held.stage {
+        Stage::Open => Admission::Joined,
+        _ => Admission::Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(identity: &str) -> Client {
+        Client { identity: identity.into(), description: format!("process {identity}") }
+    }
+
+    #[test]
+    fn a_second_client_is_told_who_holds_the_volume() {
+        let volume = VolumeId(1);
+        let mut held = BTreeMap::new();
+        let wish = |held: &mut _, number, who: &str| {
+            admit(held, volume, "vm1", ConnectionId(number), &client(who))
+        };
+        assert_eq!(wish(&mut held, 1, "a"), Admission::Attach);
+        let mut first = Held::new(client("a"), false);
+        first.join(ConnectionId(1));
+        held.insert(volume, first);
+        assert_eq!(wish(&mut held, 2, "a"), Admission::Wait);
+        held.get_mut(&volume).unwrap().stage = Stage::Open;
+        assert_eq!(wish(&mut held, 3, "a"), Admission::Joined);
+        match wish(&mut held, 4, "b") {
+            Admission::Refused(Answer::Refused { sentence }) => {
+                assert!(sentence.contains("vm1 is attached by process a"), "{sentence}")
+            }
+            other => panic!("{other:?}"),
+        }
+        held.get_mut(&volume).unwrap().stage = Stage::Closing;
+        assert_eq!(wish(&mut held, 5, "b"), Admission::Wait);
+        let held = held.get_mut(&volume).unwrap();
+        assert_eq!(held.next.len(), 1);
+        held.leave(ConnectionId(5));
+        assert!(held.next.is_empty());
+    }
+
+    #[test]
+    fn those_who_wait_for_a_closing_volume_are_bounded() {
+        let mut held = BTreeMap::new();
+        let mut ending = Held::new(client("a"), false);
+        ending.stage = Stage::Detaching;
+        held.insert(VolumeId(1), ending);
+        for number in 0..OPENS_WAITING_MAX as u64 {
+            let at = ConnectionId(number);
+            let admission = admit(&mut held, VolumeId(1), "vm1", at, &client("b"));
+            assert_eq!(admission, Admission::Wait);
+        }
+        let at = ConnectionId(u64::MAX);
+        let admission = admit(&mut held, VolumeId(1), "vm1", at, &client("b"));
+        assert!(matches!(admission, Admission::Refused(_)));
+    }
+}

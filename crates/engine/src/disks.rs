@@ -1,0 +1,140 @@
+//! The node's disks, from blank medium or present one to serving, each its own machine.
+
+use crate::{DiskSettings, Settings};
+use proto::{DiskDone, DiskId, DiskOp, DiskRequest, Incarnation, Time};
+use std::collections::BTreeMap;
+use store::{Expected, Format, FormatOptions, Identity, OpenError, Options, Store};
+
+/// One disk of the node.
+pub(crate) struct Disk {
+    /// What it was made with.
+    pub(crate) settings: DiskSettings,
+    /// Where it is in its life.
+    pub(crate) stage: Stage,
+    /// Which opening this is, once it is open.
+    pub(crate) incarnation: Incarnation,
+    /// What the file system under it has free, if the driver told.
+    pub(crate) free_bytes: Option<u64>,
+    /// Damages mended since the program started.
+    pub(crate) mended: u64,
+}
+
+/// Where a disk is in its life.
+pub(crate) enum Stage {
+    /// A blank medium is being made a disk.
+    Formatting(Box<Format>),
+    /// The store opens, serves, or is retired or closed (see its status).
+    Store(Box<Store>),
+}
+
+impl Disk {
+    /// Begins with a disk by opening it; a blank one says so. `known` is the last opening that the
+    /// agreed state has seen: a medium that has not seen it is an old copy, and stays as it is.
+    pub(crate) fn begin(
+        now: Time,
+        node: &Settings,
+        settings: &DiskSettings,
+        known: Option<Incarnation>,
+        effects: &mut Vec<store::Effect>,
+    ) -> Disk {
+        let store = open(now, node, settings, known, effects);
+        Disk {
+            settings: settings.clone(),
+            stage: Stage::Store(Box::new(store)),
+            incarnation: Incarnation(0),
+            free_bytes: None,
+            mended: 0,
+        }
+    }
+
+    /// Makes the blank medium a disk.
+    pub(crate) fn format(
+        &mut self,
+        node: &Settings,
+        ops: &mut Vec<DiskOp>,
+    ) -> Result<(), OpenError> {
+        let options = FormatOptions {
+            identity: identity(node, self.settings.disk),
+            kind: self.settings.kind,
+            medium_bytes: self.settings.medium_bytes,
+            limit_bytes: self.settings.limit_bytes,
+            log_bytes: self.settings.log_bytes,
+            created_unix_s: node.unix_s,
+        };
+        self.stage = Stage::Formatting(Box::new(Format::new(options, ops)?));
+        self.note_growth(ops);
+        Ok(())
+    }
+
+    /// The end of an operation of a disk being formatted; the store opens after the last one.
+    pub(crate) fn handle_format(
+        &mut self,
+        now: Time,
+        node: &Settings,
+        done: DiskDone,
+        ops: &mut Vec<DiskOp>,
+        effects: &mut Vec<store::Effect>,
+    ) -> Result<(), OpenError> {
+        let Stage::Formatting(format) = &mut self.stage else {
+            unreachable!("only called while formatting")
+        };
+        let result = format.handle(done, ops);
+        self.note_growth(ops);
+        if let Some(result) = result {
+            result?;
+            self.stage = Stage::Store(Box::new(open(now, node, &self.settings, None, effects)));
+        }
+        Ok(())
+    }
+
+    /// Formatting a file makes it longer: the store has to know how long it is now.
+    fn note_growth(&mut self, ops: &[DiskOp]) {
+        for op in ops {
+            if let DiskRequest::Allocate { offset, length, .. } = op.request {
+                self.settings.medium_bytes = self.settings.medium_bytes.max(offset + length);
+            }
+        }
+    }
+
+    /// The store, once there is one.
+    pub(crate) fn store(&self) -> Option<&Store> {
+        match &self.stage {
+            Stage::Store(store) => Some(store),
+            Stage::Formatting(_) => None,
+        }
+    }
+
+    /// The store, once there is one.
+    pub(crate) fn store_mut(&mut self) -> Option<&mut Store> {
+        match &mut self.stage {
+            Stage::Store(store) => Some(store),
+            Stage::Formatting(_) => None,
+        }
+    }
+}
+
+fn identity(node: &Settings, disk: DiskId) -> Identity {
+    Identity { cluster: node.cluster, node: node.node, disk }
+}
+
+fn open(
+    now: Time,
+    node: &Settings,
+    settings: &DiskSettings,
+    known: Option<Incarnation>,
+    effects: &mut Vec<store::Effect>,
+) -> Store {
+    let identity = identity(node, settings.disk);
+    let options = Options {
+        identity: Expected { incarnation: known, ..identity.into() },
+        kind: settings.kind,
+        medium_bytes: settings.medium_bytes,
+        limit_bytes: settings.limit_bytes,
+        map_cache_bytes: settings.map_cache_bytes,
+        scrub: store::ScrubRate(settings.scrub_bytes_per_s),
+    };
+    Store::open(now, options, effects)
+}
+
+/// The node's disks by id.
+pub(crate) type Disks = BTreeMap<DiskId, Disk>;

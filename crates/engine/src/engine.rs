@@ -1,0 +1,678 @@
+//! The engine: takes an input, lets the machines it concerns talk to one another until they have
+//! nothing more to say, and gives out what is for the world.
+//!
+//! Inside, everything that one machine says to another is a [`Work`] in a queue, so that no
+//! machine is entered while it speaks. The queue is empty between inputs.
+
+mod administer;
+mod attaching;
+mod boot;
+
+use crate::{
+    Answer, Client, ConnectionId, Input, NoticeLevel, Output, Settings,
+    admin::{AdminReply, AdminToken},
+    attach::{Admission, Held, Stage},
+    disks::{Disk, Disks},
+    report,
+    routes::Routes,
+};
+use cluster::{Command, Map, ProposalToken, Refusal, Voter};
+use proto::{
+    DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
+    MemberToken, Time, VolumeId, limits,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+use store::journal::Journal;
+use volume::{RequestId, Session};
+
+const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
+
+/// What one machine has to say to another.
+enum Work {
+    /// To a volume's session, if it is still that of this attachment.
+    Session(VolumeId, Generation, volume::Event),
+    /// To a disk's store.
+    Store(DiskId, store::Event),
+    /// What a store said.
+    FromStore(DiskId, store::Effect),
+    /// To the voter.
+    Voter(cluster::Event),
+    /// What the voter said.
+    FromVoter(cluster::Effect),
+    /// What the journal said.
+    FromJournal(store::journal::Effect),
+    /// Propose a command for some purpose.
+    Propose(Command, Purpose),
+    /// A connection wants a volume (again, after it waited).
+    Open(ConnectionId, Client, VolumeId),
+}
+
+/// Why a command was proposed: what to do when it has been applied or refused.
+#[derive(Clone, Debug)]
+enum Purpose {
+    /// A step of founding or starting the node.
+    Boot,
+    /// Somebody wants to attach the volume.
+    Attach(VolumeId),
+    /// The volume's last connection is gone.
+    Detach(VolumeId),
+    /// What lay beyond a smaller size is discarded.
+    ShrinkDone(VolumeId),
+    /// An administrator asked: answer with the named volume.
+    AdminVolume(AdminToken, String),
+    /// An administrator asked for another size.
+    AdminResize(AdminToken, VolumeId),
+    /// An administrator asked: answer that it is done.
+    AdminDone(AdminToken),
+}
+
+/// Where the node is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// The journal is opened.
+    Journal,
+    /// The disks are opened, the cluster is founded if need be.
+    Disks,
+    /// Requests are served.
+    Serving,
+    /// Sessions are being closed.
+    ClosingSessions,
+    /// Disks are being closed.
+    ClosingDisks,
+    /// All is closed, or the start failed.
+    Ended,
+}
+
+/// One connection that has, or waits for, a volume.
+struct Link {
+    volume: VolumeId,
+}
+
+/// Where a request of a session came from.
+struct RequestRoute {
+    connection: ConnectionId,
+    id: RequestId,
+}
+
+/// Where a question to a store came from.
+struct MemberRoute {
+    volume: VolumeId,
+    generation: Generation,
+    token: MemberToken,
+}
+
+/// One node's core. See the crate's documentation.
+pub struct Engine {
+    settings: Settings,
+    started: Time,
+    phase: Phase,
+    journal: Journal,
+    /// Why the journal's last request failed, if it did.
+    journal_failure: Option<String>,
+    /// When the journal is to be verified next.
+    verify_journal_at: Time,
+    voter: Option<Voter>,
+    map: Arc<Map>,
+    disks: Disks,
+    held: BTreeMap<VolumeId, Held>,
+    links: BTreeMap<ConnectionId, Link>,
+    requests: Routes<RequestRoute>,
+    members: Routes<MemberRoute>,
+    proposals: Routes<Purpose>,
+    /// Boot commands that have not been applied yet.
+    boot_commands: usize,
+    /// Disks that have been told to close and have not said that they are.
+    closing: BTreeSet<DiskId>,
+    /// Administrators who wait until what lay beyond a smaller size is gone.
+    shrinking: Vec<(AdminToken, VolumeId)>,
+    work: VecDeque<Work>,
+}
+
+impl Engine {
+    /// Begins the life of a node: opens its journal, then its disks. Ends in [`Output::Ready`] or
+    /// [`Output::Failed`].
+    pub fn new(now: Time, settings: Settings, outputs: &mut Vec<Output>) -> Engine {
+        let mut effects = Vec::new();
+        let identity =
+            store::journal::Expected { cluster: Some(settings.cluster), node: Some(settings.node) };
+        let journal = Journal::open(identity, settings.journal_bytes, &mut effects);
+        let mut engine = Engine {
+            settings,
+            started: now,
+            phase: Phase::Journal,
+            journal,
+            journal_failure: None,
+            verify_journal_at: now + JOURNAL_VERIFY_INTERVAL,
+            voter: None,
+            map: cluster::State::default().map(),
+            disks: Disks::new(),
+            held: BTreeMap::new(),
+            links: BTreeMap::new(),
+            requests: Routes::new(),
+            members: Routes::new(),
+            proposals: Routes::new(),
+            boot_commands: 0,
+            closing: BTreeSet::new(),
+            shrinking: Vec::new(),
+            work: effects.into_iter().map(Work::FromJournal).collect(),
+        };
+        engine.run(now, outputs);
+        engine
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, now: Time, input: Input, outputs: &mut Vec<Output>) {
+        match input {
+            Input::Disk { disk, done } => self.handle_disk(now, disk, done, outputs),
+            Input::Journal(done) => {
+                let mut effects = Vec::new();
+                self.journal.handle(done, &mut effects);
+                self.work.extend(effects.into_iter().map(Work::FromJournal));
+            }
+            Input::List { connection } => {
+                let names = self.map.volumes_by_name().map(|volume| volume.name.clone());
+                let answer = Answer::Listed(names.collect());
+                outputs.push(Output::Answer { connection, answer });
+            }
+            Input::Describe { connection, name } => {
+                let answer = self.describe(&name);
+                outputs.push(Output::Answer { connection, answer });
+            }
+            Input::Open { connection, client, name } => {
+                self.handle_open(connection, client, &name, outputs);
+            }
+            Input::Close { connection } => self.handle_close(connection),
+            Input::Request { connection, request } => {
+                self.handle_request(now, connection, request, outputs);
+            }
+            Input::Admin { token, request } => self.handle_admin(now, token, request, outputs),
+            Input::MediumSpace { disk, free_bytes } => {
+                if let Some(disk) = self.disks.get_mut(&disk) {
+                    disk.free_bytes = Some(free_bytes);
+                }
+            }
+            Input::Tick => self.handle_tick(now),
+            Input::Stop => self.handle_stop(outputs),
+        }
+        self.run(now, outputs);
+    }
+
+    /// Ends a round of inputs: what the stores gathered goes to their media.
+    pub fn poll(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        self.verify_journal(now);
+        let mut effects = Vec::new();
+        for (id, disk) in &mut self.disks {
+            if let Some(store) = disk.store_mut() {
+                store.poll(now, &mut effects);
+                self.work.extend(effects.drain(..).map(|effect| Work::FromStore(*id, effect)));
+            }
+        }
+        self.run(now, outputs);
+    }
+
+    /// When [`Input::Tick`] and [`Engine::poll`] are wanted at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
+        let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
+        let journal = self.can_verify_journal().then_some(self.verify_journal_at);
+        stores.chain(sessions).chain(journal).min()
+    }
+
+    /// Asserts the invariants of all machines. For tests and simulation: it walks everything.
+    pub fn check(&self) {
+        assert!(self.work.is_empty(), "work left between inputs");
+        if self.held.values().all(|held| held.session.is_none()) {
+            assert_eq!(self.requests.len(), 0, "a request was never completed");
+        }
+        for held in self.held.values() {
+            if let Some(session) = &held.session {
+                session.check();
+            }
+            for connection in &held.connections {
+                assert!(self.links.contains_key(connection), "a held volume's link is lost");
+            }
+        }
+        for store in self.disks.values().filter_map(Disk::store) {
+            store.check();
+        }
+    }
+
+    /// The present agreed state.
+    pub fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    /// Whether clients and administrators are served.
+    pub fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    // -- inputs --
+
+    fn handle_disk(&mut self, now: Time, id: DiskId, done: DiskDone, outputs: &mut Vec<Output>) {
+        let disk = self.disks.get_mut(&id).expect("an operation of a disk that was never begun");
+        if disk.store().is_some() {
+            self.work.push_back(Work::Store(id, store::Event::Disk(done)));
+            return;
+        }
+        let (mut ops, mut effects) = (Vec::new(), Vec::new());
+        let result = disk.handle_format(now, &self.settings, done, &mut ops, &mut effects);
+        self.issue(id, ops, outputs);
+        self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
+        if let Err(error) = result {
+            self.disk_refused(id, &error, outputs);
+        }
+    }
+
+    fn issue(&self, disk: DiskId, ops: Vec<DiskOp>, outputs: &mut Vec<Output>) {
+        outputs.extend(ops.into_iter().map(|op| Output::Disk { disk, op }));
+    }
+
+    fn describe(&self, name: &str) -> Answer {
+        if self.phase != Phase::Serving {
+            return Answer::Refused { sentence: self.not_serving() };
+        }
+        match self.map.volume_named(name) {
+            Some(volume) => Answer::Described { bytes: volume.served_bytes(), read_only: false },
+            None => Answer::Unknown { sentence: no_such_volume(name) },
+        }
+    }
+
+    fn handle_open(
+        &mut self,
+        connection: ConnectionId,
+        client: Client,
+        name: &str,
+        outputs: &mut Vec<Output>,
+    ) {
+        assert!(!self.links.contains_key(&connection), "a connection opens one volume");
+        match self.describe(name) {
+            Answer::Described { .. } => {
+                let volume = self.map.volume_named(name).expect("described just now").id;
+                self.work.push_back(Work::Open(connection, client, volume));
+                self.links.insert(connection, Link { volume });
+            }
+            answer => outputs.push(Output::Answer { connection, answer }),
+        }
+    }
+
+    fn handle_close(&mut self, connection: ConnectionId) {
+        let Some(link) = self.links.remove(&connection) else { return };
+        let Some(held) = self.held.get_mut(&link.volume) else { return };
+        let was_holder = held.connections.contains(&connection);
+        held.leave(connection);
+        if was_holder && held.connections.is_empty() {
+            self.release(link.volume);
+        }
+    }
+
+    fn handle_request(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        request: volume::Request,
+        outputs: &mut Vec<Output>,
+    ) {
+        let link = self.links.get(&connection);
+        let held = link.and_then(|link| Some((link.volume, self.held.get_mut(&link.volume)?)));
+        let session = held.and_then(|(id, held)| match held.stage {
+            Stage::Open => Some((id, held.generation?, held.session.as_mut()?)),
+            _ => None,
+        });
+        let Some((id, generation, session)) = session else {
+            let result = Err(volume::Error::Fenced);
+            outputs.push(Output::Complete { connection, id: request.id, result });
+            return;
+        };
+        let route = RequestRoute { connection, id: request.id };
+        let number = RequestId(self.requests.insert(route));
+        let mut effects = Vec::new();
+        let request = volume::Request { id: number, ..request };
+        session.handle(now, volume::Event::Request(request), &mut effects);
+        for effect in effects {
+            self.handle_session_effect(now, id, generation, effect, outputs);
+        }
+    }
+
+    fn handle_tick(&mut self, now: Time) {
+        for (id, held) in &self.held {
+            let due = held.session.as_ref().and_then(Session::deadline);
+            if let (Some(generation), Some(due)) = (held.generation, due)
+                && due <= now
+            {
+                self.work.push_back(Work::Session(*id, generation, volume::Event::Tick));
+            }
+        }
+    }
+
+    fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
+        match self.phase {
+            Phase::Serving => {
+                self.phase = Phase::ClosingSessions;
+                let links: Vec<_> = self.links.keys().copied().collect();
+                for connection in links {
+                    let reason = "the node stops";
+                    outputs.push(Output::Disconnect { connection, reason });
+                }
+                let internal = self.held.iter().filter(|(_, held)| held.internal);
+                for volume in internal.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.release(volume);
+                }
+                self.advance_stop(outputs);
+            }
+            // Nothing was served yet: whatever state the media are in, the next start copes.
+            Phase::Journal | Phase::Disks => {
+                self.phase = Phase::Ended;
+                outputs.push(Output::Stopped);
+            }
+            Phase::ClosingSessions | Phase::ClosingDisks | Phase::Ended => {}
+        }
+    }
+
+    // -- the conversation among the machines --
+
+    fn run(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        while let Some(work) = self.work.pop_front() {
+            match work {
+                Work::Session(volume, generation, event) => {
+                    self.tell_session(now, volume, generation, event, outputs);
+                }
+                Work::Store(id, event) => {
+                    let disk = self.disks.get_mut(&id).expect("disks are never dropped");
+                    let store = disk.store_mut().expect("nobody asks a disk being formatted");
+                    let mut effects = Vec::new();
+                    store.handle(now, event, &mut effects);
+                    for effect in effects {
+                        self.handle_store_effect(id, effect, outputs);
+                    }
+                }
+                Work::FromStore(id, effect) => self.handle_store_effect(id, effect, outputs),
+                Work::Voter(event) => {
+                    let mut effects = Vec::new();
+                    let voter = self.voter.as_mut().expect("the journal answers after it opened");
+                    voter.handle(now, event, &mut effects);
+                    self.work.extend(effects.into_iter().map(Work::FromVoter));
+                }
+                Work::FromVoter(effect) => self.handle_voter_effect(now, effect, outputs),
+                Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
+                Work::Propose(command, purpose) => self.propose(now, command, purpose),
+                Work::Open(connection, client, volume) => {
+                    self.open(connection, client, volume, outputs);
+                }
+            }
+        }
+    }
+
+    fn tell_session(
+        &mut self,
+        now: Time,
+        volume: VolumeId,
+        generation: Generation,
+        event: volume::Event,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(held) = self.held.get_mut(&volume) else { return };
+        if held.generation != Some(generation) {
+            return;
+        }
+        let Some(session) = held.session.as_mut() else { return };
+        let mut effects = Vec::new();
+        session.handle(now, event, &mut effects);
+        for effect in effects {
+            self.handle_session_effect(now, volume, generation, effect, outputs);
+        }
+    }
+
+    fn handle_session_effect(
+        &mut self,
+        now: Time,
+        volume: VolumeId,
+        generation: Generation,
+        effect: volume::Effect,
+        outputs: &mut Vec<Output>,
+    ) {
+        match effect {
+            volume::Effect::Member { disk, token, request } => {
+                self.ask_member(now, disk, MemberRoute { volume, generation, token }, request);
+            }
+            volume::Effect::Complete { id, result } => {
+                let route = self.requests.remove(id.0);
+                // A connection that is gone is not told any more.
+                if self.links.contains_key(&route.connection) {
+                    let RequestRoute { connection, id } = route;
+                    outputs.push(Output::Complete { connection, id, result });
+                }
+            }
+            volume::Effect::Opened(result) => self.session_opened(volume, result, outputs),
+            volume::Effect::ShrinkDone { discarded } => {
+                let command = Command::ShrinkDone { volume, generation, discarded };
+                self.work.push_back(Work::Propose(command, Purpose::ShrinkDone(volume)));
+            }
+            volume::Effect::Fenced => {
+                let held = self.held.get(&volume).expect("its session speaks");
+                for connection in held.connections.iter().copied() {
+                    let reason = "the volume was attached elsewhere";
+                    outputs.push(Output::Disconnect { connection, reason });
+                }
+            }
+            volume::Effect::Closed => {
+                let held = self.held.get_mut(&volume).expect("its session speaks");
+                held.session = None;
+                held.stage = Stage::Detaching;
+                let command = Command::Detach { volume, generation };
+                self.work.push_back(Work::Propose(command, Purpose::Detach(volume)));
+            }
+        }
+    }
+
+    /// Hands a session's question to a disk of this node. A disk that is not here, or not open, is
+    /// out of service as far as the session can tell: it waits for a new incarnation in the map.
+    fn ask_member(&mut self, now: Time, disk: DiskId, route: MemberRoute, request: MemberRequest) {
+        let store = self.disks.get_mut(&disk).and_then(Disk::store_mut);
+        let Some(store) = store else {
+            let result = Err(MemberError::Retired);
+            self.answer_member(disk, route, result);
+            return;
+        };
+        let token = MemberToken(self.members.insert(route));
+        let mut effects = Vec::new();
+        store.handle(now, store::Event::Member { token, request }, &mut effects);
+        self.work.extend(effects.into_iter().map(|effect| Work::FromStore(disk, effect)));
+    }
+
+    fn answer_member(
+        &mut self,
+        disk: DiskId,
+        route: MemberRoute,
+        result: Result<MemberReply, MemberError>,
+    ) {
+        let event = volume::Event::Member { disk, token: route.token, result };
+        self.work.push_back(Work::Session(route.volume, route.generation, event));
+    }
+
+    fn handle_store_effect(
+        &mut self,
+        disk: DiskId,
+        effect: store::Effect,
+        outputs: &mut Vec<Output>,
+    ) {
+        match effect {
+            store::Effect::Disk(op) => outputs.push(Output::Disk { disk, op }),
+            store::Effect::Member { token, result } => {
+                let route = self.members.remove(token.0);
+                self.answer_member(disk, route, result);
+            }
+            store::Effect::Opened(Ok(opened)) => self.disk_opened(disk, &opened),
+            store::Effect::Opened(Err(store::OpenError::Blank)) => self.disk_blank(disk, outputs),
+            store::Effect::Opened(Err(error)) => self.disk_refused(disk, &error, outputs),
+            store::Effect::Closed => {
+                self.closing.remove(&disk);
+                self.advance_stop(outputs);
+            }
+            store::Effect::Notice(notice) => {
+                if matches!(notice, store::Notice::Mended(_)) {
+                    self.disks.get_mut(&disk).expect("it speaks").mended += 1;
+                }
+                let path = entry_path(&self.disks, disk);
+                let (level, sentence) = report::notice(&self.map, &path, &notice);
+                outputs.push(Output::Notice { level, sentence });
+            }
+        }
+    }
+
+    // -- the agreed state --
+
+    fn propose(&mut self, now: Time, command: Command, purpose: Purpose) {
+        let token = ProposalToken(self.proposals.insert(purpose));
+        let mut effects = Vec::new();
+        let voter = self.voter.as_mut().expect("nothing is proposed before the journal is open");
+        voter.propose(now, token, command, &mut effects);
+        self.work.extend(effects.into_iter().map(Work::FromVoter));
+    }
+
+    fn handle_voter_effect(
+        &mut self,
+        now: Time,
+        effect: cluster::Effect,
+        outputs: &mut Vec<Output>,
+    ) {
+        let mut effects = Vec::new();
+        match effect {
+            cluster::Effect::Append { request, records } => {
+                let token = store::journal::Token(request.0);
+                self.journal.append(token, records, &mut effects);
+            }
+            cluster::Effect::Snapshot { request, bytes } => {
+                let token = store::journal::Token(request.0);
+                self.journal.snapshot(token, bytes, &mut effects);
+            }
+            cluster::Effect::Applied { token, result } => {
+                let purpose = self.proposals.remove(token.0);
+                self.learn_map(outputs);
+                self.applied(now, purpose, result, outputs);
+            }
+        }
+        self.work.extend(effects.into_iter().map(Work::FromJournal));
+    }
+
+    /// Hands the present map to all sessions, and new sizes to the clients.
+    fn learn_map(&mut self, outputs: &mut Vec<Output>) {
+        let map = self.voter.as_ref().expect("it just applied").map();
+        if map.epoch() == self.map.epoch() {
+            return;
+        }
+        let old = std::mem::replace(&mut self.map, map);
+        for (id, held) in &self.held {
+            let (Some(generation), true) = (held.generation, held.session.is_some()) else {
+                continue;
+            };
+            let event = volume::Event::Map(self.map.clone());
+            self.work.push_back(Work::Session(*id, generation, event));
+            let bytes = |map: &Map| map.volume(*id).map(cluster::Volume::served_bytes);
+            if let (Some(before), Some(after)) = (bytes(&old), bytes(&self.map))
+                && before != after
+            {
+                for connection in held.connections.iter().copied() {
+                    outputs.push(Output::Resized { connection, bytes: after });
+                }
+            }
+        }
+    }
+
+    fn applied(
+        &mut self,
+        now: Time,
+        purpose: Purpose,
+        result: Result<cluster::Answer, Refusal>,
+        outputs: &mut Vec<Output>,
+    ) {
+        use cluster::Answer as Applied;
+        match (purpose, result) {
+            (Purpose::Boot, Ok(_)) => {
+                self.boot_commands -= 1;
+                self.advance_boot(outputs);
+            }
+            (Purpose::Boot, Err(refusal)) => self.fail(refusal.to_string(), outputs),
+            (Purpose::Attach(volume), Ok(Applied::Attached { generation })) => {
+                self.attached(now, volume, generation, outputs);
+            }
+            (Purpose::Attach(volume), Err(refusal)) => {
+                self.attach_refused(volume, &refusal.to_string(), outputs);
+            }
+            (Purpose::Detach(volume), Ok(_)) => self.detached(volume, outputs),
+            (Purpose::Detach(volume), Err(refusal)) => {
+                let sentence = format!("a volume could not be detached: {refusal}");
+                outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
+                self.detached(volume, outputs);
+            }
+            (Purpose::ShrinkDone(volume), result) => {
+                if let Err(refusal) = result {
+                    let sentence = format!("a smaller size could not be completed: {refusal}");
+                    outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
+                }
+                self.shrink_done(now, volume, outputs);
+            }
+            (Purpose::AdminResize(token, volume), Ok(Applied::Resized { pending_discard })) => {
+                if pending_discard.is_some() {
+                    self.shrinking.push((token, volume));
+                    self.begin_discard(volume);
+                } else {
+                    self.answer_volume(now, token, volume, outputs);
+                }
+            }
+            (Purpose::AdminVolume(token, name), Ok(_)) => {
+                let result = self.volume_named(now, &name).map(AdminReply::Volume);
+                outputs.push(Output::Admin { token, result });
+            }
+            (Purpose::AdminDone(token), Ok(answer)) => {
+                if let Applied::VolumeDeleted { lineage, layers } = answer {
+                    self.drop_layers(lineage, &layers);
+                }
+                outputs.push(Output::Admin { token, result: Ok(AdminReply::Done) });
+            }
+            (
+                Purpose::AdminVolume(token, _)
+                | Purpose::AdminResize(token, _)
+                | Purpose::AdminDone(token),
+                Err(refusal),
+            ) => {
+                let result = Err(administer::refused(&refusal));
+                outputs.push(Output::Admin { token, result });
+            }
+            (purpose @ (Purpose::Attach(_) | Purpose::AdminResize(..)), Ok(answer)) => {
+                panic!("{purpose:?} was answered {answer:?}")
+            }
+        }
+    }
+
+    /// Where the agreed state still wants something discarded, goes on; else the node's own
+    /// attachment ends and those who waited are answered.
+    fn shrink_done(&mut self, now: Time, volume: VolumeId, outputs: &mut Vec<Output>) {
+        if self.map.volume(volume).is_some_and(|volume| volume.pending_discard.is_some()) {
+            return; // made smaller again meanwhile: the session has the new map and goes on
+        }
+        self.answer_shrunk(now, volume, outputs);
+        if self.held.get(&volume).is_some_and(|held| held.internal) {
+            self.release(volume);
+        }
+    }
+
+    fn drop_layers(&mut self, lineage: proto::LineageId, layers: &[proto::LayerId]) {
+        for disk in self.disks.keys() {
+            for layer in layers.iter().copied() {
+                self.work.push_back(Work::Store(*disk, store::Event::DropLayer { lineage, layer }));
+            }
+        }
+    }
+}
+
+fn entry_path(disks: &Disks, disk: DiskId) -> String {
+    disks.get(&disk).map_or_else(|| disk.to_string(), |disk| disk.settings.path.clone())
+}
+
+fn no_such_volume(name: &str) -> String {
+    format!("there is no volume named {name:?}; `dog volume list` shows those that exist")
+}

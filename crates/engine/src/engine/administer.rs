@@ -1,0 +1,210 @@
+//! Administrators' requests.
+
+use super::{Engine, Phase, Purpose, Work};
+use crate::{
+    Output,
+    admin::{
+        AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken, NodeReport, ScrubAction,
+        VolumeReport,
+    },
+    report,
+};
+use cluster::{Command, Refusal, RefusalKind};
+use proto::{DiskId, Time, VolumeId};
+
+impl Engine {
+    pub(super) fn handle_admin(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        request: AdminRequest,
+        outputs: &mut Vec<Output>,
+    ) {
+        if let Some(result) = self.administer(now, token, request, outputs).transpose() {
+            outputs.push(Output::Admin { token, result });
+        }
+    }
+
+    /// Answers at once, or sees to it that the answer follows.
+    fn administer(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        request: AdminRequest,
+        outputs: &mut Vec<Output>,
+    ) -> Result<Option<AdminReply>, AdminError> {
+        let reply = match request {
+            AdminRequest::Status => AdminReply::Status(self.status(now)),
+            AdminRequest::NodeInfo => AdminReply::Node(self.node_report(now)),
+            AdminRequest::DiskList => AdminReply::Disks(
+                self.disks.values().map(|disk| report::disk(&self.map, disk)).collect(),
+            ),
+            _ if self.phase != Phase::Serving => {
+                let sentence = self.not_serving();
+                return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
+            }
+            AdminRequest::VolumeList => AdminReply::Volumes(self.volume_reports(now)),
+            AdminRequest::VolumeInfo { name } => AdminReply::Volume(self.volume_named(now, &name)?),
+            AdminRequest::VolumeReconnect { name } => {
+                self.reconnect(&name, outputs)?;
+                AdminReply::Done
+            }
+            AdminRequest::DiskScrub { disk, action } => {
+                self.scrub(disk, action)?;
+                AdminReply::Done
+            }
+            AdminRequest::VolumeCreate { name, bytes } => {
+                let unix_s = self.settings.unix_s + now.since(self.started).as_secs();
+                let command = Command::CreateVolume { name: name.clone(), bytes, unix_s };
+                self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
+                return Ok(None);
+            }
+            AdminRequest::VolumeResize { name, bytes, allow_shrink } => {
+                let volume = self.find(&name)?;
+                let command = Command::ResizeVolume { volume, bytes, allow_shrink };
+                self.work.push_back(Work::Propose(command, Purpose::AdminResize(token, volume)));
+                return Ok(None);
+            }
+            AdminRequest::VolumeRename { name, new_name } => {
+                let volume = self.find(&name)?;
+                let command = Command::RenameVolume { volume, name: new_name.clone() };
+                self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, new_name)));
+                return Ok(None);
+            }
+            AdminRequest::VolumeDelete { name } => {
+                let volume = self.find(&name)?;
+                let command = Command::DeleteVolume { volume };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+        };
+        Ok(Some(reply))
+    }
+
+    fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
+        match self.map.volume_named(name) {
+            Some(volume) => Ok(volume.id),
+            None => Err(AdminError {
+                kind: AdminErrorKind::NotFound,
+                sentence: super::no_such_volume(name),
+            }),
+        }
+    }
+
+    pub(super) fn not_serving(&self) -> String {
+        match self.phase {
+            Phase::Journal | Phase::Disks => "the node is starting; try again in a moment".into(),
+            _ => "the node is stopping; start it again first".into(),
+        }
+    }
+
+    pub(super) fn volume_named(&self, now: Time, name: &str) -> Result<VolumeReport, AdminError> {
+        let id = self.find(name)?;
+        let volume = self.map.volume(id).expect("found just now");
+        Ok(report::volume(now, &self.disks, volume, self.held.get(&id)))
+    }
+
+    fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
+        let report = |volume: &cluster::Volume| {
+            report::volume(now, &self.disks, volume, self.held.get(&volume.id))
+        };
+        self.map.volumes_by_name().map(report).collect()
+    }
+
+    fn node_report(&self, now: Time) -> NodeReport {
+        NodeReport {
+            node: self.settings.node,
+            cluster: self.settings.cluster,
+            epoch: self.map.epoch().0,
+            version: self.settings.version.clone(),
+            uptime_s: now.since(self.started).as_secs(),
+        }
+    }
+
+    fn status(&self, now: Time) -> crate::admin::StatusReport {
+        let disks = self.disks.values().map(|disk| report::disk(&self.map, disk)).collect();
+        let mut trouble = self.journal_failure.as_ref().map(|reason| {
+            format!(
+                "the cluster's journal cannot be written ({reason}): volumes go on, but nothing \
+                 can be created, attached or changed; see to the disk under the data directory \
+                 and start the node again"
+            )
+        });
+        if self.phase != Phase::Serving {
+            trouble = Some(self.not_serving());
+        }
+        report::status(self.node_report(now), disks, &self.volume_reports(now), trouble)
+    }
+
+    fn reconnect(&self, name: &str, outputs: &mut Vec<Output>) -> Result<(), AdminError> {
+        let volume = self.find(name)?;
+        let Some(held) = self.held.get(&volume).filter(|held| !held.internal) else {
+            return Err(AdminError {
+                kind: AdminErrorKind::Conflict,
+                sentence: format!("volume {name} is not attached; there is nobody to reconnect"),
+            });
+        };
+        for connection in held.connections.iter().copied() {
+            let reason = "an administrator asked the client to reconnect";
+            outputs.push(Output::Disconnect { connection, reason });
+        }
+        Ok(())
+    }
+
+    fn scrub(&mut self, disk: Option<DiskId>, action: ScrubAction) -> Result<(), AdminError> {
+        if let Some(disk) = disk
+            && !self.disks.contains_key(&disk)
+        {
+            return Err(AdminError {
+                kind: AdminErrorKind::NotFound,
+                sentence: format!("this node has no disk {disk}; `dog disk list` shows its disks"),
+            });
+        }
+        let command = match action {
+            ScrubAction::Start => store::ScrubCommand::Start,
+            ScrubAction::Stop => store::ScrubCommand::Stop,
+            ScrubAction::Rate(rate) => store::ScrubCommand::Rate(store::ScrubRate(rate)),
+        };
+        for id in self.disks.keys().filter(|id| disk.is_none_or(|disk| disk == **id)) {
+            self.work.push_back(Work::Store(*id, store::Event::Scrub(command)));
+        }
+        Ok(())
+    }
+
+    /// What lay beyond a smaller size is gone: tells those who waited for it.
+    pub(super) fn answer_shrunk(&mut self, now: Time, volume: VolumeId, outputs: &mut Vec<Output>) {
+        let waiting = std::mem::take(&mut self.shrinking);
+        for (token, shrunk) in waiting {
+            if shrunk == volume {
+                self.answer_volume(now, token, volume, outputs);
+            } else {
+                self.shrinking.push((token, shrunk));
+            }
+        }
+    }
+
+    pub(super) fn answer_volume(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        volume: VolumeId,
+        outputs: &mut Vec<Output>,
+    ) {
+        let name = self.map.volume(volume).map(|volume| volume.name.clone()).unwrap_or_default();
+        let result = self.volume_named(now, &name).map(AdminReply::Volume);
+        outputs.push(Output::Admin { token, result });
+    }
+}
+
+/// A refusal as administrators see it.
+pub(super) fn refused(refusal: &Refusal) -> AdminError {
+    let kind = match refusal.kind() {
+        // It makes sense, but destroys something without having been told to.
+        _ if matches!(refusal, Refusal::WouldShrink { .. }) => AdminErrorKind::Conflict,
+        RefusalKind::Invalid => AdminErrorKind::Invalid,
+        RefusalKind::NotFound => AdminErrorKind::NotFound,
+        RefusalKind::Exists | RefusalKind::Busy => AdminErrorKind::Conflict,
+        RefusalKind::Full | RefusalKind::Unavailable => AdminErrorKind::Unavailable,
+    };
+    AdminError { kind, sentence: refusal.to_string() }
+}

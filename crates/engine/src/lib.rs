@@ -1,0 +1,252 @@
+//! One node's core: owns the agreed state, the disks' stores and the volumes' sessions, and routes
+//! between them, the fronts and the administrators. The daemon performs its outputs on a real
+//! machine, the simulator on a simulated one.
+//!
+//! It must never do I/O, read a clock, draw randomness or block. Its main type is [`Engine`]: made
+//! by [`Engine::new`], it opens the journal and the disks, serves [`Input`]s, and ends with
+//! [`Output::Stopped`] after [`Input::Stop`].
+#![forbid(unsafe_code)]
+
+pub mod admin;
+mod attach;
+mod disks;
+mod engine;
+mod report;
+mod routes;
+
+pub use engine::Engine;
+
+use admin::{AdminError, AdminReply, AdminRequest, AdminToken};
+use proto::{ClusterId, DiskDone, DiskId, DiskOp, NodeId};
+
+/// Chosen by the driver for each connection of a front, never reused while the engine lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ConnectionId(pub u64);
+
+/// Who is at the other end of a connection: connections of equal clients share an attachment.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Client {
+    /// What makes it this client: "pid 4711 started 88123" for a Unix socket's peer process, the
+    /// connection itself for TCP.
+    pub identity: String,
+    /// In words, for people: "process 4711 (qemu-system-x86)", "127.0.0.1:40112".
+    pub description: String,
+}
+
+/// What an engine is made with. Ids of a new node are drawn by the driver.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster the node belongs to, or founds.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// Whether a blank journal's medium means that the cluster is to be founded. Stays true until
+    /// the node has served once, so that a start that was cut short is completed.
+    pub found: bool,
+    /// How long the journal's medium is, in bytes.
+    pub journal_bytes: u64,
+    /// The disks.
+    pub disks: Vec<DiskSettings>,
+    /// Seconds since 1970 at the start. Only ever shown to people; nothing is decided by it.
+    pub unix_s: u64,
+    /// The program's version, for reports.
+    pub version: String,
+}
+
+/// One disk of the node.
+#[derive(Clone, Debug)]
+pub struct DiskSettings {
+    /// Its id: known from the node's own record, never guessed from the medium.
+    pub disk: DiskId,
+    /// Whether a blank medium is to be made a disk. Stays true until the node has served once.
+    pub format: bool,
+    /// A file or a device.
+    pub kind: store::MediumKind,
+    /// The medium's present length in bytes.
+    pub medium_bytes: u64,
+    /// How much of the medium may be used at most, in bytes; nothing: as far as it grows.
+    pub limit_bytes: Option<u64>,
+    /// Bytes for cached map pages.
+    pub map_cache_bytes: usize,
+    /// Scrub rate in bytes a second; 0 is off.
+    pub scrub_bytes_per_s: u64,
+    /// The log's size for a new disk, in bytes; nothing: chosen by the disk's size.
+    pub log_bytes: Option<u64>,
+    /// Where it is, for reports.
+    pub path: String,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// An operation on a disk's medium has ended.
+    Disk {
+        /// Which disk.
+        disk: DiskId,
+        /// How.
+        done: DiskDone,
+    },
+    /// An operation on the journal's medium has ended.
+    Journal(DiskDone),
+    /// A connection wants to know the volumes it may attach. Answered by [`Output::Answer`].
+    List {
+        /// Whose question.
+        connection: ConnectionId,
+    },
+    /// A connection wants to know one volume's size. Answered by [`Output::Answer`].
+    Describe {
+        /// Whose question.
+        connection: ConnectionId,
+        /// The volume.
+        name: String,
+    },
+    /// A connection wants to attach a volume. Answered by [`Output::Answer`].
+    Open {
+        /// Whose question.
+        connection: ConnectionId,
+        /// Who is there.
+        client: Client,
+        /// The volume.
+        name: String,
+    },
+    /// A request of a connection that has attached a volume. Its id is unique within the
+    /// connection.
+    Request {
+        /// Whose request.
+        connection: ConnectionId,
+        /// What.
+        request: volume::Request,
+    },
+    /// The connection is gone. Nothing is sent to it any more; its requests in flight run to their
+    /// end. The last one of a client to go ends the attachment.
+    Close {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// An administrator's request. Answered by [`Output::Admin`].
+    Admin {
+        /// Comes back with the answer.
+        token: AdminToken,
+        /// What.
+        request: AdminRequest,
+    },
+    /// What the file system under a disk's file still has free: wanted once before the disk's
+    /// first operation and every few seconds. Only reports depend on it.
+    MediumSpace {
+        /// Which disk.
+        disk: DiskId,
+        /// Free for us, in bytes.
+        free_bytes: u64,
+    },
+    /// Time may have come: see [`Engine::deadline`].
+    Tick,
+    /// Stop: disconnect clients, finish and flush what is in flight, close the disks.
+    Stop,
+}
+
+/// What goes out.
+#[derive(Debug)]
+pub enum Output {
+    /// Do this on a disk's medium.
+    Disk {
+        /// Which disk.
+        disk: DiskId,
+        /// What.
+        op: DiskOp,
+    },
+    /// Do this on the journal's medium.
+    Journal(DiskOp),
+    /// The node serves: disks are open and the agreed state is known.
+    Ready,
+    /// The node cannot serve, and why: one sentence with cause and remedy. The driver exits.
+    Failed(String),
+    /// Everything is closed; the driver exits.
+    Stopped,
+    /// The answer to List, Describe or Open.
+    Answer {
+        /// Whose question.
+        connection: ConnectionId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// The end of a request.
+    Complete {
+        /// Whose request.
+        connection: ConnectionId,
+        /// Which.
+        id: volume::RequestId,
+        /// How it ended.
+        result: Result<volume::Completion, volume::Error>,
+    },
+    /// The volume of this connection has another size now.
+    Resized {
+        /// Whose volume.
+        connection: ConnectionId,
+        /// The new size in bytes.
+        bytes: u64,
+    },
+    /// Close this connection, after the replies it still has to get. The driver answers with
+    /// [`Input::Close`].
+    Disconnect {
+        /// Which.
+        connection: ConnectionId,
+        /// Why, for the log.
+        reason: &'static str,
+    },
+    /// The answer to an administrator.
+    Admin {
+        /// That of the request.
+        token: AdminToken,
+        /// The answer.
+        result: Result<AdminReply, AdminError>,
+    },
+    /// Something for the log.
+    Notice {
+        /// How loud.
+        level: NoticeLevel,
+        /// One sentence.
+        sentence: String,
+    },
+}
+
+/// How loud a notice is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoticeLevel {
+    /// Worth knowing.
+    Info,
+    /// Something is damaged or short, and was dealt with.
+    Warning,
+    /// Somebody must act.
+    Error,
+}
+
+/// What a connection learns about its question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The volumes' names, in order.
+    Listed(Vec<String>),
+    /// The volume can be attached.
+    Described {
+        /// Its size in bytes.
+        bytes: u64,
+        /// Whether only reads are possible.
+        read_only: bool,
+    },
+    /// The volume is attached: requests may come.
+    Opened {
+        /// Its size in bytes.
+        bytes: u64,
+        /// Whether only reads are possible.
+        read_only: bool,
+    },
+    /// No such volume.
+    Unknown {
+        /// One sentence for people.
+        sentence: String,
+    },
+    /// It exists but cannot be had: somebody else holds it, or the node is not ready.
+    Refused {
+        /// One sentence for people.
+        sentence: String,
+    },
+}

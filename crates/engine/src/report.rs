@@ -1,0 +1,250 @@
+//! What administrators see: the machines' own states put into words and sums.
+
+use crate::{
+    NoticeLevel,
+    admin::{
+        AttachmentReport, DiskCounters, DiskReport, NodeReport, ScrubReport, StatusReport,
+        VolumeReport,
+    },
+    attach::Held,
+    disks::{Disk, Disks},
+};
+use cluster::Map;
+use proto::{BLOCK_SIZE, OBJECT_SIZE, Time};
+use std::time::Duration;
+use store::{Damage, DamagedPart, Notice, State, Usage};
+
+/// A request that waits longer than this is worth showing: far beyond any healthy disk.
+const WAITING_SHOWN: Duration = Duration::from_secs(2);
+/// Share of the capacity that may be free before a warning: one twentieth.
+const LOW_SPACE_DIVISOR: u64 = 20;
+/// Damages shown in words per disk.
+const DAMAGES_SHOWN_MAX: usize = 32;
+
+/// One disk.
+pub(crate) fn disk(map: &Map, disk: &Disk) -> DiskReport {
+    let mut report = DiskReport {
+        disk: disk.settings.disk,
+        incarnation: disk.incarnation,
+        path: disk.settings.path.clone(),
+        state: "opening".into(),
+        reason: None,
+        capacity_bytes: 0,
+        data_bytes: 0,
+        metadata_bytes: 0,
+        quarantined_bytes: 0,
+        allocated_bytes: 0,
+        available_bytes: 0,
+        damaged_blocks: 0,
+        damage_found: 0,
+        damage_mended: disk.mended,
+        lost_blocks: 0,
+        scrub: ScrubReport::default(),
+        counters: DiskCounters::default(),
+        damages: Vec::new(),
+    };
+    let Some(store) = disk.store() else { return report };
+    let status = store.status();
+    let space = &status.space;
+    (report.state, report.reason) = match &status.state {
+        State::Opening => ("opening".into(), None),
+        State::Serving => ("serving".into(), None),
+        State::Closing | State::Closed => ("closed".into(), None),
+        State::Refused(reason) => ("refused".into(), Some(reason.clone())),
+        State::Retired(reason) => ("retired".into(), Some(reason.clone())),
+    };
+    let growth = growth_bytes(disk, space.allocated_bytes, space.limit_bytes);
+    report.data_bytes = space.data_bytes;
+    report.metadata_bytes = space.map_bytes + space.checkpoint_bytes + status.log_bytes;
+    report.quarantined_bytes = space.quarantined_bytes;
+    report.allocated_bytes = space.allocated_bytes + status.log_bytes;
+    report.capacity_bytes = space.allocated_bytes.saturating_add(growth);
+    report.available_bytes = (space.free_bytes + space.quarantined_bytes)
+        .saturating_add(growth)
+        .saturating_sub(space.reserve_bytes);
+    report.damaged_blocks = status.damages.len() as u64 + status.damages_dropped;
+    report.damage_found = status.counters.checksum_errors + status.counters.read_errors;
+    report.lost_blocks = status.lost_blocks;
+    report.scrub = ScrubReport {
+        running: status.scrub.running,
+        passes: status.scrub.passes_done,
+        progress: f64::from(status.scrub.progress_permille) / 1000.0,
+        rate_bytes_per_s: status.scrub.rate.0,
+    };
+    report.counters = DiskCounters {
+        read_operations: status.counters.reads,
+        read_bytes: status.counters.read_bytes,
+        write_operations: status.counters.writes,
+        write_bytes: status.counters.write_bytes,
+        flushes: status.counters.flushes,
+        log_bytes: status.counters.log_bytes,
+        metadata_bytes: status.counters.metadata_bytes,
+        checkpoints: status.counters.checkpoints,
+        map_page_reads: status.counters.map_page_reads,
+    };
+    let latest = status.damages.iter().rev().take(DAMAGES_SHOWN_MAX);
+    report.damages = latest.map(|damage| damage_words(map, damage)).collect();
+    report
+}
+
+/// A damage, with the volume and the place in it where it hit a volume: that is what people can
+/// restore.
+fn damage_words(map: &Map, damage: &Damage) -> String {
+    let (key, first, bytes) = match damage.part {
+        DamagedPart::Data { key, block, .. } => (key, block, BLOCK_SIZE),
+        DamagedPart::MapPage { key, .. } => (key, 0, OBJECT_SIZE),
+        _ => return damage.to_string(),
+    };
+    let Some(volume) = map.volumes().find(|volume| volume.head == key.layer) else {
+        return damage.to_string();
+    };
+    let from = u64::from(key.index) * OBJECT_SIZE as u64 + u64::from(first) * BLOCK_SIZE as u64;
+    format!("volume {}, {bytes} bytes from {from} on: {damage}", volume.name)
+}
+
+/// How much a disk can still grow: to its limit, as far as the file system has room.
+fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u64 {
+    let to_limit = limit.map(|limit| limit.saturating_sub(allocated));
+    match disk.settings.kind {
+        store::MediumKind::Device => 0,
+        store::MediumKind::File => match (to_limit, disk.free_bytes) {
+            (Some(limit), Some(free)) => limit.min(free),
+            (Some(only), None) | (None, Some(only)) => only,
+            (None, None) => 0,
+        },
+    }
+}
+
+/// What is kept of a volume on all disks of this node.
+pub(crate) fn usage(disks: &Disks, volume: &cluster::Volume) -> Usage {
+    let mut sum = Usage::default();
+    for store in disks.values().filter_map(Disk::store) {
+        let usage = store.usage(volume.head);
+        sum.objects += usage.objects;
+        sum.data_blocks += usage.data_blocks;
+        sum.map_blocks += usage.map_blocks;
+    }
+    sum
+}
+
+/// One volume.
+pub(crate) fn volume(
+    now: Time,
+    disks: &Disks,
+    volume: &cluster::Volume,
+    held: Option<&Held>,
+) -> VolumeReport {
+    let usage = usage(disks, volume);
+    let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
+        node: attachment.node,
+        generation: attachment.generation,
+        holder: attachment.holder.clone(),
+        connections: held.map_or(0, |held| held.connections.len() as u32),
+        read_only: attachment.read_only,
+    });
+    VolumeReport {
+        volume: volume.id,
+        name: volume.name.clone(),
+        bytes: volume.bytes,
+        used_bytes: usage.data_blocks * BLOCK_SIZE as u64,
+        metadata_bytes: usage.map_blocks * BLOCK_SIZE as u64,
+        copies: 1,
+        created_unix_s: volume.created_unix_s,
+        attachment,
+        waiting: held.and_then(|held| waiting(now, held)),
+    }
+}
+
+/// Why the oldest request of a volume waits, if it does so for long.
+fn waiting(now: Time, held: &Held) -> Option<String> {
+    let waiting = held.session.as_ref()?.waiting(now)?;
+    let span = now.since(waiting.since);
+    (span >= WAITING_SHOWN).then(|| format!("{}, {} s", waiting.reason, span.as_secs()))
+}
+
+/// The whole, with what is wrong in words.
+pub(crate) fn status(
+    node: NodeReport,
+    disks: Vec<DiskReport>,
+    volumes: &[VolumeReport],
+    journal_failure: Option<String>,
+) -> StatusReport {
+    let mut warnings = Vec::new();
+    warnings.extend(journal_failure);
+    let capacity_bytes = disks.iter().map(|disk| disk.capacity_bytes).sum();
+    let available: u64 = disks.iter().map(|disk| disk.available_bytes).sum();
+    let provisioned_bytes: u64 = volumes.iter().map(|volume| volume.bytes).sum();
+    let mut healthy = warnings.is_empty();
+    for disk in &disks {
+        if disk.state != "serving" {
+            healthy = false;
+            let reason = disk.reason.as_deref().unwrap_or("it is not open");
+            warnings.push(format!("disk {} does not serve: {reason}", disk.path));
+        }
+        if disk.damaged_blocks > 0 {
+            healthy = false;
+            warnings.push(format!(
+                "disk {} has {} damaged blocks; `dog disk list --json` names them: restore them \
+                 from a backup and think of replacing the disk",
+                disk.path, disk.damaged_blocks
+            ));
+        }
+    }
+    if capacity_bytes > 0 && available < capacity_bytes / LOW_SPACE_DIVISOR {
+        warnings.push(format!(
+            "only {} MiB are left for new data; discard or delete something, or give the disk \
+             more room",
+            available >> 20
+        ));
+    }
+    if provisioned_bytes > capacity_bytes {
+        warnings.push(format!(
+            "the volumes are promised {} MiB but the disks hold {} MiB: thin volumes that fill up \
+             will get \"no space\"",
+            provisioned_bytes >> 20,
+            capacity_bytes >> 20
+        ));
+    }
+    for volume in volumes {
+        if let Some(waiting) = &volume.waiting {
+            healthy = false;
+            warnings.push(format!("volume {} waits: {waiting}", volume.name));
+        }
+    }
+    StatusReport {
+        healthy,
+        warnings,
+        volumes: volumes.len() as u64,
+        attached: volumes.iter().filter(|volume| volume.attachment.is_some()).count() as u64,
+        provisioned_bytes,
+        capacity_bytes,
+        used_bytes: disks.iter().map(|disk| disk.data_bytes).sum(),
+        node,
+        disks,
+    }
+}
+
+/// What a store wants people to know.
+pub(crate) fn notice(map: &Map, path: &str, notice: &Notice) -> (NoticeLevel, String) {
+    match notice {
+        Notice::Damaged(damage) => {
+            (NoticeLevel::Error, format!("disk {path}: {}", damage_words(map, damage)))
+        }
+        Notice::Mended(damage) => {
+            let damage = damage_words(map, damage);
+            (NoticeLevel::Warning, format!("disk {path}: {damage}, and was written anew"))
+        }
+        Notice::Retired { reason } => {
+            (NoticeLevel::Error, format!("disk {path} is out of service: {reason}"))
+        }
+        Notice::Full => (
+            NoticeLevel::Warning,
+            format!("disk {path} is full: new data is refused until something is freed"),
+        ),
+        Notice::NoLongerFull => (NoticeLevel::Info, format!("disk {path} takes new data again")),
+        Notice::ScrubDone { pass, errors } => (
+            NoticeLevel::Info,
+            format!("disk {path}: scrub pass {pass} has ended and found {errors} damages"),
+        ),
+    }
+}

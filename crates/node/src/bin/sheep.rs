@@ -1,0 +1,5 @@
+//! `sheep`, the daemon.
+
+fn main() -> std::process::ExitCode {
+    node::daemon::main()
+}

@@ -1,0 +1,343 @@
+//! The daemon as a process: start, signals, readiness, stop.
+//!
+//! The main thread opens everything that may be refused, starts the data thread and then serves
+//! HTTP and signals; it ends when the data thread does.
+
+use crate::{
+    asker::Asker,
+    data::{DataThread, Listener, Parts},
+    directory::DataDirectory,
+    disk::{Driver, Medium, OpenHow},
+    http, log,
+    settings::{Settings, Stop},
+    sockets,
+};
+use mio::Poll;
+use proto::limits::DESCRIPTORS_WANTED;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::net::UnixListener,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use store::MediumKind;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    task::LocalSet,
+};
+
+/// Mode of the NBD socket: the daemon's user and group.
+const NBD_SOCKET_MODE: u32 = 0o660;
+/// Mode of the admin socket: the daemon's user only.
+const ADMIN_SOCKET_MODE: u32 = 0o600;
+/// Files the daemon has open before the first client comes, and some for clients.
+const DESCRIPTORS_MIN: u64 = 64;
+/// How often systemd is told that the start goes on, and for how long that holds.
+const START_NOTICE: Duration = Duration::from_secs(10);
+
+/// Runs `sheep` with the arguments of this process.
+pub fn main() -> ExitCode {
+    let settings = match Settings::of_process() {
+        Ok(settings) => settings,
+        Err(Stop::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(Stop::Usage(sentence)) => {
+            eprintln!("sheep: {sentence}");
+            return ExitCode::from(2);
+        }
+    };
+    log::start(settings.log_level);
+    match run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            tracing::error!("{sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything that is open before the first thread starts.
+struct Opened {
+    nbd: Vec<Listener>,
+    admin: UnixListener,
+    metrics: Option<TcpListener>,
+    directory: DataDirectory,
+    media: Vec<Medium>,
+    engine: engine::Settings,
+}
+
+/// Runs a daemon until it is told to stop. The error is one sentence with cause and remedy.
+pub fn run(settings: &Settings) -> Result<(), String> {
+    raise_descriptors()?;
+    let opened = open(settings)?;
+    let places = Places::of(&opened, settings);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let ended = LocalSet::new().block_on(&runtime, serve(settings, opened, &places));
+    places.remove();
+    ended
+}
+
+fn open(settings: &Settings) -> Result<Opened, String> {
+    // Ports first: they can be refused before anything is made.
+    let tcp = |address, setting| sockets::open_tcp(address, setting);
+    let nbd_tcp = settings.nbd_listen.map(|address| tcp(address, "nbd-listen")).transpose()?;
+    let metrics =
+        settings.metrics_listen.map(|address| tcp(address, "metrics-listen")).transpose()?;
+    let directory = DataDirectory::open(&settings.data, settings.disk.as_deref())?;
+    let opened = open_in(settings, &directory);
+    let (nbd_unix, admin, media) = match opened {
+        Ok(opened) => opened,
+        Err(sentence) => {
+            let _ = fs::remove_file(directory.nbd_socket());
+            let _ = fs::remove_file(directory.admin_socket());
+            directory.abandon();
+            return Err(sentence);
+        }
+    };
+    let mut nbd = vec![Listener::Unix(mio::net::UnixListener::from_std(nbd_unix))];
+    nbd.extend(nbd_tcp.map(|listener| Listener::Tcp(mio::net::TcpListener::from_std(listener))));
+    let engine = engine_settings(settings, &directory, &media);
+    Ok(Opened { nbd, admin, metrics, directory, media, engine })
+}
+
+/// Opens what lies in the data directory: the sockets, and the media with the journal first.
+fn open_in(
+    settings: &Settings,
+    directory: &DataDirectory,
+) -> Result<(UnixListener, UnixListener, Vec<Medium>), String> {
+    let nbd = sockets::open_unix(&directory.nbd_socket(), NBD_SOCKET_MODE, settings.socket_group)?;
+    let admin = sockets::open_unix(&directory.admin_socket(), ADMIN_SOCKET_MODE, None)?;
+    directory.begin()?;
+    let how =
+        |kind| OpenHow { kind, create: directory.record().founding, direct: settings.direct_io };
+    let mut media = vec![Medium::open(&directory.journal(), how(MediumKind::File))?];
+    for disk in &directory.record().disks {
+        media.push(Medium::open(&directory.disk(disk), how(disk.kind))?);
+    }
+    if directory.record().founding {
+        for medium in &media {
+            medium.check_allocation()?;
+        }
+    }
+    if !settings.direct_io {
+        tracing::warn!(
+            "direct I/O is off: data is kept in the page cache too, and reads are not checked \
+             against the disk; switch it on when the file system can"
+        );
+    }
+    Ok((nbd, admin, media))
+}
+
+fn engine_settings(
+    settings: &Settings,
+    directory: &DataDirectory,
+    media: &[Medium],
+) -> engine::Settings {
+    let record = directory.record();
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let disks = record.disks.iter().zip(&media[1..]).map(|(disk, medium)| engine::DiskSettings {
+        disk: disk.disk,
+        format: record.founding,
+        kind: disk.kind,
+        medium_bytes: medium.bytes(),
+        limit_bytes: settings.limit,
+        map_cache_bytes: settings.map_cache,
+        scrub_bytes_per_s: settings.scrub_rate,
+        log_bytes: settings.log,
+        path: medium.path().display().to_string(),
+    });
+    engine::Settings {
+        cluster: record.cluster,
+        node: record.node,
+        found: record.founding,
+        journal_bytes: media[0].bytes(),
+        disks: disks.collect(),
+        unix_s: since_1970.as_secs(),
+        version: env!("CARGO_PKG_VERSION").to_string(),
+    }
+}
+
+/// Starts the data thread, serves HTTP and signals beside it, and ends with it.
+async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(), String> {
+    let cannot = |error: std::io::Error| format!("cannot start: {error}");
+    let Opened { nbd, admin, metrics, directory, media, engine } = opened;
+    let poll = Poll::new().map_err(cannot)?;
+    let (asker, commands) = Asker::new(DataThread::waker(&poll).map_err(cannot)?);
+    let (ready, mut readied) = oneshot::channel();
+    let (end, mut ended) = oneshot::channel();
+    let disk_engine = settings.disk_engine;
+    let thread = std::thread::Builder::new().name("data".to_string()).spawn(move || {
+        let run = || {
+            // The ring belongs to the thread that makes it.
+            let driver = Driver::new(media, disk_engine)
+                .map_err(|error| format!("cannot drive the disks as wanted: {error}"))?;
+            let parts = Parts {
+                directory,
+                settings: engine,
+                driver,
+                poll,
+                listeners: nbd,
+                commands,
+                ready,
+            };
+            let data = DataThread::new(parts).map_err(|error| format!("cannot start: {error}"))?;
+            data.run()
+        };
+        // The main thread waits for it until it ends.
+        let _ = end.send(run());
+    });
+    let thread = thread.map_err(cannot)?;
+
+    let admin = tokio::net::UnixListener::from_std(admin).map_err(cannot)?;
+    tokio::task::spawn_local(http::serve_unix(admin, http::admin_router(asker.clone())));
+    if let Some(metrics) = metrics {
+        let metrics = tokio::net::TcpListener::from_std(metrics).map_err(cannot)?;
+        tokio::task::spawn_local(http::serve_tcp(metrics, http::watching_router(asker.clone())));
+    }
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    // Caught and not looked at: neither a closed terminal nor a file size limit ends the process.
+    let _hangup = signal(SignalKind::hangup()).map_err(cannot)?;
+    let _file_size = signal(SignalKind::from_raw(libc::SIGXFSZ)).map_err(cannot)?;
+    let watchdog = tokio::task::spawn_local(watch(asker.clone()));
+    let mut stopping = false;
+    let mut waiting = tokio::time::interval(START_NOTICE);
+    let deadline = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            result = &mut ended => {
+                watchdog.abort();
+                let _ = thread.join();
+                if stopping {
+                    tracing::info!("stopped");
+                }
+                return result.unwrap_or_else(|_| Err("the data thread is gone".to_string()));
+            }
+            result = &mut readied, if !readied.is_terminated() => if result.is_ok() {
+                tracing::info!("serving {places}");
+                notify(&[NotifyState::Ready]);
+            },
+            _ = waiting.tick(), if !readied.is_terminated() => {
+                let microseconds = 3 * START_NOTICE.as_micros() as u32;
+                notify(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+            },
+            _ = async {
+                tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+            } => {
+                if stopping {
+                    return Err("told to stop a second time: ended at once, as if killed; nothing \
+                                acknowledged is lost".to_string());
+                }
+                stopping = true;
+                tracing::info!("stopping: finishing what is in flight");
+                notify(&[NotifyState::Stopping]);
+                asker.stop();
+                deadline.as_mut().reset(tokio::time::Instant::now() + settings.stop_timeout);
+            }
+            () = &mut deadline, if stopping => {
+                return Err(format!(
+                    "the clean stop took more than {} s and was given up; nothing acknowledged is \
+                     lost, but the next start takes longer (see --stop-timeout)",
+                    settings.stop_timeout.as_secs()
+                ));
+            }
+        }
+    }
+}
+
+/// Feeds systemd's watchdog for as long as the data thread turns.
+async fn watch(asker: Asker) {
+    let mut microseconds = 0;
+    if !sd_notify::watchdog_enabled(false, &mut microseconds) {
+        return;
+    }
+    let period = Duration::from_micros(microseconds) / 3;
+    loop {
+        if asker.ping(period).await {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("the data thread does not answer; its watchdog is not fed");
+        }
+        tokio::time::sleep(period).await;
+    }
+}
+
+/// Tells systemd, if it started us.
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::debug!("systemd is not told: {error}");
+    }
+}
+
+/// Many connections need many descriptors; what is allowed at most is taken. With fewer than the
+/// daemon itself needs it does not begin.
+fn raise_descriptors() -> Result<(), String> {
+    let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum.unwrap_or(DESCRIPTORS_WANTED);
+    let wanted = limit.current.unwrap_or(maximum).max(DESCRIPTORS_WANTED.min(maximum));
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    if wanted < DESCRIPTORS_MIN {
+        return Err(format!(
+            "only {wanted} files may be open, and sheep needs {DESCRIPTORS_MIN} for itself; raise \
+             LimitNOFILE, or `ulimit -n`"
+        ));
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("cannot raise the number of open files to {wanted}: {error}");
+    } else if wanted < DESCRIPTORS_WANTED {
+        tracing::warn!(
+            "only {wanted} files may be open, {DESCRIPTORS_WANTED} are wanted for many clients; \
+             raise LimitNOFILE"
+        );
+    }
+    Ok(())
+}
+
+/// Where a daemon can be reached, for the log, and for clearing up.
+struct Places {
+    nbd: std::path::PathBuf,
+    admin: std::path::PathBuf,
+    tcp: Vec<(&'static str, std::net::SocketAddr)>,
+}
+
+impl Places {
+    fn of(opened: &Opened, settings: &Settings) -> Places {
+        let listening = [("NBD", settings.nbd_listen), ("metrics", settings.metrics_listen)];
+        Places {
+            nbd: opened.directory.nbd_socket(),
+            admin: opened.directory.admin_socket(),
+            tcp: listening
+                .into_iter()
+                .filter_map(|(what, address)| Some((what, address?)))
+                .collect(),
+        }
+    }
+
+    fn remove(&self) {
+        for path in [&self.nbd, &self.admin] {
+            // Not there is as good.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl std::fmt::Display for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NBD at {}, administration at {}", self.nbd.display(), self.admin.display())?;
+        for (what, address) in &self.tcp {
+            write!(f, ", {what} at {address}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! The record `node` of a data directory: who this node is, and where its disks are.
+//!
+//! A text of lines, so that people can read it: a title with the version, one line per fact, and
+//! last the CRC-64/NVMe of all bytes before that line. It is refused unless all of it fits.
+
+use proto::{ClusterId, DiskId, NodeId, crc64};
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+use store::MediumKind;
+
+/// The first line, up to the version.
+const TITLE: &str = "sheepdog node record, version ";
+/// The version that is written.
+const VERSION: u32 = 1;
+/// Longest record that is read, in bytes.
+const BYTES_MAX: u64 = 64 << 10;
+/// Disks a node may have.
+const DISKS_MAX: usize = 64;
+
+/// Who this node is, and where its disks are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// The cluster it belongs to.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// Whether the media were still being made when this was written: nothing was ever served from
+    /// them, and they are made anew.
+    pub founding: bool,
+    /// The disks, at least one.
+    pub disks: Vec<DiskRecord>,
+}
+
+/// One disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskRecord {
+    /// The disk.
+    pub disk: DiskId,
+    /// A file or a device.
+    pub kind: MediumKind,
+    /// Where it is: for a file relative to the data directory.
+    pub path: PathBuf,
+}
+
+/// Why there is no record.
+#[derive(Debug)]
+pub enum RecordError {
+    /// There is no such file.
+    Missing,
+    /// It cannot be used: what is wrong, to be put behind its path.
+    Unusable(String),
+}
+
+impl Record {
+    /// Reads the record at this path.
+    pub fn read(path: &Path) -> Result<Record, RecordError> {
+        let unusable = |error: io::Error| RecordError::Unusable(format!("cannot be read: {error}"));
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RecordError::Missing);
+            }
+            Err(error) => return Err(unusable(error)),
+            Ok(metadata) if metadata.len() > BYTES_MAX => {
+                return Err(RecordError::Unusable("is too long to be one".to_string()));
+            }
+            Ok(_) => {}
+        }
+        let bytes = fs::read(path).map_err(unusable)?;
+        Record::parse(&bytes).map_err(RecordError::Unusable)
+    }
+
+    /// Writes the record in place of the one at this path, at once and durably.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let directory = path.parent().expect("a record lies in a directory");
+        let new = path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(self.print().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(directory)?.sync_all()
+    }
+
+    fn print(&self) -> String {
+        let state = if self.founding { "founding" } else { "serving" };
+        let mut text = format!(
+            "{TITLE}{VERSION}\ncluster {}\nnode {}\nstate {state}\n",
+            self.cluster, self.node
+        );
+        for disk in &self.disks {
+            let kind = match disk.kind {
+                MediumKind::File => "file",
+                MediumKind::Device => "device",
+            };
+            let path = disk.path.to_str().expect("checked when the disk was taken");
+            assert!(!path.contains('\n'), "checked when the disk was taken");
+            let _ = writeln!(text, "disk {} {kind} {path}", disk.disk);
+        }
+        let checksum = crc64(text.as_bytes());
+        let _ = writeln!(text, "checksum {checksum:016x}");
+        text
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Record, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "is no text".to_string())?;
+        let mut lines = text.split_inclusive('\n').map(|line| line.trim_end_matches('\n'));
+        let version = lines.next().and_then(|line| line.strip_prefix(TITLE));
+        match version.map(str::parse::<u32>) {
+            Some(Ok(VERSION)) => {}
+            Some(Ok(version)) => {
+                return Err(format!("is of version {version}, which this sheep does not know"));
+            }
+            _ => return Err("is no node record".to_string()),
+        }
+        let damaged = || "is damaged".to_string();
+        let body = text.strip_suffix('\n').ok_or_else(damaged)?;
+        let (body, last) = body.rsplit_once('\n').ok_or_else(damaged)?;
+        let checksum = last.strip_prefix("checksum ").ok_or_else(damaged)?;
+        // The newline before the last line is part of what is summed.
+        if format!("{:016x}", crc64(&bytes[..body.len() + 1])) != checksum {
+            return Err(damaged());
+        }
+        Record::parse_facts(body.lines().skip(1)).ok_or_else(damaged)
+    }
+
+    fn parse_facts<'a>(mut lines: impl Iterator<Item = &'a str>) -> Option<Record> {
+        let number = |text: &str| u128::from_str_radix(text, 16).ok().filter(|&id| id != 0);
+        let cluster = ClusterId(number(lines.next()?.strip_prefix("cluster ")?)?);
+        let node = NodeId(number(lines.next()?.strip_prefix("node ")?)?);
+        let founding = match lines.next()?.strip_prefix("state ")? {
+            "founding" => true,
+            "serving" => false,
+            _ => return None,
+        };
+        let mut disks = Vec::new();
+        for line in lines {
+            let mut words = line.strip_prefix("disk ")?.splitn(3, ' ');
+            let disk = DiskId(number(words.next()?)?);
+            let kind = match words.next()? {
+                "file" => MediumKind::File,
+                "device" => MediumKind::Device,
+                _ => return None,
+            };
+            let path = PathBuf::from(words.next().filter(|path| !path.is_empty())?);
+            disks.push(DiskRecord { disk, kind, path });
+        }
+        let fits = (1..=DISKS_MAX).contains(&disks.len());
+        fits.then_some(Record { cluster, node, founding, disks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            cluster: ClusterId(0xabc),
+            node: NodeId(1 << 100),
+            founding: false,
+            disks: vec![
+                DiskRecord { disk: DiskId(7), kind: MediumKind::File, path: "disk".into() },
+                DiskRecord {
+                    disk: DiskId(8),
+                    kind: MediumKind::Device,
+                    path: "/dev/disk/by-id/with a space".into(),
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let path = directory.path().join("node");
+        assert!(matches!(Record::read(&path), Err(RecordError::Missing)));
+        for founding in [true, false] {
+            let record = Record { founding, ..record() };
+            record.write(&path).expect("written");
+            assert_eq!(Record::read(&path).expect("read"), record);
+        }
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_bit_is_noticed() {
+        let text = record().print();
+        for length in 0..text.len() {
+            assert!(Record::parse(&text.as_bytes()[..length]).is_err(), "cut at {length}");
+        }
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Record::parse(&bytes).is_err(), "bit {bit}");
+        }
+        let mut doubled = text.clone();
+        doubled.push_str(&text);
+        assert!(Record::parse(doubled.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn records_that_lie_or_come_from_the_future_are_refused() {
+        let check = |from: &str, to: &str, part: &str| {
+            let mut text = record().print().replacen(from, to, 1);
+            text.truncate(text.find("checksum").expect("a checksum"));
+            let checksum = crc64(text.as_bytes());
+            let _ = writeln!(text, "checksum {checksum:016x}");
+            let error = Record::parse(text.as_bytes()).expect_err(to);
+            assert!(error.contains(part), "{error}");
+        };
+        check("version 1", "version 2", "version 2, which this sheep does not know");
+        check("sheepdog", "goatdog", "no node record");
+        check("state serving", "state sleeping", "damaged");
+        check("cluster 0", "cluster x", "damaged");
+        check("file disk", "file ", "damaged");
+        check("file disk", "tape disk", "damaged");
+        check("\nnode ", "\nknot ", "damaged");
+    }
+}

@@ -1,0 +1,388 @@
+//! Every command, option and default of `dog`, once: parsing, help, man pages and completions are
+//! produced from here.
+
+use super::failure::EXIT_CODES_HELP;
+use crate::{
+    api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
+    size::Size,
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Manages the volumes and disks of a sheepdog node
+///
+/// dog asks the sheep of this machine over its admin socket, DIR/admin.sock, and moves data over
+/// its NBD socket, DIR/nbd.sock. Sizes, offsets and lengths are bytes, or numbers with K, M, G, T
+/// or P, powers of 1024.
+#[derive(Debug, Parser)]
+#[command(name = "dog", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
+pub struct Arguments {
+    /// Where and how to ask.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Data directory of the node to ask
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = DATA_DIRECTORY_VARIABLE,
+        default_value = DATA_DIRECTORY_DEFAULT
+    )]
+    pub data: PathBuf,
+    /// Admin socket of the node [default: DIR/admin.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// NBD socket of the node [default: DIR/nbd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub nbd_socket: Option<PathBuf>,
+    /// Print JSON instead of tables and sentences
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What a command is about.
+#[derive(Debug, Subcommand)]
+pub enum Noun {
+    /// Virtual disks: create, list, resize, import, export, attach
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// Disks of the node: list, scrub
+    #[command(subcommand)]
+    Disk(DiskVerb),
+    /// The node itself
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Is all well, and how full is it? Exits with 1 when something is wrong
+    Status,
+    /// Measure the node with the job set on a scratch volume, which is deleted again
+    Bench(Bench),
+    /// Print shell completions
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// An existing directory, such as /usr/local/share/man/man1
+        directory: PathBuf,
+    },
+}
+
+/// What to do with a volume.
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Make a new, empty volume; it takes space only as it is written
+    Create {
+        /// Its name
+        name: String,
+        /// Its size, a multiple of 4096 bytes
+        size: Size,
+    },
+    /// List all volumes
+    List,
+    /// Show everything about one volume
+    Info {
+        /// Its name
+        name: String,
+    },
+    /// Change a volume's size, while it is attached or not
+    Resize {
+        /// Its name
+        name: String,
+        /// The new size, a multiple of 4096 bytes
+        size: Size,
+        /// Allow a smaller size: what lies beyond it is lost
+        #[arg(long, visible_alias = "yes")]
+        allow_shrink: bool,
+    },
+    /// Give a volume another name
+    Rename {
+        /// Its name
+        name: String,
+        /// The name it gets
+        new_name: String,
+    },
+    /// Delete a volume and all its data
+    Delete {
+        /// Its name
+        name: String,
+        /// Really delete it: this cannot be undone
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Fill a volume from a disk image or from standard input
+    Import(Import),
+    /// Save a volume as a disk image or to standard output
+    Export(Export),
+    /// Read bytes of a volume
+    Read {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        range: Range,
+        /// File to write them to; without it, standard output
+        file: Option<PathBuf>,
+    },
+    /// Write bytes into a volume
+    Write {
+        /// Its name
+        name: String,
+        /// Where to, a multiple of 512 bytes
+        #[arg(long)]
+        offset: Size,
+        /// File to take them from; without it, standard input. Its length must be a multiple of
+        /// 512 bytes
+        file: Option<PathBuf>,
+        /// Put each write on stable media before the next is counted as done
+        #[arg(long)]
+        fua: bool,
+    },
+    /// Make a range of a volume read as zeros
+    Zero {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        range: Range,
+        /// Keep the space allocated
+        #[arg(long)]
+        no_unmap: bool,
+        /// Fail where zeroing would be as slow as writing
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Give a range of a volume back as unused
+    Discard {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        range: Range,
+    },
+    /// Put everything written to a volume on stable media
+    Flush {
+        /// Its name
+        name: String,
+    },
+    /// Show which ranges of a volume hold data
+    Map {
+        /// Its name
+        name: String,
+    },
+    /// Print the QEMU arguments and the libvirt XML that attach a volume to a virtual machine
+    Attach {
+        /// Its name
+        name: String,
+        /// How long a guest's I/O waits for a sheep that went away before it fails, in seconds
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+        reconnect_delay: u32,
+        /// The disk's name in the guest's XML
+        #[arg(long, default_value = "vda", value_name = "NAME")]
+        target: String,
+    },
+    /// Drop the connection of a volume's client, so that it reconnects and learns a new size
+    Reconnect {
+        /// Its name
+        name: String,
+    },
+}
+
+/// A range of bytes.
+#[derive(Debug, Args)]
+pub struct Range {
+    /// Where it starts, a multiple of 512 bytes
+    #[arg(long)]
+    pub offset: Size,
+    /// How long it is, a multiple of 512 bytes
+    #[arg(long)]
+    pub length: Size,
+}
+
+/// `dog volume import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The image, or - for standard input
+    pub file: PathBuf,
+    /// The volume's name
+    pub name: String,
+    /// The volume's size [default: the image's, rounded up to 4096 bytes]
+    #[arg(long)]
+    pub size: Option<Size>,
+    /// The image's format, as `qemu-img` names it. Without it, qcow2, vhdx, vdi and vpc images
+    /// that stand alone are recognised, and everything else is raw
+    #[arg(long)]
+    pub format: Option<String>,
+    /// Replace the content of a volume that exists
+    #[arg(long, visible_alias = "yes")]
+    pub overwrite: bool,
+    /// Keep the volume when the import fails or is interrupted
+    #[arg(long)]
+    pub keep_partial: bool,
+}
+
+/// `dog volume export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The volume's name
+    pub name: String,
+    /// The file, or - for standard output
+    pub file: PathBuf,
+    /// The image's format
+    #[arg(long, value_enum, default_value_t = ExportFormat::Raw)]
+    pub format: ExportFormat,
+    /// Replace the file if it exists
+    #[arg(long, visible_alias = "yes")]
+    pub overwrite: bool,
+}
+
+/// What an export is written as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ExportFormat {
+    /// The bytes as they are; a file is sparse
+    Raw,
+    /// QEMU's own format, through `qemu-img`
+    Qcow2,
+}
+
+/// What to do with disks.
+#[derive(Debug, Subcommand)]
+pub enum DiskVerb {
+    /// List the node's disks
+    List,
+    /// Scrubbing: reading everything once in a while, to find damage before it is needed
+    #[command(subcommand)]
+    Scrub(ScrubVerb),
+}
+
+/// What to do about scrubbing.
+#[derive(Debug, Subcommand)]
+pub enum ScrubVerb {
+    /// Begin a pass now
+    Start {
+        #[command(flatten)]
+        disk: DiskChoice,
+    },
+    /// End the running pass
+    Stop {
+        #[command(flatten)]
+        disk: DiskChoice,
+    },
+    /// Set how much is read each second; 0 switches scrubbing off
+    Rate {
+        /// Bytes a second
+        rate: Size,
+        #[command(flatten)]
+        disk: DiskChoice,
+    },
+}
+
+/// One disk or all.
+#[derive(Debug, Args)]
+pub struct DiskChoice {
+    /// The disk's id, as `dog disk list` shows it [default: all disks of the node]
+    #[arg(long, value_name = "ID")]
+    pub disk: Option<String>,
+}
+
+/// What to do with the node.
+#[derive(Debug, Subcommand)]
+pub enum NodeVerb {
+    /// Show the node's identity and version
+    Info,
+}
+
+/// `dog bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// How long each job runs
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub seconds: u32,
+    /// How large the scratch volume is; all of it is written first
+    #[arg(long, default_value = "1G")]
+    pub size: Size,
+    /// Run only this job; may be given several times [default: all]
+    #[arg(long, value_name = "JOB")]
+    pub job: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn definitions_are_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_of_the_manual_parse() {
+        for line in [
+            "dog volume create disk1 20G",
+            "dog volume list --json",
+            "dog --json volume info disk1",
+            "dog volume resize disk1 30G",
+            "dog volume resize disk1 10G --allow-shrink",
+            "dog volume resize disk1 10G --yes",
+            "dog volume rename disk1 disk2",
+            "dog volume delete disk1 --yes",
+            "dog volume import - disk1 --size 1G",
+            "dog volume import image.qcow2 disk1 --format qcow2 --overwrite",
+            "dog volume export disk1 -",
+            "dog volume export disk1 disk1.qcow2 --format qcow2",
+            "dog volume read disk1 --offset 0 --length 4K",
+            "dog volume read disk1 --offset 0 --length 4K file",
+            "dog volume write disk1 --offset 1M file --fua",
+            "dog volume zero disk1 --offset 0 --length 1M --no-unmap --fast",
+            "dog volume discard disk1 --offset 0 --length 1M",
+            "dog volume flush disk1",
+            "dog volume map disk1",
+            "dog volume attach disk1 --reconnect-delay 60",
+            "dog volume reconnect disk1",
+            "dog disk list",
+            "dog disk scrub start",
+            "dog disk scrub stop --disk 00",
+            "dog disk scrub rate 10M",
+            "dog node info --data /srv/sheep",
+            "dog status --socket /run/sheep.sock",
+            "dog bench --seconds 2 --size 256M --job rw-4k-q1 --job rr-4k-q1",
+            "dog completions bash",
+            "dog man /tmp",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            "dog",
+            "dog volume",
+            "dog volume create disk1",
+            "dog volume create disk1 20X",
+            "dog volume create disk1 -5",
+            "dog volume read disk1 --offset 0",
+            "dog volume export disk1 file --format vmdk",
+            "dog disk scrub",
+            "dog bench --seconds 0",
+            "dog completions cmd",
+            "dog volume list surplus",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

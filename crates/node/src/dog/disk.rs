@@ -1,0 +1,128 @@
+//! `dog disk`: the node's disks and their scrubbing.
+
+use super::{
+    Context, Failure,
+    arguments::{DiskChoice, DiskVerb, ScrubVerb},
+    print,
+};
+use crate::size::Size;
+use engine::admin::{AdminReply, AdminRequest, DiskReport, ScrubAction};
+use proto::DiskId;
+
+/// Runs one verb.
+pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
+    match verb {
+        DiskVerb::List => list(context),
+        DiskVerb::Scrub(ScrubVerb::Start { disk }) => {
+            scrub(context, &disk, ScrubAction::Start, "scrubbing started".to_string())
+        }
+        DiskVerb::Scrub(ScrubVerb::Stop { disk }) => {
+            scrub(context, &disk, ScrubAction::Stop, "scrubbing stopped".to_string())
+        }
+        DiskVerb::Scrub(ScrubVerb::Rate { rate, disk }) => {
+            let sentence = match rate.0 {
+                0 => "scrubbing is off".to_string(),
+                _ => format!("scrubbing reads at most {rate}/s"),
+            };
+            scrub(context, &disk, ScrubAction::Rate(rate.0), sentence)
+        }
+    }
+}
+
+fn list(context: &Context) -> Result<(), Failure> {
+    let AdminReply::Disks(disks) = context.ask(&AdminRequest::DiskList)? else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        return print::json(&disks);
+    }
+    print::text(&tabulate(&disks))?;
+    for disk in &disks {
+        if let Some(reason) = &disk.reason {
+            context.note(&format!("warning: disk {}: {reason}", disk.path));
+        }
+        for damage in &disk.damages {
+            context.note(&format!("damage on {}: {damage}", disk.path));
+        }
+    }
+    Ok(())
+}
+
+fn scrub(
+    context: &Context,
+    choice: &DiskChoice,
+    action: ScrubAction,
+    sentence: String,
+) -> Result<(), Failure> {
+    let disk = choice.disk.as_deref().map(parse_disk).transpose()?;
+    context.tell(&AdminRequest::DiskScrub { disk, action })?;
+    context.done(&sentence)
+}
+
+fn parse_disk(text: &str) -> Result<DiskId, Failure> {
+    let whole = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let id = if whole { u128::from_str_radix(text, 16).ok() } else { None };
+    id.map(DiskId).ok_or_else(|| {
+        Failure::usage(format!(
+            "`{text}` is no disk id; give the 32 hexadecimal digits that `dog disk list` shows"
+        ))
+    })
+}
+
+/// Disks as a table.
+pub fn tabulate(disks: &[DiskReport]) -> String {
+    let columns = [
+        ("DISK", false),
+        ("STATE", false),
+        ("CAPACITY", true),
+        ("DATA", true),
+        ("MAPS+LOG", true),
+        ("FREED", true),
+        ("TAKEN", true),
+        ("AVAILABLE", true),
+        ("DAMAGED", true),
+        ("SCRUB", false),
+        ("PATH", false),
+    ];
+    let rows = disks.iter().map(|disk| {
+        vec![
+            disk.disk.to_string(),
+            disk.state.clone(),
+            Size(disk.capacity_bytes).to_string(),
+            Size(disk.data_bytes).to_string(),
+            Size(disk.metadata_bytes).to_string(),
+            Size(disk.quarantined_bytes).to_string(),
+            Size(disk.allocated_bytes).to_string(),
+            Size(disk.available_bytes).to_string(),
+            disk.damaged_blocks.to_string(),
+            describe_scrub(disk),
+            disk.path.clone(),
+        ]
+    });
+    print::table(&columns, rows.collect())
+}
+
+fn describe_scrub(disk: &DiskReport) -> String {
+    let scrub = &disk.scrub;
+    match (scrub.running, scrub.rate_bytes_per_s) {
+        (_, 0) => "off".to_string(),
+        (true, rate) => format!("{:.0} % at {}/s", scrub.progress * 100.0, Size(rate)),
+        (false, _) if scrub.passes == 0 => "never yet".to_string(),
+        (false, _) => format!("{} passes", scrub.passes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_ids_are_whole() {
+        let id = "000102030405060708090a0b0c0d0e0f";
+        assert_eq!(parse_disk(id).map(|disk| disk.to_string()), Ok(id.to_string()));
+        for text in ["", "0", "xyz", &id[1..], "+00102030405060708090a0b0c0d0e0f"] {
+            let failure = parse_disk(text).expect_err(text);
+            assert!(failure.sentence.contains("dog disk list"), "{failure}");
+        }
+    }
+}

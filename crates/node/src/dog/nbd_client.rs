@@ -1,0 +1,700 @@
+//! An NBD client over a Unix socket: one connection, many requests in flight, one thread.
+//!
+//! [`NbdClient::submit`] sends a request and [`NbdClient::wait`] brings the next reply, in
+//! whatever order they come; both only ever block in `poll`, so that a peer that wants to be read
+//! before it reads on cannot lock the two up. The peer's bytes are checked before they are used:
+//! lengths against what was asked for, and every byte of a read must have been sent.
+
+use super::{interrupt::Interrupt, nbd_handshake, nbd_wire::*};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io::{self, IoSlice, Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// How often a waiting client looks whether it was interrupted.
+const INTERRUPT_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// What one read of the socket takes at most when no payload is expected.
+const INPUT_BYTES: usize = 64 << 10;
+/// Payload shorter than this is copied out of the input buffer instead of read in place.
+const DIRECT_READ_MIN: usize = 16 << 10;
+/// How many pieces one system call sends at most.
+const SEND_PIECES_MAX: usize = 64;
+/// Longest chunk that is no data: an error's message, or runs of block status.
+const SMALL_CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// What the server said about the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Export {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Offsets and lengths must be multiples of this many bytes.
+    pub block_min: u32,
+    /// Longest read or write in bytes.
+    pub payload_max: u32,
+    /// Whether block status is known, and the number of its context.
+    pub context: Option<u32>,
+    /// Whether structured replies were agreed on.
+    pub structured: bool,
+}
+
+/// One request. Offsets and lengths are bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Bring the content.
+    Read {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u32,
+    },
+    /// Replace the content.
+    Write {
+        /// Where.
+        offset: u64,
+        /// With what.
+        data: Vec<u8>,
+        /// Done only when stable.
+        fua: bool,
+    },
+    /// Make it read as zeros.
+    Zero {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u32,
+        /// Keep the space.
+        no_hole: bool,
+        /// Fail instead of being slow.
+        fast: bool,
+    },
+    /// The content is not needed any more.
+    Trim {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u32,
+    },
+    /// Make everything completed stable.
+    Flush,
+    /// What is data and what is not.
+    Status {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u32,
+    },
+}
+
+/// What a request brought.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Nothing to tell.
+    Done,
+    /// The content, as long as asked for.
+    Data(Vec<u8>),
+    /// Runs, in order; at least one, covering a part from the start of what was asked for.
+    Status(Vec<Extent>),
+}
+
+/// A run of bytes of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Extent {
+    /// How many, never 0.
+    pub length: u64,
+    /// Whether they take space.
+    pub hole: bool,
+    /// Whether they read as zeros.
+    pub zero: bool,
+}
+
+/// The end of a request.
+#[derive(Debug)]
+pub struct Reply {
+    /// What [`NbdClient::submit`] returned.
+    pub cookie: u64,
+    /// The request's offset, 0 for a flush.
+    pub offset: u64,
+    /// How long it took since it was submitted.
+    pub elapsed: Duration,
+    /// How it ended.
+    pub result: Result<Outcome, NbdError>,
+}
+
+/// Why something did not happen. Each prints as one sentence.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NbdError {
+    /// Nobody listens, or we may not connect.
+    #[error("{0}")]
+    Connect(String),
+    /// No volume has this name.
+    #[error("{0}")]
+    Unknown(String),
+    /// The server will not give us the volume.
+    #[error("{0}")]
+    Refused(String),
+    /// One request failed; the connection goes on.
+    #[error("{sentence}")]
+    Request {
+        /// NBD's number for the error: 5 for EIO, 28 for ENOSPC, ...
+        code: u32,
+        /// In words.
+        sentence: String,
+    },
+    /// The connection ended or is of no use any more. What was in flight may have happened.
+    #[error("{0}")]
+    Lost(String),
+    /// Somebody pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// A request that waits for its reply.
+#[derive(Debug)]
+struct Pending {
+    command: u16,
+    offset: u64,
+    length: u32,
+    submitted: Instant,
+    /// A read's content as it arrives.
+    data: Vec<u8>,
+    /// Which parts of it have arrived.
+    arrived: Vec<(usize, usize)>,
+    extents: Vec<Extent>,
+    error: Option<NbdError>,
+}
+
+/// What the next bytes of the socket are.
+#[derive(Debug)]
+enum Expected {
+    /// The head of a reply or chunk.
+    Head,
+    /// Content of a read: `left` bytes for `at .. at + left` of its data.
+    Payload { cookie: u64, at: usize, left: usize, last: bool },
+}
+
+/// One attached connection.
+pub struct NbdClient {
+    stream: UnixStream,
+    export: Export,
+    interrupt: Interrupt,
+    next_cookie: u64,
+    pending: BTreeMap<u64, Pending>,
+    replies: VecDeque<Reply>,
+    /// What the socket has not taken yet; of the first piece, `sent` bytes are gone.
+    output: VecDeque<Vec<u8>>,
+    sent: usize,
+    /// What was read but not understood yet: `input[used..filled]`.
+    input: Vec<u8>,
+    used: usize,
+    filled: usize,
+    expected: Expected,
+    /// Set by the first failure of the connection itself; every later call repeats it.
+    lost: Option<NbdError>,
+}
+
+impl NbdClient {
+    /// Connects to the daemon's NBD socket and attaches the volume.
+    pub fn connect(socket: &Path, name: &str, interrupt: Interrupt) -> Result<NbdClient, NbdError> {
+        let stream = UnixStream::connect(socket).map_err(|error| connect_error(socket, &error))?;
+        NbdClient::over(stream, name, interrupt)
+    }
+
+    /// Attaches the volume over a connected socket.
+    pub fn over(
+        mut stream: UnixStream,
+        name: &str,
+        interrupt: Interrupt,
+    ) -> Result<NbdClient, NbdError> {
+        let export = nbd_handshake::attach(&mut stream, name)?;
+        stream.set_nonblocking(true).map_err(lost)?;
+        Ok(NbdClient {
+            stream,
+            export,
+            interrupt,
+            next_cookie: 1,
+            pending: BTreeMap::new(),
+            replies: VecDeque::new(),
+            output: VecDeque::new(),
+            sent: 0,
+            input: Vec::new(),
+            used: 0,
+            filled: 0,
+            expected: Expected::Head,
+            lost: None,
+        })
+    }
+
+    /// The volume.
+    pub fn export(&self) -> Export {
+        self.export
+    }
+
+    /// How many requests have no reply yet, or one that was not waited for.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len() + self.replies.len()
+    }
+
+    /// The process at the other end, where the system tells.
+    pub fn peer_process(&self) -> Option<u32> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
+        u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
+    }
+
+    /// Sends a request; its reply comes out of [`NbdClient::wait`].
+    pub fn submit(&mut self, command: Command) -> Result<u64, NbdError> {
+        if let Some(error) = &self.lost {
+            return Err(error.clone());
+        }
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        let (number, flags, offset, length, data) = parts(command);
+        let mut head = Vec::with_capacity(28);
+        head.extend(MAGIC_REQUEST.to_be_bytes());
+        head.extend(flags.to_be_bytes());
+        head.extend(number.to_be_bytes());
+        head.extend(cookie.to_be_bytes());
+        head.extend(offset.to_be_bytes());
+        head.extend(length.to_be_bytes());
+        self.output.push_back(head);
+        if !data.is_empty() {
+            self.output.push_back(data);
+        }
+        let room = if number == COMMAND_READ { length as usize } else { 0 };
+        let pending = Pending {
+            command: number,
+            offset,
+            length,
+            submitted: Instant::now(),
+            data: vec![0; room],
+            arrived: Vec::new(),
+            extents: Vec::new(),
+            error: None,
+        };
+        self.pending.insert(cookie, pending);
+        self.send()?;
+        Ok(cookie)
+    }
+
+    /// The next reply; nothing when no request is in flight.
+    pub fn wait(&mut self) -> Result<Option<Reply>, NbdError> {
+        loop {
+            if let Some(reply) = self.replies.pop_front() {
+                return Ok(Some(reply));
+            }
+            if let Some(error) = &self.lost {
+                return Err(error.clone());
+            }
+            if self.pending.is_empty() {
+                return Ok(None);
+            }
+            if self.interrupt.requested() {
+                return Err(NbdError::Interrupted);
+            }
+            let sent = self.send()?;
+            if !self.receive()? && !sent {
+                self.sleep()?;
+            }
+        }
+    }
+
+    /// One request and its reply. Only while none else is in flight.
+    pub fn call(&mut self, command: Command) -> Result<Outcome, NbdError> {
+        assert_eq!(self.in_flight(), 0, "call needs the connection for itself");
+        self.submit(command)?;
+        let reply = self.wait()?.expect("one request is in flight");
+        reply.result
+    }
+
+    /// Says goodbye and waits until the server has closed the connection, so that the volume is
+    /// free when this returns. Replies still in flight are dropped.
+    pub fn disconnect(mut self) -> Result<(), NbdError> {
+        let (number, cookie) = (COMMAND_DISCONNECT, self.next_cookie);
+        let mut head = Vec::with_capacity(28);
+        head.extend(MAGIC_REQUEST.to_be_bytes());
+        head.extend(0u16.to_be_bytes());
+        head.extend(number.to_be_bytes());
+        head.extend(cookie.to_be_bytes());
+        head.extend([0; 12]);
+        self.output.push_back(head);
+        self.stream.set_nonblocking(false).map_err(lost)?;
+        self.stream.set_read_timeout(Some(nbd_handshake::PATIENCE)).map_err(lost)?;
+        self.stream.set_write_timeout(Some(nbd_handshake::PATIENCE)).map_err(lost)?;
+        self.send()?;
+        let mut rest = [0; 4096];
+        while self.stream.read(&mut rest).is_ok_and(|length| length > 0) {}
+        Ok(())
+    }
+
+    /// Sends what the socket takes; whether it took anything.
+    fn send(&mut self) -> Result<bool, NbdError> {
+        let mut progress = false;
+        while !self.output.is_empty() {
+            let mut pieces = Vec::with_capacity(self.output.len().min(SEND_PIECES_MAX));
+            for (place, piece) in self.output.iter().take(SEND_PIECES_MAX).enumerate() {
+                let skip = if place == 0 { self.sent } else { 0 };
+                pieces.push(IoSlice::new(&piece[skip..]));
+            }
+            match (&self.stream).write_vectored(&pieces) {
+                Ok(0) => return Err(self.lose("the daemon closed the connection")),
+                Ok(taken) => {
+                    progress = true;
+                    self.sent += taken;
+                    while self.output.front().is_some_and(|piece| piece.len() <= self.sent) {
+                        self.sent -= self.output.pop_front().map_or(0, |piece| piece.len());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.lose_io(&error)),
+            }
+        }
+        Ok(progress)
+    }
+
+    /// Reads once and takes apart what came; whether anything came.
+    fn receive(&mut self) -> Result<bool, NbdError> {
+        let buffered = self.filled - self.used;
+        let direct = match &self.expected {
+            Expected::Payload { cookie, at, left, .. }
+                if buffered == 0 && *left >= DIRECT_READ_MIN =>
+            {
+                let (cookie, at, left) = (*cookie, *at, *left);
+                let pending = self.pending.get_mut(&cookie).expect("checked with the chunk's head");
+                Some(self.stream.read(&mut pending.data[at..at + left]))
+            }
+            _ => None,
+        };
+        let in_place = direct.is_some();
+        let result = direct.unwrap_or_else(|| {
+            self.input.copy_within(self.used..self.filled, 0);
+            self.filled -= self.used;
+            self.used = 0;
+            if self.input.len() < self.filled + INPUT_BYTES {
+                self.input.resize(self.filled + INPUT_BYTES, 0);
+            }
+            let result = self.stream.read(&mut self.input[self.filled..]);
+            self.filled += *result.as_ref().unwrap_or(&0);
+            result
+        });
+        match result {
+            Ok(0) => Err(self.lose("the daemon closed the connection")),
+            Ok(length) if in_place => {
+                self.payload_arrived(length);
+                Ok(true)
+            }
+            Ok(_) => {
+                let parsed = self.parse();
+                parsed.map_err(|what| self.lose(&format!("the daemon sent nonsense ({what})")))?;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            Err(error) => Err(self.lose_io(&error)),
+        }
+    }
+
+    /// Waits until the socket can be used or an interrupt is to be looked for.
+    fn sleep(&mut self) -> Result<(), NbdError> {
+        let mut flags = PollFlags::IN;
+        if !self.output.is_empty() {
+            flags |= PollFlags::OUT;
+        }
+        match poll(&mut [PollFd::new(&self.stream, flags)], Some(&INTERRUPT_CHECK)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(self.lose_io(&error.into())),
+        }
+    }
+
+    /// Takes apart the input, as far as it is complete.
+    fn parse(&mut self) -> Result<(), &'static str> {
+        loop {
+            match self.expected {
+                Expected::Payload { cookie, at, left, .. } => {
+                    let take = left.min(self.filled - self.used);
+                    if take == 0 {
+                        return Ok(());
+                    }
+                    let pending = self.pending.get_mut(&cookie).ok_or("a chunk of no request")?;
+                    pending.data[at..at + take]
+                        .copy_from_slice(&self.input[self.used..self.used + take]);
+                    self.used += take;
+                    self.payload_arrived(take);
+                }
+                Expected::Head => {
+                    if !self.parse_head()? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// `length` more bytes of the expected payload are in place.
+    fn payload_arrived(&mut self, length: usize) {
+        let Expected::Payload { cookie, at, left, last } = &mut self.expected else {
+            unreachable!("only called while payload is expected")
+        };
+        *at += length;
+        *left -= length;
+        if *left == 0 {
+            let (cookie, last) = (*cookie, *last);
+            self.expected = Expected::Head;
+            if last {
+                self.complete(cookie);
+            }
+        }
+    }
+
+    /// One reply's or chunk's head, with its body unless that is data; whether it was complete.
+    fn parse_head(&mut self) -> Result<bool, &'static str> {
+        let input = &self.input[self.used..self.filled];
+        let Some(magic) = be32(input, 0) else { return Ok(false) };
+        match magic {
+            MAGIC_SIMPLE_REPLY => {
+                let (Some(code), Some(cookie)) = (be32(input, 4), be64(input, 8)) else {
+                    return Ok(false);
+                };
+                self.used += 16;
+                self.simple_reply(cookie, code)?;
+                Ok(true)
+            }
+            MAGIC_STRUCTURED_REPLY if self.export.structured => self.parse_chunk(),
+            _ => Err("a reply with a wrong magic"),
+        }
+    }
+
+    fn simple_reply(&mut self, cookie: u64, code: u32) -> Result<(), &'static str> {
+        let pending = self.pending.get_mut(&cookie).ok_or("a reply to no request")?;
+        if code != 0 {
+            pending.error = Some(NbdError::Request { code, sentence: error_sentence(code) });
+        } else if pending.command == COMMAND_READ {
+            if self.export.structured {
+                return Err("a simple reply to a read");
+            }
+            let left = pending.data.len();
+            pending.arrived.push((0, left));
+            self.expected = Expected::Payload { cookie, at: 0, left, last: true };
+            return Ok(());
+        } else if pending.command == COMMAND_BLOCK_STATUS {
+            return Err("a simple reply to a question of block status");
+        }
+        self.complete(cookie);
+        Ok(())
+    }
+
+    fn parse_chunk(&mut self) -> Result<bool, &'static str> {
+        let input = &self.input[self.used..self.filled];
+        let Some(length) = be32(input, 16) else { return Ok(false) };
+        let (flags, kind) = (be16(input, 4).unwrap_or(0), be16(input, 6).unwrap_or(0));
+        let cookie = be64(input, 8).unwrap_or(0);
+        let (length, last) = (length as usize, flags & CHUNK_FLAG_DONE != 0);
+        let pending = self.pending.get_mut(&cookie).ok_or("a chunk of no request")?;
+        if kind == CHUNK_OFFSET_DATA {
+            let Some(offset) = be64(input, 20) else { return Ok(false) };
+            let left = length.checked_sub(8).ok_or("data without an offset")?;
+            let at = pending.arrives(offset, left)?;
+            self.used += 28;
+            self.expected = Expected::Payload { cookie, at, left, last };
+            return Ok(true);
+        }
+        if length > SMALL_CHUNK_BYTES_MAX {
+            return Err("a chunk that is too long");
+        }
+        let Some(body) = input.get(20..20 + length) else { return Ok(false) };
+        match kind {
+            CHUNK_NONE if length == 0 && last => {}
+            CHUNK_OFFSET_HOLE if length == 12 => {
+                let hole = be32(body, 8).unwrap_or(0) as usize;
+                pending.arrives(be64(body, 0).unwrap_or(0), hole)?;
+            }
+            CHUNK_BLOCK_STATUS if pending.command == COMMAND_BLOCK_STATUS => {
+                if be32(body, 0) != self.export.context {
+                    return Err("a block status of another context");
+                }
+                pending.extents = parse_extents(&body[4..], pending.length)?;
+            }
+            kind if kind & CHUNK_ERROR_BIT != 0 => {
+                pending.error = Some(parse_error(kind, body)?);
+            }
+            _ => return Err("a chunk of an unknown kind"),
+        }
+        self.used += 20 + length;
+        if last {
+            self.complete(cookie);
+        }
+        Ok(true)
+    }
+
+    /// Moves a request that is through to the replies.
+    fn complete(&mut self, cookie: u64) {
+        let Some(mut pending) = self.pending.remove(&cookie) else { return };
+        let nonsense = |what: &str| {
+            Err(NbdError::Lost(format!(
+                "the daemon sent nonsense ({what}); install the same version of sheep and dog"
+            )))
+        };
+        let result = match (pending.error.take(), pending.command) {
+            (Some(error), _) => Err(error),
+            (None, COMMAND_READ) if !pending.is_whole() => nonsense("a read with gaps"),
+            (None, COMMAND_READ) => Ok(Outcome::Data(pending.data)),
+            (None, COMMAND_BLOCK_STATUS) if pending.extents.is_empty() => {
+                nonsense("block status of nothing")
+            }
+            (None, COMMAND_BLOCK_STATUS) => Ok(Outcome::Status(pending.extents)),
+            (None, _) => Ok(Outcome::Done),
+        };
+        self.replies.push_back(Reply {
+            cookie,
+            offset: pending.offset,
+            elapsed: pending.submitted.elapsed(),
+            result,
+        });
+    }
+
+    fn lose(&mut self, what: &str) -> NbdError {
+        let error = NbdError::Lost(format!(
+            "the connection to the daemon ended: {what}; look at `dog status` and the daemon's log"
+        ));
+        self.lost = Some(error.clone());
+        error
+    }
+
+    fn lose_io(&mut self, error: &io::Error) -> NbdError {
+        self.lose(&error.to_string())
+    }
+}
+
+impl Pending {
+    /// Content of a read is coming: where in its data it belongs.
+    fn arrives(&mut self, offset: u64, length: usize) -> Result<usize, &'static str> {
+        if self.command != COMMAND_READ {
+            return Err("content for a request that is no read");
+        }
+        let at = offset.checked_sub(self.offset).ok_or("content before what was asked for")?;
+        let at = usize::try_from(at).map_err(|_| "content past what was asked for")?;
+        match at.checked_add(length) {
+            Some(end) if length > 0 && end <= self.data.len() => {
+                self.arrived.push((at, end));
+                Ok(at)
+            }
+            _ => Err("content past what was asked for"),
+        }
+    }
+
+    /// Whether each byte of a read arrived exactly once.
+    fn is_whole(&mut self) -> bool {
+        self.arrived.sort_unstable();
+        let mut reached = 0;
+        for (start, end) in &self.arrived {
+            if *start != reached {
+                return false;
+            }
+            reached = *end;
+        }
+        reached == self.data.len()
+    }
+}
+
+/// Command number, flags, offset, length and payload of a command.
+fn parts(command: Command) -> (u16, u16, u64, u32, Vec<u8>) {
+    match command {
+        Command::Read { offset, length } => (COMMAND_READ, 0, offset, length, Vec::new()),
+        Command::Write { offset, data, fua } => {
+            let flags = if fua { COMMAND_FLAG_FUA } else { 0 };
+            let length = u32::try_from(data.len()).expect("callers keep to the payload limit");
+            (COMMAND_WRITE, flags, offset, length, data)
+        }
+        Command::Zero { offset, length, no_hole, fast } => {
+            let no_hole = if no_hole { COMMAND_FLAG_NO_HOLE } else { 0 };
+            let fast = if fast { COMMAND_FLAG_FAST_ZERO } else { 0 };
+            (COMMAND_WRITE_ZEROES, no_hole | fast, offset, length, Vec::new())
+        }
+        Command::Trim { offset, length } => (COMMAND_TRIM, 0, offset, length, Vec::new()),
+        Command::Flush => (COMMAND_FLUSH, 0, 0, 0, Vec::new()),
+        Command::Status { offset, length } => (COMMAND_BLOCK_STATUS, 0, offset, length, Vec::new()),
+    }
+}
+
+/// Runs of block status. What goes past the question is cut off.
+fn parse_extents(body: &[u8], asked: u32) -> Result<Vec<Extent>, &'static str> {
+    if !body.len().is_multiple_of(8) {
+        return Err("a block status with half a run");
+    }
+    let mut left = u64::from(asked);
+    let mut extents = Vec::new();
+    for run in body.chunks_exact(8) {
+        let (length, flags) = (be32(run, 0).unwrap_or(0), be32(run, 4).unwrap_or(0));
+        if length == 0 {
+            return Err("a block status of an empty run");
+        }
+        let length = u64::from(length).min(left);
+        left -= length;
+        if length > 0 {
+            let hole = flags & STATUS_HOLE != 0;
+            extents.push(Extent { length, hole, zero: flags & STATUS_ZERO != 0 });
+        }
+    }
+    Ok(extents)
+}
+
+/// The body of an error chunk.
+fn parse_error(kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
+    let (Some(code), Some(length)) = (be32(body, 0), be16(body, 4)) else {
+        return Err("an error that is too short");
+    };
+    let length = usize::from(length);
+    let tail = if kind == CHUNK_ERROR_OFFSET { 8 } else { 0 };
+    if body.len() != 6 + length + tail {
+        return Err("an error of a wrong length");
+    }
+    let message = printable(&body[6..6 + length]);
+    let sentence = if message.is_empty() { error_sentence(code) } else { message };
+    Ok(NbdError::Request { code, sentence })
+}
+
+/// A peer's text without anything that could disturb a terminal.
+pub(super) fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().into()
+}
+
+fn lost(error: io::Error) -> NbdError {
+    NbdError::Lost(format!("the connection to the daemon failed: {error}; try again"))
+}
+
+fn connect_error(socket: &Path, error: &io::Error) -> NbdError {
+    let socket = socket.display();
+    NbdError::Connect(match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "permission denied on {socket}; run dog as the daemon's user, as root, or as a member \
+             of the group that owns the socket"
+        ),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            format!("no sheep listens on {socket}; start it, or name its socket with --nbd-socket")
+        }
+        _ => format!("cannot connect to {socket}: {error}; check the path"),
+    })
+}
+
+pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+pub(super) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod front_tests;
+#[cfg(test)]
+mod tests;

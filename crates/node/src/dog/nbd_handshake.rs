@@ -1,0 +1,192 @@
+//! The NBD handshake, the client's side: structured replies and `base:allocation` where the server
+//! has them, then `GO`. Blocking, with a deadline.
+
+use super::{
+    nbd_client::{Export, NbdError, be16, be32, be64, printable},
+    nbd_wire::*,
+};
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+/// How long the daemon may take over one answer: attaching settles what an earlier holder left.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Longest answer to an option that makes sense: a name of 4 KiB with room to spare.
+const ANSWER_BYTES_MAX: u32 = 64 << 10;
+/// Answers to one option before the last one.
+const ANSWERS_MAX: usize = 100_000;
+/// What a server that does not say may be sent at most, by the protocol's document.
+const PAYLOAD_MAX_DEFAULT: u32 = 32 << 20;
+
+/// One answer to an option.
+struct Answer {
+    kind: u32,
+    body: Vec<u8>,
+}
+
+/// Attaches the volume of this name.
+pub fn attach(stream: &mut UnixStream, name: &str) -> Result<Export, NbdError> {
+    greet(stream)?;
+    send_option(stream, OPTION_STRUCTURED_REPLY, &[])?;
+    let structured = read_answer(stream, OPTION_STRUCTURED_REPLY)?.kind == REPLY_ACK;
+    let context = if structured { ask_for_context(stream, name)? } else { None };
+    let mut body = Vec::new();
+    body.extend(length_of(name.as_bytes())?.to_be_bytes());
+    body.extend(name.as_bytes());
+    body.extend(1u16.to_be_bytes());
+    body.extend(INFO_BLOCK_SIZE.to_be_bytes());
+    send_option(stream, OPTION_GO, &body)?;
+    let mut export = Export {
+        bytes: 0,
+        read_only: false,
+        block_min: 1,
+        payload_max: PAYLOAD_MAX_DEFAULT,
+        context,
+        structured,
+    };
+    let mut described = false;
+    for _ in 0..ANSWERS_MAX {
+        let answer = read_answer(stream, OPTION_GO)?;
+        match answer.kind {
+            REPLY_ACK if described => return Ok(export),
+            REPLY_INFO => described |= take_info(&mut export, &answer.body)?,
+            kind if kind & REPLY_ERROR_BIT != 0 => return Err(refusal(kind, &answer.body, name)),
+            _ => return Err(nonsense("an answer to GO of an unknown kind")),
+        }
+    }
+    Err(nonsense("endless answers"))
+}
+
+/// The greeting and the flags.
+fn greet(stream: &mut UnixStream) -> Result<(), NbdError> {
+    stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(lost)?;
+    let mut hello = [0; 18];
+    stream.read_exact(&mut hello).map_err(lost)?;
+    let magics = (be64(&hello, 0), be64(&hello, 8));
+    if magics != (Some(MAGIC_HELLO), Some(MAGIC_OPTION)) {
+        return Err(nonsense("no NBD greeting"));
+    }
+    let flags = be16(&hello, 16).unwrap_or(0);
+    if flags & FLAG_FIXED_NEWSTYLE == 0 {
+        return Err(nonsense("no fixed newstyle negotiation"));
+    }
+    let ours = flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
+    stream.write_all(&u32::from(ours).to_be_bytes()).map_err(lost)
+}
+
+/// Block status in `base:allocation`; its number, if the server has it.
+fn ask_for_context(stream: &mut UnixStream, name: &str) -> Result<Option<u32>, NbdError> {
+    let mut body = Vec::new();
+    body.extend(length_of(name.as_bytes())?.to_be_bytes());
+    body.extend(name.as_bytes());
+    body.extend(1u32.to_be_bytes());
+    body.extend(length_of(CONTEXT_ALLOCATION.as_bytes())?.to_be_bytes());
+    body.extend(CONTEXT_ALLOCATION.as_bytes());
+    send_option(stream, OPTION_SET_META_CONTEXT, &body)?;
+    let mut context = None;
+    for _ in 0..ANSWERS_MAX {
+        let answer = read_answer(stream, OPTION_SET_META_CONTEXT)?;
+        match answer.kind {
+            REPLY_ACK => return Ok(context),
+            REPLY_META_CONTEXT if answer.body.get(4..) == Some(CONTEXT_ALLOCATION.as_bytes()) => {
+                context = be32(&answer.body, 0);
+            }
+            // GO will say in words what is wrong with the name.
+            kind if kind & REPLY_ERROR_BIT != 0 => return Ok(None),
+            _ => return Err(nonsense("an answer about contexts of an unknown kind")),
+        }
+    }
+    Err(nonsense("endless answers"))
+}
+
+/// One fact about the export; whether it was the one that every server must tell.
+fn take_info(export: &mut Export, body: &[u8]) -> Result<bool, NbdError> {
+    match (be16(body, 0), body.len()) {
+        (Some(INFO_EXPORT), 12) => {
+            export.bytes = be64(body, 2).unwrap_or(0);
+            export.read_only = be16(body, 10).unwrap_or(0) & EXPORT_READ_ONLY != 0;
+            Ok(true)
+        }
+        (Some(INFO_BLOCK_SIZE), 14) => {
+            let (least, most) = (be32(body, 2).unwrap_or(0), be32(body, 10).unwrap_or(0));
+            if !least.is_power_of_two() || least > 64 << 10 || most < 1 << 12 {
+                return Err(nonsense("impossible block sizes"));
+            }
+            export.block_min = least;
+            export.payload_max = most.min(PAYLOAD_MAX_DEFAULT);
+            Ok(false)
+        }
+        (Some(INFO_EXPORT | INFO_BLOCK_SIZE) | None, _) => Err(nonsense("half a fact")),
+        _ => Ok(false),
+    }
+}
+
+/// Why GO was refused; the server's own words where it has some.
+fn refusal(kind: u32, body: &[u8], name: &str) -> NbdError {
+    let words = printable(body);
+    let or = |other: String| if words.is_empty() { other } else { words.clone() };
+    match kind {
+        REPLY_ERROR_UNKNOWN => NbdError::Unknown(or(format!(
+            "there is no volume `{name}`; `dog volume list` shows those that exist"
+        ))),
+        REPLY_ERROR_POLICY => NbdError::Refused(or(format!(
+            "volume `{name}` is in use; `dog volume info {name}` shows by whom"
+        ))),
+        _ => NbdError::Lost(or(format!(
+            "the daemon refused to attach volume `{name}` (error {}); look at its log",
+            kind & !REPLY_ERROR_BIT
+        ))),
+    }
+}
+
+fn send_option(stream: &mut UnixStream, option: u32, body: &[u8]) -> Result<(), NbdError> {
+    let mut bytes = Vec::with_capacity(16 + body.len());
+    bytes.extend(MAGIC_OPTION.to_be_bytes());
+    bytes.extend(option.to_be_bytes());
+    bytes.extend(length_of(body)?.to_be_bytes());
+    bytes.extend(body);
+    stream.write_all(&bytes).map_err(lost)
+}
+
+fn read_answer(stream: &mut UnixStream, option: u32) -> Result<Answer, NbdError> {
+    let mut head = [0; 20];
+    stream.read_exact(&mut head).map_err(lost)?;
+    if be64(&head, 0) != Some(MAGIC_OPTION_REPLY) || be32(&head, 8) != Some(option) {
+        return Err(nonsense("an answer to another option"));
+    }
+    let (kind, length) = (be32(&head, 12).unwrap_or(0), be32(&head, 16).unwrap_or(0));
+    if length > ANSWER_BYTES_MAX {
+        return Err(nonsense("an answer that is too long"));
+    }
+    let mut body = vec![0; length as usize];
+    stream.read_exact(&mut body).map_err(lost)?;
+    Ok(Answer { kind, body })
+}
+
+fn length_of(bytes: &[u8]) -> Result<u32, NbdError> {
+    u32::try_from(bytes.len())
+        .map_err(|_| NbdError::Unknown("no volume has a name that long".to_string()))
+}
+
+fn nonsense(what: &str) -> NbdError {
+    NbdError::Lost(format!(
+        "what listens there does not speak NBD as sheep does ({what}); check the socket's path"
+    ))
+}
+
+fn lost(error: io::Error) -> NbdError {
+    NbdError::Lost(match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
+            "the daemon did not answer within {} s; look at `dog status` and its log",
+            PATIENCE.as_secs()
+        ),
+        io::ErrorKind::UnexpectedEof => "the daemon closed the connection before the volume was \
+                                         attached; look at its log"
+            .to_string(),
+        _ => format!("the connection to the daemon failed: {error}; try again"),
+    })
+}

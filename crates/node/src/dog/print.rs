@@ -1,0 +1,158 @@
+//! What people and scripts see: tables, fields, JSON, times; and failures.
+
+use super::failure::Failure;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// Writes text to standard output. A reader that went away is not an error worth a word.
+pub fn text(text: &str) -> Result<(), Failure> {
+    bytes(text.as_bytes())
+}
+
+/// Writes bytes to standard output.
+pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            // As any program that SIGPIPE ends; 128 + 13 is what a shell would show.
+            std::process::exit(141)
+        }
+        Err(error) => Err(Failure::failed(format!(
+            "cannot write to standard output: {error}; check where it leads"
+        ))),
+    }
+}
+
+/// Prints a value as JSON, for programs.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let printed = serde_json::to_string_pretty(value).expect("reports are always JSON");
+    text(&format!("{printed}\n"))
+}
+
+/// Says why the command failed, on standard error.
+pub fn failure(failure: &Failure, json: bool) {
+    let line = if json {
+        serde_json::json!({ "error": failure }).to_string()
+    } else {
+        format!("dog: {failure}")
+    };
+    // When even that cannot be written, the exit code still says it.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// A table with these columns; those marked `true` hold numbers and are aligned to the right.
+/// A row is one line, however long, for `grep` and eyes alike.
+pub fn table(columns: &[(&str, bool)], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns.iter().map(|(name, _)| *name));
+    table.add_rows(rows);
+    for (place, (_, number)) in columns.iter().enumerate() {
+        let last = place + 1 == columns.len();
+        if let Some(column) = table.column_mut(place) {
+            column.set_padding((0, if last { 0 } else { 2 }));
+            if *number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_string()).collect();
+    lines.join("\n") + "\n"
+}
+
+/// Names and values under one another.
+pub fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
+    let mut lines = String::new();
+    for (name, value) in fields {
+        lines += &format!("{:<width$} {value}\n", format!("{name}:"));
+    }
+    lines
+}
+
+/// A point in time in words, in universal time: `2026-11-21 05:33:19 UTC`.
+pub fn date(unix_s: u64) -> String {
+    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC", second % 60)
+}
+
+/// Year, month and day of a day counted from 1970-01-01, by the Gregorian calendar: years begin
+/// in March here, so that a leap day is the last of its year.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// A span of time in the two largest units: `3 d 4 h`, `2 min 5 s`, `7 s`.
+pub fn span(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let first = units.iter().position(|(length, _)| seconds >= *length).unwrap_or(3);
+    let mut left = seconds;
+    let mut words = Vec::new();
+    for (length, unit) in units.iter().skip(first).take(2) {
+        if left >= *length || words.is_empty() {
+            words.push(format!("{} {unit}", left / length));
+        }
+        left %= length;
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_follow_the_calendar() {
+        let check = |unix_s, text: &str| assert_eq!(date(unix_s), text);
+        check(0, "1970-01-01 00:00:00 UTC");
+        check(951_782_399, "2000-02-28 23:59:59 UTC");
+        check(951_782_400, "2000-02-29 00:00:00 UTC");
+        check(1_700_000_000, "2023-11-14 22:13:20 UTC");
+        check(4_107_542_400, "2100-03-01 00:00:00 UTC");
+    }
+
+    #[test]
+    fn spans_have_at_most_two_units() {
+        let check = |seconds, text: &str| assert_eq!(span(seconds), text);
+        check(0, "0 s");
+        check(59, "59 s");
+        check(60, "1 min");
+        check(125, "2 min 5 s");
+        check(3600, "1 h");
+        check(90_061, "1 d 1 h");
+    }
+
+    #[test]
+    fn tables_are_lines_for_scripts() {
+        let rows = vec![
+            vec!["short".to_string(), "1".to_string(), "x".to_string()],
+            vec!["a longer name".to_string(), "12345".to_string(), String::new()],
+        ];
+        let printed = table(&[("NAME", false), ("SIZE", true), ("HOLDER", false)], rows);
+        let expected = "\
+NAME            SIZE  HOLDER
+short              1  x
+a longer name  12345
+";
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn fields_line_up() {
+        let printed = fields(&[("Name", "x".to_string()), ("Used space", "1".to_string())]);
+        assert_eq!(printed, "Name:       x\nUsed space: 1\n");
+    }
+}

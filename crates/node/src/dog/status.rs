@@ -1,0 +1,136 @@
+//! `dog status` and `dog node info`.
+
+use super::{Context, Failure, arguments::NodeVerb, disk, print};
+use crate::size::Size;
+use engine::admin::{AdminReply, AdminRequest, NodeReport, StatusReport};
+use std::process::ExitCode;
+
+/// `dog status`: the whole on one page. The exit code says whether all is well.
+pub fn status(context: &Context) -> Result<ExitCode, Failure> {
+    let report = status_report(context)?;
+    if context.json {
+        print::json(&report)?;
+    } else {
+        print::text(&describe(&report))?;
+    }
+    Ok(if report.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `dog node info`.
+pub fn node(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
+    let NodeVerb::Info = verb;
+    let AdminReply::Node(node) = context.ask(&AdminRequest::NodeInfo)? else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        return print::json(&node);
+    }
+    let mut fields = node_fields(&node);
+    fields.push(("Admin socket", context.client.socket().display().to_string()));
+    fields.push(("NBD socket", context.nbd_socket.display().to_string()));
+    print::text(&print::fields(&fields))
+}
+
+/// The daemon's own account of itself.
+pub fn status_report(context: &Context) -> Result<StatusReport, Failure> {
+    match context.ask(&AdminRequest::Status)? {
+        AdminReply::Status(report) => Ok(report),
+        _ => Err(Failure::mismatch()),
+    }
+}
+
+/// The sentence about volumes that were promised more than the disks could hold, if so.
+pub fn overcommit_warning(report: &StatusReport) -> Option<String> {
+    (report.provisioned_bytes > report.capacity_bytes).then(|| {
+        format!(
+            "the volumes may grow to {} together, but the disks hold {}: add space before they \
+             are full, or writes of new data will be refused",
+            Size(report.provisioned_bytes),
+            Size(report.capacity_bytes)
+        )
+    })
+}
+
+fn node_fields(node: &NodeReport) -> Vec<(&'static str, String)> {
+    vec![
+        ("Node", node.node.to_string()),
+        ("Cluster", node.cluster.to_string()),
+        ("Epoch", node.epoch.to_string()),
+        ("Version", node.version.clone()),
+        ("Running for", print::span(node.uptime_s)),
+    ]
+}
+
+fn describe(report: &StatusReport) -> String {
+    let part = |bytes: u64| match report.capacity_bytes {
+        0 => String::new(),
+        capacity => format!(" ({:.0} %)", bytes as f64 * 100.0 / capacity as f64),
+    };
+    let health = if report.healthy { "ok" } else { "needs attention" };
+    let mut fields = vec![("Health", health.to_string())];
+    fields.extend(node_fields(&report.node));
+    fields.extend([
+        ("Volumes", format!("{}, {} attached", report.volumes, report.attached)),
+        ("Capacity", Size(report.capacity_bytes).to_string()),
+        ("Used", format!("{}{}", Size(report.used_bytes), part(report.used_bytes))),
+        (
+            "Provisioned",
+            format!("{}{}", Size(report.provisioned_bytes), part(report.provisioned_bytes)),
+        ),
+    ]);
+    let mut page = print::fields(&fields);
+    page += "\n";
+    page += &disk::tabulate(&report.disks);
+    for warning in &report.warnings {
+        page += &format!("\nwarning: {warning}");
+    }
+    if !page.ends_with('\n') {
+        page += "\n";
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{ClusterId, NodeId};
+
+    fn report(provisioned_bytes: u64) -> StatusReport {
+        StatusReport {
+            healthy: true,
+            warnings: vec!["something to know".to_string()],
+            node: NodeReport {
+                node: NodeId(1),
+                cluster: ClusterId(2),
+                epoch: 9,
+                version: "0.1.0".to_string(),
+                uptime_s: 3700,
+            },
+            disks: Vec::new(),
+            volumes: 2,
+            attached: 1,
+            provisioned_bytes,
+            capacity_bytes: 100 << 30,
+            used_bytes: 25 << 30,
+        }
+    }
+
+    #[test]
+    fn more_promised_than_there_is_space_is_said() {
+        assert_eq!(overcommit_warning(&report(100 << 30)), None);
+        let warning = overcommit_warning(&report(101 << 30)).expect("a warning");
+        assert!(warning.contains("101.0 GiB") && warning.contains("100.0 GiB"), "{warning}");
+        let page = describe(&report(101 << 30));
+        assert!(page.contains("Provisioned: 101.0 GiB (101 %)"), "{page}");
+    }
+
+    #[test]
+    fn status_shows_health_space_and_warnings() {
+        let page = describe(&report(0));
+        for part in
+            ["Health:      ok\n", "Used:        25.0 GiB (25 %)\n", "warning: something to know\n"]
+        {
+            assert!(page.contains(part), "{part} is not in\n{page}");
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The daemon `sheep` and the command `dog`: everything that touches the world. It holds sockets,
+//! threads, the clock, randomness and files, and performs what [`engine::Engine`] asks for.
+//!
+//! It must never decide anything about data: that is the engine's. It begins at
+//! [`daemon::run`]: it opens a data directory, serves until it is told to stop, and closes it.
+#![deny(unsafe_code)]
+// This is the crate that may: it gives the core its time, and threads their work.
+#![allow(clippy::disallowed_methods)]
+
+pub mod api;
+mod asker;
+pub mod client;
+pub mod daemon;
+mod data;
+mod directory;
+mod disk;
+pub mod dog;
+mod http;
+mod log;
+pub mod settings;
+pub mod size;
+mod sockets;

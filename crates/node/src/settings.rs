@@ -1,0 +1,628 @@
+//! Every setting of `sheep`, defined once: flag, environment variable, key of the configuration
+//! file, default, limit and documentation come from [`SETTINGS`]. A flag wins over the environment,
+//! that over the file.
+
+use crate::{api, disk::Performer, size::Size};
+use clap::{Arg, ArgAction, Command, error::ErrorKind};
+use proto::limits::MAP_CACHE_BYTES_MIN;
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+/// The configuration file that is read if it is there and no other is named.
+pub const CONFIG_FILE_DEFAULT: &str = "/etc/sheepdog/sheep.toml";
+/// The name of the setting that names the configuration file, which cannot stand in that file.
+const CONFIG: &str = "config";
+/// Longest configuration file that is read, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// What a daemon is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The raw device that holds the data; nothing: a file in the data directory, or the device
+    /// the node was made with.
+    pub disk: Option<PathBuf>,
+    /// How much of the disk may be used, in bytes.
+    pub limit: Option<u64>,
+    /// The size of a new disk's log, in bytes.
+    pub log: Option<u64>,
+    /// Bytes for cached map pages.
+    pub map_cache: usize,
+    /// Scrub rate in bytes a second; 0 is off.
+    pub scrub_rate: u64,
+    /// The group that may use the NBD socket.
+    pub socket_group: Option<u32>,
+    /// The loopback address that serves NBD.
+    pub nbd_listen: Option<SocketAddr>,
+    /// The loopback address that serves health and metrics.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Whether disks are driven past the page cache.
+    pub direct_io: bool,
+    /// How disks are driven.
+    pub disk_engine: Performer,
+    /// How long a clean stop may take.
+    pub stop_timeout: Duration,
+    /// The least important events that are logged.
+    pub log_level: tracing::Level,
+}
+
+/// One setting.
+pub struct Setting {
+    /// The flag without dashes. With `_` for `-` the key in the configuration file, and in capital
+    /// letters behind `SHEEP_` the environment variable.
+    pub name: &'static str,
+    /// What the value is, in help: a placeholder.
+    pub value: &'static str,
+    /// The value unless another is given; empty: none.
+    pub default: &'static str,
+    /// What values are taken, for people.
+    pub limit: &'static str,
+    /// What it does, for people: whole sentences.
+    pub doc: &'static str,
+    /// Only for tests: works like the others, but no help mentions it.
+    pub hidden: bool,
+    take: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+impl Setting {
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        format!("SHEEP_{}", self.key().to_ascii_uppercase())
+    }
+
+    /// The key in the configuration file.
+    pub fn key(&self) -> String {
+        self.name.replace('-', "_")
+    }
+}
+
+/// All settings, in the order in which help shows them.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "data",
+        value: "DIR",
+        default: api::DATA_DIRECTORY_DEFAULT,
+        limit: "a path short enough for sockets in it: 96 bytes",
+        doc: "The data directory: identity, sockets and, unless --disk names a device, all data. \
+              It is made if it is not there.",
+        hidden: false,
+        take: |settings, text| {
+            settings.data = PathBuf::from(non_empty(text)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: CONFIG,
+        value: "FILE",
+        default: "",
+        limit: "a TOML file",
+        doc: "The configuration file, with these settings as keys (`-` becomes `_`). Unless named, \
+              /etc/sheepdog/sheep.toml is read if it is there.",
+        hidden: false,
+        // It is looked at before all others; here there is nothing left to do.
+        take: |_, _| Ok(()),
+    },
+    Setting {
+        name: "disk",
+        value: "DEVICE",
+        default: "",
+        limit: "a block device, blank when the node is made",
+        doc: "Keep the data on this raw device instead of a file in the data directory. A node \
+              that was made with a device finds it again by itself, unless its name changed.",
+        hidden: false,
+        take: |settings, text| {
+            settings.disk = Some(PathBuf::from(non_empty(text)?));
+            Ok(())
+        },
+    },
+    Setting {
+        name: "limit",
+        value: "SIZE",
+        default: "",
+        limit: "bytes, or a number with K, M, G or T",
+        doc: "How much of the file system or device may be used for data. Without it, all.",
+        hidden: false,
+        take: |settings, text| {
+            settings.limit = Some(positive(parse::<Size>(text)?)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "disk-log",
+        value: "SIZE",
+        default: "",
+        limit: "bytes, or a number with K, M, G or T",
+        doc: "The size of the write-ahead log of a disk that is made now; an existing disk keeps \
+              its own. Without it, chosen by the size of the disk.",
+        hidden: false,
+        take: |settings, text| {
+            settings.log = Some(positive(parse::<Size>(text)?)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "map-cache",
+        value: "SIZE",
+        default: "256M",
+        limit: "at least 4M",
+        doc: "Memory for the maps that tell where blocks lie. About 4 MiB per GiB of data in use \
+              keep all of it in memory.",
+        hidden: false,
+        take: |settings, text| {
+            let bytes = parse::<Size>(text)?.0;
+            if bytes < MAP_CACHE_BYTES_MIN as u64 {
+                return Err(format!("must be at least {}", Size(MAP_CACHE_BYTES_MIN as u64)));
+            }
+            settings.map_cache = usize::try_from(bytes).map_err(|e| e.to_string())?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "scrub-rate",
+        value: "SIZE",
+        default: "8M",
+        limit: "bytes a second; 0 is off",
+        doc: "How much is read each second to find damage on the disk before it is needed.",
+        hidden: false,
+        take: |settings, text| {
+            settings.scrub_rate = parse::<Size>(text)?.0;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "socket-group",
+        value: "GROUP",
+        default: "",
+        limit: "a name in /etc/group, or a number",
+        doc: "The group whose members may attach volumes through the NBD socket, for example the \
+              one QEMU runs as. Without it, the group of the daemon.",
+        hidden: false,
+        take: |settings, text| {
+            settings.socket_group = Some(parse_group(non_empty(text)?)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "nbd-listen",
+        value: "ADDRESS:PORT",
+        default: "",
+        limit: "a loopback address",
+        doc: "Serve NBD on TCP too. Only loopback addresses, as there is no TLS yet.",
+        hidden: false,
+        take: |settings, text| {
+            settings.nbd_listen = Some(parse_loopback(text)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "metrics-listen",
+        value: "ADDRESS:PORT",
+        default: "",
+        limit: "a loopback address",
+        doc: "Serve /health and /metrics (Prometheus) on TCP too. Only loopback addresses, as \
+              there is no TLS yet.",
+        hidden: false,
+        take: |settings, text| {
+            settings.metrics_listen = Some(parse_loopback(text)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "direct-io",
+        value: "on|off",
+        default: "on",
+        limit: "on or off",
+        doc: "Drive disks past the page cache. Off is only for file systems that cannot: slower, \
+              and data is then twice in memory.",
+        hidden: false,
+        take: |settings, text| {
+            settings.direct_io = parse_switch(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "disk-engine",
+        value: "auto|uring|threads",
+        default: "auto",
+        limit: "auto, uring or threads",
+        doc: "How disks are driven: by io_uring where it is allowed, or by threads.",
+        hidden: true,
+        take: |settings, text| {
+            settings.disk_engine = match text {
+                "auto" => Performer::Auto,
+                "uring" => Performer::Ring,
+                "threads" => Performer::Threads,
+                _ => return Err("must be auto, uring or threads".to_string()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        name: "stop-timeout",
+        value: "SECONDS",
+        default: "60",
+        limit: "1 to 3600",
+        doc: "How long a clean stop may take before the program ends as if it were killed, which \
+              loses nothing but makes the next start longer.",
+        hidden: false,
+        take: |settings, text| {
+            let seconds: u64 = text.parse().map_err(|_| "must be a number of seconds")?;
+            if !(1..=3600).contains(&seconds) {
+                return Err("must be from 1 to 3600 seconds".to_string());
+            }
+            settings.stop_timeout = Duration::from_secs(seconds);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "log-level",
+        value: "LEVEL",
+        default: "info",
+        limit: "error, warn, info, debug or trace",
+        doc: "The least important events that are logged to standard error.",
+        hidden: false,
+        take: |settings, text| {
+            settings.log_level = tracing::Level::from_str(text)
+                .ok()
+                .filter(|_| text.parse::<u8>().is_err())
+                .ok_or("must be error, warn, info, debug or trace")?;
+            Ok(())
+        },
+    },
+];
+
+/// Why there are no settings to start with.
+#[derive(Debug)]
+pub enum Stop {
+    /// Help or the version was asked for: print this and end well.
+    Print(String),
+    /// Something is wrong: one sentence with cause and remedy; exit code 2.
+    Usage(String),
+}
+
+impl Settings {
+    /// The defaults of [`SETTINGS`].
+    fn defaults() -> Settings {
+        let mut settings = Settings {
+            data: PathBuf::new(),
+            disk: None,
+            limit: None,
+            log: None,
+            map_cache: 0,
+            scrub_rate: 0,
+            socket_group: None,
+            nbd_listen: None,
+            metrics_listen: None,
+            direct_io: true,
+            disk_engine: Performer::Auto,
+            stop_timeout: Duration::ZERO,
+            log_level: tracing::Level::INFO,
+        };
+        for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
+            (setting.take)(&mut settings, setting.default).expect("defaults are right");
+        }
+        settings
+    }
+
+    /// The settings of this process: its arguments (with the program's name first), environment
+    /// and configuration file.
+    pub fn of_process() -> Result<Settings, Stop> {
+        Settings::gather(
+            std::env::args_os().collect(),
+            &|name| std::env::var_os(name),
+            Path::new(CONFIG_FILE_DEFAULT),
+        )
+    }
+
+    /// The settings from these sources.
+    fn gather(
+        arguments: Vec<OsString>,
+        variable: &dyn Fn(&str) -> Option<OsString>,
+        default_file: &Path,
+    ) -> Result<Settings, Stop> {
+        let matches = command().try_get_matches_from(arguments).map_err(|e| stop_of(&e))?;
+        let flag = |setting: &Setting| matches.get_one::<OsString>(setting.name).cloned();
+        let config = SETTINGS.iter().find(|setting| setting.name == CONFIG).expect("is a setting");
+        let named = flag(config).or_else(|| variable(&config.variable())).map(PathBuf::from);
+        let file = named.as_deref().unwrap_or(default_file);
+        let keys = read_file(file, named.is_some()).map_err(Stop::Usage)?;
+
+        let mut settings = Settings::defaults();
+        for setting in SETTINGS {
+            let (key, name) = (setting.key(), setting.variable());
+            let given = if let Some(value) = flag(setting) {
+                Some((value, format!("--{}", setting.name)))
+            } else if let Some(value) = variable(&name) {
+                Some((value, format!("environment variable {name}")))
+            } else {
+                let value = keys.iter().find(|(found, _)| *found == key);
+                value.map(|(_, value)| (value.into(), format!("{key} in {}", file.display())))
+            };
+            let Some((value, place)) = given else { continue };
+            let text = value.to_str().ok_or_else(|| {
+                Stop::Usage(format!("{place} is not UTF-8 text; write it in UTF-8"))
+            })?;
+            (setting.take)(&mut settings, text)
+                .map_err(|error| Stop::Usage(format!("{place}: `{text}` {error}")))?;
+        }
+        Ok(settings)
+    }
+}
+
+/// The command line, for help, manual page and completions.
+pub fn command() -> Command {
+    let mut command = Command::new("sheep")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Serves block volumes to virtual machines from the disks of this machine.")
+        .after_help(AFTER_HELP)
+        .override_usage("sheep [--data DIR] [OPTIONS]")
+        .max_term_width(100);
+    for setting in SETTINGS {
+        let default = match setting.default {
+            "" => String::new(),
+            default => format!("; default {default}"),
+        };
+        let help = format!("{} [{}{default}]", setting.doc, setting.limit);
+        command = command.arg(
+            Arg::new(setting.name)
+                .long(setting.name)
+                .value_name(setting.value)
+                .value_parser(clap::value_parser!(OsString))
+                .action(ArgAction::Set)
+                .hide(setting.hidden)
+                .help(help),
+        );
+    }
+    command
+}
+
+const AFTER_HELP: &str = "\
+Each option can also be given by an environment variable (--nbd-listen: SHEEP_NBD_LISTEN) or a key \
+of the configuration file (nbd_listen); a flag wins over the environment, and that over the file.
+
+In the data directory, nbd.sock is where QEMU attaches volumes (`dog volume attach NAME` prints \
+how), and admin.sock is where `dog` manages the node; the latter is for the daemon's user only.
+
+Exit codes: 0 stopped cleanly, 1 failed (the last line of the log says why), 2 wrong usage.";
+
+/// What clap found, as one sentence or as the text that was asked for.
+fn stop_of(error: &clap::Error) -> Stop {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Stop::Print(error.to_string());
+    }
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    Stop::Usage(format!("{first}; see `sheep --help`"))
+}
+
+/// The keys of the configuration file with their values as text.
+fn read_file(path: &Path, must_exist: bool) -> Result<Vec<(String, String)>, String> {
+    let shown = path.display();
+    let text = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => {
+            return Ok(Vec::new());
+        }
+        Ok(metadata) if metadata.len() > CONFIG_BYTES_MAX => {
+            return Err(format!("{shown} is too long for a configuration; name another file"));
+        }
+        _ => std::fs::read_to_string(path).map_err(|error| {
+            format!("cannot read the configuration {shown}: {error}; mend or move it")
+        })?,
+    };
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        format!("{shown}, line {line}: {}; mend the TOML", error.message().replace('\n', " "))
+    })?;
+    table
+        .into_iter()
+        .map(|(key, value)| Ok((known(&key, path)?, text_of(&key, &value, path)?)))
+        .collect()
+}
+
+/// The key, if it is one of a setting that may stand in a file.
+fn known(key: &str, path: &Path) -> Result<String, String> {
+    let keys = || SETTINGS.iter().filter(|setting| setting.name != CONFIG).map(Setting::key);
+    if keys().any(|known| known == key) {
+        return Ok(key.to_string());
+    }
+    Err(format!(
+        "unknown key `{key}` in {}; known are {}",
+        path.display(),
+        keys().collect::<Vec<_>>().join(", ")
+    ))
+}
+
+fn text_of(key: &str, value: &toml::Value, path: &Path) -> Result<String, String> {
+    match value {
+        toml::Value::String(text) => Ok(text.clone()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Boolean(truth) => Ok(if *truth { "on" } else { "off" }.to_string()),
+        _ => Err(format!(
+            "{key} in {} is a {}; write a text, a number or true or false",
+            path.display(),
+            value.type_str()
+        )),
+    }
+}
+
+fn parse<T: FromStr<Err: ToString>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| format!("is wrong: {}", error.to_string()))
+}
+
+fn positive(size: Size) -> Result<u64, String> {
+    if size.0 == 0 { Err("must be more than nothing".to_string()) } else { Ok(size.0) }
+}
+
+fn non_empty(text: &str) -> Result<&str, String> {
+    if text.is_empty() { Err("must not be empty".to_string()) } else { Ok(text) }
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" | "yes" => Ok(true),
+        "off" | "false" | "no" => Ok(false),
+        _ => Err("must be on or off".to_string()),
+    }
+}
+
+fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "is no address with port; write it like 127.0.0.1:10809".to_string())?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    Err("is not a loopback address, and there is no TLS yet to protect others; use 127.0.0.1 or \
+         [::1], and a tunnel to reach it from other machines"
+        .to_string())
+}
+
+/// A group's number, from its name in /etc/group or the number itself.
+fn parse_group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group")
+        .map_err(|error| format!("cannot be looked up in /etc/group: {error}; give its number"))?;
+    let mut rows = groups.lines().map(|line| line.split(':'));
+    rows.find_map(|mut fields| {
+        (fields.next() == Some(text)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    })
+    .ok_or_else(|| "is no group in /etc/group; make it with groupadd, or give a number".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gathers settings from flags, variables and the text of a configuration file.
+    fn gather(
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        file: Option<&str>,
+    ) -> Result<Settings, Stop> {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let path = directory.path().join("sheep.toml");
+        if let Some(text) = file {
+            std::fs::write(&path, text).expect("written");
+        }
+        let arguments = [&["sheep"], flags].concat().iter().map(Into::into).collect();
+        let variable = |name: &str| {
+            variables.iter().find(|(found, _)| *found == name).map(|(_, value)| value.into())
+        };
+        Settings::gather(arguments, &variable, &path)
+    }
+
+    fn refused(result: Result<Settings, Stop>) -> String {
+        match result {
+            Err(Stop::Usage(sentence)) => sentence,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+        let check = |flag: Option<&str>, variable: Option<&str>, key: Option<&str>, limit| {
+            let flags: Vec<_> = flag.into_iter().flat_map(|value| ["--limit", value]).collect();
+            let variables: Vec<_> = variable.into_iter().map(|v| ("SHEEP_LIMIT", v)).collect();
+            let file = key.map(|value| format!("limit = {value}"));
+            let settings = gather(&flags, &variables, file.as_deref()).expect("right");
+            assert_eq!(settings.limit, limit);
+        };
+        check(None, None, None, None);
+        check(None, None, Some("\"3G\""), Some(3 << 30));
+        check(None, None, Some("4096"), Some(4096));
+        check(None, Some("2G"), Some("\"3G\""), Some(2 << 30));
+        check(Some("1G"), Some("2G"), Some("\"3G\""), Some(1 << 30));
+        check(Some("1G"), None, Some("\"3G\""), Some(1 << 30));
+    }
+
+    #[test]
+    fn every_setting_is_documented_and_works_from_every_source() {
+        let samples = [
+            ("data", "/tmp/x"),
+            ("config", ""),
+            ("disk", "/dev/sdx"),
+            ("limit", "5G"),
+            ("disk-log", "64M"),
+            ("map-cache", "32M"),
+            ("scrub-rate", "1M"),
+            ("socket-group", "1234"),
+            ("nbd-listen", "127.0.0.1:1"),
+            ("metrics-listen", "[::1]:2"),
+            ("direct-io", "off"),
+            ("disk-engine", "threads"),
+            ("stop-timeout", "7"),
+            ("log-level", "debug"),
+        ];
+        assert_eq!(samples.map(|(name, _)| name).to_vec(), {
+            SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>()
+        });
+        let help = command().render_long_help().to_string();
+        for (setting, (name, value)) in SETTINGS.iter().zip(samples) {
+            assert!(setting.doc.ends_with('.') && !setting.limit.is_empty(), "{name}");
+            assert_eq!(help.contains(&format!("--{name} ")), !setting.hidden, "{name}");
+            if name == CONFIG {
+                continue;
+            }
+            let flag = gather(&[&format!("--{name}"), value], &[], None).expect(name);
+            let variable = gather(&[], &[(&setting.variable(), value)], None).expect(name);
+            let line = format!("{} = \"{value}\"", setting.key());
+            let file = gather(&[], &[], Some(&line)).expect(name);
+            assert_eq!(flag, variable, "{name}");
+            assert_eq!(flag, file, "{name}");
+            assert_ne!(flag, Settings::defaults(), "{name} is taken and ignored");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_place_and_a_remedy() {
+        let flag = |flags: &[&str], part: &str| {
+            let sentence = refused(gather(flags, &[], None));
+            assert!(sentence.contains(part), "{sentence}");
+            assert_eq!(sentence.lines().count(), 1, "{sentence}");
+        };
+        flag(&["--limit", "20X"], "--limit: `20X` is wrong: `X` in `20X` is no unit");
+        flag(&["--limit", "0"], "more than nothing");
+        flag(&["--map-cache", "1M"], "at least 4.0 MiB");
+        flag(&["--nbd-listen", "0.0.0.0:10809"], "there is no TLS yet");
+        flag(&["--nbd-listen", "localhost"], "write it like 127.0.0.1:10809");
+        flag(&["--metrics-listen", "192.0.2.1:1"], "not a loopback address");
+        flag(&["--socket-group", "no-such-group-here"], "groupadd");
+        flag(&["--stop-timeout", "0"], "from 1 to 3600");
+        flag(&["--log-level", "loud"], "error, warn, info");
+        flag(&["--log-level", "3"], "error, warn, info");
+        flag(&["--direct-io", "maybe"], "on or off");
+        flag(&["--data", ""], "must not be empty");
+        flag(&["--bogus"], "see `sheep --help`");
+        flag(&["stray"], "see `sheep --help`");
+        flag(&["--config", "/nonexistent/sheep.toml"], "/nonexistent/sheep.toml");
+
+        let file = |text: &str, part: &str| {
+            let sentence = refused(gather(&[], &[], Some(text)));
+            assert!(sentence.contains(part) && sentence.contains("sheep.toml"), "{sentence}");
+        };
+        file("limt = 5", "unknown key `limt`");
+        file("config = \"x\"", "unknown key `config`");
+        file("limit = [1]", "is a array");
+        file("limit = -5", "limit in");
+        file("data = \"/x\"\nlimit = ", "line 2");
+
+        let sentence = refused(gather(&[], &[("SHEEP_LIMIT", "x")], None));
+        assert!(sentence.starts_with("environment variable SHEEP_LIMIT: `x`"), "{sentence}");
+    }
+
+    #[test]
+    fn help_and_version_are_no_errors() {
+        for flag in ["--help", "--version"] {
+            assert!(matches!(gather(&[flag], &[], None), Err(Stop::Print(_))));
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Words that every part of Sheepdog shares: ids, units, limits, checksums, aligned buffers, and
+//! the messages between a volume's session and the disks that hold its objects.
+//!
+//! It must never do I/O, read a clock, draw randomness or hold state. Its main types are
+//! [`MemberRequest`] and [`Payload`]; nothing here has a life cycle.
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod checksum;
+mod disk;
+mod ids;
+pub mod limits;
+mod member;
+mod time;
+mod units;
+
+pub use buffer::{Block, Buffer, Payload};
+pub use checksum::{block_checksum, crc32c, crc64, crc64_around, is_zero};
+pub use disk::{DiskDone, DiskError, DiskOp, DiskRequest, DiskToken};
+pub use ids::{
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId,
+    NodeId, ObjectKey, PartitionId, Stamp, VolumeId,
+};
+pub use member::{
+    BlockState, Change, MemberError, MemberReply, MemberRequest, MemberToken, ObjectStamp, Write,
+};
+pub use time::{Duration, Time};
+pub use units::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, OBJECT_SIZE, SECTOR_SIZE};

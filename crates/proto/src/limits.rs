@@ -1,0 +1,182 @@
+//! Every bound in one place, related to one another by compile-time asserts. A queue, cache, retry
+//! or message without an entry here is a bug.
+
+use crate::units::{BLOCK_SIZE, OBJECT_SIZE};
+
+/// Largest volume, in bytes: 2^32 objects would overflow the object index, and 1 PiB is beyond
+/// what one machine's disks hold today.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Smallest volume, in bytes.
+pub const VOLUME_BYTES_MIN: u64 = BLOCK_SIZE as u64;
+/// Volumes per cluster. The map is held in memory by every node and written whole as a snapshot.
+pub const VOLUMES_MAX: usize = 65_536;
+/// Length of a volume name in bytes. Names are printable, without '/', '@' or white space.
+pub const VOLUME_NAME_BYTES_MAX: usize = 255;
+/// Partitions a new cluster starts with, unless it is told another power of two.
+pub const PARTITIONS_DEFAULT: u32 = 4096;
+
+/// Most binary digits of a partition number: 2^16 partitions.
+pub const PARTITION_BITS_MAX: u8 = 16;
+/// Nodes per cluster.
+pub const NODES_MAX: usize = 1024;
+/// Disks per cluster.
+pub const DISKS_MAX: usize = 8192;
+/// Length of a node's name in bytes.
+pub const NODE_NAME_BYTES_MAX: usize = 255;
+/// Attachments of all volumes together, writers and readers.
+pub const ATTACHMENTS_MAX: usize = VOLUMES_MAX;
+/// Length of the text that says who holds an attachment, in bytes; longer ones are cut.
+pub const HOLDER_BYTES_MAX: usize = 255;
+/// One encoded command of the cluster's log, in bytes.
+pub const COMMAND_BYTES_MAX: usize = 4096;
+/// Proposals that wait for the log at once; more are refused.
+pub const PROPOSALS_MAX: usize = 4096;
+/// Bytes of log after which the cluster's state is written as a snapshot and the log cut.
+pub const LOG_BYTES_BEFORE_SNAPSHOT: usize = 4 << 20;
+/// The cluster's whole state as one snapshot, in bytes. It holds every volume with the longest name
+/// and every attachment with the longest holder.
+pub const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
+/// Records that one append brings to the journal, in bytes, with what their lengths take.
+pub const JOURNAL_APPEND_BYTES_MAX: usize = 1 << 20;
+/// A snapshot in the journal, in bytes: the state and what the voter puts around it.
+pub const JOURNAL_SNAPSHOT_BYTES_MAX: usize = SNAPSHOT_BYTES_MAX + BLOCK_SIZE;
+/// How often a node reads its journal again to find rot while the second copy is good, in seconds.
+pub const JOURNAL_VERIFY_INTERVAL_S: u64 = 3600;
+/// What the journal takes behind a snapshot, in bytes: several times what makes the voter take the
+/// next one, in case that fails for want of space.
+pub const JOURNAL_LOG_BYTES_MAX: usize = 16 << 20;
+
+/// Largest member request, in blocks: the session splits longer ones. Bounds a log record.
+pub const MEMBER_REQUEST_BLOCKS_MAX: u32 = 256;
+/// Member requests a store holds at once; the session waits beyond that.
+pub const STORE_REQUESTS_MAX: usize = 4096;
+/// Bytes of data a store leaves without a flush; beyond that it flushes by itself. Bounds what
+/// opening the disk after a crash has to read and verify.
+pub const STORE_UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
+/// How long a store leaves a change without a flush, in milliseconds.
+pub const STORE_FLUSH_INTERVAL_MS: u64 = 5_000;
+/// How soon after a flush the log says what is durable, in milliseconds, when nothing else is
+/// written to it.
+pub const STORE_TELL_DURABLE_MS: u64 = 100;
+/// From the beginning of one scrub pass to that of the next, in seconds, unless it takes longer.
+pub const STORE_SCRUB_PAUSE_S: u64 = 24 * 3600;
+/// How often the scrub notes in the log how far it came, in seconds.
+pub const STORE_SCRUB_RECORD_S: u64 = 30;
+/// Guest requests one session works on at once; more wait in the front, which stops reading.
+pub const SESSION_REQUESTS_MAX: usize = 1024;
+/// Bytes of payload one session holds at once, reads and writes together.
+pub const SESSION_BYTES_MAX: usize = 256 << 20;
+/// Longest read or write of a guest that a session takes, in bytes.
+pub const REQUEST_BYTES_MAX: usize = 64 << 20;
+/// Object requests of one session in flight at once; more wait in the session.
+pub const SESSION_PIECES_MAX: usize = 1024;
+/// Object requests in flight for one guest request: a discard of everything must leave room.
+pub const REQUEST_PIECES_MAX: usize = 64;
+/// Runs of equal state in one answer to a status request.
+pub const STATUS_EXTENTS_MAX: usize = 4096;
+/// Objects one status request looks at; the answer covers only those if it asks about more.
+pub const STATUS_OBJECTS_MAX: u64 = 1024;
+/// Disks that may hold one partition.
+pub const MEMBERS_MAX: usize = 8;
+/// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
+pub const SESSION_STAMPS_MAX: usize = 1 << 20;
+/// Questions in flight to a disk that was opened anew, or while an attachment opens.
+pub const MEMBER_CHECKS_MAX: usize = 64;
+/// After how long a busy disk is asked again, in milliseconds.
+pub const MEMBER_RETRY_MS: u64 = 5;
+/// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
+pub const SHRINK_RETRY_MS: u64 = 1_000;
+/// How long a session that is to close waits for disks that are out of service, in milliseconds.
+pub const CLOSE_STALLED_MS_MAX: u64 = 10_000;
+
+/// Longest NBD read or write, in bytes: what QEMU and libnbd take as the default maximum.
+pub const NBD_PAYLOAD_BYTES_MAX: usize = 32 << 20;
+/// Longest NBD option, in bytes.
+pub const NBD_OPTION_BYTES_MAX: usize = 8192;
+/// Options one NBD client may send before it must decide: `nbdinfo --list` asks two or three about
+/// each volume.
+pub const NBD_OPTIONS_MAX: usize = 1024;
+/// Replies to options an NBD client may leave unread before its next option waits, in bytes.
+pub const NBD_OPTION_UNREAD_BYTES_MAX: usize = 64 << 10;
+/// Bytes a driver hands to an NBD connection at once. What cannot be worked on yet is kept.
+pub const NBD_INPUT_BYTES_MAX: usize = 256 << 10;
+/// Extents in one reply to NBD's block status; the client asks again for the rest.
+pub const NBD_STATUS_EXTENTS_MAX: usize = 8192;
+/// How long an NBD client may take over the handshake, in milliseconds.
+pub const NBD_HANDSHAKE_MS_MAX: u64 = 10_000;
+/// How long an NBD client may take over the rest of a request it began, in milliseconds.
+pub const NBD_REQUEST_MS_MAX: u64 = 30_000;
+/// How long replies may wait for an NBD client that does not read them, in milliseconds.
+pub const NBD_WRITE_STALL_MS_MAX: u64 = 60_000;
+/// Requests of one NBD connection in flight; the connection is not read beyond that.
+pub const NBD_REQUESTS_PER_CONNECTION_MAX: usize = 256;
+/// Bytes of payload one NBD connection holds at once; the connection is not read beyond that.
+pub const NBD_BYTES_PER_CONNECTION_MAX: usize = 64 << 20;
+/// NBD connections in all.
+pub const NBD_CONNECTIONS_MAX: usize = 1024;
+/// NBD connections of one client (peer process or address) that have not finished the handshake.
+pub const NBD_HANDSHAKES_PER_CLIENT_MAX: usize = 32;
+/// NBD connections of one client (peer process or address).
+pub const NBD_CONNECTIONS_PER_CLIENT_MAX: usize = 128;
+
+/// Map pages cached per disk unless told otherwise, in bytes.
+pub const MAP_CACHE_BYTES_DEFAULT: usize = 256 << 20;
+/// Least map cache, in bytes.
+pub const MAP_CACHE_BYTES_MIN: usize = 4 << 20;
+
+/// Operations on media that the kernel works on at once; more wait in the driver.
+pub const DISK_OPERATIONS_IN_FLIGHT_MAX: usize = 1024;
+/// Bytes one system call reads or writes at most; longer operations go in several.
+pub const DISK_STEP_BYTES_MAX: usize = 256 << 20;
+
+/// Open files and sockets a daemon wants to be allowed: all connections, media, and some to spare.
+pub const DESCRIPTORS_WANTED: u64 = 4096;
+
+/// Longest request of an administrator, in bytes: a name and some numbers.
+pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Longest answer to an administrator, in bytes: the list of all volumes.
+pub const ADMIN_REPLY_BYTES_MAX: usize = 64 << 20;
+/// Requests of administrators in flight; more are answered "busy".
+pub const ADMIN_REQUESTS_MAX: usize = 64;
+/// HTTP connections, admin socket and metrics together.
+pub const ADMIN_CONNECTIONS_MAX: usize = 256;
+/// How long an HTTP client may take to send a request, in milliseconds.
+pub const ADMIN_READ_MS_MAX: u64 = 10_000;
+/// How long an administrator's request may take, in milliseconds: shrinking a big volume.
+pub const ADMIN_ANSWER_MS_MAX: u64 = 600_000;
+
+/// Connections that wait for one volume which its last client is just giving back.
+pub const OPENS_WAITING_MAX: usize = 128;
+
+const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
+const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
+const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);
+const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);
+const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX <= SESSION_BYTES_MAX);
+const _: () = assert!(SESSION_PIECES_MAX <= STORE_REQUESTS_MAX);
+const _: () = assert!(REQUEST_PIECES_MAX < SESSION_PIECES_MAX);
+const _: () = assert!(NBD_REQUESTS_PER_CONNECTION_MAX <= SESSION_REQUESTS_MAX);
+const _: () = assert!(MEMBER_REQUEST_BLOCKS_MAX as usize * BLOCK_SIZE <= OBJECT_SIZE);
+const _: () = assert!(NBD_HANDSHAKES_PER_CLIENT_MAX <= NBD_CONNECTIONS_PER_CLIENT_MAX);
+const _: () = assert!(VOLUMES_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(PARTITIONS_DEFAULT.is_power_of_two());
+const _: () = assert!(PARTITIONS_DEFAULT <= 1 << PARTITION_BITS_MAX);
+const _: () = assert!(
+    // 128 bytes are more than the numbers of a volume, an attachment or a disk take.
+    VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 128)
+        + ATTACHMENTS_MAX * (HOLDER_BYTES_MAX + 128)
+        + NODES_MAX * (NODE_NAME_BYTES_MAX + 128)
+        + DISKS_MAX * 128
+        + (1 << PARTITION_BITS_MAX) * 64
+        <= SNAPSHOT_BYTES_MAX
+);
+const _: () = assert!(
+    VOLUME_NAME_BYTES_MAX + HOLDER_BYTES_MAX + NODE_NAME_BYTES_MAX + 256 <= COMMAND_BYTES_MAX
+);
+const _: () = assert!(DISK_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
+const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX);
+const _: () =
+    assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
+const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
+const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);

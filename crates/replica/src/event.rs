@@ -1,0 +1,128 @@
+//! What goes into a coordinator and what comes out of it.
+
+use cluster::Map;
+use proto::{
+    BlockRange, BlockState, Change, DiskId, MemberError, MemberReply, MemberRequest, MemberToken,
+    ObjectKey, Payload,
+};
+use std::sync::Arc;
+
+/// What a coordinator is told.
+#[derive(Debug)]
+pub enum Event {
+    /// The session asks for something, only after [`Effect::Opened`]. A change must not overlap a
+    /// request of the same blocks that has not ended: the session's block locks see to that.
+    Request {
+        /// Chosen by the session, comes back with [`Effect::Done`].
+        token: u64,
+        /// What it asks.
+        request: Request,
+    },
+    /// A disk answers.
+    Member {
+        /// Which disk.
+        disk: DiskId,
+        /// That of the question.
+        token: MemberToken,
+        /// The answer.
+        result: Result<MemberReply, MemberError>,
+    },
+    /// The cluster's state is another.
+    Map(Arc<Map>),
+    /// Time has passed: [`crate::Coordinator::deadline`] is due.
+    Tick,
+}
+
+/// What a session asks about the volume's objects.
+#[derive(Debug)]
+pub enum Request {
+    /// The content of some blocks, at most `MEMBER_REQUEST_BLOCKS_MAX`. Ends with [`Answer::Data`].
+    Read {
+        /// Which object.
+        index: u32,
+        /// Which blocks of it.
+        blocks: BlockRange,
+    },
+    /// What kind of content some blocks have. Ends with [`Answer::Map`].
+    Map {
+        /// Which object.
+        index: u32,
+        /// Which blocks of it.
+        blocks: BlockRange,
+    },
+    /// Changes some blocks. Ends with [`Answer::Done`] once a quorum has it.
+    Change {
+        /// Which object.
+        index: u32,
+        /// What to do to it.
+        change: Change,
+    },
+    /// Make all changes that have ended stable. Ends with [`Answer::Done`].
+    Flush {
+        /// Whether the guest will hear of it. A loss from before is reported only then.
+        reported: bool,
+    },
+}
+
+/// What a request that succeeded brings.
+#[derive(Debug)]
+pub enum Answer {
+    /// Nothing to tell.
+    Done,
+    /// The content, in order: together all blocks asked for, whole blocks each.
+    Data(Vec<Payload>),
+    /// Runs of equal state in block order, together all blocks asked for.
+    Map(Vec<(u32, BlockState)>),
+}
+
+/// Why a request failed. A change that failed has not taken effect and never will.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no space for new data.
+    #[error("no space left for new data")]
+    NoSpace,
+    /// A block is damaged on every member that has it.
+    #[error("block {block} of object {key} is damaged on every disk that has it")]
+    Corrupt {
+        /// The object.
+        key: ObjectKey,
+        /// The first damaged block.
+        block: u32,
+    },
+    /// A newer attachment exists; nothing will succeed any more.
+    #[error("a newer attachment exists")]
+    Fenced,
+    /// Something that no repetition helps against; the text is a sentence.
+    #[error("{0}")]
+    Io(String),
+}
+
+/// What a coordinator wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask this disk. The order of the questions to one disk must be kept.
+    Member {
+        /// Which disk.
+        disk: DiskId,
+        /// Comes back with the answer.
+        token: MemberToken,
+        /// The question.
+        request: MemberRequest,
+    },
+    /// All disks needed are fenced and what was in flight is settled: requests may come.
+    Opened,
+    /// A request has ended.
+    Done {
+        /// That of the request.
+        token: u64,
+        /// How it ended.
+        result: Result<Answer, Error>,
+    },
+    /// Changes that were acknowledged and not flushed are gone with their disk. The flushes under
+    /// way fail, and so does the next one. A change of the session of which a part had been
+    /// acknowledged must be done again before it is reported as done.
+    Lost,
+    /// A newer attachment exists: every request has ended with [`Error::Fenced`], and so will all
+    /// later ones. Comes once.
+    Fenced,
+}

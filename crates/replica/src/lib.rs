@@ -1,0 +1,35 @@
+//! Replication, seen from a volume's session: which disks hold an object, in which order its
+//! writes take effect, who has acknowledged what, and what of it is stable.
+//!
+//! It must never touch a disk or a socket, read a clock or draw randomness, and never acknowledge
+//! a write that fewer than a quorum of the object's current members have. It meets disks only as
+//! `proto` messages.
+//!
+//! [`Coordinator`] is the machine, one per attached volume. Life: [`Coordinator::open`] fences the
+//! disks and settles what an earlier session left in flight, until [`Effect::Opened`]; then
+//! [`Event::Request`]s end with [`Effect::Done`] each, until the coordinator is dropped or a newer
+//! attachment ends it with [`Effect::Fenced`].
+//!
+//! Built for one copy, shaped for several: fan-out, quorums, chains and flush accounting count
+//! members. What several copies need beyond that is not here yet: pulling what a member missed
+//! from its peers, changing members under a running session, and read promises.
+#![forbid(unsafe_code)]
+
+mod chain;
+mod coordinator;
+mod event;
+mod flush;
+mod opening;
+mod peer;
+mod read;
+mod sequence;
+mod settle;
+mod slots;
+
+#[cfg(test)]
+mod model;
+
+pub use coordinator::Coordinator;
+pub use event::{Answer, Effect, Error, Event, Request};
+pub use settle::settle;
+pub use slots::Slots;

@@ -1,0 +1,568 @@
+//! The coordinator against disks played by hand, one to five of them.
+
+use crate::{Answer, Coordinator, Effect, Error, Event, Request};
+use cluster::{Command, Map, Member, State};
+use proto::{
+    BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Generation,
+    Incarnation, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey,
+    ObjectStamp, Payload, Stamp, Time, VolumeId,
+};
+use std::sync::Arc;
+
+const GENERATION: Generation = Generation(7);
+
+/// A coordinator, the questions it asked that were not answered yet, and what it said.
+struct Stage {
+    coordinator: Coordinator,
+    base: Arc<Map>,
+    incarnations: Vec<u64>,
+    asked: Vec<(usize, MemberToken, MemberRequest)>,
+    done: Vec<(u64, Result<Answer, Error>)>,
+    opened: bool,
+    fenced: bool,
+    lost: bool,
+    now: Time,
+}
+
+fn base() -> (Arc<Map>, VolumeId) {
+    let mut state = State::default();
+    let node = NodeId(1);
+    let mut apply = |command| state.apply(&command).expect("a good command");
+    apply(Command::CreateCluster { cluster: ClusterId(1), partition_bits: 2, unix_s: 0 });
+    apply(Command::AddNode { node, name: "alpha".into() });
+    apply(Command::OpenDisk { disk: DiskId(100), node, incarnation: Incarnation(1) });
+    apply(Command::CreateVolume { name: "vm".into(), bytes: 64 << 20, unix_s: 0 });
+    let map = state.map();
+    let volume = map.volume_named("vm").expect("just created").id;
+    (map, volume)
+}
+
+impl Stage {
+    fn begin(members: usize) -> Stage {
+        let (base, volume) = base();
+        let incarnations = vec![1; members];
+        let map = with(&base, &incarnations);
+        let mut effects = Vec::new();
+        let now = Time(1);
+        let coordinator = Coordinator::open(now, volume, GENERATION, false, map, &mut effects);
+        let mut stage = Stage {
+            coordinator,
+            base,
+            incarnations,
+            asked: Vec::new(),
+            done: Vec::new(),
+            opened: false,
+            fenced: false,
+            lost: false,
+            now,
+        };
+        stage.take(effects);
+        stage
+    }
+
+    /// Open, with nothing to settle, everything flushed once, and the stamp of object 0 known.
+    fn open(members: usize) -> Stage {
+        let mut stage = Stage::begin(members);
+        for disk in 0..members {
+            stage.answer(disk, Ok(fenced(1, &[])));
+        }
+        assert!(stage.opened);
+        stage.flush(999);
+        for disk in 0..members {
+            stage.answer(disk, Ok(flushed(1)));
+        }
+        stage.write(998);
+        stage.answer_all(|_| Ok(MemberReply::Stamp(at(0, 0))));
+        stage.answer_all(|_| Ok(written(1)));
+        stage.flush(997);
+        stage.answer_all(|_| Ok(flushed(1)));
+        assert_eq!(stage.ended(), [999, 998, 997]);
+        stage.done.clear();
+        stage
+    }
+
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Member { disk, token, request } => {
+                    self.asked.push((disk.0 as usize, token, request));
+                }
+                Effect::Opened => self.opened = true,
+                Effect::Done { token, result } => self.done.push((token, result)),
+                Effect::Lost => self.lost = true,
+                Effect::Fenced => self.fenced = true,
+            }
+        }
+        self.coordinator.check();
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        self.coordinator.handle(self.now, event, &mut effects);
+        self.take(effects);
+    }
+
+    fn request(&mut self, token: u64, request: Request) {
+        self.tell(Event::Request { token, request });
+    }
+
+    fn write(&mut self, token: u64) {
+        self.write_to(token, 0);
+    }
+
+    fn write_to(&mut self, token: u64, index: u32) {
+        let payload = Payload::zeroed(BLOCK_SIZE);
+        let change = Change::Data { first: 0, payload, detect_zeroes: true };
+        self.request(token, Request::Change { index, change });
+    }
+
+    fn read(&mut self, token: u64) {
+        let blocks = BlockRange::new(0, 1).expect("a block");
+        self.request(token, Request::Read { index: 0, blocks });
+    }
+
+    fn flush(&mut self, token: u64) {
+        self.request(token, Request::Flush { reported: true });
+    }
+
+    /// Answers the oldest question of this disk.
+    fn answer(&mut self, disk: usize, result: Result<MemberReply, MemberError>) -> MemberRequest {
+        let place = self.asked.iter().position(|(asked, ..)| *asked == disk);
+        let (_, token, request) = self.asked.remove(place.expect("the disk was asked something"));
+        self.tell(Event::Member { disk: DiskId(disk as u128), token, result });
+        request
+    }
+
+    fn answer_all(
+        &mut self,
+        mut result: impl FnMut(&MemberRequest) -> Result<MemberReply, MemberError>,
+    ) {
+        for (disk, token, request) in std::mem::take(&mut self.asked) {
+            let result = result(&request);
+            self.tell(Event::Member { disk: DiskId(disk as u128), token, result });
+        }
+    }
+
+    /// The disk was opened anew and the map shows it.
+    fn reopen(&mut self, disk: usize) {
+        self.asked.retain(|(asked, ..)| *asked != disk);
+        self.incarnations[disk] += 1;
+        let map = with(&self.base, &self.incarnations);
+        self.tell(Event::Map(map));
+    }
+
+    fn tick(&mut self) {
+        self.now = self.coordinator.deadline().expect("something is put off");
+        self.tell(Event::Tick);
+    }
+
+    /// The requests that have ended, in order.
+    fn ended(&self) -> Vec<u64> {
+        self.done.iter().map(|(token, _)| *token).collect()
+    }
+
+    /// What a disk is being asked, in short.
+    fn questions(&self, disk: usize) -> Vec<String> {
+        let of_disk = self.asked.iter().filter(|(asked, ..)| *asked == disk);
+        of_disk
+            .map(|(_, _, request)| match request {
+                MemberRequest::Fence { .. } => "fence".to_string(),
+                MemberRequest::Settle { stamp, .. } => format!("settle {}", stamp.sequence),
+                MemberRequest::Stamp { .. } => "stamp".to_string(),
+                MemberRequest::Write(write) => {
+                    format!("write {}>{}", write.previous.sequence, write.stamp.sequence)
+                }
+                MemberRequest::Read { .. } => "read".to_string(),
+                MemberRequest::Map { .. } => "map".to_string(),
+                MemberRequest::Flush { .. } => "flush".to_string(),
+            })
+            .collect()
+    }
+}
+
+fn with(base: &Map, incarnations: &[u64]) -> Arc<Map> {
+    let member = |(disk, incarnation): (usize, &u64)| Member {
+        disk: DiskId(disk as u128),
+        incarnation: Incarnation(*incarnation),
+    };
+    let members = incarnations.iter().enumerate().map(member).collect();
+    let number = ConfigurationNumber(incarnations.iter().sum());
+    Arc::new(base.with_members(number, members))
+}
+
+fn key() -> ObjectKey {
+    ObjectKey { layer: LayerId(1), index: 0 }
+}
+
+fn at(generation: u64, sequence: u64) -> ObjectStamp {
+    let stamp = Stamp { generation: Generation(generation), sequence };
+    ObjectStamp { key: key(), stamp, settled_generation: Generation(0) }
+}
+
+fn fenced(incarnation: u64, unsettled: &[ObjectStamp]) -> MemberReply {
+    let unsettled = unsettled.to_vec();
+    MemberReply::Fenced { incarnation: Incarnation(incarnation), unsettled }
+}
+
+fn written(incarnation: u64) -> MemberReply {
+    MemberReply::Written { incarnation: Incarnation(incarnation) }
+}
+
+fn flushed(incarnation: u64) -> MemberReply {
+    MemberReply::Flushed { incarnation: Incarnation(incarnation) }
+}
+
+fn data() -> MemberReply {
+    MemberReply::Data(vec![Payload::zeroed(BLOCK_SIZE)])
+}
+
+#[test]
+fn a_write_is_acknowledged_when_a_quorum_has_it() {
+    for (members, quorum) in [(1, 1), (2, 2), (3, 2), (5, 3)] {
+        let mut stage = Stage::open(members);
+        stage.write(1);
+        for disk in 0..members {
+            assert_eq!(stage.ended().len(), usize::from(disk >= quorum), "{disk} of {members}");
+            assert_eq!(stage.questions(disk), ["write 1>2"], "{disk} of {members}");
+            stage.answer(disk, Ok(written(1)));
+        }
+        assert_eq!(stage.ended(), [1], "of {members}");
+    }
+}
+
+#[test]
+fn an_attachment_opens_when_a_quorum_is_fenced() {
+    for (members, quorum) in [(1, 1), (2, 2), (3, 2), (5, 3)] {
+        let mut stage = Stage::begin(members);
+        for disk in 0..members {
+            assert_eq!(stage.opened, disk >= quorum, "{disk} of {members}");
+            stage.answer(disk, Ok(fenced(1, &[])));
+        }
+        assert!(stage.opened, "of {members}");
+    }
+}
+
+#[test]
+fn what_one_disk_lists_the_others_are_asked_about_before_it_is_settled() {
+    let mut stage = Stage::begin(3);
+    stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
+    stage.answer(1, Ok(fenced(1, &[])));
+    assert!(!stage.opened);
+    assert_eq!(stage.questions(1), ["stamp"]);
+    stage.answer(1, Ok(MemberReply::Stamp(at(6, 5))));
+    assert_eq!(
+        (stage.questions(0), stage.questions(1)),
+        (vec!["settle 5".into()], vec!["settle 5".into()])
+    );
+    stage.answer(0, Ok(MemberReply::Done));
+    assert!(!stage.opened);
+    stage.answer(1, Ok(MemberReply::Done));
+    assert!(stage.opened);
+}
+
+#[test]
+fn disks_that_disagree_are_not_served_before_a_quorum_agrees() {
+    let mut stage = Stage::begin(3);
+    stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
+    stage.answer(1, Ok(fenced(1, &[at(6, 4)])));
+    assert!(!stage.opened);
+    assert!(stage.questions(0).is_empty() && stage.questions(1).is_empty());
+}
+
+#[test]
+fn a_flush_counts_only_disks_that_held_everything_when_they_flushed() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(0, Ok(written(1)));
+    stage.answer(1, Ok(written(1)));
+    assert_eq!(stage.ended(), [1]);
+    stage.flush(2);
+    // Disk 2 does not have the write yet: its flush would mean nothing.
+    assert_eq!(stage.questions(2), ["write 1>2"]);
+    stage.answer(0, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1]);
+    stage.answer(1, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2]);
+}
+
+#[test]
+fn a_late_disk_counts_for_a_flush_once_it_has_everything_stable() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(0, Ok(written(1)));
+    stage.answer(1, Ok(written(1)));
+    stage.flush(2);
+    stage.answer(0, Ok(flushed(1)));
+    stage.answer(2, Ok(written(1)));
+    assert_eq!(stage.questions(2), ["flush"]);
+    assert_eq!(stage.ended(), [1]);
+    stage.answer(2, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2]);
+}
+
+#[test]
+fn a_flush_with_nothing_to_do_ends_at_once_and_a_new_session_has_everything_to_do() {
+    let mut stage = Stage::open(1);
+    stage.flush(1);
+    assert_eq!(stage.ended(), [1]);
+    let mut stage = Stage::begin(1);
+    stage.answer(0, Ok(fenced(1, &[])));
+    stage.flush(1);
+    assert!(stage.ended().is_empty());
+    assert_eq!(stage.questions(0), ["flush"]);
+}
+
+#[test]
+fn a_flush_does_not_cover_writes_acknowledged_after_it_was_sent() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.write(2);
+    stage.answer(0, Ok(written(1)));
+    stage.flush(3);
+    stage.answer(0, Ok(written(1)));
+    stage.flush(4);
+    assert_eq!(stage.questions(0), ["flush"]);
+    stage.answer(0, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2, 3]);
+    stage.answer(0, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_flush_of_another_incarnation_does_not_count() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.answer(0, Ok(written(1)));
+    stage.flush(2);
+    stage.answer(0, Ok(flushed(2)));
+    assert_eq!(stage.ended(), [1]);
+    stage.reopen(0);
+    stage.answer(0, Ok(fenced(2, &[])));
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 2))));
+    stage.answer(0, Ok(flushed(2)));
+    assert_eq!(stage.ended(), [1, 2]);
+    assert!(stage.done.iter().all(|(_, result)| result.is_ok()) && !stage.lost);
+}
+
+#[test]
+fn a_loss_is_reported_by_the_flush_that_waits_and_by_the_next() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.answer(0, Ok(written(1)));
+    stage.flush(2);
+    stage.reopen(0);
+    stage.answer(0, Ok(fenced(2, &[])));
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert!(stage.lost);
+    stage.answer(0, Ok(flushed(2)));
+    stage.flush(3);
+    stage.flush(4);
+    let failed: Vec<bool> = stage.done.iter().map(|(_, result)| result.is_err()).collect();
+    assert_eq!((stage.ended(), failed), (vec![1, 2, 3, 4], vec![false, true, true, false]));
+    // The chain goes on from what is there.
+    stage.write(5);
+    assert_eq!(stage.questions(0), ["write 1>3"]);
+}
+
+#[test]
+fn a_disk_that_lost_what_it_had_flushed_is_not_used() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.reopen(0);
+    stage.answer(0, Ok(fenced(2, &[])));
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(0, Ok(MemberReply::Stamp(at(0, 0))));
+    let obstacle = stage.coordinator.obstacle().expect("it waits");
+    assert!(obstacle.contains("reported as stable"), "{obstacle}");
+    assert!(stage.coordinator.is_stalled() && stage.ended().is_empty());
+}
+
+#[test]
+fn a_full_disk_fails_one_write_and_those_behind_it_go_on() {
+    let mut stage = Stage::open(1);
+    for token in 1..=3 {
+        stage.write(token);
+    }
+    assert_eq!(stage.questions(0), ["write 1>2", "write 2>3", "write 3>4"]);
+    // The answers come in another order than the writes.
+    let have = at(7, 1).stamp;
+    stage.asked.swap(0, 1);
+    stage.answer(0, Err(MemberError::WrongStamp { have }));
+    stage.answer(0, Err(MemberError::NoSpace));
+    assert_eq!(stage.done.len(), 1);
+    assert!(matches!(stage.done[0], (1, Err(Error::NoSpace))));
+    assert_eq!(stage.questions(0), ["write 3>4"], "nothing is sent before all is answered");
+    stage.answer(0, Err(MemberError::WrongStamp { have }));
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert_eq!(stage.questions(0), ["write 1>3", "write 3>4"]);
+    stage.answer_all(|_| Ok(written(1)));
+    assert_eq!(stage.ended(), [1, 2, 3]);
+    stage.write(4);
+    assert_eq!(stage.questions(0), ["write 4>5"]);
+}
+
+#[test]
+fn with_several_copies_a_full_one_catches_up_instead_of_failing_the_write() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(0, Err(MemberError::NoSpace));
+    stage.answer(1, Ok(written(1)));
+    stage.answer(2, Ok(written(1)));
+    assert!(matches!(stage.done[..], [(1, Ok(Answer::Done))]));
+    stage.tick();
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert_eq!(stage.questions(0), ["write 1>2"]);
+}
+
+#[test]
+fn a_busy_disk_is_asked_again_later_in_order() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.write(2);
+    stage.answer(0, Err(MemberError::Busy));
+    stage.answer(0, Err(MemberError::WrongStamp { have: at(7, 1).stamp }));
+    assert!(stage.questions(0).is_empty(), "it wants to be left alone");
+    assert!(stage.coordinator.obstacle().expect("it waits").contains("busy"));
+    stage.tick();
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert_eq!(stage.questions(0), ["write 1>2", "write 2>3"]);
+}
+
+#[test]
+fn writes_wait_for_a_disk_out_of_service_and_are_not_done_twice() {
+    let mut stage = Stage::open(1);
+    for token in 1..=3 {
+        stage.write(token);
+    }
+    stage.answer(0, Err(MemberError::Retired));
+    assert!(stage.coordinator.is_stalled() && stage.coordinator.deadline().is_none());
+    assert!(stage.coordinator.obstacle().expect("it waits").contains("out of service"));
+    stage.reopen(0);
+    stage.answer(0, Ok(fenced(2, &[at(7, 2)])));
+    // The first of them had been applied before the disk went away.
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 2))));
+    assert_eq!(stage.ended(), [1]);
+    assert_eq!(stage.questions(0), ["write 2>3", "write 3>4"]);
+    stage.answer_all(|_| Ok(written(2)));
+    assert_eq!(stage.ended(), [1, 2, 3]);
+}
+
+#[test]
+fn a_damaged_copy_is_read_elsewhere_and_the_last_one_is_reported() {
+    let mut stage = Stage::open(2);
+    let damaged = || Err(MemberError::Corrupt { key: key(), block: 0 });
+    stage.read(1);
+    stage.answer(0, damaged());
+    stage.answer(1, Ok(data()));
+    assert!(matches!(stage.done.pop(), Some((1, Ok(Answer::Data(_))))));
+    stage.read(2);
+    (0..2).for_each(|disk| drop(stage.answer(disk, damaged())));
+    assert!(matches!(stage.done[..], [(2, Err(Error::Corrupt { block: 0, .. }))]));
+}
+
+#[test]
+fn a_disk_that_misses_an_acknowledged_write_is_not_read() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(1, Ok(written(1)));
+    stage.answer(2, Ok(written(1)));
+    stage.read(2);
+    assert_eq!(stage.questions(0), ["write 1>2"]);
+    assert_eq!(stage.questions(1), ["read"]);
+}
+
+#[test]
+fn a_newer_attachment_ends_everything_once() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.read(2);
+    stage.flush(3);
+    stage.write_to(4, 1);
+    let newer = Generation(8);
+    stage.answer(0, Err(MemberError::Fenced { newer }));
+    assert!(stage.fenced);
+    let mut ended = stage.ended();
+    ended.sort_unstable();
+    // The flush had nothing to wait for.
+    assert_eq!(ended, [1, 2, 3, 4]);
+    let failed = stage.done.iter().filter(|(_, result)| matches!(result, Err(Error::Fenced)));
+    assert_eq!(failed.count(), 3);
+    stage.answer_all(|_| Ok(written(1)));
+    stage.write(5);
+    assert!(matches!(stage.done.last(), Some((5, Err(Error::Fenced)))));
+}
+
+#[test]
+fn answers_that_make_no_sense_take_the_disk_out_and_nothing_else() {
+    type Row = (&'static str, fn() -> MemberReply);
+    let nonsense: [Row; 6] = [
+        ("short data", || MemberReply::Data(Vec::new())),
+        ("odd data", || MemberReply::Data(vec![Payload::zeroed(4096).slice(0, 100)])),
+        ("long data", || MemberReply::Data(vec![Payload::zeroed(8192)])),
+        ("empty data", || {
+            let block = Payload::zeroed(4096);
+            MemberReply::Data(vec![block.slice(0, 0), block])
+        }),
+        ("a map", || MemberReply::Map(vec![(1, proto::BlockState::Data)])),
+        ("a stamp", || MemberReply::Stamp(at(9, 9))),
+    ];
+    for (name, reply) in nonsense {
+        let mut stage = Stage::open(1);
+        stage.read(1);
+        stage.answer(0, Ok(reply()));
+        assert!(stage.ended().is_empty(), "{name}");
+        assert!(stage.coordinator.is_stalled(), "{name}");
+        stage.reopen(0);
+        stage.answer(0, Ok(fenced(2, &[])));
+        stage.answer(0, Ok(data()));
+        assert_eq!(stage.ended(), [1], "{name}");
+    }
+}
+
+#[test]
+fn a_stamp_from_the_future_is_not_believed() {
+    let mut stage = Stage::begin(1);
+    stage.answer(0, Ok(fenced(1, &[])));
+    stage.write(1);
+    stage.answer(0, Ok(MemberReply::Stamp(at(8, 1))));
+    assert!(stage.coordinator.is_stalled());
+    assert!(stage.coordinator.obstacle().expect("it waits").contains("never sent"));
+}
+
+#[test]
+fn discarding_what_was_never_written_sends_nothing() {
+    let mut stage = Stage::open(1);
+    let discard = |stage: &mut Stage, token| {
+        let change = Change::Absent { blocks: BlockRange::whole() };
+        stage.request(token, Request::Change { index: 3, change });
+    };
+    discard(&mut stage, 1);
+    discard(&mut stage, 2);
+    stage.answer(0, Ok(MemberReply::Stamp(at(0, 0))));
+    assert_eq!(stage.ended(), [1, 2]);
+    assert!(stage.asked.is_empty());
+    // Behind a write it must be sent.
+    stage.write_to(3, 3);
+    discard(&mut stage, 4);
+    stage.answer(0, Ok(MemberReply::Stamp(at(0, 0))));
+    assert_eq!(stage.questions(0).len(), 2);
+}
+
+#[test]
+fn a_session_that_only_reads_fences_nobody() {
+    let (base, volume) = base();
+    let mut effects = Vec::new();
+    let map = with(&base, &[1]);
+    let mut coordinator = Coordinator::open(Time(1), volume, GENERATION, true, map, &mut effects);
+    assert!(matches!(effects[..], [Effect::Opened]), "{effects:?}");
+    effects.clear();
+    let blocks = BlockRange::new(0, 1).expect("a block");
+    let request = Request::Read { index: 0, blocks };
+    coordinator.handle(Time(1), Event::Request { token: 1, request }, &mut effects);
+    assert!(matches!(
+        effects[..],
+        [Effect::Member { request: MemberRequest::Read { generation: GENERATION, .. }, .. }]
+    ));
+}

@@ -1,0 +1,51 @@
+//! The rule by which a new session decides what became of the writes in flight before it.
+
+use proto::{ObjectStamp, Stamp};
+
+/// What an object settles at, from the answers of at least a quorum of its members: of those with
+/// the highest settled generation the highest stamp. An older settled generation means that the
+/// member missed a settling, and what it holds beyond was discarded by that.
+///
+/// Nothing if there is no answer.
+pub fn settle(answers: impl IntoIterator<Item = ObjectStamp>) -> Option<Stamp> {
+    answers
+        .into_iter()
+        .max_by_key(|answer| (answer.settled_generation, answer.stamp))
+        .map(|answer| answer.stamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{Generation, ObjectKey};
+
+    #[test]
+    fn an_object_settles_at_the_newest_history() {
+        // Answers as (settled generation, generation and sequence of the stamp).
+        type Answers = &'static [(u64, u64, u64)];
+        let table: [(Answers, Option<(u64, u64)>); 6] = [
+            (&[], None),
+            (&[(0, 0, 0)], Some((0, 0))),
+            (&[(1, 1, 5)], Some((1, 5))),
+            // Equal settled generations: the longest prefix.
+            (&[(2, 2, 5), (2, 2, 7), (2, 2, 6)], Some((2, 7))),
+            // A longer history that missed the settling of generation 3 loses.
+            (&[(2, 2, 9), (3, 2, 7)], Some((2, 7))),
+            // A later generation beats a higher sequence.
+            (&[(3, 2, 9), (3, 3, 1)], Some((3, 1))),
+        ];
+        for (answers, wanted) in table {
+            let chosen =
+                settle(answers.iter().map(|&(settled, generation, sequence)| ObjectStamp {
+                    key: ObjectKey::default(),
+                    stamp: Stamp { generation: Generation(generation), sequence },
+                    settled_generation: Generation(settled),
+                }));
+            let wanted = wanted.map(|(generation, sequence)| Stamp {
+                generation: Generation(generation),
+                sequence,
+            });
+            assert_eq!(chosen, wanted, "{answers:?}");
+        }
+    }
+}

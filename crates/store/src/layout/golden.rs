@@ -1,0 +1,188 @@
+//! The bytes of every record, so that the format cannot change unseen. A test that fails here means
+//! a new format version, not a new number.
+
+use super::*;
+use crate::{Identity, MediumKind};
+use proto::{
+    ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, ObjectKey, Stamp, crc64,
+};
+
+const KEY: ObjectKey = ObjectKey { layer: LayerId(3), index: 4 };
+
+fn stamp(sequence: u64) -> Stamp {
+    Stamp { generation: Generation(7), sequence }
+}
+
+fn records() -> Vec<Record> {
+    let lineage = LineageId(2);
+    vec![
+        Record::Write(WriteRecord {
+            lineage,
+            key: KEY,
+            previous: stamp(1),
+            stamp: stamp(2),
+            settled: stamp(0),
+            runs: vec![
+                MapRun { first: 1, count: 2, content: Content::Data(0x01_0203_0405) },
+                MapRun { first: 3, count: 1, content: Content::Zero },
+                MapRun { first: 9, count: 1015, content: Content::Absent },
+            ],
+            checksums: vec![0x1111, 0x2222],
+            freed: vec![Run { address: 77, count: 3 }],
+        }),
+        Record::Fence { lineage, generation: Generation(9) },
+        Record::Settle { lineage, key: KEY, generation: Generation(9), stamp: stamp(2) },
+        Record::DropObject { lineage, key: KEY, freed: vec![Run { address: 5, count: 1 }] },
+        Record::DropLayer { lineage, layer: LayerId(3) },
+        Record::Chunks { first: 6, count: 2, allocated: true },
+        Record::Scrub { pass: 1, position: 2, errors: 3, passes_done: 4 },
+        Record::Cut { key: KEY, from_lsn: 12 },
+    ]
+}
+
+fn superblock() -> Superblock {
+    Superblock {
+        sequence: 5,
+        identity: Identity { cluster: ClusterId(1), node: NodeId(2), disk: DiskId(3) },
+        incarnation: Incarnation(4),
+        kind: MediumKind::File,
+        created_unix_s: 1_700_000_000,
+        log_blocks: 16,
+        space_first: 19,
+        limit_blocks: 0,
+        replay_position: 2,
+        replay_sequence: 3,
+        replay_lsn: 4,
+        replay_incarnation: Incarnation(3),
+        durable_lsn: 3,
+        root_bytes: 4096,
+        root_checksum: 99,
+        root: [vec![Run { address: 20, count: 1 }], vec![Run { address: 21, count: 1 }]],
+    }
+}
+
+/// Prints all sums when one differs.
+fn check(found: &[(&str, u64)], golden: &[(&str, u64)]) {
+    assert_eq!(found, golden, "{found:#x?}");
+}
+
+#[test]
+fn every_record_has_the_bytes_it_always_had_and_comes_back() {
+    let mut bytes = Vec::new();
+    let mut sums = Vec::new();
+    for record in records() {
+        let start = bytes.len();
+        encode_record(&record, &mut bytes);
+        sums.push(crc64(&bytes[start..]));
+    }
+    assert_eq!(parse_records(&bytes, 8), Some(records()));
+    assert_eq!(parse_records(&bytes, 7), None);
+    for cut in 0..bytes.len() {
+        assert_eq!(parse_records(&bytes[..cut], 8), None);
+    }
+    let names = ["write", "fence", "settle", "drop object", "drop layer", "chunks", "scrub", "cut"];
+    let found: Vec<(&str, u64)> = names.into_iter().zip(sums).collect();
+    check(&found, &RECORDS);
+}
+
+#[test]
+fn every_page_has_the_bytes_it_always_had_and_comes_back() {
+    let block = || vec![0xaa; proto::BLOCK_SIZE];
+    let mut found = Vec::new();
+    let bytes = superblock().encode();
+    assert_eq!(parse_superblock(bytes.as_slice()), Ok(superblock()));
+    found.push(("superblock", crc64(bytes.as_slice())));
+
+    let header = BatchHeader {
+        sequence: 5,
+        first_lsn: 6,
+        durable_lsn: 4,
+        incarnation: Incarnation(2),
+        length: 200,
+        records: 3,
+        disk: DiskId(3),
+    };
+    let mut bytes = vec![0; 512];
+    seal_batch(&mut bytes, &header);
+    assert_eq!(parse_batch(&bytes), Ok(header));
+    assert_eq!(parse_batch(&bytes[..100]), Err(BatchError::More(200)));
+    found.push(("batch", crc64(&bytes)));
+
+    let name = PageName { lineage: LineageId(2), key: KEY, page: 1 };
+    let mut map = MapPage::new();
+    for (at, entry) in [Entry::data(0x99, 0x1234), Entry::ZERO, Entry::LOST].into_iter().enumerate()
+    {
+        map.replace(at as u32 * 100, entry);
+    }
+    let mut bytes = block();
+    let sum = map.encode(&name, 17, &mut bytes);
+    let parsed = parse_map_page(&bytes, &name, sum).expect("it comes back");
+    assert!((0..BLOCKS_PER_PAGE).all(|at| parsed.entry(at) == map.entry(at)));
+    assert!(parse_map_page(&bytes, &PageName { page: 2, ..name }, sum).is_none());
+    found.push(("map page", sum));
+
+    let row = TableRow {
+        lineage: LineageId(2),
+        key: KEY,
+        stamp: stamp(3),
+        settled_generation: Generation(1),
+        pages: [(1, 2), (0, 0), (3, 4), (5, 6)],
+        counts: [1, 0, 256, 3],
+        lsn: 8,
+    };
+    let mut bytes = block();
+    let mut rows = vec![None; ROWS_PER_PAGE];
+    rows[1] = Some(row);
+    let sum = encode_table(rows.clone().into_iter(), 7, &mut bytes);
+    assert_eq!(parse_table(&bytes, 7, sum), Some(rows));
+    found.push(("table", sum));
+
+    let chunks = vec![(true, [1, 2, 3, u64::MAX]), (false, [0; 4])];
+    let sum = encode_bitmap(&chunks, 1, &mut bytes);
+    assert_eq!(parse_bitmap(&bytes, 1, sum), Some(chunks));
+    found.push(("bitmap", sum));
+
+    let rows = [LineageRow { lineage: LineageId(1), fence: Generation(2), settled: stamp(3) }];
+    let sum = encode_lineages(&rows, 0, &mut bytes);
+    assert_eq!(parse_lineages(&bytes, 0, sum), Some(rows.to_vec()));
+    found.push(("lineages", sum));
+
+    let drops = [(LineageId(1), LayerId(2))];
+    let sum = encode_drops(&drops, 0, &mut bytes);
+    assert_eq!(parse_drops(&bytes, 0, sum), Some(drops.to_vec()));
+    found.push(("drops", sum));
+
+    let state = StatePage { scrub_pass: 1, lost_blocks: 5, ..StatePage::default() };
+    let sum = encode_state(&state, &mut bytes);
+    assert_eq!(parse_state(&bytes, sum), Some(state));
+    found.push(("state", sum));
+
+    let header = PageHeader { kind: CheckpointKind::Table, number: 0 };
+    let entries = [RootEntry { header, address: 9, twin: 10, checksum: 11 }];
+    let sum = encode_root(&entries, &mut bytes);
+    assert_eq!(parse_root(&bytes, sum), Some(entries.to_vec()));
+    found.push(("root", sum));
+    check(&found, &PAGES);
+}
+
+const RECORDS: [(&str, u64); 8] = [
+    ("write", 0x4021_b2d1_983d_9bb2),
+    ("fence", 0xf449_cc17_0aa0_46a6),
+    ("settle", 0xc4ea_924e_da42_3ccc),
+    ("drop object", 0x41f6_32a6_31a7_8466),
+    ("drop layer", 0x9867_f543_b815_94c4),
+    ("chunks", 0x3ef9_3891_4f6d_b2cc),
+    ("scrub", 0x0ec4_6470_ea3f_fd34),
+    ("cut", 0x6fc8_d60a_98b2_dd8f),
+];
+const PAGES: [(&str, u64); 9] = [
+    ("superblock", 0x2ed2_4956_27cf_9100),
+    ("batch", 0x1d6d_3a79_f0ec_867a),
+    ("map page", 0x3d77_393c_3c42_627a),
+    ("table", 0xba83_1bbd_fa4a_e11e),
+    ("bitmap", 0xa8b9_c322_f999_1e44),
+    ("lineages", 0x0463_e8f0_b3f1_8ff7),
+    ("drops", 0x8018_0cec_0a64_4527),
+    ("state", 0xd45b_80ae_d3de_6849),
+    ("root", 0x8536_cce9_50f1_28aa),
+];

@@ -1,0 +1,316 @@
+//! The records of the log.
+
+use super::codec::{Put, Reader};
+use super::{ADDRESS_MAX, Run};
+use proto::{BLOCKS_PER_OBJECT, Generation, LayerId, LineageId, ObjectKey, Stamp};
+
+const VERSION: u8 = 1;
+const TYPE_WRITE: u8 = 1;
+const TYPE_FENCE: u8 = 2;
+const TYPE_SETTLE: u8 = 3;
+const TYPE_DROP_OBJECT: u8 = 4;
+const TYPE_DROP_LAYER: u8 = 5;
+const TYPE_CHUNKS: u8 = 6;
+const TYPE_SCRUB: u8 = 7;
+const TYPE_CUT: u8 = 8;
+
+/// Longest record: a write of single blocks that replaces single blocks, or a dropped object.
+pub(crate) const RECORD_BYTES_MAX: usize = 8192;
+
+/// One change of what the disk holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Record {
+    /// Entries of an object change, its stamp moves.
+    Write(WriteRecord),
+    /// A fence moves.
+    Fence { lineage: LineageId, generation: Generation },
+    /// The settled generation of an object moves.
+    Settle { lineage: LineageId, key: ObjectKey, generation: Generation, stamp: Stamp },
+    /// An object leaves the table; all its blocks are freed.
+    DropObject { lineage: LineageId, key: ObjectKey, freed: Vec<Run> },
+    /// The objects of a layer are being dropped.
+    DropLayer { lineage: LineageId, layer: LayerId },
+    /// Chunks become allocated or holes.
+    Chunks { first: u32, count: u32, allocated: bool },
+    /// How far scrub came.
+    Scrub { pass: u64, position: u64, errors: u64, passes_done: u64 },
+    /// The records of the object from `from_lsn` up to this one never happened.
+    Cut { key: ObjectKey, from_lsn: u64 },
+}
+
+/// A change of some blocks of one object.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct WriteRecord {
+    pub(crate) lineage: LineageId,
+    pub(crate) key: ObjectKey,
+    pub(crate) previous: Stamp,
+    pub(crate) stamp: Stamp,
+    pub(crate) settled: Stamp,
+    /// In block order, without overlap.
+    pub(crate) runs: Vec<MapRun>,
+    /// Of the data blocks, in the order of `runs`.
+    pub(crate) checksums: Vec<u64>,
+    /// What the entries named before.
+    pub(crate) freed: Vec<Run>,
+}
+
+/// Some blocks that get entries of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MapRun {
+    pub(crate) first: u16,
+    pub(crate) count: u16,
+    pub(crate) content: Content,
+}
+
+/// What blocks are from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Content {
+    Absent,
+    Zero,
+    /// Data, in consecutive blocks from this address on.
+    Data(u64),
+}
+
+impl WriteRecord {
+    /// Takes everything out, keeping the memory.
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        self.checksums.clear();
+        self.freed.clear();
+    }
+}
+
+/// Puts a record behind `out`.
+pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
+    let kind = match record {
+        Record::Write(write) => return encode_write(write, out),
+        Record::Fence { .. } => TYPE_FENCE,
+        Record::Settle { .. } => TYPE_SETTLE,
+        Record::DropObject { .. } => TYPE_DROP_OBJECT,
+        Record::DropLayer { .. } => TYPE_DROP_LAYER,
+        Record::Chunks { .. } => TYPE_CHUNKS,
+        Record::Scrub { .. } => TYPE_SCRUB,
+        Record::Cut { .. } => TYPE_CUT,
+    };
+    framed(kind, out, |out| match record {
+        Record::Write(_) => {}
+        Record::Fence { lineage, generation } => {
+            out.put_u64(lineage.0);
+            out.put_u64(generation.0);
+        }
+        Record::Settle { lineage, key, generation, stamp } => {
+            put_object(*lineage, *key, out);
+            out.put_u64(generation.0);
+            put_stamp(*stamp, out);
+        }
+        Record::DropObject { lineage, key, freed } => {
+            put_object(*lineage, *key, out);
+            put_runs(freed, out);
+        }
+        Record::DropLayer { lineage, layer } => {
+            out.put_u64(lineage.0);
+            out.put_u64(layer.0);
+        }
+        Record::Chunks { first, count, allocated } => {
+            out.put_u32(*first);
+            out.put_u32(*count);
+            out.put_u8(u8::from(*allocated));
+        }
+        Record::Scrub { pass, position, errors, passes_done } => {
+            out.put_u64(*pass);
+            out.put_u64(*position);
+            out.put_u64(*errors);
+            out.put_u64(*passes_done);
+        }
+        Record::Cut { key, from_lsn } => {
+            out.put_u64(key.layer.0);
+            out.put_u32(key.index);
+            out.put_u64(*from_lsn);
+        }
+    });
+}
+
+/// Puts a write record behind `out`, from memory that is used again for the next.
+pub(crate) fn encode_write(write: &WriteRecord, out: &mut Vec<u8>) {
+    framed(TYPE_WRITE, out, |out| {
+        put_object(write.lineage, write.key, out);
+        put_stamp(write.previous, out);
+        put_stamp(write.stamp, out);
+        put_stamp(write.settled, out);
+        out.put_u16(write.runs.len() as u16);
+        let mut checksums = write.checksums.iter();
+        for run in &write.runs {
+            out.put_u16(run.first);
+            out.put_u16(run.count);
+            match run.content {
+                Content::Absent => out.put_u8(0),
+                Content::Zero => out.put_u8(1),
+                Content::Data(address) => {
+                    out.put_u8(2);
+                    out.put_u40(address);
+                    for sum in checksums.by_ref().take(usize::from(run.count)) {
+                        out.put_u64(*sum);
+                    }
+                }
+            }
+        }
+        put_runs(&write.freed, out);
+    });
+}
+
+/// Puts type, version, length and body.
+fn framed(kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.put_u8(kind);
+    out.put_u8(VERSION);
+    out.put_u16(0);
+    body(out);
+    assert!(out.len() - start <= RECORD_BYTES_MAX, "a record is longer than it may be");
+    let length = (out.len() - start - 4) as u16;
+    out[start + 2..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+fn put_object(lineage: LineageId, key: ObjectKey, out: &mut Vec<u8>) {
+    out.put_u64(lineage.0);
+    out.put_u64(key.layer.0);
+    out.put_u32(key.index);
+}
+
+fn put_stamp(stamp: Stamp, out: &mut Vec<u8>) {
+    out.put_u64(stamp.generation.0);
+    out.put_u64(stamp.sequence);
+}
+
+fn put_runs(runs: &[Run], out: &mut Vec<u8>) {
+    out.put_u16(runs.len() as u16);
+    for run in runs {
+        out.put_u40(run.address);
+        out.put_u16(run.count as u16);
+    }
+}
+
+/// Parses exactly `count` records that fill `bytes`. All runs returned lie inside an object and
+/// inside the address range, and there is one checksum for each data block.
+pub(crate) fn parse_records(bytes: &[u8], count: u32) -> Option<Vec<Record>> {
+    let mut fields = Reader::new(bytes);
+    let mut records = Vec::with_capacity((count as usize).min(bytes.len() / 4));
+    for _ in 0..count {
+        let kind = fields.u8()?;
+        if fields.u8()? != VERSION {
+            return None;
+        }
+        let length = usize::from(fields.u16()?);
+        let mut body = Reader::new(fields.take(length)?);
+        records.push(parse_body(kind, &mut body)?);
+        if body.remaining() != 0 {
+            return None;
+        }
+    }
+    (fields.remaining() == 0).then_some(records)
+}
+
+fn parse_body(kind: u8, body: &mut Reader) -> Option<Record> {
+    Some(match kind {
+        TYPE_WRITE => Record::Write(parse_write(body)?),
+        TYPE_FENCE => {
+            Record::Fence { lineage: LineageId(body.u64()?), generation: Generation(body.u64()?) }
+        }
+        TYPE_SETTLE => {
+            let (lineage, key) = parse_object(body)?;
+            let generation = Generation(body.u64()?);
+            Record::Settle { lineage, key, generation, stamp: parse_stamp(body)? }
+        }
+        TYPE_DROP_OBJECT => {
+            let (lineage, key) = parse_object(body)?;
+            Record::DropObject { lineage, key, freed: parse_runs(body)? }
+        }
+        TYPE_DROP_LAYER => {
+            Record::DropLayer { lineage: LineageId(body.u64()?), layer: parse_layer(body)? }
+        }
+        TYPE_CHUNKS => {
+            let (first, count) = (body.u32()?, body.u32()?);
+            first.checked_add(count)?;
+            let allocated = match body.u8()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            };
+            Record::Chunks { first, count, allocated }
+        }
+        TYPE_SCRUB => Record::Scrub {
+            pass: body.u64()?,
+            position: body.u64()?,
+            errors: body.u64()?,
+            passes_done: body.u64()?,
+        },
+        TYPE_CUT => {
+            let key = ObjectKey { layer: parse_layer(body)?, index: body.u32()? };
+            Record::Cut { key, from_lsn: body.u64()? }
+        }
+        _ => return None,
+    })
+}
+
+fn parse_write(body: &mut Reader) -> Option<WriteRecord> {
+    let (lineage, key) = parse_object(body)?;
+    let mut write = WriteRecord {
+        lineage,
+        key,
+        previous: parse_stamp(body)?,
+        stamp: parse_stamp(body)?,
+        settled: parse_stamp(body)?,
+        ..WriteRecord::default()
+    };
+    let count = body.u16()?;
+    let mut end = 0;
+    for _ in 0..count {
+        let (first, count, kind) = (body.u16()?, body.u16()?, body.u8()?);
+        let run_end = u32::from(first) + u32::from(count);
+        if u32::from(first) < end || count == 0 || run_end > BLOCKS_PER_OBJECT {
+            return None;
+        }
+        end = run_end;
+        let content = match kind {
+            0 => Content::Absent,
+            1 => Content::Zero,
+            2 => {
+                let address = body.u40()?;
+                if address == 0 || address + u64::from(count) > ADDRESS_MAX {
+                    return None;
+                }
+                for _ in 0..count {
+                    write.checksums.push(body.u64()?);
+                }
+                Content::Data(address)
+            }
+            _ => return None,
+        };
+        write.runs.push(MapRun { first, count, content });
+    }
+    write.freed = parse_runs(body)?;
+    Some(write)
+}
+
+fn parse_object(body: &mut Reader) -> Option<(LineageId, ObjectKey)> {
+    let lineage = LineageId(body.u64()?);
+    Some((lineage, ObjectKey { layer: parse_layer(body)?, index: body.u32()? }))
+}
+
+/// Layer 0 is none, also in the table.
+fn parse_layer(body: &mut Reader) -> Option<LayerId> {
+    body.u64().filter(|&layer| layer != 0).map(LayerId)
+}
+
+fn parse_stamp(body: &mut Reader) -> Option<Stamp> {
+    Some(Stamp { generation: Generation(body.u64()?), sequence: body.u64()? })
+}
+
+fn parse_runs(body: &mut Reader) -> Option<Vec<Run>> {
+    let count = body.u16()?;
+    (0..count)
+        .map(|_| {
+            let run = Run { address: body.u40()?, count: u32::from(body.u16()?) };
+            (run.address != 0 && run.count != 0 && run.end() <= ADDRESS_MAX).then_some(run)
+        })
+        .collect()
+}

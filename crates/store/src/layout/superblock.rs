@@ -1,0 +1,259 @@
+//! The superblock: who the disk is, and where its checkpoint and its log begin.
+
+use super::codec::{Cursor, Put, Reader, is_sealed, seal};
+use super::{ADDRESS_MAX, Run};
+use crate::{Damage, DamagedPart, Identity, MediumKind};
+use proto::{BLOCK_SIZE, Buffer, ClusterId, DiskId, Incarnation, NodeId};
+
+const MAGIC: [u8; 8] = *b"SHEEPDSK";
+const VERSION: u32 = 1;
+const CHECKSUM_AT: usize = 16;
+/// The log begins behind the two superblocks and a spare block.
+pub(crate) const LOG_FIRST: u64 = 3;
+/// Most runs of blocks that one copy of the root may consist of: what the block has room for.
+pub(crate) const ROOT_RUNS_MAX: usize = 160;
+/// Bytes of all fields but the runs, and of one run.
+const FIXED_BYTES: usize = 188;
+const RUN_BYTES: usize = 12;
+
+const _: () = assert!(FIXED_BYTES + 2 * ROOT_RUNS_MAX * RUN_BYTES <= BLOCK_SIZE);
+
+/// What a superblock says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Superblock {
+    pub(crate) sequence: u64,
+    pub(crate) identity: Identity,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) kind: MediumKind,
+    pub(crate) created_unix_s: u64,
+    /// The log region: `log_blocks` from block [`LOG_FIRST`] on.
+    pub(crate) log_blocks: u64,
+    /// The first block of space.
+    pub(crate) space_first: u64,
+    /// Where space may end at most; 0: wherever the medium ends.
+    pub(crate) limit_blocks: u64,
+    /// Where replay starts: the block within the log region, the batch and the record expected.
+    pub(crate) replay_position: u64,
+    pub(crate) replay_sequence: u64,
+    pub(crate) replay_lsn: u64,
+    /// The opening that noted that place: batches from there on are of this one or a later one. A
+    /// batch of an earlier opening there is what a crash cut off.
+    pub(crate) replay_incarnation: Incarnation,
+    /// All records up to here are durable, with their data.
+    pub(crate) durable_lsn: u64,
+    /// Length and checksum of the root; length 0: there is no checkpoint yet.
+    pub(crate) root_bytes: u32,
+    pub(crate) root_checksum: u64,
+    /// The two copies of the root, each as runs in order.
+    pub(crate) root: [Vec<Run>; 2],
+}
+
+/// Why some bytes are no superblock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SuperblockError {
+    /// All zero.
+    Blank,
+    /// Something else.
+    Foreign,
+    /// It was one, or is one torn.
+    Damaged,
+    /// A later version.
+    Newer(u32),
+}
+
+impl Superblock {
+    /// The block it belongs in.
+    pub(crate) fn address(&self) -> u64 {
+        self.sequence % 2
+    }
+
+    /// The sequence of the superblock after this one: the next one, unless that would go over the
+    /// only good copy while the other is known to be damaged. A write that is torn must leave one.
+    pub(crate) fn next_sequence(&self, damages: &[Damage]) -> u64 {
+        let is_bad = |address| {
+            damages.iter().any(|d| d.part == DamagedPart::Superblock && d.address == address)
+        };
+        let next = self.sequence + 1;
+        if is_bad((next + 1) % 2) && !is_bad(next % 2) { next + 1 } else { next }
+    }
+
+    pub(crate) fn encode(&self) -> Buffer {
+        let mut buffer = Buffer::zeroed(BLOCK_SIZE);
+        let mut out = Cursor::new(buffer.as_mut_slice());
+        out.put(&MAGIC);
+        out.put_u32(VERSION);
+        out.put_u32(BLOCK_SIZE as u32);
+        out.put_u64(0);
+        out.put_u64(self.sequence);
+        out.put_u128(self.identity.cluster.0);
+        out.put_u128(self.identity.node.0);
+        out.put_u128(self.identity.disk.0);
+        out.put_u64(self.incarnation.0);
+        out.put_u64(self.created_unix_s);
+        out.put_u8(match self.kind {
+            MediumKind::File => 0,
+            MediumKind::Device => 1,
+        });
+        out.put(&[0; 7]);
+        out.put_u64(LOG_FIRST);
+        out.put_u64(self.log_blocks);
+        out.put_u64(self.space_first);
+        out.put_u64(self.limit_blocks);
+        out.put_u64(self.replay_position);
+        out.put_u64(self.replay_sequence);
+        out.put_u64(self.replay_lsn);
+        out.put_u64(self.replay_incarnation.0);
+        out.put_u64(self.durable_lsn);
+        out.put_u64(self.root_checksum);
+        out.put_u32(self.root_bytes);
+        for copy in &self.root {
+            assert!(copy.len() <= ROOT_RUNS_MAX, "the root is cut into too many runs");
+            out.put_u32(copy.len() as u32);
+            for run in copy {
+                out.put_u64(run.address);
+                out.put_u32(run.count);
+            }
+        }
+        seal(buffer.as_mut_slice(), CHECKSUM_AT);
+        buffer
+    }
+}
+
+/// Parses one superblock. What is returned has addresses that make sense among one another.
+pub(crate) fn parse_superblock(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
+    let bytes = bytes.get(..BLOCK_SIZE).ok_or(SuperblockError::Foreign)?;
+    if bytes[..8] != MAGIC {
+        let blank = proto::is_zero(bytes);
+        return Err(if blank { SuperblockError::Blank } else { SuperblockError::Foreign });
+    }
+    if !is_sealed(bytes, CHECKSUM_AT) {
+        return Err(SuperblockError::Damaged);
+    }
+    let mut fields = Reader::new(&bytes[8..]);
+    let version = fields.u32().ok_or(SuperblockError::Damaged)?;
+    if version != VERSION {
+        return Err(SuperblockError::Newer(version));
+    }
+    parse_fields(&mut fields).ok_or(SuperblockError::Damaged)
+}
+
+fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
+    if fields.u32()? != BLOCK_SIZE as u32 {
+        return None;
+    }
+    fields.u64()?;
+    let sequence = fields.u64()?;
+    let identity = Identity {
+        cluster: ClusterId(fields.u128()?),
+        node: NodeId(fields.u128()?),
+        disk: DiskId(fields.u128()?),
+    };
+    let incarnation = Incarnation(fields.u64()?);
+    let created_unix_s = fields.u64()?;
+    let kind = match fields.u8()? {
+        0 => MediumKind::File,
+        1 => MediumKind::Device,
+        _ => return None,
+    };
+    fields.take(7)?;
+    let log_first = fields.u64()?;
+    let superblock = Superblock {
+        sequence,
+        identity,
+        incarnation,
+        kind,
+        created_unix_s,
+        log_blocks: fields.u64()?,
+        space_first: fields.u64()?,
+        limit_blocks: fields.u64()?,
+        replay_position: fields.u64()?,
+        replay_sequence: fields.u64()?,
+        replay_lsn: fields.u64()?,
+        replay_incarnation: Incarnation(fields.u64()?),
+        durable_lsn: fields.u64()?,
+        root_checksum: fields.u64()?,
+        root_bytes: fields.u32()?,
+        root: [parse_runs(fields)?, parse_runs(fields)?],
+    };
+    let sound = log_first == LOG_FIRST
+        && superblock.log_blocks >= crate::LOG_BYTES_MIN / BLOCK_SIZE as u64
+        && superblock.log_blocks <= u64::from(u32::MAX)
+        && superblock.space_first == LOG_FIRST + superblock.log_blocks
+        && superblock.limit_blocks <= ADDRESS_MAX
+        && superblock.replay_position < superblock.log_blocks
+        && superblock.replay_sequence > 0
+        && superblock.replay_lsn > 0
+        && superblock.root.iter().all(|copy| is_root_copy(copy, &superblock));
+    sound.then_some(superblock)
+}
+
+fn parse_runs(fields: &mut Reader) -> Option<Vec<Run>> {
+    let count = fields.u32()? as usize;
+    if count > ROOT_RUNS_MAX {
+        return None;
+    }
+    (0..count).map(|_| Some(Run { address: fields.u64()?, count: fields.u32()? })).collect()
+}
+
+/// A copy of the root has exactly the blocks its length needs, all of them in space.
+fn is_root_copy(copy: &[Run], superblock: &Superblock) -> bool {
+    let blocks: u64 = copy.iter().map(|run| u64::from(run.count)).sum();
+    let inside = |run: &Run| {
+        run.address >= superblock.space_first
+            && run.address <= ADDRESS_MAX
+            && run.end() <= ADDRESS_MAX
+    };
+    copy.iter().all(inside)
+        && blocks == u64::from(superblock.root_bytes).div_ceil(BLOCK_SIZE as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock(sequence: u64, runs: usize) -> Superblock {
+        let run = |at: usize| Run { address: 4096 + 2 * at as u64, count: 1 };
+        let copy: Vec<Run> = (0..runs).map(run).collect();
+        Superblock {
+            sequence,
+            identity: Identity { cluster: ClusterId(1), node: NodeId(2), disk: DiskId(3) },
+            incarnation: Incarnation(1),
+            created_unix_s: 0,
+            kind: MediumKind::File,
+            log_blocks: 16,
+            space_first: 19,
+            limit_blocks: 0,
+            replay_position: 0,
+            replay_sequence: 1,
+            replay_lsn: 1,
+            replay_incarnation: Incarnation(1),
+            durable_lsn: 0,
+            root_checksum: 0,
+            root_bytes: (runs * BLOCK_SIZE) as u32,
+            root: [copy.clone(), copy],
+        }
+    }
+
+    /// A write that is torn while one copy is rotten must not hit the other one.
+    #[test]
+    fn the_next_superblock_goes_over_the_bad_copy() {
+        let bad =
+            |address| vec![Damage { part: DamagedPart::Superblock, address, unreadable: false }];
+        for sequence in [6, 7] {
+            let now = superblock(sequence, 1);
+            assert_eq!(now.next_sequence(&[]), sequence + 1);
+            for address in [0, 1] {
+                let next = Superblock { sequence: now.next_sequence(&bad(address)), ..now.clone() };
+                assert_eq!(next.address(), address, "after {sequence}");
+                assert!(next.sequence > sequence);
+            }
+        }
+    }
+
+    /// A root in as many pieces as there may be neither overflows its block nor is refused.
+    #[test]
+    fn a_superblock_holds_the_most_runs_a_root_may_have() {
+        let full = superblock(1, ROOT_RUNS_MAX);
+        assert_eq!(parse_superblock(full.encode().as_slice()).as_ref(), Ok(&full));
+    }
+}

@@ -1,0 +1,314 @@
+//! What the log does to the checkpoint: the state that replay builds up, record by record.
+
+use crate::layout::{
+    BLOCKS_PER_PAGE, Content, Entry, PAGES_PER_OBJECT, Record, Run, Superblock, WriteRecord,
+};
+use crate::log::{LiveBatch, LogPlace};
+use crate::space::{CHUNK_BLOCKS, ChunkState, Space};
+use crate::store::{Lineage, Listing, ScrubPlace};
+use crate::table::{Row, Slot, Table};
+use crate::{MediumKind, OpenError, Options};
+use proto::{BLOCK_SIZE, LayerId, LineageId, ObjectKey};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What the log says of one map page: the last entry of each block it names.
+pub(super) type Patch = BTreeMap<u8, Entry>;
+
+/// See the module's description.
+pub(crate) struct Replay {
+    pub(crate) superblock: Superblock,
+    pub(crate) space: Space,
+    pub(crate) table: Table,
+    pub(crate) listing: Listing,
+    pub(super) lineages: BTreeMap<LineageId, Lineage>,
+    pub(super) dropping: BTreeMap<LayerId, LineageId>,
+    pub(super) scrub: ScrubPlace,
+    /// Blocks that the checkpoint knows to have no owner any more.
+    pub(crate) lost_blocks: u64,
+    pub(super) patches: BTreeMap<(Slot, u8), Patch>,
+    /// Records of objects that were perhaps not flushed, in order.
+    pub(super) held: VecDeque<(u64, Record)>,
+    /// All records up to here are durable, with their data, as far as is known.
+    pub(super) durable_lsn: u64,
+    /// Chunks that the log says were made holes.
+    left_chunks: BTreeSet<u32>,
+    pub(crate) records: u64,
+    /// Where replay began and where the log goes on.
+    pub(super) tail: LogPlace,
+    pub(super) head: LogPlace,
+    /// Objects whose records from some number on never happened.
+    pub(super) cuts: Vec<(ObjectKey, u64)>,
+    pub(super) records_cut: u64,
+    /// The batches of the chain.
+    pub(super) live: VecDeque<LiveBatch>,
+}
+
+impl Replay {
+    /// Begins with what the checkpoint says.
+    pub(super) fn new(
+        superblock: Superblock,
+        space: Space,
+        table: Table,
+        listing: Listing,
+    ) -> Replay {
+        let tail = LogPlace {
+            position: 0,
+            block: superblock.replay_position,
+            sequence: superblock.replay_sequence,
+            lsn: superblock.replay_lsn,
+        };
+        Replay {
+            durable_lsn: superblock.durable_lsn.max(superblock.replay_lsn - 1),
+            superblock,
+            space,
+            table,
+            listing,
+            lineages: BTreeMap::new(),
+            dropping: BTreeMap::new(),
+            scrub: ScrubPlace::default(),
+            lost_blocks: 0,
+            patches: BTreeMap::new(),
+            held: VecDeque::new(),
+            left_chunks: BTreeSet::new(),
+            records: 0,
+            tail,
+            head: tail,
+            cuts: Vec::new(),
+            records_cut: 0,
+            live: VecDeque::new(),
+        }
+    }
+
+    /// How many chunks there may be; `None`: as many as the medium gives.
+    pub(super) fn limit_chunks(&self, options: &Options) -> Option<u32> {
+        let block = BLOCK_SIZE as u64;
+        let limit = match (options.limit_bytes, self.superblock.limit_blocks) {
+            (Some(bytes), _) => Some(bytes / block),
+            (None, 0) => None,
+            (None, blocks) => Some(blocks),
+        };
+        let limit = match self.superblock.kind {
+            MediumKind::File => limit,
+            MediumKind::Device => Some(limit.unwrap_or(u64::MAX).min(options.medium_bytes / block)),
+        };
+        limit.map(|limit| {
+            let chunks =
+                limit.saturating_sub(self.superblock.space_first) / u64::from(CHUNK_BLOCKS);
+            chunks.min(u64::from(u32::MAX)) as u32
+        })
+    }
+
+    /// On a device all chunks are ours.
+    pub(super) fn allocate_device(&mut self, options: &Options) {
+        if self.superblock.kind == MediumKind::Device {
+            let first = self.space.chunk_count();
+            let limit = self.limit_chunks(options).unwrap_or(first);
+            if limit > first {
+                self.space.set_chunks(first, limit - first, ChunkState::Allocated);
+            }
+        }
+    }
+
+    /// Takes the records of one batch, the first of them numbered `first_lsn`, of which all up to
+    /// `durable_lsn` are known to be durable.
+    pub(super) fn batch(
+        &mut self,
+        first_lsn: u64,
+        durable_lsn: u64,
+        records: Vec<Record>,
+    ) -> Option<()> {
+        for (lsn, record) in (first_lsn..).zip(records) {
+            self.records += 1;
+            match record {
+                Record::Write(_) | Record::Settle { .. } | Record::DropObject { .. } => {
+                    self.held.push_back((lsn, record));
+                }
+                Record::Cut { key, from_lsn } => {
+                    self.held.retain(|(lsn, held)| *lsn < from_lsn || key_of(held) != Some(key));
+                }
+                other => self.apply_other(other)?,
+            }
+        }
+        self.durable_lsn = self.durable_lsn.max(durable_lsn);
+        while self.held.front().is_some_and(|(lsn, _)| *lsn <= self.durable_lsn) {
+            let Some((lsn, record)) = self.held.pop_front() else { break };
+            self.apply(lsn, record)?;
+        }
+        Some(())
+    }
+
+    fn apply_other(&mut self, record: Record) -> Option<()> {
+        match record {
+            Record::Fence { lineage, generation } => {
+                let known = self.lineages.entry(lineage).or_default();
+                known.fence = known.fence.max(generation);
+            }
+            Record::DropLayer { lineage, layer } => {
+                self.dropping.insert(layer, lineage);
+            }
+            Record::Chunks { first, count, allocated } => {
+                // The log names chunks in the order in which they came to be.
+                if first > self.space.chunk_count() {
+                    return None;
+                }
+                let state = if allocated { ChunkState::Allocated } else { ChunkState::Hole };
+                self.space.set_chunks(first, count, state);
+                for chunk in first..first + count {
+                    if allocated {
+                        self.left_chunks.remove(&chunk);
+                    } else {
+                        self.left_chunks.insert(chunk);
+                    }
+                }
+            }
+            Record::Scrub { pass, position, errors, passes_done } => {
+                self.scrub = ScrubPlace { pass, position, errors, passes_done };
+            }
+            _ => unreachable!("records of objects are held"),
+        }
+        Some(())
+    }
+
+    /// Lets a record of an object happen. `None`: it names space that does not exist.
+    pub(super) fn apply(&mut self, lsn: u64, record: Record) -> Option<()> {
+        match record {
+            Record::Write(write) => self.apply_write(lsn, &write),
+            Record::Settle { key, generation, .. } => {
+                if let Some(slot) = self.table.find(key)
+                    && self.table.row(slot).lsn < lsn
+                {
+                    let row = self.table.change(slot);
+                    row.settled_generation = row.settled_generation.max(generation);
+                    row.lsn = lsn;
+                }
+                Some(())
+            }
+            Record::DropObject { key, freed, .. } => self.apply_drop(lsn, key, &freed),
+            _ => unreachable!("only records of objects are held"),
+        }
+    }
+
+    fn apply_write(&mut self, lsn: u64, write: &WriteRecord) -> Option<()> {
+        let slot = match self.table.find(write.key) {
+            Some(slot) => slot,
+            None => self.table.insert(Row::new(write.lineage, write.key)),
+        };
+        if self.table.row(slot).lsn < lsn {
+            let row = self.table.change(slot);
+            row.stamp = write.stamp;
+            row.lsn = lsn;
+        }
+        let lineage = self.lineages.entry(write.lineage).or_default();
+        lineage.settled = lineage.settled.max(write.settled);
+        for run in &write.freed {
+            self.space.replay_free(*run)?;
+        }
+        let mut checksums = write.checksums.iter();
+        for run in &write.runs {
+            if let Content::Data(address) = run.content {
+                self.space.replay_used(Run { address, count: u32::from(run.count) })?;
+            }
+            for at in 0..run.count {
+                let block = u32::from(run.first + at);
+                let entry = match run.content {
+                    Content::Absent => Entry::ABSENT,
+                    Content::Zero => Entry::ZERO,
+                    Content::Data(address) => {
+                        Entry::data(address + u64::from(at), *checksums.next()?)
+                    }
+                };
+                let page = (block / BLOCKS_PER_PAGE) as u8;
+                let patch = self.patches.entry((slot, page)).or_default();
+                patch.insert((block % BLOCKS_PER_PAGE) as u8, entry);
+            }
+        }
+        Some(())
+    }
+
+    fn apply_drop(&mut self, lsn: u64, key: ObjectKey, freed: &[Run]) -> Option<()> {
+        for run in freed {
+            self.space.replay_free(*run)?;
+        }
+        let Some(slot) = self.table.find(key) else { return Some(()) };
+        for page in 0..PAGES_PER_OBJECT {
+            self.patches.remove(&(slot, page as u8));
+        }
+        if self.table.row(slot).lsn > lsn {
+            return Some(());
+        }
+        // The checkpoint that was under way when the record was written may have moved the pages
+        // that the record names; in this one they are where the row says.
+        let row = self.table.remove(slot);
+        for page in 0..PAGES_PER_OBJECT {
+            let (address, _) = row.page(page);
+            if address != 0 {
+                self.space.replay_free(Run { address, count: 1 })?;
+            }
+        }
+        Some(())
+    }
+
+    /// Gives the pages of the maps and of the checkpoint their blocks, once all records have
+    /// happened. A checkpoint takes blocks without a record, also ones that were freed by a record
+    /// after its beginning, and replay of that record has just freed them again.
+    pub(super) fn own_pages(&mut self) -> Result<(), OpenError> {
+        let address = self.superblock.root[0].first().map_or(0, |run| run.address);
+        let damaged = OpenError::TableDamaged { address };
+        for (_, row) in self.table.slots() {
+            for page in 0..PAGES_PER_OBJECT {
+                let (address, _) = row.page(page);
+                if address != 0 {
+                    let used = self.space.replay_used(Run { address, count: 1 });
+                    used.ok_or_else(|| damaged.clone())?;
+                }
+            }
+        }
+        let listed = self.listing.values().flat_map(|listed| [listed.address, listed.twin]);
+        let pages = listed.map(|address| Run { address, count: 1 });
+        for run in pages.chain(self.superblock.root.iter().flatten().copied()) {
+            self.space.checkpoint_owns(run).ok_or_else(|| damaged.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Takes back chunks that a power cut took from the end of the medium together with the
+    /// record's durability; refuses a medium that lacks anything in use.
+    pub(super) fn vet_length(&mut self, options: &Options) -> Result<(), OpenError> {
+        let block = BLOCK_SIZE as u64;
+        let end_of = |space: &Space, chunk: u32| space.address_of(chunk + 1) * block;
+        for chunk in (0..self.space.chunk_count()).rev() {
+            let needed = end_of(&self.space, chunk);
+            if needed <= options.medium_bytes {
+                break;
+            }
+            if self.space.chunk_state(chunk) != ChunkState::Allocated {
+                continue;
+            }
+            if !self.space.is_chunk_empty(chunk) {
+                return Err(OpenError::Truncated { found: options.medium_bytes, needed });
+            }
+            self.space.set_chunks(chunk, 1, ChunkState::Hole);
+        }
+        Ok(())
+    }
+
+    /// Chunks that were made holes and perhaps not given back. They are leaving again.
+    pub(super) fn take_left_chunks(&mut self) -> Vec<u32> {
+        let left = std::mem::take(&mut self.left_chunks);
+        let holes = left.into_iter().filter(|&c| self.space.chunk_state(c) == ChunkState::Hole);
+        let holes: Vec<u32> = holes.collect();
+        for &chunk in &holes {
+            self.space.set_chunks(chunk, 1, ChunkState::Leaving);
+        }
+        holes
+    }
+}
+
+/// The object of a held record.
+pub(super) fn key_of(record: &Record) -> Option<ObjectKey> {
+    match record {
+        Record::Write(write) => Some(write.key),
+        Record::Settle { key, .. } | Record::DropObject { key, .. } => Some(*key),
+        _ => None,
+    }
+}

@@ -1,0 +1,528 @@
+//! The checkpoint, taken while requests go on: changed map pages, then the changed pages of
+//! table, bitmap and the rest, then the root, then the superblock. With that the log before the
+//! place noted at the beginning is free.
+//!
+//! What a page catches of changes made meanwhile does no harm, because before the flush all
+//! records up to the last one caught have completed, and replay of the records after the noted
+//! place sets everything to its last state.
+
+use super::{Lineage, Operation, Serving};
+use crate::layout::{
+    CheckpointKind, DROPS_PER_PAGE, LINEAGES_PER_PAGE, LineageRow, PageHeader, PageName, RootEntry,
+    Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_lineages, encode_root,
+    encode_state, encode_table, root_bytes,
+};
+use crate::log::LogPlace;
+use crate::space::Purpose;
+use crate::table::Slot;
+use crate::{Damage, DamagedPart, Effect, Notice};
+use proto::{BLOCK_SIZE, Buffer, LayerId, LineageId, Payload, Time};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Pages written with one operation at most.
+const PAGES_PER_WRITE: usize = 32;
+/// Writes under way at most.
+const WRITES_MAX: usize = 8;
+
+/// Where a page of the checkpoint is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Listed {
+    pub(crate) address: u64,
+    pub(crate) twin: u64,
+    pub(crate) checksum: u64,
+}
+
+/// What a root lists.
+pub(crate) type Listing = BTreeMap<PageHeader, Listed>;
+
+/// How far the checkpoint is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Idle,
+    /// Changed map pages are written.
+    Maps,
+    /// Changed pages of table, bitmap and the rest are written.
+    Tables,
+    /// Waiting for writes, and for all records caught.
+    Complete,
+    /// Waiting for the flush of all that.
+    Flush,
+    /// Waiting for the superblock.
+    Superblock,
+    /// Waiting for the flush of the superblock.
+    Seal,
+    /// Waiting for the second copy of the superblock.
+    Twin,
+}
+
+/// See the module's description.
+pub(super) struct Checkpoint {
+    phase: Phase,
+    requested: bool,
+    /// Where replay will start.
+    place: LogPlace,
+    maps: VecDeque<(u32, Slot, u8)>,
+    pages: VecDeque<PageHeader>,
+    hidden: Vec<Run>,
+    /// All lineages and all layers being dropped, at one moment: they are packed, so a page taken
+    /// later than its neighbour might miss one that moved.
+    lineages: Vec<LineageRow>,
+    drops: Vec<(LineageId, LayerId)>,
+    /// Pages found damaged: they are written again even if nothing changed.
+    again: BTreeSet<PageHeader>,
+    writes: usize,
+    listing: Listing,
+    /// The last record caught by any page.
+    caught_lsn: u64,
+    /// What is going to rule.
+    next: Option<Superblock>,
+}
+
+impl Checkpoint {
+    /// `listing` is that of the checkpoint that rules.
+    pub(super) fn new(listing: Listing) -> Checkpoint {
+        Checkpoint {
+            phase: Phase::Idle,
+            requested: false,
+            place: LogPlace { position: 0, block: 0, sequence: 0, lsn: 0 },
+            maps: VecDeque::new(),
+            pages: VecDeque::new(),
+            hidden: Vec::new(),
+            lineages: Vec::new(),
+            drops: Vec::new(),
+            again: BTreeSet::new(),
+            writes: 0,
+            listing,
+            caught_lsn: 0,
+            next: None,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+
+    /// Takes a checkpoint soon.
+    pub(super) fn request(&mut self) {
+        self.requested = true;
+    }
+
+    /// Takes a checkpoint soon that writes this page, too.
+    pub(super) fn write_again(&mut self, header: PageHeader) {
+        self.again.insert(header);
+        self.requested = true;
+    }
+
+    /// Pages of table, bitmap and the rest that are still to be written.
+    pub(super) fn pages_left(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Pages that the root lists.
+    pub(super) fn pages_listed(&self) -> usize {
+        self.listing.len()
+    }
+
+    /// What the root lists, or is going to.
+    pub(super) fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
+    /// A write of pages has completed.
+    pub(super) fn write_done(&mut self) {
+        self.writes -= 1;
+    }
+}
+
+impl Serving {
+    /// Pages of a checkpoint that are made anew each time.
+    pub(super) fn small_pages(&self) -> usize {
+        self.lineages.len() / LINEAGES_PER_PAGE + self.drops.count() / DROPS_PER_PAGE + 3
+    }
+
+    /// Begins a checkpoint when one is due and takes the next steps of the one under way.
+    pub(super) fn step_checkpoint(&mut self, effects: &mut Vec<Effect>) {
+        if self.checkpoint.phase == Phase::Idle {
+            let last = self.closing
+                && self.requests == 0
+                && self.in_flight.is_empty()
+                && (self.log.tail() != self.log.head() || self.cache.dirty() > 0);
+            let due = self.log.wants_checkpoint() && self.log.used_blocks() > 0
+                || self.cache.wants_checkpoint();
+            if !(last || due || self.checkpoint.requested) {
+                return;
+            }
+            self.checkpoint.requested = false;
+            self.checkpoint.place = self.log.head();
+            self.checkpoint.maps = self.cache.dirty_list().into();
+            self.checkpoint.phase = Phase::Maps;
+        }
+        if self.checkpoint.phase == Phase::Maps {
+            self.write_maps(effects);
+        }
+        if self.checkpoint.phase == Phase::Tables {
+            self.write_tables(effects);
+        }
+        if self.checkpoint.phase == Phase::Complete
+            && self.checkpoint.writes == 0
+            && self.in_flight.complete_lsn() >= self.checkpoint.caught_lsn
+        {
+            self.checkpoint.phase = Phase::Flush;
+            self.flusher.want_for_checkpoint();
+        }
+    }
+
+    /// Whether metadata can have `count` blocks now; if not, what may free some is under way.
+    fn metadata_has(&mut self, count: usize) -> bool {
+        if self.space.available() >= count as u64 {
+            return true;
+        }
+        if self.space.quarantined() > 0 {
+            self.flush_for_space();
+        } else {
+            self.demand_growth();
+        }
+        false
+    }
+
+    /// Writes changed map pages, several at a time.
+    fn write_maps(&mut self, effects: &mut Vec<Effect>) {
+        while self.checkpoint.writes < WRITES_MAX && !self.checkpoint.maps.is_empty() {
+            if !self.metadata_has(PAGES_PER_WRITE.min(self.checkpoint.maps.len())) {
+                return;
+            }
+            let mut pages = Vec::with_capacity(PAGES_PER_WRITE);
+            while pages.len() < PAGES_PER_WRITE {
+                let Some((index, slot, page)) = self.checkpoint.maps.pop_front() else { break };
+                let row = self.table.row_in(slot);
+                if row.is_none_or(|row| row.cached[usize::from(page)] != index)
+                    || self.cache.peek(index).dirty_since == 0
+                {
+                    continue;
+                }
+                if self.cache.peek(index).map.is_empty() {
+                    self.cache.begin_write(index, false);
+                    self.move_page(slot, page, 0, 0);
+                } else {
+                    pages.push((index, slot, page));
+                }
+            }
+            self.write_map_run(pages, effects);
+        }
+        if self.checkpoint.maps.is_empty() && self.checkpoint.writes == 0 {
+            self.list_pages();
+            self.checkpoint.phase = Phase::Tables;
+        }
+    }
+
+    /// Writes some map pages as they are now.
+    fn write_map_run(&mut self, pages: Vec<(u32, Slot, u8)>, effects: &mut Vec<Effect>) {
+        let mut runs = Vec::new();
+        self.space.allocate(Purpose::Metadata, pages.len() as u32, &mut runs);
+        let covers_lsn = self.log.next_lsn() - 1;
+        let mut left = &pages[..];
+        for run in runs {
+            let (these, rest) = left.split_at(run.count as usize);
+            left = rest;
+            let mut buffer = Buffer::stale(these.len() * BLOCK_SIZE);
+            let blocks = buffer.as_mut_slice().chunks_exact_mut(BLOCK_SIZE);
+            for ((&(index, slot, page), block), address) in these.iter().zip(blocks).zip(run.iter())
+            {
+                let row = self.table.row(slot);
+                let name = PageName { lineage: row.lineage, key: row.key, page };
+                let checksum = self.cache.peek(index).map.encode(&name, covers_lsn, block);
+                self.cache.begin_write(index, true);
+                self.move_page(slot, page, address, checksum);
+            }
+            self.counters.metadata_bytes += buffer.len() as u64;
+            self.checkpoint.writes += 1;
+            let operation = Operation::MapPages { pages: these.to_vec() };
+            self.operations.write(operation, run.address, buffer.freeze(), effects);
+        }
+    }
+
+    /// A map page is at another address now (0: it is not kept); the old one goes.
+    fn move_page(&mut self, slot: Slot, page: u8, address: u64, checksum: u64) {
+        let row = self.table.change(slot);
+        let (old, _) = row.page(usize::from(page));
+        row.set_page(usize::from(page), address, checksum);
+        let layer = self.layers.get_mut(&row.key.layer).expect("an object's layer is known");
+        layer.usage.map_blocks =
+            layer.usage.map_blocks + u64::from(address != 0) - u64::from(old != 0);
+        if old != 0 {
+            self.space.free_after_checkpoint(Run { address: old, count: 1 });
+        }
+    }
+
+    /// Map pages have been written.
+    pub(super) fn map_pages_written(&mut self, pages: &[(u32, Slot, u8)]) {
+        self.checkpoint.writes -= 1;
+        for &(index, slot, page) in pages {
+            // The object may have been dropped since; then nothing of it is cached.
+            let row = self.table.row_in(slot);
+            if row.is_some_and(|row| row.cached[usize::from(page)] == index) {
+                self.cache.end_write(index);
+            }
+        }
+    }
+
+    /// Lists the pages of table, bitmap and the rest that differ from the last checkpoint.
+    fn list_pages(&mut self) {
+        let page = |kind| move |number| PageHeader { kind, number };
+        let (bitmap, hidden) = self.space.take_dirty();
+        let lineages = self.lineages.len().div_ceil(LINEAGES_PER_PAGE) as u32;
+        let drops = self.drops.count().div_ceil(DROPS_PER_PAGE) as u32;
+        let mut pages: BTreeSet<PageHeader> = BTreeSet::new();
+        pages.extend(self.table.take_dirty().into_iter().map(page(CheckpointKind::Table)));
+        pages.extend(bitmap.into_iter().map(page(CheckpointKind::Bitmap)));
+        pages.extend((0..lineages).map(page(CheckpointKind::Lineages)));
+        pages.extend((0..drops).map(page(CheckpointKind::Drops)));
+        pages.insert(PageHeader { kind: CheckpointKind::State, number: 0 });
+        let listing = &self.checkpoint.listing;
+        pages.extend(self.checkpoint.again.iter().filter(|&header| listing.contains_key(header)));
+        self.checkpoint.pages = pages.into_iter().collect();
+        self.checkpoint.hidden = hidden;
+        let row = |(&lineage, known): (&LineageId, &Lineage)| LineageRow {
+            lineage,
+            fence: known.fence,
+            settled: known.settled,
+        };
+        self.checkpoint.lineages = self.lineages.iter().map(row).collect();
+        self.checkpoint.drops = self.drops.list();
+        self.unlist_from(PageHeader { kind: CheckpointKind::Lineages, number: lineages });
+        self.unlist_from(PageHeader { kind: CheckpointKind::Drops, number: drops });
+    }
+
+    /// The pages of a kind from a number on are not needed any more.
+    fn unlist_from(&mut self, first: PageHeader) {
+        let last = PageHeader { number: u32::MAX, ..first };
+        let listed = self.checkpoint.listing.range(first..=last);
+        let gone: Vec<PageHeader> = listed.map(|(&header, _)| header).collect();
+        for header in gone {
+            self.checkpoint.pages.retain(|&page| page != header);
+            self.unlist(header);
+        }
+    }
+
+    fn unlist(&mut self, header: PageHeader) {
+        if let Some(old) = self.checkpoint.listing.remove(&header) {
+            for address in [old.address, old.twin] {
+                self.space.supersede_checkpoint(Run { address, count: 1 });
+            }
+        }
+    }
+
+    /// Writes listed pages, several at a time, each twice; then the root.
+    fn write_tables(&mut self, effects: &mut Vec<Effect>) {
+        while self.checkpoint.writes < WRITES_MAX && !self.checkpoint.pages.is_empty() {
+            if !self.metadata_has(2 * PAGES_PER_WRITE.min(self.checkpoint.pages.len())) {
+                return;
+            }
+            let mut buffer = Buffer::stale(PAGES_PER_WRITE * BLOCK_SIZE);
+            let mut written = Vec::with_capacity(PAGES_PER_WRITE);
+            while written.len() < PAGES_PER_WRITE {
+                let Some(header) = self.checkpoint.pages.pop_front() else { break };
+                let start = written.len() * BLOCK_SIZE;
+                let block = &mut buffer.as_mut_slice()[start..start + BLOCK_SIZE];
+                let checksum = self.encode_page(header, block);
+                let listed = self.checkpoint.listing.get(&header);
+                let again = self.checkpoint.again.remove(&header);
+                if again || listed.is_none_or(|listed| listed.checksum != checksum) {
+                    written.push((header, checksum));
+                }
+            }
+            self.checkpoint.caught_lsn = self.log.next_lsn() - 1;
+            if !written.is_empty() {
+                self.write_twice(&written, buffer.freeze(), effects);
+            }
+        }
+        if self.checkpoint.pages.is_empty() {
+            self.write_root(effects);
+        }
+    }
+
+    /// Writes a page of the checkpoint as it is now; returns its checksum.
+    fn encode_page(&self, header: PageHeader, block: &mut [u8]) -> u64 {
+        let number = header.number;
+        match header.kind {
+            CheckpointKind::Table => encode_table(self.table.stored_page(number), number, block),
+            CheckpointKind::Bitmap => {
+                let chunks = self.space.bitmap_page(number, &self.checkpoint.hidden);
+                encode_bitmap(&chunks, number, block)
+            }
+            CheckpointKind::Lineages => {
+                let rows = self.checkpoint.lineages.chunks(LINEAGES_PER_PAGE).nth(number as usize);
+                encode_lineages(rows.unwrap_or(&[]), number, block)
+            }
+            CheckpointKind::Drops => {
+                let rows = self.checkpoint.drops.chunks(DROPS_PER_PAGE).nth(number as usize);
+                encode_drops(rows.unwrap_or(&[]), number, block)
+            }
+            CheckpointKind::State => {
+                let place = self.scrub.place();
+                let state = StatePage {
+                    scrub_pass: place.pass,
+                    scrub_position: place.position,
+                    scrub_errors: place.errors,
+                    scrub_passes_done: place.passes_done,
+                    lost_blocks: self.lost_blocks,
+                };
+                encode_state(&state, block)
+            }
+            CheckpointKind::Root => unreachable!("the root is no page of itself"),
+        }
+    }
+
+    /// Writes encoded pages to two places and lists them.
+    fn write_twice(
+        &mut self,
+        pages: &[(PageHeader, u64)],
+        bytes: Payload,
+        effects: &mut Vec<Effect>,
+    ) {
+        let addresses: [Vec<u64>; 2] = std::array::from_fn(|_| {
+            let mut runs = Vec::new();
+            self.space.allocate_checkpoint(pages.len() as u32, &mut runs);
+            self.write_runs(&runs, &bytes, effects);
+            runs.iter().flat_map(Run::iter).collect()
+        });
+        for (at, &(header, checksum)) in pages.iter().enumerate() {
+            self.unlist(header);
+            let listed = Listed { address: addresses[0][at], twin: addresses[1][at], checksum };
+            self.checkpoint.listing.insert(header, listed);
+        }
+    }
+
+    fn write_runs(&mut self, runs: &[Run], bytes: &Payload, effects: &mut Vec<Effect>) {
+        let mut start = 0;
+        for run in runs {
+            let length = run.count as usize * BLOCK_SIZE;
+            let part = bytes.slice(start, length);
+            start += length;
+            self.checkpoint.writes += 1;
+            self.counters.metadata_bytes += length as u64;
+            self.operations.write(Operation::CheckpointPages, run.address, part, effects);
+        }
+    }
+
+    /// Writes the root to two places, and prepares the superblock that names it.
+    fn write_root(&mut self, effects: &mut Vec<Effect>) {
+        let length = root_bytes(self.checkpoint.listing.len());
+        let blocks = length.div_ceil(BLOCK_SIZE);
+        if !self.metadata_has(2 * blocks) {
+            return;
+        }
+        let entries: Vec<RootEntry> = self
+            .checkpoint
+            .listing
+            .iter()
+            .map(|(&header, listed)| RootEntry {
+                header,
+                address: listed.address,
+                twin: listed.twin,
+                checksum: listed.checksum,
+            })
+            .collect();
+        let mut buffer = Buffer::stale(blocks * BLOCK_SIZE);
+        let checksum = encode_root(&entries, buffer.as_mut_slice());
+        let bytes = buffer.freeze();
+        for copy in 0..2 {
+            for run in self.superblock.root[copy].clone() {
+                self.space.supersede_checkpoint(run);
+            }
+        }
+        let root: [Vec<Run>; 2] = std::array::from_fn(|_| {
+            let mut runs = Vec::new();
+            self.space.allocate_checkpoint(blocks as u32, &mut runs);
+            self.write_runs(&runs, &bytes, effects);
+            runs
+        });
+        let place = self.checkpoint.place;
+        self.checkpoint.next = Some(Superblock {
+            sequence: self.superblock.next_sequence(&self.damages),
+            replay_position: place.block,
+            replay_sequence: place.sequence,
+            replay_lsn: place.lsn,
+            replay_incarnation: self.superblock.incarnation,
+            durable_lsn: 0,
+            root_bytes: (blocks * BLOCK_SIZE) as u32,
+            root_checksum: checksum,
+            root,
+            ..self.superblock.clone()
+        });
+        self.checkpoint.phase = Phase::Complete;
+    }
+
+    /// The flush that the checkpoint asked for has completed.
+    pub(super) fn checkpoint_flushed(&mut self, _now: Time, effects: &mut Vec<Effect>) {
+        match self.checkpoint.phase {
+            Phase::Flush => {
+                let mut next = self.checkpoint.next.take().expect("the root was written");
+                next.durable_lsn = self.flusher.durable_lsn();
+                let (address, bytes) = (next.address(), next.encode().freeze());
+                self.checkpoint.next = Some(next);
+                self.checkpoint.phase = Phase::Superblock;
+                self.operations.write(Operation::Superblock, address, bytes, effects);
+            }
+            Phase::Seal => {
+                self.superblock = self.checkpoint.next.take().expect("it was just written");
+                self.log.trim(self.checkpoint.place);
+                self.space.checkpoint_done(self.reads.next());
+                self.counters.checkpoints += 1;
+                // A rotten superblock must not bring back the checkpoint before: both say the same.
+                let address = (self.superblock.address() + 1) % 2;
+                let bytes = self.superblock.encode().freeze();
+                self.checkpoint.phase = Phase::Twin;
+                self.operations.write(Operation::Superblock, address, bytes, effects);
+            }
+            phase => unreachable!("no flush was asked for in {phase:?}"),
+        }
+    }
+
+    /// What was damaged before this checkpoint and belongs to checkpoints was written anew.
+    fn tell_mended(&mut self, effects: &mut Vec<Effect>) {
+        let table = &self.table;
+        let is_mended = |damage: &Damage| match damage.part {
+            DamagedPart::Superblock | DamagedPart::Log | DamagedPart::Checkpoint => true,
+            DamagedPart::MapPage { key, page, .. } => table
+                .find(key)
+                .is_none_or(|slot| table.row(slot).page(usize::from(page)).0 != damage.address),
+            DamagedPart::Data { .. } => false,
+        };
+        let mended: Vec<Damage> = self.damages.iter().copied().filter(is_mended).collect();
+        self.damages.retain(|damage| !mended.contains(damage));
+        effects.extend(mended.into_iter().map(|damage| Effect::Notice(Notice::Mended(damage))));
+    }
+
+    /// Damages met while the disk was opened: what a checkpoint can mend, the first one does.
+    pub(super) fn mend_opened(&mut self) {
+        for damage in &self.damages {
+            match damage.part {
+                DamagedPart::Superblock => self.checkpoint.requested = true,
+                DamagedPart::Checkpoint => {
+                    self.checkpoint.requested = true;
+                    let listed = self.checkpoint.listing.iter().find(|(_, listed)| {
+                        [listed.address, listed.twin].contains(&damage.address)
+                    });
+                    self.checkpoint.again.extend(listed.map(|(&header, _)| header));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The superblock has been written.
+    pub(super) fn superblock_written(&mut self, effects: &mut Vec<Effect>) {
+        match self.checkpoint.phase {
+            Phase::Superblock => {
+                self.checkpoint.phase = Phase::Seal;
+                self.flusher.want_for_checkpoint();
+            }
+            Phase::Twin => {
+                self.checkpoint.phase = Phase::Idle;
+                self.tell_mended(effects);
+            }
+            phase => unreachable!("no superblock was being written in {phase:?}"),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Who may have space, and how the medium gives and takes it: growth in steps, holes punched into
+//! what is not needed.
+
+use super::{Operation, Serving};
+use crate::layout::{Record, root_bytes};
+use crate::space::{CHUNK_BLOCKS, ChunkState};
+use crate::{Effect, MediumKind, Notice, Waiting};
+use proto::{BLOCK_SIZE, Buffer, DiskError, DiskRequest, Duration, Time, limits};
+use std::collections::VecDeque;
+
+/// Chunks asked of the medium at once: 64 MiB.
+const GROWTH_CHUNKS_MAX: u32 = 64;
+/// Blocks that may be missing before growth begins ahead of need.
+const AHEAD_BLOCKS: u64 = 4096;
+/// Blocks beyond the reserve and what growth would fetch again that stay before any are given back.
+const SLACK_BLOCKS: u64 = 16_384;
+/// The reserve is this part of the disk, within bounds. The lower one lets the longest overwrite
+/// use half of it; the upper one is what metadata and overwrites between two flushes want.
+const RESERVE_DIVISOR: u64 = 64;
+const RESERVE_BLOCKS_MIN: u64 = 640;
+const RESERVE_BLOCKS_MAX: u64 = 16_384;
+/// How long a medium that had no space is not asked again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+const _: () = assert!(RESERVE_BLOCKS_MIN / 2 > limits::MEMBER_REQUEST_BLOCKS_MAX as u64);
+
+/// What space is for, and so how much of it must stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    /// Blocks that the object did not have: the whole reserve stays.
+    Data,
+    /// Blocks that replace others: half of the reserve stays.
+    Overwrite,
+    /// Changes that take map pages alone.
+    Metadata,
+}
+
+/// Whether a change may have its space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admission {
+    Granted,
+    Wait(Waiting),
+    Refused,
+}
+
+/// See the module's description.
+pub(super) struct Growth {
+    kind: MediumKind,
+    limit_chunks: Option<u32>,
+    reserve: u64,
+    under_way: bool,
+    /// Chunks asked for at once: less after a refusal.
+    step: u32,
+    /// The medium refused even one chunk; not asked again before then.
+    refused_until: Option<Time>,
+    /// New data is being refused.
+    full: bool,
+    /// A request waits for growth.
+    demanded: bool,
+    /// Chunks recorded as holes by a record: first, count, record.
+    leaving: VecDeque<(u32, u32, u64)>,
+    giving_back: u32,
+    /// The medium cannot give space back.
+    keeps_all: bool,
+}
+
+impl Growth {
+    /// `left` are chunks that were recorded as holes but perhaps not given back.
+    pub(super) fn new(kind: MediumKind, limit_chunks: Option<u32>, left: Vec<u32>) -> Growth {
+        let limit = limit_chunks.map(|chunks| u64::from(chunks) * u64::from(CHUNK_BLOCKS));
+        let reserve = limit.map_or(RESERVE_BLOCKS_MAX, |limit| {
+            (limit / RESERVE_DIVISOR).clamp(RESERVE_BLOCKS_MIN, RESERVE_BLOCKS_MAX)
+        });
+        Growth {
+            kind,
+            limit_chunks,
+            reserve,
+            under_way: false,
+            step: GROWTH_CHUNKS_MAX,
+            refused_until: None,
+            full: false,
+            demanded: false,
+            leaving: left.into_iter().map(|chunk| (chunk, 1, 0)).collect(),
+            giving_back: 0,
+            keeps_all: false,
+        }
+    }
+
+    pub(super) fn reserve(&self) -> u64 {
+        self.reserve
+    }
+
+    pub(super) fn limit_blocks(&self) -> Option<u64> {
+        self.limit_chunks.map(|chunks| u64::from(chunks) * u64::from(CHUNK_BLOCKS))
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    fn keeps(&self, class: Class) -> u64 {
+        match class {
+            Class::Data => self.reserve,
+            Class::Overwrite => self.reserve / 2,
+            Class::Metadata => self.reserve / 8,
+        }
+    }
+}
+
+impl Serving {
+    /// Blocks that the next checkpoint will take, whatever else happens.
+    pub(super) fn promised_to_metadata(&self) -> u64 {
+        let pages = self.table.dirty_pages()
+            + self.space.dirty_pages()
+            + self.checkpoint.pages_left()
+            + self.small_pages();
+        let root = root_bytes(self.checkpoint.pages_listed() + pages).div_ceil(BLOCK_SIZE);
+        (self.cache.dirty() + 2 * (pages + root)) as u64
+    }
+
+    /// Decides whether `blocks` may be taken, with `pages` map pages becoming dirty. If they may
+    /// later, what makes it so is under way.
+    pub(super) fn admit(
+        &mut self,
+        now: Time,
+        class: Class,
+        blocks: u32,
+        pages: u32,
+        effects: &mut Vec<Effect>,
+    ) -> Admission {
+        let promised = self.promised_to_metadata() + u64::from(pages);
+        let wanted = self.growth.keeps(class) + u64::from(blocks);
+        let available = self.space.available();
+        if available >= promised + wanted {
+            if class == Class::Data && std::mem::take(&mut self.growth.full) {
+                effects.push(Effect::Notice(Notice::NoLongerFull));
+            }
+            return Admission::Granted;
+        }
+        self.growth.demanded = true;
+        if self.growth.under_way {
+            return Admission::Wait(Waiting::Space);
+        }
+        let quarantined = self.space.quarantined();
+        if available + quarantined >= promised + wanted {
+            self.flush_for_space();
+            return Admission::Wait(Waiting::Space);
+        }
+        if self.growth_step(now).is_some() {
+            return Admission::Wait(Waiting::Space);
+        }
+        let changed = self.cache.dirty() > 0;
+        let helps = available + quarantined + promised >= wanted + u64::from(pages);
+        if helps && (changed || !self.checkpoint.is_idle()) {
+            // A checkpoint turns promises into pages and frees the old ones.
+            self.checkpoint.request();
+            return Admission::Wait(Waiting::Space);
+        }
+        if !std::mem::replace(&mut self.growth.full, true) {
+            effects.push(Effect::Notice(Notice::Full));
+        }
+        Admission::Refused
+    }
+
+    /// Flushes if that makes freed space available.
+    pub(super) fn flush_for_space(&mut self) {
+        if self.space.waits_for_flush(self.flusher.durable_lsn()) {
+            self.flusher.want();
+        }
+    }
+
+    /// Somebody needs more than there is.
+    pub(super) fn demand_growth(&mut self) {
+        self.growth.demanded = true;
+    }
+
+    /// What growth would ask the medium for now.
+    fn growth_step(&self, now: Time) -> Option<(u32, u32)> {
+        let growth = &self.growth;
+        let refused = growth.refused_until.is_some_and(|until| now < until);
+        if growth.kind == MediumKind::Device || growth.under_way || refused {
+            return None;
+        }
+        if let Some(holes) = self.space.find_chunks(ChunkState::Hole, growth.step) {
+            let limit = growth.limit_chunks.unwrap_or(u32::MAX);
+            let count = holes.1.min(limit.saturating_sub(holes.0));
+            return (count > 0).then_some((holes.0, count));
+        }
+        let first = self.space.chunk_count();
+        let addresses = (crate::layout::ADDRESS_MAX - self.space.address_of(0)) / 256;
+        let limit = growth.limit_chunks.unwrap_or(u32::MAX).min(addresses as u32);
+        let count = growth.step.min(limit.saturating_sub(first));
+        (count > 0).then_some((first, count))
+    }
+
+    /// Asks for space ahead of need, and gives back what is not needed.
+    pub(super) fn step_growth(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let wanted = self.promised_to_metadata() + self.growth.reserve + AHEAD_BLOCKS;
+        let demanded = std::mem::take(&mut self.growth.demanded);
+        let short = self.space.available() + self.space.quarantined() < wanted;
+        if (demanded || short)
+            && self.log.has_room_for_growth()
+            && let Some((first, count)) = self.growth_step(now)
+        {
+            self.growth.under_way = true;
+            self.space.set_chunks(first, count, ChunkState::Growing);
+            let request = DiskRequest::Allocate {
+                offset: self.space.address_of(first) * BLOCK_SIZE as u64,
+                length: u64::from(count) * u64::from(CHUNK_BLOCKS) * BLOCK_SIZE as u64,
+                zero: false,
+            };
+            self.operations.submit(Operation::Grow { first, count }, request, effects);
+        }
+        self.give_back(wanted, effects);
+    }
+
+    /// The medium has allocated chunks, or not.
+    pub(super) fn grown(
+        &mut self,
+        now: Time,
+        first: u32,
+        count: u32,
+        result: Result<Option<Buffer>, DiskError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.growth.under_way = false;
+        if self.retired.is_some() {
+            return;
+        }
+        match result {
+            Ok(_) => {
+                self.growth.step = (self.growth.step * 2).min(GROWTH_CHUNKS_MAX);
+                self.growth.refused_until = None;
+                let lsn = self.log.append(&Record::Chunks { first, count, allocated: true });
+                self.in_flight.push(lsn, None, None, 0, 0, None);
+                self.seal_full_batch(effects);
+                self.space.set_chunks(first, count, ChunkState::Allocated);
+            }
+            Err(DiskError::NoSpace) => {
+                self.space.set_chunks(first, count, ChunkState::Hole);
+                if self.growth.step == 1 {
+                    self.growth.refused_until = Some(now + REFUSED_PAUSE);
+                }
+                self.growth.step = (self.growth.step / 2).max(1);
+            }
+            Err(error) => self.retire(&format!("allocating space failed: {error}"), effects),
+        }
+    }
+
+    /// Records empty chunks as holes, and punches those whose record is durable.
+    fn give_back(&mut self, wanted: u64, effects: &mut Vec<Effect>) {
+        if self.growth.kind == MediumKind::Device || self.growth.keeps_all || self.closing {
+            return;
+        }
+        let durable = self.flusher.durable_lsn();
+        while let Some(&(first, count, _)) =
+            self.growth.leaving.front().filter(|&&(.., lsn)| lsn <= durable)
+        {
+            self.growth.leaving.pop_front();
+            self.growth.giving_back += 1;
+            let request = DiskRequest::Discard {
+                offset: self.space.address_of(first) * BLOCK_SIZE as u64,
+                length: u64::from(count) * u64::from(CHUNK_BLOCKS) * BLOCK_SIZE as u64,
+            };
+            self.operations.submit(Operation::GiveBack { first, count }, request, effects);
+        }
+        let slack = self.growth.limit_blocks().map_or(SLACK_BLOCKS, |l| SLACK_BLOCKS.min(l / 16));
+        let spare = self.space.available().saturating_sub(wanted + slack);
+        let chunks = (spare / u64::from(CHUNK_BLOCKS)).min(u64::from(GROWTH_CHUNKS_MAX)) as u32;
+        let busy = !self.growth.leaving.is_empty() || self.growth.giving_back > 0;
+        if chunks == 0 || busy || self.growth.under_way || !self.log.has_room_for_background() {
+            return;
+        }
+        if let Some((first, count)) = self.space.find_empty_chunks(chunks) {
+            self.space.set_chunks(first, count, ChunkState::Leaving);
+            let lsn = self.log.append(&Record::Chunks { first, count, allocated: false });
+            self.in_flight.push(lsn, None, None, 0, 0, None);
+            self.seal_full_batch(effects);
+            self.growth.leaving.push_back((first, count, lsn));
+        }
+    }
+
+    /// Chunks have been given back, or cannot be on this medium.
+    pub(super) fn given_back(&mut self, first: u32, count: u32, given: bool) {
+        self.growth.giving_back -= 1;
+        self.space.set_chunks(first, count, ChunkState::Hole);
+        if given {
+            let blocks = u64::from(count) * u64::from(CHUNK_BLOCKS);
+            self.counters.given_back_bytes += blocks * BLOCK_SIZE as u64;
+        } else {
+            self.growth.keeps_all = true;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Loading map pages that are not cached.
+
+use super::write::pages_of;
+use super::{Operation, Serving};
+use crate::layout::{MapPage, PageName, parse_map_page};
+use crate::table::{NOT_CACHED, Slot};
+use crate::{Damage, DamagedPart, Effect};
+use proto::{BlockRange, Buffer, DiskError, ObjectKey, Time};
+use std::collections::BTreeMap;
+
+/// Who waits for a page.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Waiter {
+    /// The first request in the queue of an object.
+    Queue(ObjectKey),
+    /// A parked read.
+    Read(u64),
+    /// The object's layer is being dropped.
+    Drop,
+}
+
+/// One page under way.
+struct Load {
+    /// Whose page it was when the load began.
+    key: ObjectKey,
+    address: u64,
+    checksum: u64,
+    /// Keeps the page's block from being used again.
+    hold: u64,
+    waiters: Vec<Waiter>,
+}
+
+/// The pages under way.
+#[derive(Default)]
+pub(super) struct Loads {
+    loads: BTreeMap<(Slot, u8), Load>,
+}
+
+impl Serving {
+    /// Whether all pages of the range that exist are cached. If not, their loads are under way and
+    /// will wake the waiter, once for each.
+    pub(super) fn load_pages(
+        &mut self,
+        slot: Slot,
+        blocks: &BlockRange,
+        waiter: Waiter,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let mut all = true;
+        for (page, ..) in pages_of(blocks) {
+            let row = self.table.row(slot);
+            let (address, checksum) = row.page(page);
+            if address == 0 || row.cached[page] != NOT_CACHED {
+                continue;
+            }
+            all = false;
+            let key = row.key;
+            let page = page as u8;
+            if let Some(load) = self.loads.loads.get_mut(&(slot, page)) {
+                load.waiters.push(waiter);
+                continue;
+            }
+            let hold = self.reads.hold();
+            let load = Load { key, address, checksum, hold, waiters: vec![waiter] };
+            self.loads.loads.insert((slot, page), load);
+            self.counters.map_page_reads += 1;
+            self.operations.read(Operation::LoadPage { slot, page }, address, 1, effects);
+        }
+        all
+    }
+
+    /// A page has been read, or not.
+    pub(super) fn page_loaded(
+        &mut self,
+        now: Time,
+        slot: Slot,
+        page: u8,
+        result: Result<Buffer, DiskError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let load = self.loads.loads.remove(&(slot, page)).expect("a load that ends was under way");
+        self.reads.release(load.hold);
+        let place = usize::from(page);
+        let wanted = self.table.row_in(slot).is_some_and(|row| {
+            row.key == load.key
+                && row.page(place).0 == load.address
+                && row.cached[place] == NOT_CACHED
+        });
+        if wanted {
+            let name = PageName { lineage: self.table.row(slot).lineage, key: load.key, page };
+            let map = result
+                .as_ref()
+                .ok()
+                .and_then(|buffer| parse_map_page(buffer.as_slice(), &name, load.checksum))
+                .filter(|map| map.data() == self.table.row(slot).counts[place]);
+            let damaged = map.is_none();
+            let map = map.unwrap_or_else(MapPage::lost);
+            self.cache.insert(&mut self.table, slot, page, map);
+            if damaged {
+                let index = self.table.row(slot).cached[place];
+                self.cache.mark_damaged(index, true);
+                let PageName { lineage, key, page } = name;
+                let part = DamagedPart::MapPage { lineage, key, page };
+                let unreadable = result.is_err();
+                self.damaged(Damage { part, address: load.address, unreadable }, effects);
+            }
+        }
+        for waiter in load.waiters {
+            match waiter {
+                Waiter::Queue(key) => self.run_queue(now, key, effects),
+                Waiter::Read(parked) => self.retry_read(now, parked, effects),
+                Waiter::Drop => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Member requests: their entry, and the queues of those that change an object and must wait.
+
+use super::Serving;
+use crate::inflight::Acknowledgement;
+use crate::{Effect, Waiting};
+use proto::{
+    BlockRange, Generation, LineageId, MemberError, MemberReply, MemberRequest, MemberToken,
+    ObjectKey, ObjectStamp, Stamp, Time, Write, limits,
+};
+use std::collections::{BTreeMap, VecDeque};
+
+/// A request on one object that is handled in its order there.
+#[derive(Debug)]
+pub(super) enum Queued {
+    Write(MemberToken, Write),
+    Settle(MemberToken, Settle),
+    Stamp(MemberToken, LineageId, Generation),
+}
+
+/// See [`MemberRequest::Settle`].
+#[derive(Debug)]
+pub(super) struct Settle {
+    pub(super) lineage: LineageId,
+    pub(super) generation: Generation,
+    pub(super) stamp: Stamp,
+}
+
+impl Queued {
+    fn token(&self) -> MemberToken {
+        match self {
+            Queued::Write(token, _) | Queued::Settle(token, _) | Queued::Stamp(token, ..) => *token,
+        }
+    }
+}
+
+/// How far handling a request came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// It was applied or refused.
+    Done,
+    /// It waits for a map page, whose load wakes the queue.
+    Page,
+    /// It waits for something that all objects share.
+    Resource(Waiting),
+}
+
+/// Requests of one object that wait, in order.
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<Queued>,
+    stalled: bool,
+}
+
+/// The requests that wait, by object.
+#[derive(Default)]
+pub(super) struct Queues {
+    queues: BTreeMap<ObjectKey, Queue>,
+    /// Objects whose first request waits for a shared resource, in order.
+    stalled: VecDeque<ObjectKey>,
+    waiting: Option<Waiting>,
+}
+
+impl Queues {
+    /// Why the queues wait, if any does.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        self.waiting.filter(|_| !self.stalled.is_empty())
+    }
+
+    /// Whether anything waits for a shared resource.
+    pub(super) fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
+    fn stall(&mut self, key: ObjectKey, reason: Waiting) {
+        self.waiting = Some(reason);
+        if let Some(queue) = self.queues.get_mut(&key)
+            && !queue.stalled
+        {
+            queue.stalled = true;
+            self.stalled.push_back(key);
+        }
+    }
+
+    /// Takes out everything that waits.
+    pub(super) fn take_all(&mut self) -> Vec<MemberToken> {
+        self.stalled.clear();
+        let queues = std::mem::take(&mut self.queues);
+        queues.into_values().flat_map(|queue| queue.requests).map(|q| q.token()).collect()
+    }
+}
+
+impl Serving {
+    /// Takes one member request.
+    pub(super) fn handle_member(
+        &mut self,
+        now: Time,
+        token: MemberToken,
+        request: MemberRequest,
+        effects: &mut Vec<Effect>,
+    ) {
+        let only_reads = matches!(request, MemberRequest::Read { .. } | MemberRequest::Map { .. });
+        let refusal = if self.closing || (self.retired.is_some() && !only_reads) {
+            Some(MemberError::Retired)
+        } else if self.requests >= limits::STORE_REQUESTS_MAX {
+            Some(MemberError::Busy)
+        } else {
+            None
+        };
+        self.requests += 1;
+        if let Some(error) = refusal {
+            return self.answer(token, Err(error), effects);
+        }
+        match request {
+            MemberRequest::Write(write) => {
+                let key = write.key;
+                self.enqueue(now, key, Queued::Write(token, write), effects);
+            }
+            MemberRequest::Settle { lineage, key, generation, stamp } => {
+                let settle = Settle { lineage, generation, stamp };
+                self.enqueue(now, key, Queued::Settle(token, settle), effects);
+            }
+            MemberRequest::Stamp { lineage, key, generation } => {
+                self.enqueue(now, key, Queued::Stamp(token, lineage, generation), effects);
+            }
+            MemberRequest::Read { lineage, key, generation, blocks } => {
+                self.read(now, token, lineage, key, generation, blocks, false, effects);
+            }
+            MemberRequest::Map { lineage, key, generation, blocks } => {
+                self.read(now, token, lineage, key, generation, blocks, true, effects);
+            }
+            MemberRequest::Fence { lineage, generation } => {
+                self.fence(token, lineage, generation, effects);
+            }
+            MemberRequest::Flush { lineage, generation } => {
+                self.flush(token, lineage, generation, effects);
+            }
+        }
+    }
+
+    /// The error for a request of a generation that is fenced off.
+    pub(super) fn fenced(&self, lineage: LineageId, generation: Generation) -> Option<MemberError> {
+        let fence = self.lineages.get(&lineage)?.fence;
+        (generation < fence).then_some(MemberError::Fenced { newer: fence })
+    }
+
+    /// The error for a request whose lineage is not the object's.
+    pub(super) fn foreign(&self, lineage: LineageId, key: ObjectKey) -> Option<MemberError> {
+        if key.layer.0 == 0 {
+            return Some(MemberError::Invalid("layer 0 does not exist"));
+        }
+        let known = self.layers.get(&key.layer)?.lineage;
+        (known != lineage).then_some(MemberError::Invalid("the layer belongs to another lineage"))
+    }
+
+    fn enqueue(&mut self, now: Time, key: ObjectKey, request: Queued, effects: &mut Vec<Effect>) {
+        if let Some(queue) = self.queues.queues.get_mut(&key) {
+            queue.requests.push_back(request);
+            return;
+        }
+        let outcome = self.attempt(now, key, &request, effects);
+        if outcome == Outcome::Done {
+            return;
+        }
+        self.queues
+            .queues
+            .insert(key, Queue { requests: VecDeque::from([request]), stalled: false });
+        if let Outcome::Resource(reason) = outcome {
+            self.queues.stall(key, reason);
+        }
+    }
+
+    /// Handles the waiting requests of an object as far as they can be.
+    pub(super) fn run_queue(&mut self, now: Time, key: ObjectKey, effects: &mut Vec<Effect>) {
+        loop {
+            let Some(queue) = self.queues.queues.get_mut(&key) else { return };
+            if queue.stalled {
+                return;
+            }
+            let Some(request) = queue.requests.pop_front() else {
+                self.queues.queues.remove(&key);
+                return;
+            };
+            let outcome = self.attempt(now, key, &request, effects);
+            if outcome == Outcome::Done {
+                continue;
+            }
+            if let Some(queue) = self.queues.queues.get_mut(&key) {
+                queue.requests.push_front(request);
+            }
+            if let Outcome::Resource(reason) = outcome {
+                self.queues.stall(key, reason);
+            }
+            return;
+        }
+    }
+
+    /// Something shared became available: what waits for it goes on, in order, until it meets the
+    /// next lack.
+    pub(super) fn run_stalled(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        for _ in 0..self.queues.stalled.len() {
+            let Some(key) = self.queues.stalled.pop_front() else { return };
+            if let Some(queue) = self.queues.queues.get_mut(&key) {
+                queue.stalled = false;
+            }
+            self.run_queue(now, key, effects);
+            if self.queues.stalled.back() == Some(&key) {
+                // It waits again: it keeps its place, and so do those behind it.
+                self.queues.stalled.rotate_right(1);
+                return;
+            }
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        now: Time,
+        key: ObjectKey,
+        request: &Queued,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        match request {
+            Queued::Write(token, write) => self.write(now, *token, write, effects),
+            Queued::Settle(token, settle) => self.settle(*token, key, settle, effects),
+            Queued::Stamp(token, lineage, generation) => {
+                let refusal =
+                    self.fenced(*lineage, *generation).or_else(|| self.foreign(*lineage, key));
+                match refusal {
+                    Some(error) => self.answer(*token, Err(error), effects),
+                    None => {
+                        let lsn = self.table.find(key).map_or(0, |slot| self.table.row(slot).lsn);
+                        self.acknowledge_after(lsn, Acknowledgement::Stamp(*token, key), effects);
+                    }
+                }
+                Outcome::Done
+            }
+        }
+    }
+
+    /// Answers once a record is complete, at once if it is.
+    pub(super) fn acknowledge_after(
+        &mut self,
+        lsn: u64,
+        acknowledgement: Acknowledgement,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.in_flight.acknowledge_with(lsn, acknowledgement) {
+            self.acknowledge(acknowledgement, effects);
+        }
+    }
+
+    /// Answers what is complete.
+    pub(super) fn acknowledge(
+        &mut self,
+        acknowledgement: Acknowledgement,
+        effects: &mut Vec<Effect>,
+    ) {
+        let incarnation = self.superblock.incarnation;
+        let (token, reply) = match acknowledgement {
+            Acknowledgement::Written(token) => (token, MemberReply::Written { incarnation }),
+            Acknowledgement::Done(token) => (token, MemberReply::Done),
+            Acknowledgement::Stamp(token, key) => (token, MemberReply::Stamp(self.stamp_of(key))),
+        };
+        if !matches!(acknowledgement, Acknowledgement::Stamp(..)) {
+            self.flusher.acknowledged();
+        }
+        self.answer(token, Ok(reply), effects);
+    }
+
+    /// Where an object stands.
+    pub(super) fn stamp_of(&self, key: ObjectKey) -> ObjectStamp {
+        match self.table.find(key).map(|slot| self.table.row(slot)) {
+            None => ObjectStamp { key, stamp: Stamp::default(), settled_generation: Generation(0) },
+            Some(row) => {
+                ObjectStamp { key, stamp: row.stamp, settled_generation: row.settled_generation }
+            }
+        }
+    }
+}
+
+/// Whether a range may be asked for at once.
+pub(super) fn is_too_long(blocks: &BlockRange) -> bool {
+    blocks.count() > limits::MEMBER_REQUEST_BLOCKS_MAX
+}

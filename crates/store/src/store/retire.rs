@@ -1,0 +1,38 @@
+//! Taking the disk out of service after a failed write or flush: what is on the medium is unknown
+//! from then on, and a later success would mean nothing.
+
+use super::Serving;
+use crate::inflight::{Acknowledgement, Ready};
+use crate::{Effect, Notice};
+use proto::MemberError;
+
+impl Serving {
+    /// Refuses all changes from now on. Reads go on: what they return is verified.
+    pub(super) fn retire(&mut self, reason: &str, effects: &mut Vec<Effect>) {
+        if self.retired.is_some() {
+            return;
+        }
+        self.retired = Some(reason.to_owned());
+        let mut ready = Ready::default();
+        self.in_flight.abandon(&mut ready);
+        for acknowledgement in ready.acknowledgements {
+            let (Acknowledgement::Written(token)
+            | Acknowledgement::Done(token)
+            | Acknowledgement::Stamp(token, _)) = acknowledgement;
+            self.answer(token, Err(MemberError::Retired), effects);
+        }
+        for read in ready.readers {
+            if let Some(token) = self.reads.take_parked(read) {
+                self.answer(token, Err(MemberError::Retired), effects);
+            }
+        }
+        for token in self.queues.take_all() {
+            self.answer(token, Err(MemberError::Retired), effects);
+        }
+        for token in self.flusher.take_all() {
+            self.answer(token, Err(MemberError::Retired), effects);
+        }
+        let reason = reason.to_owned();
+        effects.push(Effect::Notice(Notice::Retired { reason }));
+    }
+}

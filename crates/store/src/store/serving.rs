@@ -1,0 +1,407 @@
+//! The machine that answers requests: its parts, and how a round of events goes through them.
+
+use super::checkpoint::Checkpoint;
+use super::drops::Drops;
+use super::flush::Flusher;
+use super::growth::Growth;
+use super::pages::Loads;
+use super::read::Reads;
+use super::requests::Queues;
+use super::scrub::{Scrub, ScrubPlace};
+use super::{Listing, Operation, Operations};
+use crate::cache::Cache;
+use crate::inflight::{InFlight, Ready};
+use crate::layout::{Run, Superblock, WriteRecord};
+use crate::log::Log;
+use crate::space::Space;
+use crate::table::Table;
+use crate::{
+    Counters, DAMAGES_MAX, Damage, Effect, Event, LayerHere, Notice, Options, ScrubStatus,
+    SpaceStatus, State, Status, Usage, Waiting,
+};
+use proto::{
+    BLOCK_SIZE, DiskDone, Generation, LayerId, LineageId, MemberError, MemberReply, MemberToken,
+    Stamp, Time,
+};
+use std::collections::BTreeMap;
+
+/// What is known of a lineage.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lineage {
+    /// Requests of lower generations are refused.
+    pub(crate) fence: Generation,
+    /// Below this stamp every current member has everything.
+    pub(crate) settled: Stamp,
+    /// Rows of it in the table.
+    pub(crate) objects: u64,
+}
+
+/// What is known of a layer with objects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layer {
+    pub(crate) lineage: LineageId,
+    pub(crate) usage: Usage,
+}
+
+/// What opening a disk brings up.
+pub(crate) struct ServingParts {
+    pub(crate) options: Options,
+    pub(crate) superblock: Superblock,
+    pub(crate) operations: Operations,
+    pub(crate) space: Space,
+    pub(crate) limit_chunks: Option<u32>,
+    pub(crate) table: Table,
+    pub(crate) cache: Cache,
+    pub(crate) log: Log,
+    pub(crate) durable_lsn: u64,
+    pub(crate) lineages: BTreeMap<LineageId, Lineage>,
+    pub(crate) layers: BTreeMap<LayerId, Layer>,
+    pub(crate) dropping: Vec<(LineageId, LayerId)>,
+    pub(crate) left_chunks: Vec<u32>,
+    pub(crate) listing: Listing,
+    pub(crate) scrub: ScrubPlace,
+    pub(crate) lost_blocks: u64,
+    pub(crate) damages: Vec<Damage>,
+}
+
+/// See the module's description.
+pub(crate) struct Serving {
+    /// The superblock that rules.
+    pub(super) superblock: Superblock,
+    pub(super) operations: Operations,
+    pub(super) space: Space,
+    pub(super) table: Table,
+    pub(super) cache: Cache,
+    pub(super) log: Log,
+    pub(super) in_flight: InFlight,
+    pub(super) lineages: BTreeMap<LineageId, Lineage>,
+    pub(super) layers: BTreeMap<LayerId, Layer>,
+    pub(super) flusher: Flusher,
+    pub(super) reads: Reads,
+    pub(super) loads: Loads,
+    pub(super) queues: Queues,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) growth: Growth,
+    pub(super) drops: Drops,
+    pub(super) scrub: Scrub,
+    pub(super) damages: Vec<Damage>,
+    pub(super) damages_dropped: u64,
+    pub(super) lost_blocks: u64,
+    pub(super) counters: Counters,
+    /// Member requests not answered yet.
+    pub(super) requests: usize,
+    /// Why the disk is out of service.
+    pub(super) retired: Option<String>,
+    pub(super) closing: bool,
+    pub(super) closed: bool,
+    /// Memory used again for every write.
+    pub(super) record: WriteRecord,
+    pub(super) runs: Vec<Run>,
+}
+
+impl Serving {
+    /// Puts the parts together.
+    pub(crate) fn new(now: Time, parts: ServingParts) -> Serving {
+        let next_lsn = parts.log.next_lsn();
+        let mut serving = Serving {
+            checkpoint: Checkpoint::new(parts.listing),
+            growth: Growth::new(parts.options.kind, parts.limit_chunks, parts.left_chunks),
+            scrub: Scrub::new(now, parts.options.scrub, parts.scrub),
+            drops: Drops::new(parts.dropping),
+            flusher: Flusher::new(parts.durable_lsn, now),
+            in_flight: InFlight::new(next_lsn),
+            superblock: parts.superblock,
+            operations: parts.operations,
+            space: parts.space,
+            table: parts.table,
+            cache: parts.cache,
+            log: parts.log,
+            lineages: parts.lineages,
+            layers: parts.layers,
+            reads: Reads::default(),
+            loads: Loads::default(),
+            queues: Queues::default(),
+            damages: parts.damages,
+            damages_dropped: 0,
+            lost_blocks: parts.lost_blocks,
+            counters: Counters::default(),
+            requests: 0,
+            retired: None,
+            closing: false,
+            closed: false,
+            record: WriteRecord::default(),
+            runs: Vec::new(),
+        };
+        serving.mend_opened();
+        serving
+    }
+
+    /// Takes one event.
+    pub(crate) fn handle(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Member { token, request } => self.handle_member(now, token, request, effects),
+            Event::Disk(done) => self.handle_disk(now, done, effects),
+            Event::DropLayer { lineage, layer } => self.drop_layer(lineage, layer),
+            Event::Scrub(command) => self.scrub_command(now, command),
+            Event::Close => self.closing = true,
+        }
+    }
+
+    /// Ends a round: see [`crate::Store::poll`].
+    pub(crate) fn poll(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.retired.is_none() && !self.closed {
+            self.release_space(now, effects);
+            if !self.closing {
+                self.step_drops(now, effects);
+                self.step_scrub(now, effects);
+            }
+            self.step_checkpoint(effects);
+            self.step_growth(now, effects);
+            self.seal_batch(now, effects);
+            self.step_flush(now, effects);
+        }
+        self.cache.shrink(&mut self.table);
+        self.step_close(effects);
+    }
+
+    /// When `poll` wants to be called at the latest.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        if self.retired.is_some() || self.closed {
+            return None;
+        }
+        [self.flush_deadline(), self.scrub_deadline()].into_iter().flatten().min()
+    }
+
+    fn handle_disk(&mut self, now: Time, done: DiskDone, effects: &mut Vec<Effect>) {
+        let DiskDone { token, result } = done;
+        let operation = self.operations.finish(token);
+        let read = |result: Result<Option<proto::Buffer>, proto::DiskError>| {
+            result.and_then(|buffer| buffer.ok_or(proto::DiskError::Io(0)))
+        };
+        match operation {
+            Operation::Read { read: id, piece } => {
+                self.piece_read(id, piece, read(result), effects)
+            }
+            Operation::LoadPage { slot, page } => {
+                self.page_loaded(now, slot, page, read(result), effects);
+            }
+            Operation::Scrub { piece } => self.scrub_read(now, piece, read(result), effects),
+            Operation::Grow { first, count } => self.grown(now, first, count, result, effects),
+            Operation::GiveBack { first, count } => self.given_back(first, count, result.is_ok()),
+            write => match result {
+                Ok(_) => self.written(now, write, effects),
+                Err(error) => self.retire(&format!("{} failed: {error}", what(&write)), effects),
+            },
+        }
+    }
+
+    /// A write or flush has completed.
+    fn written(&mut self, now: Time, operation: Operation, effects: &mut Vec<Effect>) {
+        if self.retired.is_some() {
+            return;
+        }
+        let mut ready = Ready::default();
+        match operation {
+            Operation::Data { lsn } => self.in_flight.data_done(lsn, &mut ready),
+            Operation::Batch { sequence } => {
+                if self.log.complete(sequence) {
+                    self.in_flight.logged(self.log.complete_lsn(), &mut ready);
+                }
+            }
+            Operation::Flush => self.flushed(now, effects),
+            Operation::MapPages { pages } => self.map_pages_written(&pages),
+            Operation::CheckpointPages => self.checkpoint.write_done(),
+            Operation::Superblock => self.superblock_written(effects),
+            other => unreachable!("{other:?} is no write"),
+        }
+        self.go_on(now, ready, effects);
+    }
+
+    /// Answers and wakes what a completion lets go on.
+    pub(super) fn go_on(&mut self, now: Time, ready: Ready, effects: &mut Vec<Effect>) {
+        for acknowledgement in ready.acknowledgements {
+            self.acknowledge(acknowledgement, effects);
+        }
+        for read in ready.readers {
+            self.retry_read(now, read, effects);
+        }
+    }
+
+    /// Answers a member request.
+    pub(super) fn answer(
+        &mut self,
+        token: MemberToken,
+        result: Result<MemberReply, MemberError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        assert!(self.requests > 0, "a request is answered twice");
+        self.requests -= 1;
+        effects.push(Effect::Member { token, result });
+    }
+
+    /// Remembers a damage and tells of it, once.
+    pub(super) fn damaged(&mut self, damage: Damage, effects: &mut Vec<Effect>) {
+        if damage.unreadable {
+            self.counters.read_errors += 1;
+        } else {
+            self.counters.checksum_errors += 1;
+        }
+        if self.damages.contains(&damage) {
+            return;
+        }
+        if self.damages.len() < DAMAGES_MAX {
+            self.damages.push(damage);
+        } else {
+            self.damages_dropped += 1;
+        }
+        effects.push(Effect::Notice(Notice::Damaged(damage)));
+    }
+
+    /// Forgets damages that are gone, because what was damaged is.
+    pub(super) fn forget_damages(&mut self, gone: impl Fn(&Damage) -> bool) {
+        if !self.damages.is_empty() {
+            self.damages.retain(|damage| !gone(damage));
+        }
+    }
+
+    /// Once everything is done and in a checkpoint, closing ends.
+    fn step_close(&mut self, effects: &mut Vec<Effect>) {
+        if !self.closing || self.closed || self.operations.count() > 0 {
+            return;
+        }
+        if self.retired.is_none() {
+            let idle = self.requests == 0
+                && self.in_flight.is_empty()
+                && !self.log.has_pending()
+                && self.checkpoint.is_idle();
+            if !idle || self.log.tail() != self.log.head() || self.cache.dirty() > 0 {
+                return;
+            }
+        }
+        self.closed = true;
+        effects.push(Effect::Closed);
+    }
+
+    /// What is kept of a layer.
+    pub(crate) fn usage(&self, layer: LayerId) -> Usage {
+        self.layers.get(&layer).map(|layer| layer.usage).unwrap_or_default()
+    }
+
+    /// See [`crate::Store::layers`].
+    pub(crate) fn layers_here(&self) -> Vec<LayerHere> {
+        let with_objects = self.layers.iter().map(|(&layer, known)| (known.lineage, layer));
+        let only_fenced = self
+            .lineages
+            .iter()
+            .filter(|(_, lineage)| lineage.objects == 0)
+            .map(|(&lineage, _)| (lineage, LayerId(lineage.0)));
+        with_objects.chain(only_fenced).collect()
+    }
+
+    fn used_data_and_maps(&self) -> (u64, u64) {
+        self.layers.values().fold((0, 0), |(data, maps), layer| {
+            (data + layer.usage.data_blocks, maps + layer.usage.map_blocks)
+        })
+    }
+
+    /// See [`crate::Store::status`].
+    pub(crate) fn status(&self) -> Status {
+        let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
+        let (data, maps) = self.used_data_and_maps();
+        Status {
+            state: match &self.retired {
+                Some(reason) => State::Retired(reason.clone()),
+                None if self.closed => State::Closed,
+                None if self.closing => State::Closing,
+                None => State::Serving,
+            },
+            identity: self.superblock.identity,
+            kind: self.superblock.kind,
+            incarnation: self.superblock.incarnation,
+            created_unix_s: self.superblock.created_unix_s,
+            space: SpaceStatus {
+                limit_bytes: self.growth.limit_blocks().map(bytes),
+                allocated_bytes: bytes(self.space.allocated()),
+                data_bytes: bytes(data),
+                map_bytes: bytes(maps),
+                checkpoint_bytes: bytes(self.space.checkpoint_blocks()),
+                quarantined_bytes: bytes(
+                    self.space.quarantined() + self.space.freed_by_checkpoint(),
+                ),
+                free_bytes: bytes(self.space.available()),
+                reserve_bytes: bytes(self.growth.reserve()),
+                full: self.growth.is_full(),
+            },
+            log_bytes: bytes(self.log.blocks()),
+            log_used_bytes: bytes(self.log.used_blocks()),
+            objects: self.table.rows(),
+            map_pages_cached: self.cache.count() as u64,
+            map_pages_dirty: self.cache.dirty() as u64,
+            requests: self.requests as u64,
+            waiting: self.waiting(),
+            layers_dropping: self.drops.count() as u64,
+            counters: self.counters,
+            scrub: self.scrub_status(),
+            damages: self.damages.clone(),
+            damages_dropped: self.damages_dropped,
+            lost_blocks: self.lost_blocks,
+        }
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
+        self.queues.waiting()
+    }
+
+    fn scrub_status(&self) -> ScrubStatus {
+        self.scrub.status(self.scrub_progress_permille())
+    }
+
+    /// Asserts what must always hold.
+    pub(crate) fn check(&self) {
+        self.space.check();
+        self.table.check();
+        self.cache.check(&self.table);
+        let mut layers: BTreeMap<LayerId, Usage> = BTreeMap::new();
+        let mut objects: BTreeMap<LineageId, u64> = BTreeMap::new();
+        for (_, row) in self.table.slots() {
+            let usage = layers.entry(row.key.layer).or_default();
+            usage.objects += 1;
+            for page in 0..crate::layout::PAGES_PER_OBJECT {
+                usage.data_blocks += u64::from(row.counts[page]);
+                let (address, _) = row.page(page);
+                usage.map_blocks += u64::from(address != 0);
+                assert!(address == 0 || self.space.is_taken(address), "a map page is available");
+            }
+            *objects.entry(row.lineage).or_default() += 1;
+        }
+        let known: BTreeMap<LayerId, Usage> =
+            self.layers.iter().map(|(&layer, known)| (layer, known.usage)).collect();
+        assert_eq!(layers, known, "usage is miscounted");
+        for (lineage, known) in &self.lineages {
+            let counted = objects.remove(lineage).unwrap_or(0);
+            assert_eq!(counted, known.objects, "objects of lineage {lineage} are miscounted");
+        }
+        assert!(objects.is_empty(), "an object has no lineage");
+        let (data, maps) = self.used_data_and_maps();
+        let taken = self.space.allocated() - self.space.available();
+        let owned = data
+            + maps
+            + self.lost_blocks
+            + self.space.checkpoint_blocks()
+            + self.space.quarantined()
+            + self.space.freed_map_pages();
+        assert_eq!(taken, owned, "blocks are leaked or owned twice");
+    }
+}
+
+/// What an operation was, for people.
+fn what(operation: &Operation) -> &'static str {
+    match operation {
+        Operation::Data { .. } => "a write of data",
+        Operation::Batch { .. } => "a write of the log",
+        Operation::Flush => "a flush",
+        Operation::MapPages { .. } | Operation::CheckpointPages => "a write of the checkpoint",
+        Operation::Superblock => "a write of the superblock",
+        _ => "a write",
+    }
+}

@@ -1,0 +1,455 @@
+//! Changing blocks of an object: what a write needs before it can be applied, and applying it.
+//! Once applied it is in memory, its data and its record are on their way at the same time, and
+//! nothing can refuse it any more.
+
+use super::growth::{Admission, Class};
+use super::requests::{Outcome, Settle};
+use super::{Layer, Operation, Serving};
+use crate::inflight::Acknowledgement;
+use crate::layout::{
+    BLOCKS_PER_PAGE, Content, Entry, Kind, MapPage, MapRun, Record, Run, push_block,
+};
+use crate::space::Purpose;
+use crate::table::{NOT_CACHED, Row, Slot};
+use crate::{DamagedPart, Effect, Usage, Waiting};
+use proto::{
+    BLOCK_SIZE, BlockRange, Change, MemberError, MemberToken, ObjectKey, Payload, Stamp, Time,
+    Write, block_checksum, is_zero,
+};
+
+/// What a change needs.
+#[derive(Default, Debug)]
+struct Needs {
+    /// Blocks of space.
+    data: u32,
+    /// Of these, blocks that replace one the object has.
+    replacing: u32,
+    /// Map pages that become dirty.
+    pages: u32,
+    /// Map pages that did not exist.
+    new_pages: u32,
+}
+
+/// The blocks of a change, or what is wrong with it.
+fn blocks_of(change: &Change) -> Result<BlockRange, MemberError> {
+    match change {
+        Change::Data { first, payload, .. } => {
+            let count = payload.len() / BLOCK_SIZE;
+            if payload.is_empty() || !payload.len().is_multiple_of(BLOCK_SIZE) {
+                return Err(MemberError::Invalid("the payload is not whole blocks"));
+            }
+            let blocks = u32::try_from(count).ok().and_then(|count| BlockRange::new(*first, count));
+            let blocks = blocks.ok_or(MemberError::Invalid("the write leaves its object"))?;
+            if super::requests::is_too_long(&blocks) {
+                return Err(MemberError::Invalid("the write is too long"));
+            }
+            Ok(blocks)
+        }
+        Change::Zero { blocks } | Change::Absent { blocks } => Ok(*blocks),
+    }
+}
+
+/// The pages of a map that a range touches, with the part of the range in each.
+pub(super) fn pages_of(blocks: &BlockRange) -> impl Iterator<Item = (usize, u32, u32)> + use<> {
+    let (first, end) = (blocks.first(), blocks.end());
+    (first / BLOCKS_PER_PAGE..=(end - 1) / BLOCKS_PER_PAGE).map(move |page| {
+        let start = page * BLOCKS_PER_PAGE;
+        (page as usize, first.max(start), end.min(start + BLOCKS_PER_PAGE))
+    })
+}
+
+/// What a block of a change becomes: its bytes, if it takes space.
+fn content_at(change: &Change, block: u32) -> (Kind, Option<&[u8]>) {
+    match change {
+        Change::Zero { .. } => (Kind::Zero, None),
+        Change::Absent { .. } => (Kind::Absent, None),
+        Change::Data { first, payload, detect_zeroes } => {
+            let start = (block - first) as usize * BLOCK_SIZE;
+            let bytes = &payload.as_slice()[start..start + BLOCK_SIZE];
+            if *detect_zeroes && is_zero(bytes) {
+                (Kind::Zero, None)
+            } else {
+                (Kind::Data, Some(bytes))
+            }
+        }
+    }
+}
+
+impl Serving {
+    /// Applies a write, refuses it, or says what it waits for.
+    pub(super) fn write(
+        &mut self,
+        now: Time,
+        token: MemberToken,
+        write: &Write,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        let blocks = match self.vet_write(write) {
+            Ok(blocks) => blocks,
+            Err(error) => {
+                self.answer(token, Err(error), effects);
+                return Outcome::Done;
+            }
+        };
+        let slot = self.table.find(write.key);
+        let (have, lsn) = slot.map_or((Stamp::default(), 0), |slot| {
+            let row = self.table.row(slot);
+            (row.stamp, row.lsn)
+        });
+        if have == write.stamp {
+            // Sent again: it is here, or on its way.
+            self.acknowledge_after(lsn, Acknowledgement::Written(token), effects);
+            return Outcome::Done;
+        }
+        if have != write.previous {
+            self.answer(token, Err(MemberError::WrongStamp { have }), effects);
+            return Outcome::Done;
+        }
+        if let Some(slot) = slot
+            && !self.load_pages(slot, &blocks, super::pages::Waiter::Queue(write.key), effects)
+        {
+            return Outcome::Page;
+        }
+        let needs = match self.needs(slot, &blocks, write) {
+            Ok(needs) => needs,
+            Err(error) => {
+                self.answer(token, Err(error), effects);
+                return Outcome::Done;
+            }
+        };
+        match self.admit_write(now, &needs, &write.change, effects) {
+            Admission::Granted => {}
+            Admission::Wait(reason) => return Outcome::Resource(reason),
+            Admission::Refused => {
+                self.answer(token, Err(MemberError::NoSpace), effects);
+                return Outcome::Done;
+            }
+        }
+        self.apply(token, write, &blocks, slot, needs.data, effects);
+        Outcome::Done
+    }
+
+    /// What is wrong with a write, whatever the disk holds.
+    fn vet_write(&self, write: &Write) -> Result<BlockRange, MemberError> {
+        if let Some(error) = self.fenced(write.lineage, write.stamp.generation) {
+            return Err(error);
+        }
+        if let Some(error) = self.foreign(write.lineage, write.key) {
+            return Err(error);
+        }
+        if self.drops.contains(write.key.layer) {
+            return Err(MemberError::Invalid("the layer is deleted"));
+        }
+        if write.stamp <= write.previous {
+            return Err(MemberError::Invalid("the stamp does not grow"));
+        }
+        blocks_of(&write.change)
+    }
+
+    /// What a write needs. The pages it touches are cached.
+    fn needs(
+        &self,
+        slot: Option<Slot>,
+        blocks: &BlockRange,
+        write: &Write,
+    ) -> Result<Needs, MemberError> {
+        let mut needs = Needs::default();
+        for (page, first, end) in pages_of(blocks) {
+            let index = slot.map_or(NOT_CACHED, |slot| self.table.row(slot).cached[page]);
+            let cached = (index != NOT_CACHED).then(|| self.cache.peek(index));
+            let whole = end - first == BLOCKS_PER_PAGE;
+            if cached.is_some_and(|cached| cached.damaged) && !whole {
+                return Err(MemberError::Corrupt { key: write.key, block: first });
+            }
+            let mut kept = false;
+            for block in first..end {
+                let (kind, _) = content_at(&write.change, block);
+                kept |= kind != Kind::Absent;
+                if kind == Kind::Data {
+                    needs.data += 1;
+                    let old = cached.map(|cached| cached.map.entry(block % BLOCKS_PER_PAGE).kind);
+                    needs.replacing += u32::from(old == Some(Kind::Data));
+                }
+            }
+            match cached {
+                Some(cached) => needs.pages += u32::from(cached.dirty_since == 0),
+                None if kept => {
+                    needs.pages += 1;
+                    needs.new_pages += 1;
+                }
+                None => {}
+            }
+        }
+        Ok(needs)
+    }
+
+    fn admit_write(
+        &mut self,
+        now: Time,
+        needs: &Needs,
+        change: &Change,
+        effects: &mut Vec<Effect>,
+    ) -> Admission {
+        if !self.log.has_room() {
+            return Admission::Wait(Waiting::Log);
+        }
+        if needs.pages > 0 && self.cache.is_full_of_changes(needs.pages as usize) {
+            return Admission::Wait(Waiting::MapCache);
+        }
+        let class = match change {
+            Change::Absent { .. } => Class::Metadata,
+            _ if needs.data > needs.replacing || needs.new_pages > 0 => Class::Data,
+            Change::Data { .. } | Change::Zero { .. } => Class::Overwrite,
+        };
+        self.admit(now, class, needs.data, needs.pages, effects)
+    }
+
+    /// Makes the change: in memory, to the log, and its data to the medium.
+    fn apply(
+        &mut self,
+        token: MemberToken,
+        write: &Write,
+        blocks: &BlockRange,
+        slot: Option<Slot>,
+        data_blocks: u32,
+        effects: &mut Vec<Effect>,
+    ) {
+        let slot = slot.unwrap_or_else(|| self.new_object(write));
+        let lsn = self.log.next_lsn();
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.clear();
+        self.space.allocate(Purpose::Data, data_blocks, &mut runs);
+        let mut record = std::mem::take(&mut self.record);
+        record.clear();
+        record.lineage = write.lineage;
+        record.key = write.key;
+        record.previous = write.previous;
+        record.stamp = write.stamp;
+        self.describe(write, blocks, &runs, &mut record);
+        let lineage = self.lineages.entry(write.lineage).or_default();
+        lineage.settled = lineage.settled.max(write.settled);
+        record.settled = lineage.settled;
+        self.change_map(slot, lsn, &mut record);
+        let row = self.table.change(slot);
+        let previous_lsn = std::mem::replace(&mut row.lsn, lsn);
+        row.stamp = write.stamp;
+        for run in &record.freed {
+            self.space.free_after_record(*run, lsn, self.reads.next());
+        }
+        let appended = self.log.append_write(&record);
+        assert_eq!(appended, lsn, "records are numbered in order");
+        let writes = self.write_data(lsn, write, &record.runs, effects);
+        self.in_flight.push(
+            lsn,
+            Some((slot, previous_lsn)),
+            Some(*blocks),
+            writes,
+            u64::from(data_blocks) * BLOCK_SIZE as u64,
+            Some(Acknowledgement::Written(token)),
+        );
+        self.counters.writes += 1;
+        self.counters.write_bytes += u64::from(data_blocks) * BLOCK_SIZE as u64;
+        self.record = record;
+        self.runs = runs;
+        self.heal(write, blocks);
+        self.seal_full_batch(effects);
+    }
+
+    /// Gives an object a row.
+    fn new_object(&mut self, write: &Write) -> Slot {
+        let layer = self
+            .layers
+            .entry(write.key.layer)
+            .or_insert(Layer { lineage: write.lineage, usage: Usage::default() });
+        layer.usage.objects += 1;
+        self.lineages.entry(write.lineage).or_default().objects += 1;
+        self.table.insert(Row::new(write.lineage, write.key))
+    }
+
+    /// Fills in the runs of the record: data blocks take the allocated runs in order.
+    fn describe(
+        &self,
+        write: &Write,
+        blocks: &BlockRange,
+        allocated: &[Run],
+        record: &mut crate::layout::WriteRecord,
+    ) {
+        let mut addresses = allocated.iter().flat_map(Run::iter);
+        if !matches!(write.change, Change::Data { .. }) {
+            let (kind, _) = content_at(&write.change, blocks.first());
+            let content = if kind == Kind::Zero { Content::Zero } else { Content::Absent };
+            let (first, count) = (blocks.first() as u16, blocks.count() as u16);
+            record.runs.push(MapRun { first, count, content });
+            return;
+        }
+        for block in blocks.iter() {
+            let (_, bytes) = content_at(&write.change, block);
+            let content = match bytes {
+                None => Content::Zero,
+                Some(bytes) => {
+                    let sum = block_checksum(write.lineage, write.key, block, bytes);
+                    record.checksums.push(sum);
+                    Content::Data(addresses.next().expect("as many blocks as were counted"))
+                }
+            };
+            match record.runs.last_mut() {
+                Some(last) if continues(last, content) => last.count += 1,
+                _ => record.runs.push(MapRun { first: block as u16, count: 1, content }),
+            }
+        }
+    }
+
+    /// Enters the runs of the record in the object's map, and what they replace in the record.
+    fn change_map(&mut self, slot: Slot, lsn: u64, record: &mut crate::layout::WriteRecord) {
+        let mut checksums = record.checksums.iter().copied();
+        for at in 0..record.runs.len() {
+            let run = record.runs[at];
+            let Some(blocks) = BlockRange::new(u32::from(run.first), u32::from(run.count)) else {
+                unreachable!("runs lie inside the object")
+            };
+            for (page, first, end) in pages_of(&blocks) {
+                let Some(index) = self.page_to_change(slot, page, run.content, end - first) else {
+                    continue;
+                };
+                let cached = self.cache.change(index, lsn);
+                let before = cached.map.data();
+                for block in first..end {
+                    let entry = match run.content {
+                        Content::Absent => Entry::ABSENT,
+                        Content::Zero => Entry::ZERO,
+                        Content::Data(address) => Entry::data(
+                            address + u64::from(block - blocks.first()),
+                            checksums.next().expect("one for each data block"),
+                        ),
+                    };
+                    let old = cached.map.replace(block % BLOCKS_PER_PAGE, entry);
+                    if old.kind == Kind::Data {
+                        push_block(&mut record.freed, old.address);
+                    }
+                }
+                let after = cached.map.data();
+                self.count_data(slot, page, before, after);
+            }
+        }
+    }
+
+    /// The cached page to change, made if it does not exist and is needed.
+    fn page_to_change(
+        &mut self,
+        slot: Slot,
+        page: usize,
+        content: Content,
+        count: u32,
+    ) -> Option<u32> {
+        let index = self.table.row(slot).cached[page];
+        if index == NOT_CACHED {
+            if content == Content::Absent {
+                return None;
+            }
+            self.cache.insert(&mut self.table, slot, page as u8, MapPage::new());
+            return Some(self.table.row(slot).cached[page]);
+        }
+        if self.cache.peek(index).damaged {
+            self.give_up_page(slot, page, index, count);
+        }
+        Some(self.table.row(slot).cached[page])
+    }
+
+    /// A damaged page is replaced as a whole: what it named belongs to nobody from now on.
+    fn give_up_page(&mut self, slot: Slot, page: usize, index: u32, _count: u32) {
+        self.cache.remove(&mut self.table, index);
+        let row = self.table.change(slot);
+        let lost = std::mem::take(&mut row.counts[page]);
+        let (lineage, key) = (row.lineage, row.key);
+        self.lost_blocks += u64::from(lost);
+        if let Some(layer) = self.layers.get_mut(&key.layer) {
+            layer.usage.data_blocks -= u64::from(lost);
+        }
+        let page = page as u8;
+        self.forget_damages(|damage| damage.part == DamagedPart::MapPage { lineage, key, page });
+        self.cache.insert(&mut self.table, slot, page, MapPage::new());
+    }
+
+    /// Keeps the counts of a page and its layer when the page changes.
+    fn count_data(&mut self, slot: Slot, page: usize, before: u16, after: u16) {
+        let row = self.table.change(slot);
+        row.counts[page] = after;
+        let layer = self.layers.get_mut(&row.key.layer).expect("an object's layer is known");
+        layer.usage.data_blocks = layer.usage.data_blocks + u64::from(after) - u64::from(before);
+    }
+
+    /// Sends the data on its way; returns in how many writes.
+    fn write_data(
+        &mut self,
+        lsn: u64,
+        write: &Write,
+        runs: &[MapRun],
+        effects: &mut Vec<Effect>,
+    ) -> u32 {
+        let Change::Data { first, payload, .. } = &write.change else { return 0 };
+        let mut writes = 0;
+        for run in runs {
+            let Content::Data(address) = run.content else { continue };
+            let start = (u32::from(run.first) - first) as usize * BLOCK_SIZE;
+            let part: Payload = payload.slice(start, usize::from(run.count) * BLOCK_SIZE);
+            self.operations.write(Operation::Data { lsn }, address, part, effects);
+            writes += 1;
+        }
+        writes
+    }
+
+    /// Damages of blocks that have new content are gone.
+    fn heal(&mut self, write: &Write, blocks: &BlockRange) {
+        let written = write.key;
+        self.forget_damages(|damage| match damage.part {
+            DamagedPart::Data { key, block, .. } => {
+                key == written && (blocks.first()..blocks.end()).contains(&block)
+            }
+            _ => false,
+        });
+    }
+
+    /// Marks an object as settled, refuses to, or says what that waits for.
+    pub(super) fn settle(
+        &mut self,
+        token: MemberToken,
+        key: ObjectKey,
+        settle: &Settle,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        let Settle { lineage, generation, stamp } = *settle;
+        let have = self.stamp_of(key).stamp;
+        let refusal = self
+            .fenced(lineage, generation)
+            .or_else(|| self.foreign(lineage, key))
+            .or_else(|| (have != stamp).then_some(MemberError::WrongStamp { have }));
+        if let Some(error) = refusal {
+            self.answer(token, Err(error), effects);
+            return Outcome::Done;
+        }
+        let Some(slot) = self.table.find(key) else {
+            // Never written: there is nothing to settle.
+            self.acknowledge_after(0, Acknowledgement::Done(token), effects);
+            return Outcome::Done;
+        };
+        if !self.log.has_room() {
+            return Outcome::Resource(Waiting::Log);
+        }
+        let lsn = self.log.append(&Record::Settle { lineage, key, generation, stamp });
+        let row = self.table.change(slot);
+        row.settled_generation = row.settled_generation.max(generation);
+        let previous_lsn = std::mem::replace(&mut row.lsn, lsn);
+        let acknowledgement = Some(Acknowledgement::Done(token));
+        self.in_flight.push(lsn, Some((slot, previous_lsn)), None, 0, 0, acknowledgement);
+        self.seal_full_batch(effects);
+        Outcome::Done
+    }
+}
+
+/// Whether one block more of `content` belongs to the same run.
+fn continues(run: &MapRun, content: Content) -> bool {
+    match (run.content, content) {
+        (Content::Data(address), Content::Data(next)) => address + u64::from(run.count) == next,
+        (run, next) => run == next,
+    }
+}

@@ -1,0 +1,26 @@
+//! One attached volume: from a guest's requests in bytes to changes of whole blocks in objects.
+//!
+//! It must never touch a disk or a socket, read a clock or draw randomness; it must answer every
+//! request exactly once, and serve requests that overlap, if one of them writes, in the order of
+//! their arrival.
+//!
+//! [`Session`] is the machine. Life: [`Session::open`] (fences and settles, until
+//! [`Effect::Opened`]), then [`Event::Request`]s, each answered by [`Effect::Complete`], until
+//! [`Event::Close`] has drained and flushed it ([`Effect::Closed`]) or a newer attachment ends it
+//! ([`Effect::Fenced`]).
+#![forbid(unsafe_code)]
+
+mod event;
+mod locks;
+mod pieces;
+mod request;
+mod session;
+mod shrink;
+mod work;
+
+#[cfg(test)]
+mod model;
+
+pub use event::{Effect, Event, Waiting};
+pub use request::{Completion, Error, Extent, Operation, Request, RequestId};
+pub use session::Session;

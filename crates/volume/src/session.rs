@@ -1,0 +1,683 @@
+//! The machine that serves one attached volume.
+
+use crate::event::{Effect, Event, Waiting};
+use crate::locks::Locks;
+use crate::pieces::{Range, piece};
+use crate::request::{Completion, Error, Operation, Request, RequestId};
+use crate::shrink::Shrink;
+use crate::work::{Stage, Task, Work};
+use cluster::Map;
+use proto::limits::{
+    CLOSE_STALLED_MS_MAX, MEMBER_REQUEST_BLOCKS_MAX, REQUEST_BYTES_MAX, REQUEST_PIECES_MAX,
+    SESSION_BYTES_MAX, SESSION_PIECES_MAX, SESSION_REQUESTS_MAX, STATUS_OBJECTS_MAX,
+};
+use proto::{BLOCK_SIZE, Duration, Generation, OBJECT_SIZE, Payload, Time, VolumeId};
+use replica::{Coordinator, Slots};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Serves one attached volume.
+///
+/// Invariants: every accepted request completes exactly once; two requests of which one changes
+/// blocks of the other are never in work together, and the earlier goes first; what is in work
+/// stays under its limits, and what is beyond waits in the order of arrival. The inbox itself has
+/// no limit here: the fronts bound how many requests they have open.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) now: Time,
+    pub(crate) volume: VolumeId,
+    pub(crate) read_only: bool,
+    pub(crate) map: Arc<Map>,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) life: Life,
+    /// Since when the session is closing.
+    closing: Option<Closing>,
+    /// Requests that are not in work yet, in order.
+    inbox: VecDeque<(Time, Request)>,
+    pub(crate) works: Slots<Work>,
+    locks: Locks,
+    /// Object requests under way.
+    pieces: Slots<Piece>,
+    /// Works that have pieces to send, each once.
+    runnable: VecDeque<u64>,
+    /// Bytes that the works hold at most.
+    bytes: usize,
+    pub(crate) shrink: Shrink,
+    /// Zeros for one piece, once they were needed.
+    zeros: Option<Payload>,
+    /// What the coordinator wants done, and a spare list.
+    scratch: Vec<replica::Effect>,
+    spare: Vec<replica::Effect>,
+    /// Works whose lock was granted.
+    granted: Vec<u64>,
+    /// Number of the next work.
+    next: u64,
+    /// Requests accepted and completed.
+    accepted: u64,
+    completed: u64,
+}
+
+/// Where a session is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Life {
+    Opening,
+    Open,
+    /// A newer attachment exists.
+    Fenced,
+    Closed,
+}
+
+/// A session on its way out.
+#[derive(Debug)]
+struct Closing {
+    /// When to look whether it is worth waiting any longer.
+    look_at: Time,
+    /// Whether the last flush has been asked for.
+    flushing: bool,
+}
+
+/// An object request under way.
+#[derive(Debug)]
+struct Piece {
+    work: u64,
+    role: Role,
+}
+
+#[derive(Debug)]
+enum Role {
+    /// Brings the present content of this block.
+    Edge(u64),
+    /// This part of the body.
+    Part(u32),
+    Flush,
+}
+
+impl Session {
+    /// Starts the session of an attachment: fences and settles, then [`Effect::Opened`].
+    ///
+    /// A read-only session fences nobody. Its generation is newer than any fence of an earlier
+    /// writer, so its reads are served until a later writer's fence ends it.
+    ///
+    /// # Panics
+    /// If the map does not know the volume: a bug of the caller, who has just attached it.
+    pub fn open(
+        now: Time,
+        volume: VolumeId,
+        generation: Generation,
+        read_only: bool,
+        map: Arc<Map>,
+        effects: &mut Vec<Effect>,
+    ) -> Session {
+        let mut scratch = Vec::new();
+        let shared = Arc::clone(&map);
+        let coordinator =
+            Coordinator::open(now, volume, generation, read_only, shared, &mut scratch);
+        let mut session = Session {
+            now,
+            volume,
+            read_only,
+            map,
+            coordinator,
+            life: Life::Opening,
+            closing: None,
+            inbox: VecDeque::new(),
+            works: Slots::default(),
+            locks: Locks::default(),
+            pieces: Slots::default(),
+            runnable: VecDeque::new(),
+            bytes: 0,
+            shrink: Shrink::default(),
+            zeros: None,
+            scratch,
+            spare: Vec::new(),
+            granted: Vec::new(),
+            next: 0,
+            accepted: 0,
+            completed: 0,
+        };
+        session.drive(effects);
+        session
+    }
+
+    /// Takes in what has happened.
+    pub fn handle(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
+        self.now = now;
+        if self.life == Life::Closed && !matches!(event, Event::Request(_)) {
+            return;
+        }
+        match event {
+            Event::Request(request) => {
+                self.accepted += 1;
+                if self.closing.is_some() {
+                    let closed = Error::Io("the volume is being closed; attach it again".into());
+                    self.complete(request.id, Err(closed), effects);
+                } else {
+                    self.inbox.push_back((now, request));
+                    self.admit(effects);
+                }
+            }
+            Event::Member { disk, token, result } => {
+                let event = replica::Event::Member { disk, token, result };
+                self.coordinator.handle(now, event, &mut self.scratch);
+            }
+            Event::Map(map) if map.volume(self.volume).is_some() => {
+                self.map = Arc::clone(&map);
+                self.coordinator.handle(now, replica::Event::Map(map), &mut self.scratch);
+                self.advance_shrink(effects);
+            }
+            // A volume that is attached cannot be deleted: the map is one of before.
+            Event::Map(_) => {}
+            Event::Close => self.begin_closing(effects),
+            Event::Tick => self.handle_tick(effects),
+        }
+        self.drive(effects);
+    }
+
+    /// When [`Event::Tick`] wants to come at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        if self.life == Life::Closed {
+            return None;
+        }
+        let closing = self.closing.as_ref().map(|closing| closing.look_at);
+        [self.coordinator.deadline(), self.shrink.deadline(), closing].into_iter().flatten().min()
+    }
+
+    /// Why the oldest unfinished request has not ended, and since when it has not.
+    pub fn waiting(&self, _now: Time) -> Option<Waiting> {
+        let oldest = self.works.iter().map(|(_, work)| work).min_by_key(|work| work.number);
+        let since = match (oldest, self.inbox.front()) {
+            (Some(work), _) => work.since,
+            (None, Some((since, _))) => *since,
+            (None, None) => return None,
+        };
+        let obstacle = self.coordinator.obstacle();
+        let what = obstacle.unwrap_or_else(|| "the disks to answer".to_string());
+        Some(Waiting { since, reason: format!("waiting for {what}") })
+    }
+
+    /// Asserts the invariants; for tests and simulation, it looks at everything.
+    pub fn check(&self) {
+        self.coordinator.check();
+        self.locks.check();
+        let guests = self.works.iter().filter(|(_, work)| work.id.is_some()).count();
+        let open = self.inbox.len() + guests;
+        assert_eq!(self.accepted, self.completed + open as u64, "a request was lost");
+        let mut pieces: BTreeMap<u64, usize> = BTreeMap::new();
+        for (_, piece) in self.pieces.iter() {
+            *pieces.entry(piece.work).or_default() += 1;
+        }
+        let queued: BTreeSet<u64> = self.runnable.iter().copied().collect();
+        assert_eq!(queued.len(), self.runnable.len(), "a work is queued once");
+        let granted = self.locks.granted();
+        let mut bytes = 0;
+        let mut locked = 0;
+        for (number, work) in self.works.iter() {
+            bytes += work.bytes();
+            let under_way = pieces.get(&number).copied().unwrap_or(0);
+            assert_eq!(under_way, work.in_flight, "{work:?}");
+            assert_eq!(queued.contains(&number), work.queued, "{work:?}");
+            let granted = granted.get(&number).copied();
+            locked += usize::from(granted.is_some());
+            match work.stage {
+                Stage::Locking => assert_eq!(granted, Some(false), "{work:?}"),
+                Stage::Edges | Stage::Body => {
+                    assert_eq!(granted, work.lock().map(|_| true), "{work:?}");
+                    assert!(work.in_flight > 0 || work.queued, "it waits for nothing: {work:?}");
+                }
+                Stage::Flushing => assert_eq!((granted, work.in_flight), (None, 1), "{work:?}"),
+            }
+        }
+        assert_eq!((bytes, locked), (self.bytes, self.locks.len()));
+        let edges = 2 * BLOCK_SIZE * SESSION_REQUESTS_MAX;
+        assert!(bytes <= SESSION_BYTES_MAX + edges, "too much in work");
+        assert!(self.pieces.len() <= SESSION_PIECES_MAX + SESSION_REQUESTS_MAX * 2);
+        assert!(self.works.len() <= SESSION_REQUESTS_MAX + 2);
+        let idle = self.works.is_empty() && matches!(self.life, Life::Open | Life::Fenced);
+        assert!(!idle || self.inbox.is_empty(), "requests wait for nothing");
+    }
+
+    // -- into work --
+
+    /// Takes requests into work, in order, as far as the limits allow.
+    fn admit(&mut self, effects: &mut Vec<Effect>) {
+        while self.life != Life::Opening && self.works.len() < SESSION_REQUESTS_MAX {
+            let Some((since, request)) = self.inbox.front() else { return };
+            let since = *since;
+            if self.life != Life::Open {
+                let (_, request) = self.inbox.pop_front().expect("just seen");
+                self.complete(request.id, Err(Error::Fenced), effects);
+                continue;
+            }
+            let range = match self.validate(request) {
+                Ok(Some(range)) => range,
+                Ok(None) => {
+                    let (_, request) = self.inbox.pop_front().expect("just seen");
+                    let result = Ok(nothing(&request.operation));
+                    self.complete(request.id, result, effects);
+                    continue;
+                }
+                Err(error) => {
+                    let (_, request) = self.inbox.pop_front().expect("just seen");
+                    self.complete(request.id, Err(error), effects);
+                    continue;
+                }
+            };
+            let holds = matches!(request.operation, Operation::Read | Operation::Write { .. });
+            let bytes = if holds { request.length as usize + 2 * BLOCK_SIZE } else { 0 };
+            if self.bytes > 0 && self.bytes + bytes > SESSION_BYTES_MAX {
+                return;
+            }
+            let (_, request) = self.inbox.pop_front().expect("just seen");
+            let (task, fua) = task(request.operation);
+            let work = Work::new(Some(request.id), task, range, fua, since, self.next);
+            self.begin(work, effects);
+        }
+    }
+
+    /// Whether a request makes sense now, and its range; nothing if there is nothing to do.
+    fn validate(&self, request: &Request) -> Result<Option<Range>, Error> {
+        let operation = &request.operation;
+        if let Operation::Flush = operation {
+            let flush = Range { offset: 0, length: 0 };
+            return Ok((!self.read_only).then_some(flush));
+        }
+        let known = self.map.volume(self.volume).expect("maps without it are not taken");
+        let end = request.offset.checked_add(request.length);
+        if end.is_none_or(|end| end > known.served_bytes()) {
+            return Err(Error::OutOfRange);
+        }
+        let range = Range::new(request.offset, request.length).ok_or(Error::Misaligned)?;
+        let (first, end) = range.touched();
+        match operation {
+            Operation::Write { .. } | Operation::Discard { .. } | Operation::WriteZeroes { .. }
+                if self.read_only =>
+            {
+                return Err(Error::ReadOnly);
+            }
+            Operation::Read | Operation::Write { .. }
+                if request.length > REQUEST_BYTES_MAX as u64 =>
+            {
+                return Err(Error::TooLong);
+            }
+            Operation::Write { buffer, .. } => {
+                let covered = (end - first) as usize * BLOCK_SIZE;
+                assert_eq!(buffer.len(), covered, "the buffer covers the touched blocks");
+            }
+            Operation::WriteZeroes { may_unmap, fast_only: true, .. }
+                if !may_unmap || range.head().is_some() || range.tail().is_some() =>
+            {
+                return Err(Error::NotFast);
+            }
+            Operation::Status => {
+                // The answer may cover less than was asked about.
+                let most = STATUS_OBJECTS_MAX * OBJECT_SIZE as u64;
+                let length = range.length.min(most);
+                return Ok((length > 0).then_some(Range { length, ..range }));
+            }
+            _ => {}
+        }
+        let (first, end) = match operation {
+            Operation::Discard { .. } => range.whole(),
+            _ => (first, end),
+        };
+        Ok((range.length > 0 && first < end).then_some(range))
+    }
+
+    /// Puts a work in line for its blocks, and starts it if they are free.
+    pub(crate) fn begin(&mut self, work: Work, effects: &mut Vec<Effect>) -> u64 {
+        self.next = work.number + 1;
+        self.bytes += work.bytes();
+        let lock = work.lock();
+        let number = self.works.insert(work);
+        let granted = match lock {
+            Some((first, end, exclusive)) => self.locks.take(number, first, end, exclusive),
+            None => true,
+        };
+        if granted {
+            self.start(number, effects);
+        }
+        number
+    }
+
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// The blocks are free: what is to be changed in part is read first.
+    fn start(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        let work = self.works.at_mut(number).expect("it waited for its lock");
+        if work.error.is_some() {
+            work.stage = Stage::Body;
+            self.advance(number, effects);
+            return;
+        }
+        if matches!(work.task, Task::Flush | Task::LastFlush) {
+            self.flush(number);
+            return;
+        }
+        let edges = work.edges();
+        work.stage = Stage::Edges;
+        let mut any = false;
+        for block in edges {
+            any = true;
+            let (index, blocks) = piece(block, block + 1, 1);
+            self.send(number, Role::Edge(block), replica::Request::Read { index, blocks });
+        }
+        if !any {
+            self.begin_body(number);
+        }
+    }
+
+    fn begin_body(&mut self, number: u64) {
+        let work = self.works.at_mut(number).expect("it is in work");
+        work.begin_body();
+        work.queued = true;
+        self.runnable.push_back(number);
+        self.pump();
+    }
+
+    // -- pieces --
+
+    fn send(&mut self, number: u64, role: Role, request: replica::Request) {
+        self.works.at_mut(number).expect("it is in work").in_flight += 1;
+        let token = self.pieces.insert(Piece { work: number, role });
+        let event = replica::Event::Request { token, request };
+        self.coordinator.handle(self.now, event, &mut self.scratch);
+    }
+
+    /// Sends the pieces of those works that have some, as far as the limits allow.
+    fn pump(&mut self) {
+        while self.pieces.len() < SESSION_PIECES_MAX {
+            let Some(&number) = self.runnable.front() else { return };
+            let work = self.works.at_mut(number).expect("a work leaves the list before it ends");
+            if !work.has_more() || work.in_flight >= REQUEST_PIECES_MAX {
+                work.queued = false;
+                self.runnable.pop_front();
+                continue;
+            }
+            let zeros = &mut self.zeros;
+            let (part, request) = work.next_piece(|| zeros_of(zeros));
+            if !work.has_more() {
+                work.queued = false;
+                self.runnable.pop_front();
+            }
+            self.send(number, Role::Part(part), request);
+        }
+    }
+
+    /// An object request has ended.
+    fn handle_piece(
+        &mut self,
+        token: u64,
+        result: Result<replica::Answer, replica::Error>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Piece { work: number, role } = self.pieces.remove(token).expect("it was asked for");
+        let work = self.works.at_mut(number).expect("a work outlives its pieces");
+        work.in_flight -= 1;
+        match (result, role) {
+            (Ok(replica::Answer::Data(content)), Role::Edge(block)) => work.fill(block, &content),
+            (Ok(answer), Role::Part(part)) => work.take_part(part, answer),
+            (Ok(_), _) => {}
+            (Err(error), _) => work.abandon(translate(error)),
+        }
+        self.advance(number, effects);
+        self.pump();
+    }
+
+    /// Brings a work to its next stage if this one is over.
+    fn advance(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        let work = self.works.at_mut(number).expect("it is in work");
+        match work.stage {
+            Stage::Locking => {}
+            Stage::Edges if work.in_flight > 0 => {}
+            Stage::Edges if work.error.is_none() => self.begin_body(number),
+            Stage::Body if work.has_more() => {
+                if !work.queued {
+                    work.queued = true;
+                    self.runnable.push_back(number);
+                }
+            }
+            Stage::Body if work.in_flight > 0 => {}
+            Stage::Edges | Stage::Body => {
+                if std::mem::take(&mut work.queued) {
+                    self.runnable.retain(|queued| *queued != number);
+                }
+                let flush = work.fua && work.error.is_none();
+                self.unlock(number, effects);
+                if flush {
+                    self.flush(number);
+                } else {
+                    self.end(number, effects);
+                }
+            }
+            Stage::Flushing => self.end(number, effects),
+        }
+    }
+
+    /// Gives a work's blocks free; who waited for them goes on.
+    fn unlock(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        if self.works.at(number).is_none_or(|work| work.lock().is_none()) {
+            return;
+        }
+        let mut granted = std::mem::take(&mut self.granted);
+        self.locks.release(number, &mut granted);
+        for next in granted.drain(..) {
+            self.start(next, effects);
+        }
+        self.granted = granted;
+    }
+
+    fn flush(&mut self, number: u64) {
+        let work = self.works.at_mut(number).expect("it is in work");
+        work.stage = Stage::Flushing;
+        let reported = work.id.is_some();
+        self.send(number, Role::Flush, replica::Request::Flush { reported });
+    }
+
+    /// A work is over.
+    fn end(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        let mut work = self.works.remove(number).expect("it is in work");
+        self.bytes -= work.bytes();
+        let result = match work.error.take() {
+            None => Ok(work.completion()),
+            Some(error) => Err(error),
+        };
+        match work.id {
+            Some(id) => self.complete(id, result, effects),
+            None if matches!(work.task, Task::Shrink) => self.shrink_ended(result, effects),
+            None => {}
+        }
+        self.admit(effects);
+    }
+
+    fn complete(
+        &mut self,
+        id: RequestId,
+        result: Result<Completion, Error>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.completed += 1;
+        effects.push(Effect::Complete { id, result });
+    }
+
+    /// Does what the coordinator wants until it wants nothing more.
+    fn drive(&mut self, effects: &mut Vec<Effect>) {
+        while !self.scratch.is_empty() {
+            let mut batch = std::mem::replace(&mut self.scratch, std::mem::take(&mut self.spare));
+            for effect in batch.drain(..) {
+                match effect {
+                    replica::Effect::Member { disk, token, request } => {
+                        effects.push(Effect::Member { disk, token, request });
+                    }
+                    replica::Effect::Done { token, result } => {
+                        self.handle_piece(token, result, effects);
+                    }
+                    replica::Effect::Lost => self.repeat_changes(),
+                    replica::Effect::Opened => self.opened(effects),
+                    replica::Effect::Fenced => self.fenced(effects),
+                }
+            }
+            self.spare = batch;
+        }
+        self.advance_closing(effects);
+    }
+
+    /// Parts of changes under way may be gone: these start once more, under their locks.
+    fn repeat_changes(&mut self) {
+        let numbers: Vec<u64> = self.works.iter().map(|(number, _)| number).collect();
+        for number in numbers {
+            let work = self.works.at_mut(number).expect("listed just now");
+            if work.rewind() && !work.queued {
+                work.queued = true;
+                self.runnable.push_back(number);
+            }
+        }
+        self.pump();
+    }
+
+    fn opened(&mut self, effects: &mut Vec<Effect>) {
+        self.life = Life::Open;
+        effects.push(Effect::Opened(Ok(())));
+        self.advance_shrink(effects);
+        self.admit(effects);
+    }
+
+    fn fenced(&mut self, effects: &mut Vec<Effect>) {
+        let opening = self.life == Life::Opening;
+        self.life = Life::Fenced;
+        effects.push(match opening {
+            true => Effect::Opened(Err(Error::Fenced)),
+            false => Effect::Fenced,
+        });
+        self.admit(effects);
+    }
+
+    fn handle_tick(&mut self, effects: &mut Vec<Effect>) {
+        self.coordinator.handle(self.now, replica::Event::Tick, &mut self.scratch);
+        self.advance_shrink(effects);
+        let Some(closing) = &mut self.closing else { return };
+        if self.life == Life::Closed || closing.look_at > self.now {
+            return;
+        }
+        closing.look_at = self.now + Duration::from_secs(1);
+        if self.coordinator.is_stalled() {
+            self.give_up(effects);
+        }
+    }
+
+    // -- the end --
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    fn begin_closing(&mut self, effects: &mut Vec<Effect>) {
+        if self.closing.is_some() || self.life == Life::Closed {
+            return;
+        }
+        let look_at = self.now + Duration::from_millis(CLOSE_STALLED_MS_MAX);
+        self.closing = Some(Closing { look_at, flushing: false });
+        if self.life == Life::Opening {
+            // Nothing has been done for the guest yet, and the next session fences anew.
+            self.give_up(effects);
+            return;
+        }
+        // What a shrink left stays in the map: the next session goes on with it.
+        self.abandon_shrink(effects);
+    }
+
+    /// A discard of the session's own is given up: what is under way ends it.
+    pub(crate) fn abandon(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        let Some(work) = self.works.at_mut(number) else { return };
+        work.abandon(Error::Io("given up".into()));
+        if work.stage == Stage::Body {
+            self.advance(number, effects);
+        }
+    }
+
+    /// Flushes once all requests have ended, then closes.
+    fn advance_closing(&mut self, effects: &mut Vec<Effect>) {
+        let Some(closing) = &mut self.closing else { return };
+        if self.life == Life::Closed || !self.works.is_empty() || !self.inbox.is_empty() {
+            return;
+        }
+        if self.life == Life::Open && !self.read_only && !closing.flushing {
+            closing.flushing = true;
+            let nothing = Range { offset: 0, length: 0 };
+            let work = Work::new(None, Task::LastFlush, nothing, false, self.now, self.next);
+            self.begin(work, effects);
+            self.drive(effects);
+            return;
+        }
+        self.life = Life::Closed;
+        effects.push(Effect::Closed);
+    }
+
+    /// Closes without what is not done: the disks that it takes are out of service, and nobody is
+    /// left to wait for them. What was not acknowledged may or may not have been done.
+    fn give_up(&mut self, effects: &mut Vec<Effect>) {
+        let obstacle = self.coordinator.obstacle().unwrap_or_default();
+        let error = Error::Io(format!("the volume was closed while it waited for {obstacle}"));
+        let mut ids: Vec<(u64, Option<RequestId>)> =
+            self.works.iter().map(|(_, work)| (work.number, work.id)).collect();
+        ids.sort_unstable_by_key(|(number, _)| *number);
+        let waiting = self.inbox.drain(..).map(|(_, request)| request.id);
+        let ids: Vec<_> = ids.into_iter().filter_map(|(_, id)| id).chain(waiting).collect();
+        for id in ids {
+            self.complete(id, Err(error.clone()), effects);
+        }
+        self.works = Slots::default();
+        self.pieces = Slots::default();
+        self.locks = Locks::default();
+        self.runnable.clear();
+        self.scratch.clear();
+        self.bytes = 0;
+        self.life = Life::Closed;
+        effects.push(Effect::Closed);
+    }
+}
+
+/// Zeros for one piece of data.
+fn zeros_of(zeros: &mut Option<Payload>) -> Payload {
+    let blocks = MEMBER_REQUEST_BLOCKS_MAX as usize;
+    zeros.get_or_insert_with(|| Payload::zeroed(blocks * BLOCK_SIZE)).clone()
+}
+
+/// What an operation turns into, and whether it ends with a flush.
+fn task(operation: Operation) -> (Task, bool) {
+    match operation {
+        Operation::Read => (Task::Read { first: Vec::new(), more: Vec::new() }, false),
+        Operation::Write { buffer, fua } => {
+            (Task::Write { buffer: Some(buffer), payload: None }, fua)
+        }
+        Operation::Discard { fua } => (Task::Discard, fua),
+        Operation::WriteZeroes { may_unmap, fast_only: _, fua } => {
+            (Task::WriteZeroes { may_unmap, head: None, tail: None }, fua)
+        }
+        Operation::Flush => (Task::Flush, false),
+        Operation::Status => (Task::Status { runs: Vec::new() }, false),
+        Operation::Prefetch => (Task::Prefetch, false),
+    }
+}
+
+/// What an operation on nothing brings.
+fn nothing(operation: &Operation) -> Completion {
+    match operation {
+        Operation::Read => Completion::Data(Vec::new()),
+        Operation::Status => Completion::Status(Vec::new()),
+        _ => Completion::Done,
+    }
+}
+
+fn translate(error: replica::Error) -> Error {
+    match error {
+        replica::Error::NoSpace => Error::NoSpace,
+        replica::Error::Corrupt { key, block } => {
+            let object = u64::from(key.index) * OBJECT_SIZE as u64;
+            Error::Corrupt { offset: object + u64::from(block) * BLOCK_SIZE as u64 }
+        }
+        replica::Error::Fenced => Error::Fenced,
+        replica::Error::Io(what) => Error::Io(what),
+    }
+}

@@ -1,0 +1,417 @@
+//! One request in work: what it still has to ask for, and what has come of it so far.
+
+use crate::pieces::{Range, piece};
+use crate::request::{Completion, Error, Extent, RequestId};
+use proto::limits::{MEMBER_REQUEST_BLOCKS_MAX, STATUS_EXTENTS_MAX};
+use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockState, Buffer, Change, Payload, Time};
+use replica::Request;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// A request in work.
+#[derive(Debug)]
+pub(crate) struct Work {
+    /// Of the guest's request; nothing for the session's own.
+    pub(crate) id: Option<RequestId>,
+    pub(crate) task: Task,
+    pub(crate) range: Range,
+    /// Whether it ends only when it is on stable media.
+    pub(crate) fua: bool,
+    /// When it came, and its place in the order of arrival.
+    pub(crate) since: Time,
+    pub(crate) number: u64,
+    pub(crate) stage: Stage,
+    /// Whether it is in the list of those that have pieces to send.
+    pub(crate) queued: bool,
+    /// Pieces under way.
+    pub(crate) in_flight: usize,
+    /// The blocks that no piece has been sent for: first, and one past the last.
+    cursor: u64,
+    end: u64,
+    /// The first of all its blocks.
+    first: u64,
+    /// Pieces of the body sent so far.
+    parts: u32,
+    /// The first error of a piece; no more are sent then.
+    pub(crate) error: Option<Error>,
+}
+
+/// What it does.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// The pieces' content: the first one, and the others in order.
+    Read {
+        first: Vec<Payload>,
+        more: Vec<Vec<Payload>>,
+    },
+    /// The buffer until its edges are filled, then the same as a payload.
+    Write {
+        buffer: Option<Buffer>,
+        payload: Option<Payload>,
+    },
+    Discard,
+    /// The edges are whole blocks, with the zeros already in them.
+    WriteZeroes {
+        may_unmap: bool,
+        head: Option<Payload>,
+        tail: Option<Payload>,
+    },
+    Flush,
+    /// The runs of each piece.
+    Status {
+        runs: Vec<Vec<(u32, BlockState)>>,
+    },
+    Prefetch,
+    /// The session's own: discards what a shrink left.
+    Shrink,
+    /// The session's own: the flush before it closes.
+    LastFlush,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stage {
+    /// Waits for its blocks to be free.
+    Locking,
+    /// Reads the blocks of which it changes only a part.
+    Edges,
+    /// Sends its pieces.
+    Body,
+    /// Waits for a flush.
+    Flushing,
+}
+
+impl Work {
+    pub(crate) fn new(
+        id: Option<RequestId>,
+        task: Task,
+        range: Range,
+        fua: bool,
+        since: Time,
+        number: u64,
+    ) -> Work {
+        let (cursor, end) = match task {
+            Task::Discard | Task::Shrink => range.whole(),
+            Task::Flush | Task::LastFlush => (0, 0),
+            _ => range.touched(),
+        };
+        Work {
+            id,
+            task,
+            range,
+            fua,
+            since,
+            number,
+            stage: Stage::Locking,
+            queued: false,
+            in_flight: 0,
+            cursor,
+            end,
+            first: cursor,
+            parts: 0,
+            error: None,
+        }
+    }
+
+    /// The blocks it must have for itself, or share with readers: first, one past the last,
+    /// exclusive. What only asks for hints needs none.
+    pub(crate) fn lock(&self) -> Option<(u64, u64, bool)> {
+        match self.task {
+            Task::Read { .. } => Some((self.first, self.end, false)),
+            Task::Write { .. } | Task::Discard | Task::WriteZeroes { .. } | Task::Shrink => {
+                Some((self.first, self.end, true))
+            }
+            Task::Flush | Task::LastFlush | Task::Status { .. } | Task::Prefetch => None,
+        }
+    }
+
+    /// Bytes of payload it holds at most.
+    pub(crate) fn bytes(&self) -> usize {
+        match self.task {
+            Task::Read { .. } | Task::Write { .. } => {
+                let (first, end) = self.range.touched();
+                (end - first) as usize * BLOCK_SIZE
+            }
+            Task::WriteZeroes { .. } => 2 * BLOCK_SIZE,
+            _ => 0,
+        }
+    }
+
+    /// The blocks that must be read before they can be written.
+    pub(crate) fn edges(&self) -> impl Iterator<Item = u64> + use<> {
+        let changes = matches!(self.task, Task::Write { .. } | Task::WriteZeroes { .. });
+        let edges = if changes { [self.range.head(), self.range.tail()] } else { [None, None] };
+        edges.into_iter().flatten()
+    }
+
+    /// The present content of an edge has come.
+    pub(crate) fn fill(&mut self, block: u64, content: &[Payload]) {
+        let (from, to) = self.range.within(block);
+        match &mut self.task {
+            Task::Write { buffer, .. } => {
+                let start = (block - self.range.touched().0) as usize * BLOCK_SIZE;
+                let buffer = buffer.as_mut().expect("edges come before the body");
+                let target = &mut buffer.as_mut_slice()[start..start + BLOCK_SIZE];
+                copy(content, 0, &mut target[..from]);
+                copy(content, to, &mut target[to..]);
+            }
+            Task::WriteZeroes { head, tail, .. } => {
+                let mut edge = Buffer::stale(BLOCK_SIZE);
+                copy(content, 0, edge.as_mut_slice());
+                edge.as_mut_slice()[from..to].fill(0);
+                let place = if self.range.head() == Some(block) { head } else { tail };
+                *place = Some(edge.freeze());
+            }
+            _ => unreachable!("only these have edges"),
+        }
+    }
+
+    /// The edges are there: pieces can be sent.
+    pub(crate) fn begin_body(&mut self) {
+        self.stage = Stage::Body;
+        if let Task::Write { buffer, payload } = &mut self.task {
+            *payload = buffer.take().map(Buffer::freeze);
+        }
+    }
+
+    /// Whether there are pieces to be sent.
+    pub(crate) fn has_more(&self) -> bool {
+        self.cursor < self.end && self.error.is_none()
+    }
+
+    /// Sends all pieces of a change once more; gives back whether there are any.
+    pub(crate) fn rewind(&mut self) -> bool {
+        let changes = self.lock().is_some_and(|(_, _, exclusive)| exclusive);
+        if self.stage != Stage::Body || !changes {
+            return false;
+        }
+        self.cursor = self.first;
+        self.has_more()
+    }
+
+    /// Sends no more pieces; those under way end the work.
+    pub(crate) fn abandon(&mut self, error: Error) {
+        self.error.get_or_insert(error);
+    }
+
+    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have.
+    pub(crate) fn next_piece(&mut self, zeros: impl FnOnce() -> Payload) -> (u32, Request) {
+        let (first, end) = (self.range.touched().0, self.end);
+        let at = self.cursor;
+        let request = match &self.task {
+            Task::Read { .. } | Task::Prefetch => {
+                let (index, blocks) = piece(at, end, MEMBER_REQUEST_BLOCKS_MAX);
+                self.cursor += u64::from(blocks.count());
+                Request::Read { index, blocks }
+            }
+            Task::Status { .. } => {
+                let (index, blocks) = piece(at, end, BLOCKS_PER_OBJECT);
+                self.cursor += u64::from(blocks.count());
+                Request::Map { index, blocks }
+            }
+            Task::Discard | Task::Shrink => {
+                let (index, blocks) = piece(at, end, BLOCKS_PER_OBJECT);
+                self.cursor += u64::from(blocks.count());
+                Request::Change { index, change: Change::Absent { blocks } }
+            }
+            Task::Write { payload, .. } => {
+                let (index, blocks) = piece(at, end, MEMBER_REQUEST_BLOCKS_MAX);
+                let payload = payload.as_ref().expect("the body has begun");
+                let payload = payload.slice((at - first) as usize * BLOCK_SIZE, blocks.bytes());
+                self.cursor += u64::from(blocks.count());
+                let change = Change::Data { first: blocks.first(), payload, detect_zeroes: true };
+                Request::Change { index, change }
+            }
+            Task::WriteZeroes { may_unmap, head, tail } => {
+                let edge = if self.range.head() == Some(at) {
+                    head.clone()
+                } else if self.range.tail() == Some(at) {
+                    tail.clone()
+                } else {
+                    None
+                };
+                let (request, count) = match edge {
+                    Some(edge) => data(at, at + 1, *may_unmap, || edge),
+                    None => {
+                        let middle = self.range.tail().unwrap_or(end);
+                        if *may_unmap { absent(at, middle) } else { data(at, middle, false, zeros) }
+                    }
+                };
+                self.cursor += u64::from(count);
+                request
+            }
+            Task::Flush | Task::LastFlush => unreachable!("a flush has no pieces"),
+        };
+        let part = self.parts;
+        self.parts += 1;
+        (part, request)
+    }
+
+    /// Takes in what a piece brought.
+    pub(crate) fn take_part(&mut self, part: u32, answer: replica::Answer) {
+        match (&mut self.task, answer) {
+            (Task::Read { first, .. }, replica::Answer::Data(content)) if part == 0 => {
+                *first = content;
+            }
+            (Task::Read { more, .. }, replica::Answer::Data(content)) => {
+                put(more, part as usize - 1, content);
+            }
+            (Task::Status { runs }, replica::Answer::Map(found)) => {
+                put(runs, part as usize, found);
+            }
+            // Content that was only fetched, and changes, leave nothing.
+            _ => {}
+        }
+    }
+
+    /// What the request that succeeded brings.
+    pub(crate) fn completion(&mut self) -> Completion {
+        let range = self.range;
+        match &mut self.task {
+            Task::Read { first, more } => {
+                let mut content = std::mem::take(first);
+                more.drain(..).for_each(|part| content.extend(part));
+                trim(&mut content, range);
+                Completion::Data(content)
+            }
+            Task::Status { runs } => Completion::Status(extents(runs, range)),
+            _ => Completion::Done,
+        }
+    }
+}
+
+/// A piece that makes blocks of `first .. end` absent, and how many.
+fn absent(first: u64, end: u64) -> (Request, u32) {
+    let (index, blocks) = piece(first, end, BLOCKS_PER_OBJECT);
+    (Request::Change { index, change: Change::Absent { blocks } }, blocks.count())
+}
+
+/// A piece that writes blocks of `first .. end` with the start of `content`, and how many.
+fn data(
+    first: u64,
+    end: u64,
+    detect_zeroes: bool,
+    content: impl FnOnce() -> Payload,
+) -> (Request, u32) {
+    let (index, blocks) = piece(first, end, MEMBER_REQUEST_BLOCKS_MAX);
+    let payload = content().slice(0, blocks.bytes());
+    let change = Change::Data { first: blocks.first(), payload, detect_zeroes };
+    (Request::Change { index, change }, blocks.count())
+}
+
+fn put<T>(parts: &mut Vec<Vec<T>>, place: usize, part: Vec<T>) {
+    if parts.len() <= place {
+        parts.resize_with(place + 1, Vec::new);
+    }
+    parts[place] = part;
+}
+
+/// Copies the bytes from `skip` on.
+fn copy(content: &[Payload], mut skip: usize, target: &mut [u8]) {
+    let mut filled = 0;
+    for payload in content {
+        let bytes = payload.as_slice();
+        let start = skip.min(bytes.len());
+        skip -= start;
+        let count = (bytes.len() - start).min(target.len() - filled);
+        target[filled..filled + count].copy_from_slice(&bytes[start..start + count]);
+        filled += count;
+    }
+    assert_eq!(filled, target.len(), "a block was brought whole");
+}
+
+/// Cuts the content of the touched blocks to the bytes asked for.
+fn trim(content: &mut [Payload], range: Range) {
+    let (first, end) = range.touched();
+    let before = (range.offset - first * BLOCK) as usize;
+    let after = (end * BLOCK - range.end()) as usize;
+    if before > 0 {
+        cut(content, before, true);
+    }
+    if after > 0 {
+        cut(content, after, false);
+    }
+}
+
+/// Takes `bytes`, fewer than a block, off the first or the last payload. Each has at least a
+/// block, or is what is left of the only one.
+fn cut(content: &mut [Payload], bytes: usize, front: bool) {
+    let payload = if front { content.first_mut() } else { content.last_mut() };
+    let payload = payload.expect("a range is not empty");
+    let start = if front { bytes } else { 0 };
+    *payload = payload.slice(start, payload.len() - bytes);
+}
+
+/// Joins the runs of all pieces, cut to the bytes asked for and to the longest answer.
+fn extents(runs: &[Vec<(u32, BlockState)>], range: Range) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let (first, _) = range.touched();
+    let mut at = first * BLOCK;
+    for (count, state) in runs.iter().flatten() {
+        let next = at + u64::from(*count) * BLOCK;
+        let length = next.min(range.end()).saturating_sub(at.max(range.offset));
+        at = next;
+        if length == 0 {
+            continue;
+        }
+        let full = extents.len() == STATUS_EXTENTS_MAX;
+        match extents.last_mut() {
+            Some(last) if last.state == *state => last.length += length,
+            _ if full => break,
+            _ => extents.push(Extent { length, state: *state }),
+        }
+    }
+    extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(offset: u64, length: u64) -> Range {
+        Range::new(offset, length).expect("whole sectors")
+    }
+
+    #[test]
+    fn content_is_cut_to_the_sectors_asked_for() {
+        let mut buffer = Buffer::zeroed(3 * BLOCK_SIZE);
+        for (at, byte) in buffer.as_mut_slice().iter_mut().enumerate() {
+            *byte = (at / 512) as u8;
+        }
+        let whole = buffer.freeze();
+        for (from, sectors) in [(0, 24), (1, 1), (7, 2), (3, 20), (16, 8), (23, 1)] {
+            let range = range(from * 512, sectors * 512);
+            let (first, end) = range.touched();
+            let mut content: Vec<Payload> = (first..end)
+                .map(|block| whole.slice(block as usize * BLOCK_SIZE, BLOCK_SIZE))
+                .collect();
+            trim(&mut content, range);
+            let bytes: Vec<u8> = content.iter().flat_map(|p| p.as_slice().to_vec()).collect();
+            let wanted: Vec<u8> = (from..from + sectors).flat_map(|s| [s as u8; 512]).collect();
+            assert!(bytes == wanted, "{from}+{sectors}");
+        }
+    }
+
+    #[test]
+    fn runs_are_joined_and_cut() {
+        use BlockState::{Absent, Data, Zero};
+        let runs = vec![vec![(2, Data), (1022, Absent)], vec![(1024, Absent)], vec![(1, Zero)]];
+        let check = |offset, length, wanted: &[(u64, BlockState)]| {
+            let found = extents(&runs, range(offset, length));
+            let found: Vec<_> = found.iter().map(|extent| (extent.length, extent.state)).collect();
+            assert_eq!(found, wanted, "{offset}+{length}");
+        };
+        check(0, 2049 * BLOCK, &[(2 * BLOCK, Data), (2046 * BLOCK, Absent), (BLOCK, Zero)]);
+        check(512, BLOCK, &[(BLOCK, Data)]);
+        check(512, 2 * BLOCK, &[(2 * BLOCK - 512, Data), (512, Absent)]);
+    }
+
+    #[test]
+    fn a_status_has_a_longest_answer() {
+        let states = [BlockState::Data, BlockState::Zero];
+        let runs: Vec<_> =
+            (0..8).map(|_| (0..1024).map(|i| (1, states[i % 2])).collect()).collect();
+        let found = extents(&runs, range(0, 8192 * BLOCK));
+        assert_eq!(found.len(), STATUS_EXTENTS_MAX);
+    }
+}

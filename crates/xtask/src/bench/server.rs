@@ -1,0 +1,182 @@
+//! The systems under comparison, as processes of ours that end with their values.
+
+use super::output_of;
+use anyhow::{Context, Result, bail};
+use std::{
+    fs::{self, File},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long a system may take to start.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether it has.
+const START_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Something that exports a volume over NBD.
+pub trait Server {
+    /// In messages.
+    fn name(&self) -> &'static str;
+    /// Its process.
+    fn process(&self) -> u32;
+    /// The volume.
+    fn uri(&self) -> String;
+}
+
+/// Our daemon.
+pub struct Sheep {
+    child: Child,
+    data: PathBuf,
+    dog: PathBuf,
+}
+
+impl Sheep {
+    /// Starts it and waits until it listens.
+    pub fn start(programs: &Path, data: &Path) -> Result<Sheep> {
+        fs::create_dir_all(data)?;
+        let log = data.with_extension("log");
+        let child = Command::new(programs.join("sheep"))
+            .arg("--data")
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::options().create(true).append(true).open(&log)?)
+            .spawn()
+            .context("sheep does not start: give --programs, or leave it away")?;
+        let mut sheep = Sheep { child, data: data.to_path_buf(), dog: programs.join("dog") };
+        wait_for_socket(&mut sheep.child, &data.join("nbd.sock"), &log)?;
+        Ok(sheep)
+    }
+
+    /// Makes a volume.
+    pub fn create(&self, name: &str, bytes: u64) -> Result<()> {
+        self.dog(&["volume", "create", name, &bytes.to_string()])
+    }
+
+    /// Deletes a volume.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        self.dog(&["volume", "delete", name, "--yes"])
+    }
+
+    /// Attaches a volume and reads of it: then the daemon really serves.
+    pub fn probe(&self, name: &str) -> Result<()> {
+        let mut command = self.command();
+        command.args(["volume", "read", name, "--offset", "0", "--length", "4096"]);
+        output_of(&mut command).map(|_| ())
+    }
+
+    /// Kills it as nothing else does: no handler runs.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn dog(&self, arguments: &[&str]) -> Result<()> {
+        output_of(self.command().args(arguments)).map(|_| ())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.dog);
+        command.arg("--data").arg(&self.data);
+        command
+    }
+}
+
+impl Server for Sheep {
+    fn name(&self) -> &'static str {
+        "sheep"
+    }
+
+    fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///bench?socket={}", self.data.join("nbd.sock").display())
+    }
+}
+
+impl Drop for Sheep {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// QEMU's block layer alone, with a raw file that is written once before.
+pub struct StorageDaemon {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl StorageDaemon {
+    /// Makes the file, starts it and waits until it listens.
+    pub fn start(directory: &Path, bytes: u64) -> Result<StorageDaemon> {
+        fs::create_dir_all(directory)?;
+        let (file, socket) = (directory.join("raw"), directory.join("nbd.sock"));
+        output_of(Command::new("fallocate").args(["-l", &bytes.to_string()]).arg(&file))?;
+        let log = directory.join("log");
+        let child = Command::new("qemu-storage-daemon")
+            .arg("--blockdev")
+            .arg(format!(
+                "driver=file,node-name=file,filename={},cache.direct=on,aio=io_uring",
+                file.display()
+            ))
+            .args(["--blockdev", "driver=raw,node-name=raw,file=file,cache.direct=on"])
+            .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())])
+            .args(["--export", "type=nbd,id=export,node-name=raw,name=bench,writable=on"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()
+            .context("qemu-storage-daemon does not start: install it (`make deps`)")?;
+        let mut daemon = StorageDaemon { child, socket };
+        wait_for_socket(&mut daemon.child, &daemon.socket, &log)?;
+        Ok(daemon)
+    }
+}
+
+impl Server for StorageDaemon {
+    fn name(&self) -> &'static str {
+        "qemu-storage-daemon"
+    }
+
+    fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///bench?socket={}", self.socket.display())
+    }
+}
+
+impl Drop for StorageDaemon {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A process of ours that is not needed any more; its data goes with the scratch directory.
+fn end(child: &mut Child) {
+    // It may have ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn wait_for_socket(child: &mut Child, socket: &Path, log: &Path) -> Result<()> {
+    let until = Instant::now() + START_PATIENCE;
+    while Instant::now() < until {
+        if UnixStream::connect(socket).is_ok() {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait()? {
+            let said = fs::read_to_string(log).unwrap_or_default();
+            bail!("it ended at once ({status}): {said}");
+        }
+        thread::sleep(START_INTERVAL);
+    }
+    bail!("nobody listens on {} after {} s", socket.display(), START_PATIENCE.as_secs())
+}
