@@ -112,6 +112,12 @@ number_id! {
     Incarnation, u64
 }
 
+impl Generation {
+    /// Carried by reads of sealed layers, whose content never changes: no fence concerns them. No
+    /// attachment has this number.
+    pub const SEALED: Generation = Generation(u64::MAX);
+}
+
 /// One 4 MiB piece of a layer.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,

@@ -2,7 +2,8 @@
 //! Between nodes these travel in frames; on one node they are handed over as they are.
 
 use crate::{
-    BlockRange, ConfigurationNumber, Generation, Incarnation, LineageId, ObjectKey, Payload, Stamp,
+    BlockRange, ConfigurationNumber, Generation, Incarnation, LayerId, LineageId, ObjectKey,
+    Payload, Stamp,
 };
 
 /// Chosen by the asker, unique among its requests in flight; comes back with the reply.
@@ -42,11 +43,24 @@ pub enum MemberRequest {
         /// The asking attachment.
         generation: Generation,
     },
+    /// From now on the lineage has this layer; where it has nothing of its own it shows what
+    /// `parent` shows. Idempotent, durable with the next flush, and asked for before anything is
+    /// written to the layer. Answered by [`MemberReply::Done`].
+    OpenLayer {
+        /// Whose layer.
+        lineage: LineageId,
+        /// The asking attachment.
+        generation: Generation,
+        /// The new layer. The first layer of a lineage need not be opened.
+        layer: LayerId,
+        /// The layer of the same lineage below it, which takes no new writes from now on.
+        parent: LayerId,
+    },
     /// Change some blocks. Answered by [`MemberReply::Written`] once it survives the death of the
     /// process.
     Write(Write),
-    /// Content of some blocks. Absent and zero blocks read as zeros. Answered by
-    /// [`MemberReply::Data`].
+    /// Content of some blocks as the key's layer shows them. Absent and zero blocks read as zeros.
+    /// Answered by [`MemberReply::Data`].
     Read {
         /// Whose object.
         lineage: LineageId,
@@ -57,8 +71,8 @@ pub enum MemberRequest {
         /// Which blocks, at most `MEMBER_REQUEST_BLOCKS_MAX`.
         blocks: BlockRange,
     },
-    /// What kind of content some blocks have, without reading it. Answered by
-    /// [`MemberReply::Map`].
+    /// What kind of content some blocks have as the key's layer shows them, without reading it.
+    /// Answered by [`MemberReply::Map`].
     Map {
         /// Whose object.
         lineage: LineageId,
@@ -68,6 +82,32 @@ pub enum MemberRequest {
         generation: Generation,
         /// Which blocks.
         blocks: BlockRange,
+    },
+    /// Which blocks the key's layer shows otherwise than a layer below it. Answered by
+    /// [`MemberReply::Difference`].
+    Difference {
+        /// Whose object.
+        lineage: LineageId,
+        /// Which object, in the newer layer.
+        key: ObjectKey,
+        /// The asking attachment.
+        generation: Generation,
+        /// The older layer: an ancestor of the newer one. Layer 0: nothing at all.
+        base: LayerId,
+        /// Which blocks.
+        blocks: BlockRange,
+    },
+    /// How much of a layer's objects would become free if the layer were dropped: of `index` and
+    /// the next objects after it. Answered by [`MemberReply::Reclaimable`].
+    Reclaimable {
+        /// Whose layer.
+        lineage: LineageId,
+        /// The asking attachment.
+        generation: Generation,
+        /// Which layer.
+        layer: LayerId,
+        /// From which object on.
+        index: u32,
     },
     /// Make every write that was answered before durable. Answered by [`MemberReply::Flushed`].
     Flush {
@@ -115,8 +155,8 @@ pub enum Change {
         /// Which blocks.
         blocks: BlockRange,
     },
-    /// The blocks are as if never written and give their space back. Only right where nothing lies
-    /// below (no parent, no lower layer).
+    /// The blocks are as if never written and give their space back, whatever lies below in the
+    /// lineage. Where a parent in another lineage shows through, only [`Change::Zero`] is right.
     Absent {
         /// Which blocks.
         blocks: BlockRange,
@@ -143,10 +183,26 @@ pub enum MemberReply {
         /// Which opening of the disk answers.
         incarnation: Incarnation,
     },
-    /// The content, in order: each payload a whole number of blocks, together all of them.
-    Data(Vec<Payload>),
+    /// The content, in order.
+    Data {
+        /// Each a whole number of blocks, together all of them.
+        content: Vec<Payload>,
+        /// Which of the blocks are absent, in order: zeros in `content`, unless the lineage has a
+        /// parent in another one.
+        absent: Vec<BlockRange>,
+    },
     /// Runs of equal state in block order, together all blocks asked for.
     Map(Vec<(u32, BlockState)>),
+    /// Runs in block order, together all blocks asked for: nothing where both layers show the
+    /// same, otherwise what the newer one shows.
+    Difference(Vec<(u32, Option<BlockState>)>),
+    /// What dropping the layer would give back of the objects looked at.
+    Reclaimable {
+        /// Blocks of data that only this layer shows.
+        blocks: u64,
+        /// Where to go on; nothing: the layer has no objects beyond.
+        next_index: Option<u32>,
+    },
     /// All writes answered before the flush was asked for are durable.
     Flushed {
         /// Which opening of the disk answers.
