@@ -155,10 +155,11 @@ pub enum Command {
         /// To which of its snapshots.
         tag: String,
     },
-    /// The writer's session reports that nothing shows through from other lineages any more: all of
-    /// it was copied, and is stable. Answered by [`Answer::Dropped`].
+    /// The writer's session reports that nothing shows through the head from other lineages any
+    /// more: all of it was copied, and is stable. Snapshots of the volume go on showing their
+    /// parent. Answered by [`Answer::Dropped`].
     Flattened {
-        /// Which volume; it has no snapshots.
+        /// Which volume.
         volume: VolumeId,
         /// The writer.
         generation: Generation,

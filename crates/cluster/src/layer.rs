@@ -129,10 +129,15 @@ pub(crate) fn prune(
         if named.contains(&candidate) || !is_simple {
             continue;
         }
+        let below = map.layer(layer.parent).map(|below| below.lineage);
         let layers = Arc::make_mut(&mut map.layers);
         layers.remove(&candidate);
         if let [child] = children[..] {
-            layers.get_mut(&child).expect("listed as a child").parent = layer.parent;
+            let child = layers.get_mut(&child).expect("listed as a child");
+            // A flattened layer shows nothing of another lineage.
+            let is_lowest = below.is_some_and(|below| below != layer.lineage);
+            let shows_it = !is_lowest || child.overlap > 0;
+            child.parent = if shows_it { layer.parent } else { LayerId(0) };
         }
         gone.push((layer.lineage, candidate));
         candidates.push(layer.parent);

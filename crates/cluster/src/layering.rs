@@ -174,19 +174,20 @@ impl State {
         if volume.writer().is_none_or(|writer| writer.generation != generation) {
             return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
         }
-        if !volume.snapshots.is_empty() {
-            let (name, count) = (volume.name.clone(), volume.snapshots.len());
-            return Err(Refusal::FlattenWithSnapshots { name, count });
-        }
         let head = volume.head;
         let layer = self.map.layers[&head];
-        if layer.parent == LayerId(0) {
+        if layer.overlap == 0 {
             return Ok(Answer::Dropped(Vec::new()));
         }
+        let is_lowest = self.map.parent_in_lineage(head).is_none();
         let map = self.change();
         let flat = Arc::make_mut(&mut map.layers).get_mut(&head).expect("a volume has its head");
-        flat.parent = LayerId(0);
         flat.overlap = 0;
+        if !is_lowest {
+            // Older layers of the lineage may still show the parent.
+            return Ok(Answer::Dropped(Vec::new()));
+        }
+        flat.parent = LayerId(0);
         Ok(Answer::Dropped(prune(map, [layer.parent])))
     }
 

@@ -154,17 +154,6 @@ pub enum Refusal {
         /// How many.
         count: usize,
     },
-    /// What shows through its snapshots cannot be copied into them.
-    #[error(
-        "volume \"{name}\" has {count} snapshots, and what they show of its parent cannot be \
-         copied into them; delete them first"
-    )]
-    FlattenWithSnapshots {
-        /// Which volume.
-        name: String,
-        /// How many.
-        count: usize,
-    },
     /// A limit.
     #[error(
         "the cluster has {max} snapshots, the most it can have; delete one first",
@@ -304,7 +293,6 @@ impl Refusal {
             ClusterExists | NameTaken { .. } | TagTaken { .. } => RefusalKind::Exists,
             Sealing { .. }
             | HasSnapshots { .. }
-            | FlattenWithSnapshots { .. }
             | ShrinkPending { .. }
             | ShrinkNeedsWriter { .. }
             | Attached { .. }
