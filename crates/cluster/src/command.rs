@@ -177,6 +177,14 @@ pub enum Command {
         /// Now.
         unix_s: u64,
     },
+    /// What shows through a volume from other lineages is to be copied, or is not any more. Done
+    /// already is done. Answered by [`Answer::Done`].
+    SetFlatten {
+        /// Which volume.
+        volume: VolumeId,
+        /// Whether its writer's session is to copy.
+        wanted: bool,
+    },
 }
 
 /// What came of a command that was carried out.

@@ -162,7 +162,20 @@ impl State {
         volume.head = head;
         volume.bytes = bytes;
         volume.pending_discard = None;
+        volume.flattening &= overlap > 0;
         Ok(Answer::Dropped(prune(Arc::make_mut(&mut self.map), [former])))
+    }
+
+    pub(crate) fn set_flatten(&mut self, id: VolumeId, wanted: bool) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.flattening == wanted {
+            return Ok(Answer::Done);
+        }
+        if wanted && self.map.layers[&volume.head].overlap == 0 {
+            return Err(Refusal::NothingToFlatten { name: volume.name.clone() });
+        }
+        self.change_volume(id).flattening = wanted;
+        Ok(Answer::Done)
     }
 
     pub(crate) fn flattened(
@@ -180,7 +193,8 @@ impl State {
             return Ok(Answer::Dropped(Vec::new()));
         }
         let is_lowest = self.map.parent_in_lineage(head).is_none();
-        let map = self.change();
+        self.change_volume(id).flattening = false;
+        let map = Arc::make_mut(&mut self.map);
         let flat = Arc::make_mut(&mut map.layers).get_mut(&head).expect("a volume has its head");
         flat.overlap = 0;
         if !is_lowest {

@@ -181,7 +181,10 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
         16..20 => Command::Attach { volume: id, node: NODE, holder, read_only: false, unix_s },
         20..23 => Command::LayerOpened { volume: id, generation, layer: volume.head },
         23..26 => Command::Detach { volume: id, generation },
-        26 => Command::Flattened { volume: id, generation },
+        26 => match dice.below(4) {
+            0 => Command::SetFlatten { volume: id, wanted: dice.below(3) > 0 },
+            _ => Command::Flattened { volume: id, generation },
+        },
         27 => Command::AttachSnapshot { volume: id, tag, node: NODE, holder, unix_s },
         28 => Command::DeleteVolume { volume: id, with_snapshots: dice.below(2) == 0 },
         29 => Command::ReleaseNode { node: NODE },
@@ -261,6 +264,51 @@ fn every_volume_and_snapshot_shows_what_was_written_whatever_is_dropped() {
     let (seeds, steps) = (150, 300);
     let accepted: usize = (0..seeds).map(|seed| run(seed, steps)).sum();
     assert!(accepted * 3 > seeds as usize * steps, "mostly nonsense: {accepted} accepted");
+}
+
+#[test]
+fn flattening_is_wanted_until_nothing_shows_through() {
+    let mut state = State::default();
+    let create = Command::CreateCluster { cluster: ClusterId(9), partition_bits: 4, unix_s: 0 };
+    state.apply(&create).expect("new");
+    state.apply(&Command::AddNode { node: NODE, name: "alpha".into() }).expect("new");
+    let create = Command::CreateVolume { name: "vm1".into(), bytes: 8192, unix_s: 0 };
+    state.apply(&create).expect("new");
+    let (base, copy) = (VolumeId(1), VolumeId(2));
+    let flatten = |volume, wanted| Command::SetFlatten { volume, wanted };
+    let attach = |volume| {
+        let holder = "h".to_owned();
+        Command::Attach { volume, node: NODE, holder, read_only: false, unix_s: 0 }
+    };
+    snapshot(&mut state, base, "a").expect("free");
+    state.apply(&attach(base)).expect("free");
+    let opened =
+        Command::LayerOpened { volume: base, generation: Generation(1), layer: LayerId(2) };
+    state.apply(&opened).expect("the writer");
+    let (tag, name) = ("a".to_owned(), "copy".to_owned());
+    state.apply(&Command::CloneSnapshot { volume: base, tag, name, unix_s: 0 }).expect("sealed");
+
+    let refused = state.apply(&flatten(base, true)).expect_err("no clone");
+    assert_eq!(refused.kind(), RefusalKind::Invalid);
+    assert_eq!(
+        refused.to_string(),
+        "volume \"vm1\" shows nothing of another volume's snapshot, so there is nothing to \
+         flatten; `dog volume info` names what a clone shows"
+    );
+    assert_eq!(state.apply(&flatten(base, false)), Ok(Answer::Done));
+    let wanted = |state: &State| state.map().volume(copy).expect("known").flattening;
+    for on in [true, true, false, true] {
+        assert_eq!(state.apply(&flatten(copy, on)), Ok(Answer::Done));
+        assert_eq!(wanted(&state), on);
+    }
+    // It goes on in a new head, and ends when that shows nothing of others.
+    snapshot(&mut state, copy, "b").expect("free");
+    assert!(wanted(&state));
+    state.apply(&attach(copy)).expect("free");
+    let done = Command::Flattened { volume: copy, generation: Generation(1) };
+    state.apply(&done).expect("the writer");
+    assert!(!wanted(&state));
+    state.check();
 }
 
 fn snapshot(state: &mut State, volume: VolumeId, tag: &str) -> Result<Answer, Refusal> {

@@ -143,6 +143,15 @@ pub enum Refusal {
         /// Which volume.
         name: String,
     },
+    /// It is no clone, or was flattened.
+    #[error(
+        "volume \"{name}\" shows nothing of another volume's snapshot, so there is nothing to \
+         flatten; `dog volume info` names what a clone shows"
+    )]
+    NothingToFlatten {
+        /// Which volume.
+        name: String,
+    },
     /// Deleting a volume does not take its snapshots along unasked.
     #[error(
         "volume \"{name}\" has {count} snapshots; delete them first, or the volume with them \
@@ -286,6 +295,7 @@ impl Refusal {
             | BadTag { .. }
             | SizeOutOfRange { .. }
             | SizeNotAligned { .. }
+            | NothingToFlatten { .. }
             | WouldShrink { .. } => RefusalKind::Invalid,
             NoCluster | UnknownNode { .. } | UnknownVolume { .. } | UnknownSnapshot { .. } => {
                 RefusalKind::NotFound

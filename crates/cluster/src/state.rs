@@ -106,6 +106,7 @@ impl State {
             Command::AttachSnapshot { volume, tag, node, holder, unix_s } => {
                 self.attach_snapshot(*volume, tag, *node, holder, *unix_s)
             }
+            &Command::SetFlatten { volume, wanted } => self.set_flatten(volume, wanted),
         }
     }
 
@@ -259,6 +260,7 @@ impl State {
             attachments: Vec::new(),
             pending_discard: None,
             created_unix_s: unix_s,
+            flattening: false,
         };
         Arc::make_mut(&mut map.volumes).insert(id, Arc::new(volume));
         Answer::VolumeCreated { volume: id }
@@ -496,6 +498,8 @@ fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static st
         let is_first = layer.0 == volume.lineage.0;
         hold(known.opened || (layer == volume.head && !is_first), "a layer that is not opened")?;
     }
+    let shows_through = map.layer(volume.head).is_some_and(|head| head.overlap > 0);
+    hold(shows_through || !volume.flattening, "nothing to flatten")?;
     let mut tags = std::collections::BTreeSet::new();
     for snapshot in &volume.snapshots {
         hold(check_tag(&snapshot.tag).is_ok(), "a snapshot's tag")?;

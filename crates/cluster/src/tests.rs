@@ -309,6 +309,7 @@ fn snapshots_and_commands_keep_their_bytes() {
             },
             "011101017402016802",
         ),
+        (Command::SetFlatten { volume, wanted: true }, "01120101"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -318,9 +319,9 @@ fn snapshots_and_commands_keep_their_bytes() {
 
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node; the disk; one run
 /// of 2^12 partitions; the volume with its attachment and its pending discard; its layer.
-const SNAPSHOT: &str = "012aa7c642d41ee66d06014d0202010205616c706861010302040c01802001010304\
+const SNAPSHOT: &str = "0115f7dc54fddf8d8506014d0202010205616c706861010302040c01802001010304\
     00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
-    010101000001";
+    00010101000001";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -35,6 +35,8 @@ pub struct Volume {
     pub pending_discard: Option<PendingDiscard>,
     /// When it was created, in seconds since 1970; for people.
     pub created_unix_s: u64,
+    /// Whether its writer's session is to copy what shows through its head, until nothing does.
+    pub flattening: bool,
 }
 
 impl Volume {

@@ -56,6 +56,7 @@ fn story() -> Vec<(&'static str, Command)> {
             let (volume, holder) = (VolumeId(2), name("process 4713"));
             Command::Attach { volume, node, holder, read_only: false, unix_s: 7 }
         }),
+        ("flatten", Command::SetFlatten { volume: VolumeId(2), wanted: true }),
         ("flattened", Command::Flattened { volume: VolumeId(2), generation: Generation(1) }),
         ("delete", Command::DeleteVolume { volume, with_snapshots: true }),
     ]
