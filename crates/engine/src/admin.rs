@@ -70,6 +70,19 @@ pub enum AdminRequest {
     },
 }
 
+impl AdminRequest {
+    /// Whether it changes the agreed state: its answer waits for the log, and perhaps for disks.
+    pub fn changes(&self) -> bool {
+        matches!(
+            self,
+            AdminRequest::VolumeCreate { .. }
+                | AdminRequest::VolumeResize { .. }
+                | AdminRequest::VolumeRename { .. }
+                | AdminRequest::VolumeDelete { .. }
+        )
+    }
+}
+
 /// What to do about scrubbing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
