@@ -157,11 +157,6 @@ impl Check<'_> {
                 }
             }
         }
-        for run in replay.superblock.root.iter().flatten() {
-            for address in run.iter() {
-                self.own(replay, address, "the root of the checkpoint");
-            }
-        }
     }
 
     /// The map and the data of one object.

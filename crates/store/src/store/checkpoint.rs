@@ -6,11 +6,12 @@
 //! records up to the last one caught have completed, and replay of the records after the noted
 //! place sets everything to its last state.
 
+use super::root::RootLevel;
 use super::{Lineage, Operation, Serving};
 use crate::layout::{
     CheckpointKind, DROPS_PER_PAGE, LINEAGES_PER_PAGE, LineageRow, PageHeader, PageName, RootEntry,
-    Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_lineages, encode_root,
-    encode_state, encode_table, root_bytes,
+    Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_lineages, encode_state,
+    encode_table,
 };
 use crate::log::LogPlace;
 use crate::space::Purpose;
@@ -20,9 +21,9 @@ use proto::{BLOCK_SIZE, Buffer, LayerId, LineageId, Payload, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Pages written with one operation at most.
-const PAGES_PER_WRITE: usize = 32;
+pub(super) const PAGES_PER_WRITE: usize = 32;
 /// Writes under way at most.
-const WRITES_MAX: usize = 8;
+pub(super) const WRITES_MAX: usize = 8;
 
 /// Where a page of the checkpoint is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +33,7 @@ pub(crate) struct Listed {
     pub(crate) checksum: u64,
 }
 
-/// What a root lists.
+/// All pages of a checkpoint, those of its root included.
 pub(crate) type Listing = BTreeMap<PageHeader, Listed>;
 
 /// How far the checkpoint is.
@@ -43,6 +44,8 @@ enum Phase {
     Maps,
     /// Changed pages of table, bitmap and the rest are written.
     Tables,
+    /// The root is written.
+    Root,
     /// Waiting for writes, and for all records caught.
     Complete,
     /// Waiting for the flush of all that.
@@ -70,8 +73,9 @@ pub(super) struct Checkpoint {
     drops: Vec<(LineageId, LayerId)>,
     /// Pages found damaged: they are written again even if nothing changed.
     again: BTreeSet<PageHeader>,
-    writes: usize,
-    listing: Listing,
+    pub(super) writes: usize,
+    pub(super) listing: Listing,
+    pub(super) root: RootLevel,
     /// The last record caught by any page.
     caught_lsn: u64,
     /// What is going to rule.
@@ -93,6 +97,7 @@ impl Checkpoint {
             again: BTreeSet::new(),
             writes: 0,
             listing,
+            root: RootLevel::default(),
             caught_lsn: 0,
             next: None,
         }
@@ -109,7 +114,10 @@ impl Checkpoint {
 
     /// Takes a checkpoint soon that writes this page, too.
     pub(super) fn write_again(&mut self, header: PageHeader) {
-        self.again.insert(header);
+        // The root is written by every checkpoint.
+        if header.kind != CheckpointKind::Root {
+            self.again.insert(header);
+        }
         self.requested = true;
     }
 
@@ -118,12 +126,12 @@ impl Checkpoint {
         self.pages.len()
     }
 
-    /// Pages that the root lists.
+    /// Pages that there are, those of the root included.
     pub(super) fn pages_listed(&self) -> usize {
         self.listing.len()
     }
 
-    /// What the root lists, or is going to.
+    /// Where all pages are, or are going to be.
     pub(super) fn listing(&self) -> &Listing {
         &self.listing
     }
@@ -163,6 +171,9 @@ impl Serving {
         if self.checkpoint.phase == Phase::Tables {
             self.write_tables(effects);
         }
+        if self.checkpoint.phase == Phase::Root {
+            self.write_root(effects);
+        }
         if self.checkpoint.phase == Phase::Complete
             && self.checkpoint.writes == 0
             && self.in_flight.complete_lsn() >= self.checkpoint.caught_lsn
@@ -173,7 +184,7 @@ impl Serving {
     }
 
     /// Whether metadata can have `count` blocks now; if not, what may free some is under way.
-    fn metadata_has(&mut self, count: usize) -> bool {
+    pub(super) fn metadata_has(&mut self, count: usize) -> bool {
         if self.space.available() >= count as u64 {
             return true;
         }
@@ -337,7 +348,9 @@ impl Serving {
             }
         }
         if self.checkpoint.pages.is_empty() {
-            self.write_root(effects);
+            self.unlist_from(PageHeader { kind: CheckpointKind::Root, number: 0 });
+            self.checkpoint.root = RootLevel::lowest(self.checkpoint.listing.len());
+            self.checkpoint.phase = Phase::Root;
         }
     }
 
@@ -374,7 +387,7 @@ impl Serving {
     }
 
     /// Writes encoded pages to two places and lists them.
-    fn write_twice(
+    pub(super) fn write_twice(
         &mut self,
         pages: &[(PageHeader, u64)],
         bytes: Payload,
@@ -405,38 +418,8 @@ impl Serving {
         }
     }
 
-    /// Writes the root to two places, and prepares the superblock that names it.
-    fn write_root(&mut self, effects: &mut Vec<Effect>) {
-        let length = root_bytes(self.checkpoint.listing.len());
-        let blocks = length.div_ceil(BLOCK_SIZE);
-        if !self.metadata_has(2 * blocks) {
-            return;
-        }
-        let entries: Vec<RootEntry> = self
-            .checkpoint
-            .listing
-            .iter()
-            .map(|(&header, listed)| RootEntry {
-                header,
-                address: listed.address,
-                twin: listed.twin,
-                checksum: listed.checksum,
-            })
-            .collect();
-        let mut buffer = Buffer::stale(blocks * BLOCK_SIZE);
-        let checksum = encode_root(&entries, buffer.as_mut_slice());
-        let bytes = buffer.freeze();
-        for copy in 0..2 {
-            for run in self.superblock.root[copy].clone() {
-                self.space.supersede_checkpoint(run);
-            }
-        }
-        let root: [Vec<Run>; 2] = std::array::from_fn(|_| {
-            let mut runs = Vec::new();
-            self.space.allocate_checkpoint(blocks as u32, &mut runs);
-            self.write_runs(&runs, &bytes, effects);
-            runs
-        });
+    /// The root is written: prepares the superblock that names its top.
+    pub(super) fn root_written(&mut self, top: RootEntry) {
         let place = self.checkpoint.place;
         self.checkpoint.next = Some(Superblock {
             sequence: self.superblock.next_sequence(&self.damages),
@@ -445,9 +428,7 @@ impl Serving {
             replay_lsn: place.lsn,
             replay_incarnation: self.superblock.incarnation,
             durable_lsn: 0,
-            root_bytes: (blocks * BLOCK_SIZE) as u32,
-            root_checksum: checksum,
-            root,
+            root: Some(top),
             ..self.superblock.clone()
         });
         self.checkpoint.phase = Phase::Complete;
@@ -504,7 +485,9 @@ impl Serving {
                     let listed = self.checkpoint.listing.iter().find(|(_, listed)| {
                         [listed.address, listed.twin].contains(&damage.address)
                     });
-                    self.checkpoint.again.extend(listed.map(|(&header, _)| header));
+                    if let Some((&header, _)) = listed {
+                        self.checkpoint.write_again(header);
+                    }
                 }
                 _ => {}
             }

@@ -11,8 +11,11 @@ mod pages;
 mod read;
 mod requests;
 mod retire;
+mod root;
 mod scrub;
 mod serving;
+#[cfg(test)]
+mod shredded;
 mod write;
 
 pub(crate) use checkpoint::{Listed, Listing};
