@@ -8,6 +8,7 @@
 
 use super::root::RootLevel;
 use super::{Lineage, Operation, Serving};
+use crate::Effect;
 use crate::layout::{
     CheckpointKind, DROPS_PER_PAGE, LINEAGES_PER_PAGE, LineageRow, PageHeader, PageName, RootEntry,
     Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_lineages, encode_state,
@@ -16,12 +17,11 @@ use crate::layout::{
 use crate::log::LogPlace;
 use crate::space::Purpose;
 use crate::table::Slot;
-use crate::{Damage, DamagedPart, Effect, Notice};
 use proto::{BLOCK_SIZE, Buffer, LayerId, LineageId, Payload, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Pages written with one operation at most.
-pub(super) const PAGES_PER_WRITE: usize = 32;
+const PAGES_PER_WRITE: usize = 32;
 /// Writes under way at most.
 pub(super) const WRITES_MAX: usize = 8;
 
@@ -183,47 +183,58 @@ impl Serving {
         }
     }
 
-    /// Whether metadata can have `count` blocks now; if not, what may free some is under way.
-    pub(super) fn metadata_has(&mut self, count: usize) -> bool {
-        if self.space.available() >= count as u64 {
-            return true;
-        }
+    /// How many of the next pages there is space for, if each takes `copies` blocks.
+    pub(super) fn pages_with_room(&self, copies: u64) -> usize {
+        (self.space.available() / copies).min(PAGES_PER_WRITE as u64) as usize
+    }
+
+    /// There is no space for the next page: what may free some begins.
+    pub(super) fn want_metadata_space(&mut self) {
         if self.space.quarantined() > 0 {
             self.flush_for_space();
         } else {
             self.demand_growth();
         }
-        false
     }
 
     /// Writes changed map pages, several at a time.
     fn write_maps(&mut self, effects: &mut Vec<Effect>) {
         while self.checkpoint.writes < WRITES_MAX && !self.checkpoint.maps.is_empty() {
-            if !self.metadata_has(PAGES_PER_WRITE.min(self.checkpoint.maps.len())) {
-                return;
+            let pages = self.next_maps(self.pages_with_room(1));
+            if !pages.is_empty() {
+                self.write_map_run(pages, effects);
+            } else if !self.checkpoint.maps.is_empty() {
+                return self.want_metadata_space();
             }
-            let mut pages = Vec::with_capacity(PAGES_PER_WRITE);
-            while pages.len() < PAGES_PER_WRITE {
-                let Some((index, slot, page)) = self.checkpoint.maps.pop_front() else { break };
-                let row = self.table.row_in(slot);
-                if row.is_none_or(|row| row.cached[usize::from(page)] != index)
-                    || self.cache.peek(index).dirty_since == 0
-                {
-                    continue;
-                }
-                if self.cache.peek(index).map.is_empty() {
-                    self.cache.begin_write(index, false);
-                    self.move_page(slot, page, 0, 0);
-                } else {
-                    pages.push((index, slot, page));
-                }
-            }
-            self.write_map_run(pages, effects);
         }
         if self.checkpoint.maps.is_empty() && self.checkpoint.writes == 0 {
             self.list_pages();
             self.checkpoint.phase = Phase::Tables;
         }
+    }
+
+    /// Takes the next map pages to be written, as many as there is room for. One that has become
+    /// empty needs none.
+    fn next_maps(&mut self, room: usize) -> Vec<(u32, Slot, u8)> {
+        let mut pages = Vec::with_capacity(room);
+        while let Some((index, slot, page)) = self.checkpoint.maps.pop_front() {
+            let row = self.table.row_in(slot);
+            if row.is_none_or(|row| row.cached[usize::from(page)] != index)
+                || self.cache.peek(index).dirty_since == 0
+            {
+                continue;
+            }
+            if self.cache.peek(index).map.is_empty() {
+                self.cache.begin_write(index, false);
+                self.move_page(slot, page, 0, 0);
+            } else if pages.len() < room {
+                pages.push((index, slot, page));
+            } else {
+                self.checkpoint.maps.push_front((index, slot, page));
+                break;
+            }
+        }
+        pages
     }
 
     /// Writes some map pages as they are now.
@@ -323,28 +334,15 @@ impl Serving {
         }
     }
 
-    /// Writes listed pages, several at a time, each twice; then the root.
+    /// Writes listed pages, several at a time, each twice.
     fn write_tables(&mut self, effects: &mut Vec<Effect>) {
         while self.checkpoint.writes < WRITES_MAX && !self.checkpoint.pages.is_empty() {
-            if !self.metadata_has(2 * PAGES_PER_WRITE.min(self.checkpoint.pages.len())) {
-                return;
-            }
             let mut buffer = Buffer::stale(PAGES_PER_WRITE * BLOCK_SIZE);
-            let mut written = Vec::with_capacity(PAGES_PER_WRITE);
-            while written.len() < PAGES_PER_WRITE {
-                let Some(header) = self.checkpoint.pages.pop_front() else { break };
-                let start = written.len() * BLOCK_SIZE;
-                let block = &mut buffer.as_mut_slice()[start..start + BLOCK_SIZE];
-                let checksum = self.encode_page(header, block);
-                let listed = self.checkpoint.listing.get(&header);
-                let again = self.checkpoint.again.remove(&header);
-                if again || listed.is_none_or(|listed| listed.checksum != checksum) {
-                    written.push((header, checksum));
-                }
-            }
-            self.checkpoint.caught_lsn = self.log.next_lsn() - 1;
+            let written = self.next_tables(self.pages_with_room(2), buffer.as_mut_slice());
             if !written.is_empty() {
                 self.write_twice(&written, buffer.freeze(), effects);
+            } else if !self.checkpoint.pages.is_empty() {
+                return self.want_metadata_space();
             }
         }
         if self.checkpoint.pages.is_empty() {
@@ -352,6 +350,30 @@ impl Serving {
             self.checkpoint.root = RootLevel::lowest(self.checkpoint.listing.len());
             self.checkpoint.phase = Phase::Root;
         }
+    }
+
+    /// Takes the next pages to be written, as many as there is room for, and puts them into a
+    /// buffer as they are now. One that is as it was needs none.
+    fn next_tables(&mut self, room: usize, buffer: &mut [u8]) -> Vec<(PageHeader, u64)> {
+        let mut written = Vec::with_capacity(room);
+        while written.len() < room.max(1) {
+            let Some(header) = self.checkpoint.pages.pop_front() else { break };
+            let start = written.len() * BLOCK_SIZE;
+            let checksum = self.encode_page(header, &mut buffer[start..start + BLOCK_SIZE]);
+            let listed = self.checkpoint.listing.get(&header);
+            let same = listed.is_some_and(|listed| listed.checksum == checksum);
+            if same && !self.checkpoint.again.contains(&header) {
+                continue;
+            }
+            if room == 0 {
+                self.checkpoint.pages.push_front(header);
+                break;
+            }
+            self.checkpoint.again.remove(&header);
+            written.push((header, checksum));
+        }
+        self.checkpoint.caught_lsn = self.log.next_lsn() - 1;
+        written
     }
 
     /// Writes a page of the checkpoint as it is now; returns its checksum.
@@ -457,40 +479,6 @@ impl Serving {
                 self.operations.write(Operation::Superblock, address, bytes, effects);
             }
             phase => unreachable!("no flush was asked for in {phase:?}"),
-        }
-    }
-
-    /// What was damaged before this checkpoint and belongs to checkpoints was written anew.
-    fn tell_mended(&mut self, effects: &mut Vec<Effect>) {
-        let table = &self.table;
-        let is_mended = |damage: &Damage| match damage.part {
-            DamagedPart::Superblock | DamagedPart::Log | DamagedPart::Checkpoint => true,
-            DamagedPart::MapPage { key, page, .. } => table
-                .find(key)
-                .is_none_or(|slot| table.row(slot).page(usize::from(page)).0 != damage.address),
-            DamagedPart::Data { .. } => false,
-        };
-        let mended: Vec<Damage> = self.damages.iter().copied().filter(is_mended).collect();
-        self.damages.retain(|damage| !mended.contains(damage));
-        effects.extend(mended.into_iter().map(|damage| Effect::Notice(Notice::Mended(damage))));
-    }
-
-    /// Damages met while the disk was opened: what a checkpoint can mend, the first one does.
-    pub(super) fn mend_opened(&mut self) {
-        for damage in &self.damages {
-            match damage.part {
-                DamagedPart::Superblock => self.checkpoint.requested = true,
-                DamagedPart::Checkpoint => {
-                    self.checkpoint.requested = true;
-                    let listed = self.checkpoint.listing.iter().find(|(_, listed)| {
-                        [listed.address, listed.twin].contains(&damage.address)
-                    });
-                    if let Some((&header, _)) = listed {
-                        self.checkpoint.write_again(header);
-                    }
-                }
-                _ => {}
-            }
         }
     }
 

@@ -7,6 +7,7 @@ mod fence;
 mod flush;
 mod growth;
 mod medium;
+mod mend;
 mod pages;
 mod read;
 mod requests;
@@ -15,7 +16,7 @@ mod root;
 mod scrub;
 mod serving;
 #[cfg(test)]
-mod shredded;
+mod tests;
 mod write;
 
 pub(crate) use checkpoint::{Listed, Listing};

@@ -2,7 +2,7 @@
 //! checkpoint, up to the one page that the superblock names.
 
 use super::Serving;
-use super::checkpoint::{Checkpoint, PAGES_PER_WRITE, WRITES_MAX};
+use super::checkpoint::{Checkpoint, WRITES_MAX};
 use crate::Effect;
 use crate::layout::{CheckpointKind, PageHeader, ROOT_ENTRIES_PER_PAGE, RootEntry, encode_root};
 use proto::{BLOCK_SIZE, Buffer};
@@ -86,9 +86,9 @@ impl Serving {
                 self.checkpoint.root = level.above();
                 continue;
             }
-            let count = level.left.min(PAGES_PER_WRITE);
-            if !self.metadata_has(2 * count) {
-                return;
+            let count = level.left.min(self.pages_with_room(2));
+            if count == 0 {
+                return self.want_metadata_space();
             }
             let mut buffer = Buffer::stale(count * BLOCK_SIZE);
             let mut written = Vec::with_capacity(count);
