@@ -130,6 +130,24 @@ pub enum AdminRequest {
     },
 }
 
+impl AdminRequest {
+    /// Whether it changes the agreed state: its answer waits for the log, and perhaps for disks.
+    pub fn changes(&self) -> bool {
+        matches!(
+            self,
+            AdminRequest::VolumeCreate { .. }
+                | AdminRequest::VolumeResize { .. }
+                | AdminRequest::VolumeRename { .. }
+                | AdminRequest::VolumeDelete { .. }
+                | AdminRequest::SnapshotCreate { .. }
+                | AdminRequest::SnapshotDelete { .. }
+                | AdminRequest::VolumeClone { .. }
+                | AdminRequest::VolumeRollback { .. }
+                | AdminRequest::VolumeFlatten { .. }
+        )
+    }
+}
+
 /// What to do about flattening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -59,6 +59,8 @@ enum Purpose {
     Attach(VolumeId),
     /// The volume's last connection is gone.
     Detach(VolumeId),
+    /// An earlier detachment was refused and is asked for again, before something that needs it.
+    DetachForgotten,
     /// What lay beyond a smaller size is discarded.
     ShrinkDone(VolumeId),
     /// An administrator asked: answer with the named volume.
@@ -608,6 +610,8 @@ impl Engine {
                 outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
                 self.detached(volume, outputs);
             }
+            // Whatever needs it is refused if it was.
+            (Purpose::DetachForgotten, _) => {}
             (Purpose::ShrinkDone(volume), result) => {
                 if let Err(refusal) = result {
                     let sentence = format!("a smaller size could not be completed: {refusal}");

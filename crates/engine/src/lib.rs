@@ -118,7 +118,7 @@ pub enum Input {
         request: volume::Request,
     },
     /// The connection is gone. Nothing is sent to it any more; its requests in flight run to their
-    /// end. The last one of a client to go ends the attachment.
+    /// end. The last one of a client to go ends the attachment, and with it what is not begun.
     Close {
         /// Which.
         connection: ConnectionId,

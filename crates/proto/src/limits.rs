@@ -143,6 +143,8 @@ pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
 pub const ADMIN_REPLY_BYTES_MAX: usize = 64 << 20;
 /// Requests of administrators in flight; more are answered "busy".
 pub const ADMIN_REQUESTS_MAX: usize = 64;
+/// Those of them that change something. They may have to wait, and the others tell for what.
+pub const ADMIN_CHANGES_MAX: usize = ADMIN_REQUESTS_MAX / 2;
 /// HTTP connections, admin socket and metrics together.
 pub const ADMIN_CONNECTIONS_MAX: usize = 256;
 /// How long an HTTP client may take to send a request, in milliseconds.

@@ -73,6 +73,7 @@ impl Engine {
             }
             AdminRequest::VolumeDelete { name } => {
                 let volume = self.find(&name)?;
+                self.detach_forgotten(volume);
                 let command = Command::DeleteVolume { volume };
                 self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
                 return Ok(None);
@@ -180,6 +181,21 @@ impl Engine {
             } else {
                 self.shrinking.push((token, shrunk));
             }
+        }
+    }
+
+    /// What lay beyond a smaller size cannot be discarded now: tells those who wait for it.
+    pub(super) fn refuse_shrunk(&mut self, volume: VolumeId, why: &str, outputs: &mut Vec<Output>) {
+        let (refused, waiting) =
+            std::mem::take(&mut self.shrinking).into_iter().partition(|(_, at)| *at == volume);
+        self.shrinking = waiting;
+        for (token, _) in refused {
+            let sentence = format!(
+                "the volume has its new size, but what lay beyond is not discarded yet ({why}); \
+                 that is done when it is attached, or when the node starts"
+            );
+            let result = Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
+            outputs.push(Output::Admin { token, result });
         }
     }
 

@@ -62,6 +62,9 @@ impl Engine {
         if self.held.contains_key(&volume) {
             return; // its session does it
         }
+        if self.phase != Phase::Serving {
+            return; // the next start does it
+        }
         let client = Client {
             identity: "sheep".into(),
             description: "this node, which discards what lay beyond its smaller size".into(),
@@ -70,6 +73,7 @@ impl Engine {
     }
 
     fn begin_attach(&mut self, volume: VolumeId, held: Held) {
+        self.detach_forgotten(volume);
         let command = Command::Attach {
             volume,
             node: self.settings.node,
@@ -79,6 +83,19 @@ impl Engine {
         };
         self.held.insert(volume, held);
         self.work.push_back(Work::Propose(command, Purpose::Attach(volume)));
+    }
+
+    /// Makes up for a detachment that the journal did not take: whoever has a volume here is in
+    /// `held`, so nobody has what else the map shows as attached here.
+    pub(super) fn detach_forgotten(&mut self, volume: VolumeId) {
+        if self.held.contains_key(&volume) {
+            return;
+        }
+        let attachments = self.map.volume(volume).map_or(&[][..], |known| &known.attachments);
+        for forgotten in attachments.iter().filter(|held| held.node == self.settings.node) {
+            let command = Command::Detach { volume, generation: forgotten.generation };
+            self.work.push_back(Work::Propose(command, Purpose::DetachForgotten));
+        }
     }
 
     /// The attach command was applied.
@@ -91,8 +108,12 @@ impl Engine {
     ) {
         let held = self.held.get_mut(&volume).expect("held while attaching");
         held.generation = Some(generation);
-        if held.connections.is_empty() && !held.internal {
-            held.stage = Stage::Detaching; // everybody left meanwhile
+        let wanted = match held.internal {
+            true => self.phase == Phase::Serving,
+            false => !held.connections.is_empty(),
+        };
+        if !wanted {
+            held.stage = Stage::Detaching; // everybody left meanwhile, or the node stops
             let command = Command::Detach { volume, generation };
             self.work.push_back(Work::Propose(command, Purpose::Detach(volume)));
             return;
@@ -117,7 +138,9 @@ impl Engine {
         for connection in held.unanswered {
             self.refuse(connection, sentence.into(), outputs);
         }
+        self.refuse_shrunk(volume, sentence, outputs);
         self.admit_next(held.next);
+        self.advance_stop(outputs);
     }
 
     /// The session is ready, or cannot be had.

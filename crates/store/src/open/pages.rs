@@ -15,6 +15,8 @@ pub(super) struct PageLoading {
     pub(super) replay: Replay,
     pub(super) cache: Cache,
     expected: BTreeMap<usize, Vec<(Slot, u8)>>,
+    /// Pages whose read failed together with others: each is to be read alone.
+    again: Vec<(Slot, u8)>,
 }
 
 impl PageLoading {
@@ -36,13 +38,16 @@ impl PageLoading {
             expected.entry(item).or_default().push((slot, page));
         }
         let cache = Cache::new(common.options.map_cache_bytes);
-        Ok(PageLoading { replay, cache, expected })
+        Ok(PageLoading { replay, cache, expected, again: Vec::new() })
     }
 
     /// Takes one read.
     pub(super) fn fetched(&mut self, common: &mut Common, fetched: Fetched) {
         let Fetched { item, result } = fetched;
         let expected = self.expected.remove(&item).unwrap_or_default();
+        if result.is_err() && expected.len() > 1 {
+            return self.again.extend(expected);
+        }
         for (place, (slot, page)) in expected.into_iter().enumerate() {
             let row = self.replay.table.row(slot);
             let (address, checksum) = row.page(usize::from(page));
@@ -62,6 +67,16 @@ impl PageLoading {
             let patch = self.replay.patches.remove(&(slot, page)).unwrap_or_default();
             self.merge(slot, page, map, &patch);
         }
+    }
+
+    /// All reads asked for are done. Returns whether all pages are read.
+    pub(super) fn advance(&mut self, common: &mut Common) -> bool {
+        for (slot, page) in std::mem::take(&mut self.again) {
+            let (address, _) = self.replay.table.row(slot).page(usize::from(page));
+            let item = common.fetch.add(address, 1);
+            self.expected.insert(item, vec![(slot, page)]);
+        }
+        self.expected.is_empty()
     }
 
     /// Puts the entries of the log on a page and the page into the cache.

@@ -1,7 +1,6 @@
 //! Dropping layers: their objects leave the table one after the other in the background.
 
 use super::Serving;
-use super::pages::Waiter;
 use crate::cache::data_of;
 use crate::layout::{PAGES_PER_OBJECT, Record, Run};
 use crate::table::{NOT_CACHED, Slot};
@@ -74,7 +73,7 @@ impl Serving {
             if self.is_being_written(*slot) {
                 // Its pages may not be freed under a write. The checkpoint's end comes back here.
                 loading += 1;
-            } else if self.load_pages(*slot, &BlockRange::whole(), Waiter::Drop, effects) {
+            } else if self.load_pages(*slot, &BlockRange::whole(), None, effects) {
                 self.drop_object(now, *slot, effects);
             } else {
                 loading += 1;

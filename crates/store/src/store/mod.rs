@@ -7,12 +7,16 @@ mod fence;
 mod flush;
 mod growth;
 mod medium;
+mod mend;
 mod pages;
 mod read;
 mod requests;
 mod retire;
+mod root;
 mod scrub;
 mod serving;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub(crate) use checkpoint::{Listed, Listing};

@@ -9,14 +9,12 @@ use proto::{BlockRange, Buffer, DiskError, ObjectKey, Time};
 use std::collections::BTreeMap;
 
 /// Who waits for a page.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Waiter {
     /// The first request in the queue of an object.
     Queue(ObjectKey),
     /// A parked read.
     Read(u64),
-    /// The object's layer is being dropped.
-    Drop,
 }
 
 /// One page under way.
@@ -30,20 +28,39 @@ struct Load {
     waiters: Vec<Waiter>,
 }
 
+impl Load {
+    /// A queue asks again whenever one of its pages has come; a read asks once.
+    fn add(&mut self, waiter: Option<Waiter>) {
+        let asks_again = |waiter: &Waiter| matches!(waiter, Waiter::Queue(_));
+        let known = waiter.is_some_and(|w| asks_again(&w) && self.waiters.contains(&w));
+        if !known {
+            self.waiters.extend(waiter);
+        }
+    }
+}
+
 /// The pages under way.
 #[derive(Default)]
 pub(super) struct Loads {
     loads: BTreeMap<(Slot, u8), Load>,
 }
 
+#[cfg(test)]
+impl Loads {
+    /// How many wait for each page.
+    pub(super) fn waiters(&self) -> Vec<usize> {
+        self.loads.values().map(|load| load.waiters.len()).collect()
+    }
+}
+
 impl Serving {
     /// Whether all pages of the range that exist are cached. If not, their loads are under way and
-    /// will wake the waiter, once for each.
+    /// will wake the waiter, once for each. Without one, the caller looks again by itself.
     pub(super) fn load_pages(
         &mut self,
         slot: Slot,
         blocks: &BlockRange,
-        waiter: Waiter,
+        waiter: Option<Waiter>,
         effects: &mut Vec<Effect>,
     ) -> bool {
         let mut all = true;
@@ -57,11 +74,11 @@ impl Serving {
             let key = row.key;
             let page = page as u8;
             if let Some(load) = self.loads.loads.get_mut(&(slot, page)) {
-                load.waiters.push(waiter);
+                load.add(waiter);
                 continue;
             }
             let hold = self.reads.hold();
-            let load = Load { key, address, checksum, hold, waiters: vec![waiter] };
+            let load = Load { key, address, checksum, hold, waiters: Vec::from_iter(waiter) };
             self.loads.loads.insert((slot, page), load);
             self.counters.map_page_reads += 1;
             self.operations.read(Operation::LoadPage { slot, page }, address, 1, effects);
@@ -109,7 +126,6 @@ impl Serving {
             match waiter {
                 Waiter::Queue(key) => self.run_queue(now, key, effects),
                 Waiter::Read(parked) => self.retry_read(now, parked, effects),
-                Waiter::Drop => {}
             }
         }
     }

@@ -148,7 +148,7 @@ impl Serving {
             parked.wakes = missing;
             let blocks = parked.blocks;
             self.reads.parked.insert(number, parked);
-            self.load_pages(slot, &blocks, Waiter::Read(number), effects);
+            self.load_pages(slot, &blocks, Some(Waiter::Read(number)), effects);
             return;
         }
         if parked.map_only {

@@ -3,6 +3,7 @@
 //! nothing can refuse it any more.
 
 use super::growth::{Admission, Class};
+use super::pages::Waiter;
 use super::requests::{Outcome, Settle};
 use super::{Layer, Operation, Serving};
 use crate::inflight::Acknowledgement;
@@ -106,7 +107,7 @@ impl Serving {
             return Outcome::Done;
         }
         if let Some(slot) = slot
-            && !self.load_pages(slot, &blocks, super::pages::Waiter::Queue(write.key), effects)
+            && !self.load_pages(slot, &blocks, Some(Waiter::Queue(write.key)), effects)
         {
             return Outcome::Page;
         }
