@@ -52,7 +52,36 @@ pub struct Origin {
     pub bytes: u64,
 }
 
+/// A layer that would go with a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Going {
+    /// Its lineage.
+    pub lineage: LineageId,
+    /// The layer.
+    pub layer: LayerId,
+    /// The child that takes over what it still shows of the layer, if another child goes before:
+    /// then what the other one alone showed is free as well.
+    pub heir: Option<LayerId>,
+}
+
 impl Map {
+    /// What would go if the snapshot that names a layer were deleted, in that order.
+    pub fn going_with(&self, snapshot: LayerId) -> Vec<Going> {
+        let mut without = self.clone();
+        let mut named: BTreeSet<LayerId> = self.volumes().flat_map(Volume::layers).collect();
+        named.remove(&snapshot);
+        let gone = prune_unnamed(&mut without, [snapshot], &named);
+        let went = |layer: LayerId| gone.iter().any(|&(_, other)| other == layer);
+        let going = |&(lineage, layer): &(LineageId, LayerId)| {
+            let in_lineage = |child: &LayerId| self.layers[child].lineage == lineage;
+            let (before, after): (Vec<LayerId>, Vec<LayerId>) =
+                self.children(layer).filter(in_lineage).partition(|&child| went(child));
+            let heir = after.first().copied().filter(|_| !before.is_empty());
+            Going { lineage, layer, heir }
+        };
+        gone.iter().map(going).collect()
+    }
+
     /// A layer that exists.
     pub fn layer(&self, layer: LayerId) -> Option<&Layer> {
         self.layers.get(&layer)
@@ -116,6 +145,14 @@ pub(crate) fn prune(
     candidates: impl IntoIterator<Item = LayerId>,
 ) -> Vec<(LineageId, LayerId)> {
     let named: BTreeSet<LayerId> = map.volumes().flat_map(Volume::layers).collect();
+    prune_unnamed(map, candidates, &named)
+}
+
+fn prune_unnamed(
+    map: &mut Map,
+    candidates: impl IntoIterator<Item = LayerId>,
+    named: &BTreeSet<LayerId>,
+) -> Vec<(LineageId, LayerId)> {
     let mut gone = Vec::new();
     let mut candidates: Vec<LayerId> = candidates.into_iter().collect();
     while let Some(candidate) = candidates.pop() {

@@ -228,9 +228,20 @@ fn run(seed: u64, steps: usize) -> usize {
             }
             _ => {}
         }
+        let foretold = match &command {
+            Command::DeleteSnapshot { volume, tag } => before
+                .volume(*volume)
+                .and_then(|volume| volume.snapshot(tag))
+                .map(|snapshot| before.going_with(snapshot.layer)),
+            _ => None,
+        };
         match state.apply(&command) {
             Ok(answer) => {
                 accepted += 1;
+                if let (Some(foretold), Answer::Dropped(gone)) = (foretold, &answer) {
+                    let foretold = foretold.iter().map(|going| (going.lineage, going.layer));
+                    assert_eq!(foretold.collect::<Vec<_>>(), *gone);
+                }
                 model.apply(&command, &answer, &before, &state.map());
             }
             Err(_) => assert_eq!(before, state.map(), "a refused command changed something"),

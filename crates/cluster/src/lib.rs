@@ -31,7 +31,7 @@ mod model;
 mod tests;
 
 pub use command::{Answer, Command, DecodeError};
-pub use layer::{Layer, Origin, Snapshot};
+pub use layer::{Going, Layer, Origin, Snapshot};
 pub use map::{Disk, LayerFate, Map, Node};
 pub use partition::{Configuration, Member, partition_of};
 pub use refusal::{Refusal, RefusalKind};

@@ -11,6 +11,8 @@ pub mod admin;
 mod attach;
 mod disks;
 mod engine;
+mod layers;
+mod names;
 mod report;
 mod routes;
 

@@ -152,6 +152,17 @@ pub const ADMIN_READ_MS_MAX: u64 = 10_000;
 /// How long an administrator's request may take, in milliseconds: shrinking a big volume.
 pub const ADMIN_ANSWER_MS_MAX: u64 = 600_000;
 
+/// Volumes that a node holds by itself at once to finish a snapshot, a rollback or a shrink; more
+/// wait for their turn.
+pub const NODE_FINISHES_MAX: usize = 16;
+/// Volumes that a node holds by itself at once to flatten them; more wait for their turn.
+pub const NODE_FLATTENS_MAX: usize = 4;
+/// After how long a node tries again to hold a volume when it was refused, in milliseconds.
+pub const NODE_HOLD_RETRY_MS: u64 = 1_000;
+/// How long the answer to a snapshot or a rollback waits for the disks, in milliseconds. It goes on
+/// without the asker then.
+pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
+
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
 
@@ -188,4 +199,5 @@ const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX
 const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
+const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);

@@ -2,6 +2,7 @@
 //! simulator's business.
 
 mod orders;
+mod snapshots;
 mod support;
 
 use engine::{
@@ -109,7 +110,7 @@ fn deleting_gives_all_space_back_and_the_name_is_free() {
     for index in 0..8 {
         world.write(1, index * 4 * MIB, 3, 65_536);
     }
-    let delete = || AdminRequest::VolumeDelete { name: "vm1".into() };
+    let delete = || AdminRequest::VolumeDelete { name: "vm1".into(), with_snapshots: false };
     let refused = world.admin(delete()).expect_err("it is attached");
     assert_eq!(refused.kind, AdminErrorKind::Conflict);
     world.close(1);

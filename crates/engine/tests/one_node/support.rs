@@ -2,7 +2,7 @@
 
 use engine::{
     Answer, Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
-    admin::{AdminError, AdminReply, AdminRequest, AdminToken, VolumeReport},
+    admin::{AdminError, AdminReply, AdminRequest, AdminToken, SnapshotReport, VolumeReport},
 };
 use proto::{Buffer, ClusterId, DiskDone, DiskError, DiskId, DiskRequest, Duration, NodeId, Time};
 use std::collections::VecDeque;
@@ -71,6 +71,9 @@ pub struct World {
     pub next: u64,
     /// Whether notices are expected; otherwise one ends the test.
     pub noisy: bool,
+    /// The disk does nothing; what it was asked waits.
+    pub stalled: bool,
+    waiting: Vec<Output>,
 }
 
 impl World {
@@ -102,7 +105,9 @@ impl World {
         let now = Time(1);
         let engine = Engine::new(now, settings, &mut outputs);
         let said = VecDeque::new();
-        let mut world = World { engine, now, disk, journal, said, next: 1, noisy: false };
+        let (noisy, stalled, waiting) = (false, false, Vec::new());
+        let mut world =
+            World { engine, now, disk, journal, said, next: 1, noisy, stalled, waiting };
         world.run(outputs);
         match world.said.pop_front() {
             Some(Output::Ready) => world,
@@ -115,6 +120,10 @@ impl World {
         let mut queue: VecDeque<Output> = outputs.into();
         for _ in 0..1_000_000 {
             let input = match queue.pop_front() {
+                Some(output @ Output::Disk { .. }) if self.stalled => {
+                    self.waiting.push(output);
+                    continue;
+                }
                 Some(Output::Disk { disk, op }) => {
                     Input::Disk { disk, done: self.disk.perform(op) }
                 }
@@ -160,7 +169,7 @@ impl World {
 
     pub fn hear(&mut self) -> Output {
         // What is due by time alone gets its time.
-        for _ in 0..100 {
+        for _ in 0..2_000 {
             if let Some(output) = self.said.pop_front() {
                 return output;
             }
@@ -168,6 +177,56 @@ impl World {
             self.tell(Input::Tick);
         }
         panic!("nothing was said");
+    }
+
+    /// The disk goes on, beginning with what it was asked meanwhile.
+    pub fn unstall(&mut self) {
+        self.stalled = false;
+        let waiting = std::mem::take(&mut self.waiting);
+        self.run(waiting);
+    }
+
+    /// Lets time pass in steps.
+    pub fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now = self.now + Duration::from_millis(100);
+            self.tell(Input::Tick);
+        }
+    }
+
+    /// The media of a process that was killed just now.
+    pub fn kill(self) -> (Medium, Medium) {
+        (self.disk, self.journal)
+    }
+
+    /// The present bytes of data on the disk, when everything is freed that is to be.
+    pub fn used_bytes(&mut self) -> u64 {
+        self.pass(2);
+        match self.admin(AdminRequest::Status) {
+            Ok(AdminReply::Status(status)) => status.used_bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn refused(&mut self, request: AdminRequest) -> AdminError {
+        match self.admin(request) {
+            Err(error) => error,
+            Ok(reply) => panic!("{reply:?}"),
+        }
+    }
+
+    pub fn snapshot(&mut self, name: &str, tag: &str) -> SnapshotReport {
+        match self.admin(AdminRequest::SnapshotCreate { name: name.into(), tag: tag.into() }) {
+            Ok(AdminReply::Snapshot(snapshot)) => snapshot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn snapshots(&mut self, name: &str, reclaimable: bool) -> Vec<SnapshotReport> {
+        match self.admin(AdminRequest::SnapshotList { name: name.into(), reclaimable }) {
+            Ok(AdminReply::Snapshots(snapshots)) => snapshots,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub fn admin(&mut self, request: AdminRequest) -> Result<AdminReply, AdminError> {
@@ -254,6 +313,11 @@ impl World {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// The answer to a client that has a snapshot now.
+pub fn reads(bytes: u64) -> Answer {
+    Answer::Opened { bytes, read_only: true }
 }
 
 pub fn opened(bytes: u64) -> Answer {
