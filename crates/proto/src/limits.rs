@@ -159,6 +159,8 @@ pub const NODE_FINISHES_MAX: usize = 16;
 pub const NODE_FLATTENS_MAX: usize = 4;
 /// After how long a node tries again to hold a volume when it was refused, in milliseconds.
 pub const NODE_HOLD_RETRY_MS: u64 = 1_000;
+/// How often a node looks after flattenings that came to a halt, in milliseconds.
+pub const FLATTEN_LOOK_MS: u64 = 30_000;
 /// How long the answer to a snapshot or a rollback waits for the disks, in milliseconds. It goes on
 /// without the asker then.
 pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;

@@ -11,7 +11,7 @@ use proto::{LayerId, LineageId, Time, VolumeId};
 
 impl Engine {
     /// Hands the present map to all sessions, and new sizes to the clients.
-    pub(super) fn learn_map(&mut self, outputs: &mut Vec<Output>) {
+    pub(super) fn learn_map(&mut self, now: Time, outputs: &mut Vec<Output>) {
         let map = self.voter.as_ref().expect("it just applied").map();
         if map.epoch() == self.map.epoch() {
             return;
@@ -41,7 +41,7 @@ impl Engine {
             }
         }
         for (id, start) in flattens {
-            self.tell_flatten(id, start);
+            self.tell_flatten(now, id, start);
         }
     }
 

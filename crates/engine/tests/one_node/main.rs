@@ -4,6 +4,7 @@
 mod orders;
 mod snapshots;
 mod support;
+mod trees;
 
 use engine::{
     Answer, Input, Output,
