@@ -137,6 +137,7 @@ fn wait_for_flatten(
     interrupt: &Interrupt,
 ) -> Result<VolumeReport, Failure> {
     let mut progress: Option<Progress> = None;
+    let mut told = None;
     let name = volume.name.clone();
     while volume.origin.is_some() {
         let Some(flatten) = &volume.flatten else {
@@ -152,6 +153,12 @@ fn wait_for_flatten(
                     Progress::resumed("flattening", flatten.done_bytes, flatten.total_bytes)
                 })
                 .reach(flatten.done_bytes);
+        }
+        if flatten.error != told {
+            told.clone_from(&flatten.error);
+            if let Some(error) = &told {
+                context.note(&format!("{error}; it is tried again after a while"));
+            }
         }
         if interrupt.requested() {
             return Err(Failure::interrupted(format!(

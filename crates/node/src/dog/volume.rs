@@ -284,6 +284,9 @@ fn origin_words(origin: &OriginReport) -> String {
 }
 
 fn flatten_words(flatten: &FlattenReport) -> String {
+    if let Some(error) = &flatten.error {
+        return format!("came to a halt: {error}; it is tried again after a while");
+    }
     if !flatten.running {
         return "waits; it goes on by itself".to_string();
     }
@@ -360,8 +363,13 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         clone.used_bytes = (1 << 20) + 4096;
         clone.sealing = true;
         clone.origin = Some(OriginReport { name: Some("golden@v1".to_string()), layer, bytes });
-        clone.flatten =
-            Some(FlattenReport { running: true, done_bytes: 5 << 30, total_bytes: 10 << 30 });
+        let flatten = FlattenReport {
+            running: true,
+            done_bytes: 5 << 30,
+            total_bytes: 10 << 30,
+            error: None,
+        };
+        clone.flatten = Some(flatten.clone());
         let check = |volume: &VolumeReport, lines: &[&str]| {
             let printed = describe(volume);
             for line in lines {
@@ -381,7 +389,7 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
             ],
         );
         clone.origin = Some(OriginReport { name: None, layer, bytes });
-        clone.flatten = Some(FlattenReport { running: false, done_bytes: 0, total_bytes: 0 });
+        clone.flatten = Some(FlattenReport { running: false, ..flatten.clone() });
         check(
             &clone,
             &[
@@ -390,5 +398,10 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
                 "Flattening:      waits; it goes on by itself",
             ],
         );
+        let error = Some("no space is left".to_string());
+        clone.flatten = Some(FlattenReport { error, ..flatten });
+        let halted = "Flattening:      came to a halt: no space is left; it is tried again after a \
+                      while";
+        check(&clone, &[halted]);
     }
 }
