@@ -15,7 +15,8 @@ pub const SNAPSHOTS_MAX: usize = 65_536;
 /// Layers per cluster: the heads, the snapshots' and the hidden ones, of which each carries two
 /// others, or a clone.
 pub const LAYERS_MAX: usize = 2 * (VOLUMES_MAX + SNAPSHOTS_MAX);
-/// Length of a volume name, or of a snapshot's tag, in bytes. Names are printable, without '/', '@' or white space.
+/// Length of a volume name, or of a snapshot's tag, in bytes. Names are printable, without '/', '@'
+/// or white space.
 pub const VOLUME_NAME_BYTES_MAX: usize = 255;
 /// Partitions a new cluster starts with, unless it is told another power of two.
 pub const PARTITIONS_DEFAULT: u32 = 4096;

@@ -626,7 +626,7 @@ impl Bench {
                     assert!(before.is_none(), "a request is answered once");
                 }
                 Said::Admin { token, result } => {
-                    self.replies.insert(token, result.map_err(|error| error.sentence));
+                    self.replies.insert(token, (*result).map_err(|error| error.sentence));
                 }
                 _ => {}
             }

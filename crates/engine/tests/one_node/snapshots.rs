@@ -446,7 +446,7 @@ fn what_waits_for_the_node_itself_is_done_when_it_gives_way() {
     world.unstall();
     match world.hear() {
         Output::Admin { token, result } => {
-            assert_eq!((token, result), (AdminToken(900), Ok(AdminReply::Done)));
+            assert_eq!((token, *result), (AdminToken(900), Ok(AdminReply::Done)));
         }
         other => panic!("{other:?}"),
     }

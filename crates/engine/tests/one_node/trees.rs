@@ -146,7 +146,7 @@ impl Tree {
         assert_eq!(self.world.admin(request), Ok(AdminReply::Done));
     }
 
-    /// Waits until the node flattens nothing, so that nothing but the deletion changes what is used.
+    /// Waits until the node flattens nothing: only a deletion may change what is used then.
     fn calm(&mut self) {
         for name in self.volumes.keys().cloned().collect::<Vec<_>>() {
             for _ in 0..100 {
