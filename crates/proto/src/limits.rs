@@ -140,8 +140,8 @@ pub const DESCRIPTORS_WANTED: u64 = 4096;
 
 /// Longest request of an administrator, in bytes: a name and some numbers.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Longest answer to an administrator, in bytes: the list of all volumes.
-pub const ADMIN_REPLY_BYTES_MAX: usize = 64 << 20;
+/// Longest answer to an administrator, in bytes: the tree of all layers, or the list of all volumes.
+pub const ADMIN_REPLY_BYTES_MAX: usize = 256 << 20;
 /// Requests of administrators in flight; more are answered "busy".
 pub const ADMIN_REQUESTS_MAX: usize = 64;
 /// Those of them that change something. They may have to wait, and the others tell for what.
@@ -180,7 +180,8 @@ const _: () = assert!(REQUEST_PIECES_MAX < SESSION_PIECES_MAX);
 const _: () = assert!(NBD_REQUESTS_PER_CONNECTION_MAX <= SESSION_REQUESTS_MAX);
 const _: () = assert!(MEMBER_REQUEST_BLOCKS_MAX as usize * BLOCK_SIZE <= OBJECT_SIZE);
 const _: () = assert!(NBD_HANDSHAKES_PER_CLIENT_MAX <= NBD_CONNECTIONS_PER_CLIENT_MAX);
-const _: () = assert!(VOLUMES_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(LAYERS_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(VOLUMES_MAX * 4096 <= ADMIN_REPLY_BYTES_MAX);
 const _: () = assert!(PARTITIONS_DEFAULT.is_power_of_two());
 const _: () = assert!(PARTITIONS_DEFAULT <= 1 << PARTITION_BITS_MAX);
 const _: () = assert!(
