@@ -116,12 +116,19 @@ pub fn flatten(context: &Context, name: &str, stop: bool, wait: bool) -> Result<
     let interrupt = Interrupt::listen()?;
     let action = if stop { FlattenAction::Stop } else { FlattenAction::Start };
     let request = AdminRequest::VolumeFlatten { name: name.to_string(), action };
-    let mut volume = context.ask_for_volume(&request)?;
+    let mut volume = match context.ask_for_volume(&request) {
+        Ok(volume) => volume,
+        // It may be done since somebody last looked, and then all is as wanted.
+        Err(failure) => match context.volume(name) {
+            Ok(volume) if volume.origin.is_none() => volume,
+            _ => return Err(failure),
+        },
+    };
     if wait {
         volume = wait_for_flatten(context, volume, &interrupt)?;
     }
     let sentence = match (&volume.origin, stop) {
-        (None, _) => format!("volume {name} shares nothing with another volume's snapshot"),
+        (None, _) => format!("volume {name} needs no snapshot of another volume"),
         (Some(_), true) => format!("flattening of volume {name} is stopped"),
         (Some(_), false) => format!(
             "volume {name} is being flattened in the background; `dog volume info {name}` shows \
