@@ -548,6 +548,7 @@ fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
         ("volume flatten nothere".into(), 3, "nothere"),
         ("volume delete v@a".into(), 4, "--yes"),
         ("volume delete v --yes".into(), 4, "--with-snapshots"),
+        ("volume delete v".into(), 4, "--with-snapshots --yes"),
         ("volume delete v@nothere --yes".into(), 3, "nothere"),
         ("volume resize v@a 1G".into(), 2, "clone"),
         ("volume rename v@a b".into(), 2, "clone"),

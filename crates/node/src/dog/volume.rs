@@ -178,14 +178,14 @@ fn resize(context: &Context, name: String, size: Size, allow_shrink: bool) -> Re
 fn delete(context: &Context, name: String, yes: bool, with_snapshots: bool) -> Result<(), Failure> {
     if !yes {
         let volume = context.volume(&name)?;
-        let with = match (with_snapshots, volume.snapshots) {
-            (true, 1..) => format!(" and its {} snapshots", volume.snapshots),
-            _ => String::new(),
+        let (with, say) = match (volume.snapshots, with_snapshots) {
+            (0, _) => ("", "--yes"),
+            (_, true) => (" and its snapshots", "--yes"),
+            (_, false) => (" and its snapshots", "--with-snapshots --yes"),
         };
         return Err(Failure::conflict(format!(
-            "deleting volume {name}{with} destroys its {} of data for good; say --yes if you mean \
-             it",
-            Size(if with_snapshots { volume.used_bytes } else { volume.head_bytes })
+            "deleting volume {name}{with} destroys {} of data for good; say {say} if you mean it",
+            Size(volume.used_bytes)
         )));
     }
     context.tell(&AdminRequest::VolumeDelete { name: name.clone(), with_snapshots })?;
