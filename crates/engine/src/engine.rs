@@ -409,7 +409,7 @@ impl Engine {
                     self.release(id);
                 }
                 self.turns.clear();
-                self.surveys.clear();
+                (self.turns_at, self.flattens_at) = (None, None);
                 self.abandon_errands(outputs);
                 self.advance_stop(outputs);
             }

@@ -140,7 +140,7 @@ pub const DESCRIPTORS_WANTED: u64 = 4096;
 
 /// Longest request of an administrator, in bytes: a name and some numbers.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Longest answer to an administrator, in bytes: the tree of all layers, or the list of all volumes.
+/// Longest answer to an administrator, in bytes: all layers, or all volumes.
 pub const ADMIN_REPLY_BYTES_MAX: usize = 256 << 20;
 /// Requests of administrators in flight; more are answered "busy".
 pub const ADMIN_REQUESTS_MAX: usize = 64;

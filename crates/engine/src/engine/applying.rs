@@ -104,7 +104,7 @@ impl Engine {
                 }
             }
             (Purpose::AdminSeal(token, volume, what), _) => {
-                self.await_seal(now, token, volume, what);
+                self.await_seal(now, token, volume, what, outputs);
             }
             (Purpose::AdminSame(token, volume), _) => {
                 self.attend(volume);

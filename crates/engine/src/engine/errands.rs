@@ -1,7 +1,7 @@
 //! Administrators' requests that take more than one step: those that wait until nobody has a
 //! volume any more who is on the way out, and those that wait for the disks to seal a layer.
 
-use super::{Engine, Purpose, Work, administer::refused};
+use super::{Engine, Phase, Purpose, Work, administer::refused};
 use crate::{
     Output,
     admin::{AdminError, AdminErrorKind, AdminReply, AdminToken},
@@ -104,12 +104,17 @@ impl Engine {
         token: AdminToken,
         volume: VolumeId,
         what: Sealed,
+        outputs: &mut Vec<Output>,
     ) {
         let known = self.map.volume(volume);
         let layer = known.and_then(|volume| self.map.sealing(volume)).unwrap_or_default();
         let until = now + Duration::from_millis(SEAL_ANSWER_MS_MAX);
         self.sealing.push(Sealing { token, volume, layer, what, until });
-        self.attend(volume);
+        if self.phase == Phase::Serving {
+            self.attend(volume);
+        } else {
+            self.abandon_errands(outputs);
+        }
     }
 
     /// Answers those whose layer is sealed, and those who waited too long for it.
@@ -183,7 +188,8 @@ impl Engine {
         let tokens = errands.filter_map(|errand| errand.purpose.token());
         let sealing = std::mem::take(&mut self.sealing).into_iter().map(|waiting| waiting.token);
         let shrinking = std::mem::take(&mut self.shrinking).into_iter().map(|(token, _)| token);
-        for token in tokens.chain(sealing).chain(shrinking) {
+        let surveys = std::mem::take(&mut self.surveys).into_values().map(|survey| survey.token);
+        for token in tokens.chain(sealing).chain(shrinking).chain(surveys) {
             let (kind, sentence) = (AdminErrorKind::Unavailable, self.not_serving());
             outputs.push(Output::Admin {
                 token,

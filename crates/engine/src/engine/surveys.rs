@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 /// An administrator's question about all snapshots of a volume.
 pub(super) struct Survey {
-    token: AdminToken,
+    pub(super) token: AdminToken,
     volume: VolumeId,
     /// Snapshots' layers still to be looked at, the next one last.
     left: Vec<LayerId>,
