@@ -92,6 +92,16 @@ pub const MEMBER_CHECKS_MAX: usize = 64;
 pub const MEMBER_RETRY_MS: u64 = 5;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
 pub const SHRINK_RETRY_MS: u64 = 1_000;
+/// After how long a new head is reported again while the map does not show it as opened, in
+/// milliseconds.
+pub const SEAL_RETRY_MS: u64 = 1_000;
+/// Parts of one object request that are asked for at once where another lineage shows through.
+pub const THROUGH_PIECES_MAX: usize = 8;
+/// Parts of a volume that a flatten copies at once, each at most one member request long.
+pub const FLATTEN_PIECES_MAX: usize = 8;
+/// After how long the end of a flatten is reported again while the map does not show it, in
+/// milliseconds.
+pub const FLATTEN_RETRY_MS: u64 = 1_000;
 /// How long a session that is to close waits for disks that are out of service, in milliseconds.
 pub const CLOSE_STALLED_MS_MAX: u64 = 10_000;
 

@@ -10,7 +10,7 @@ use crate::coordinator::{Coordinator, Pending, is_only_absent};
 use crate::event::{Answer, Effect, Error};
 use crate::peer::{PeerIndex, PeerSet, PeerState};
 use proto::limits::SESSION_STAMPS_MAX;
-use proto::{Change, DiskId, MemberError, MemberRequest, Stamp, Write};
+use proto::{Change, DiskId, LayerId, MemberError, MemberRequest, ObjectKey, Stamp, Write};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What is known of one object.
@@ -39,6 +39,8 @@ pub(crate) struct Chain {
 #[derive(Debug)]
 struct Entry {
     stamp: Stamp,
+    /// The head when it came.
+    layer: LayerId,
     change: Change,
     /// Of the request.
     token: u64,
@@ -86,6 +88,20 @@ impl Chain {
         self.links.iter_mut().find(|link| link.peer == peer)
     }
 
+    /// The layer of the oldest change that the peer does not have.
+    fn next_layer(&self, peer: PeerIndex) -> Option<LayerId> {
+        let mut missing = self.entries.iter();
+        missing
+            .find(|entry| !entry.finished && !entry.acked.contains(peer))
+            .map(|entry| entry.layer)
+    }
+
+    /// Whether the peer is a member and does not have some change of a layer below this one.
+    pub(crate) fn misses_below(&self, layer: LayerId, peer: PeerIndex) -> bool {
+        let is_member = self.links.iter().any(|link| link.peer == peer);
+        is_member && self.next_layer(peer).is_some_and(|next| next < layer)
+    }
+
     fn position(&self, sequence: u64) -> Option<usize> {
         self.entries.binary_search_by_key(&sequence, |entry| entry.stamp.sequence).ok()
     }
@@ -109,6 +125,7 @@ impl Coordinator {
         let chain = self.chains.at_mut(number).expect("just found");
         chain.entries.push_back(Entry {
             stamp,
+            layer: self.layer,
             change,
             token,
             acked: PeerSet::default(),
@@ -174,6 +191,11 @@ impl Coordinator {
             return;
         }
         let entry = &mut chain.entries[entry];
+        if entry.layer > self.peers[usize::from(link.peer)].layer {
+            // It goes on when the disk has opened the layer.
+            link.state = LinkState::Halted;
+            return;
+        }
         if alone && link.have == Stamp::default() && is_only_absent(&entry.change) {
             entry.answered = true;
             entry.finished = true;
@@ -183,7 +205,7 @@ impl Coordinator {
         }
         let write = Write {
             lineage: self.lineage,
-            key: proto::ObjectKey { layer: self.layer, index: chain.index },
+            key: ObjectKey { layer: entry.layer, index: chain.index },
             configuration: self.map.configuration_of(self.lineage, chain.index).number,
             previous: link.have,
             stamp: entry.stamp,
@@ -302,7 +324,7 @@ impl Coordinator {
         let Some(chain) = self.chains.at(number) else { return };
         let (index, link) = (chain.index, &chain.links[link]);
         let halted = link.state == LinkState::Halted && link.in_flight == 0;
-        if !halted || chain.entries.is_empty() || !self.is_ready(link.peer) {
+        if !halted || !self.may_learn(chain, link.peer) {
             return;
         }
         let peer = link.peer;
@@ -312,10 +334,17 @@ impl Coordinator {
         link.in_flight += 1;
         let request = MemberRequest::Stamp {
             lineage: self.lineage,
-            key: self.key(index),
+            key: self.key_at(peer, index),
             generation: self.generation,
         };
         self.ask(Pending::Learn { peer, chain: number }, request, effects);
+    }
+
+    /// Whether there is something that this member could be sent now.
+    fn may_learn(&self, chain: &Chain, peer: PeerIndex) -> bool {
+        let knows = self.peers[usize::from(peer)].layer;
+        let next = chain.next_layer(peer).unwrap_or_default();
+        !chain.entries.is_empty() && self.is_ready(peer) && knows != LayerId(0) && next <= knows
     }
 
     /// A member told where the object stands: the rest is sent again.
@@ -522,7 +551,7 @@ impl Coordinator {
                 let state = &self.peers[usize::from(link.peer)].state;
                 assert!(link.state == LinkState::Halted || *state == PeerState::Up);
                 let idle = link.state == LinkState::Halted && link.in_flight == 0;
-                assert!(!idle || !self.is_ready(link.peer), "a link was forgotten");
+                assert!(!idle || !self.may_learn(chain, link.peer), "a link was forgotten");
             }
         }
         assert_eq!(unfinished, self.sequence.outstanding(), "changes under way");

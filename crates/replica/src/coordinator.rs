@@ -1,18 +1,19 @@
 //! The machine between one volume's session and the disks.
 
 use crate::chain::{Chain, Object};
-use crate::event::{Effect, Error, Event, Request};
+use crate::event::{Effect, Error, Event, Request, Source, View};
 use crate::flush::FlushWait;
+use crate::layers::{Rung, SwitchWait, configurations};
 use crate::opening::Opening;
 use crate::peer::{Peer, PeerIndex, PeerSet, PeerState};
-use crate::read::Read;
+use crate::read::{Read, Want};
 use crate::sequence::Sequence;
 use crate::slots::Slots;
-use cluster::Map;
+use cluster::{Configuration, Map};
 use proto::limits::MEMBERS_MAX;
 use proto::{
     Change, DiskId, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    MemberToken, OBJECT_SIZE, ObjectKey, ObjectStamp, Stamp, Time, VolumeId,
+    MemberToken, ObjectKey, ObjectStamp, Stamp, Time, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -29,7 +30,14 @@ pub struct Coordinator {
     pub(crate) now: Time,
     pub(crate) volume: VolumeId,
     pub(crate) lineage: LineageId,
+    /// What changes go to, or the snapshot that is read.
     pub(crate) layer: LayerId,
+    /// The layers that disks still have to open, or have to open again if they are opened anew,
+    /// in order.
+    pub(crate) rungs: Vec<Rung>,
+    /// Some disk does not know the newest layer yet.
+    pub(crate) is_switching: bool,
+    pub(crate) switches: VecDeque<SwitchWait>,
     pub(crate) generation: Generation,
     /// A session that only reads fences nobody: its generation is newer than any earlier writer's
     /// fence, so its reads are served, until a later writer fences it.
@@ -41,6 +49,8 @@ pub struct Coordinator {
     by_disk: BTreeMap<DiskId, PeerIndex>,
     /// The different member sets of the volume's partitions.
     pub(crate) groups: Vec<Group>,
+    /// The different member sets of what shows through from other lineages.
+    pub(crate) origin_groups: Vec<Vec<DiskId>>,
     /// Questions under way.
     pub(crate) tokens: Slots<Pending>,
     /// Objects whose stamp is known, or that have a chain.
@@ -87,13 +97,15 @@ pub(crate) enum Pending {
     Check { peer: PeerIndex, object: u32 },
     /// [`MemberRequest::Stamp`] of a disk that did not list an object which another listed.
     Compare { peer: PeerIndex, key: ObjectKey },
+    /// [`MemberRequest::OpenLayer`].
+    Layer { peer: PeerIndex, layer: LayerId },
     /// [`MemberRequest::Settle`].
     Settle { peer: PeerIndex, key: ObjectKey, stamp: Stamp },
     /// [`MemberRequest::Stamp`] before the first write of a chain, or after a refused one.
     Learn { peer: PeerIndex, chain: u64 },
     /// [`MemberRequest::Write`].
     Write { peer: PeerIndex, chain: u64, sequence: u64 },
-    /// [`MemberRequest::Read`] or [`MemberRequest::Map`].
+    /// [`MemberRequest::Read`], [`MemberRequest::Map`] or [`MemberRequest::Difference`].
     Read { peer: PeerIndex, read: u64 },
     /// [`MemberRequest::Flush`]; makes everything up to this epoch stable.
     Flush { peer: PeerIndex, epoch: u64 },
@@ -105,6 +117,7 @@ impl Pending {
             Pending::Fence { peer }
             | Pending::Check { peer, .. }
             | Pending::Compare { peer, .. }
+            | Pending::Layer { peer, .. }
             | Pending::Settle { peer, .. }
             | Pending::Learn { peer, .. }
             | Pending::Write { peer, .. }
@@ -116,8 +129,9 @@ impl Pending {
 
 impl Coordinator {
     /// Starts an attachment's coordinator: it fences the disks of the volume and settles what was
-    /// in flight, then [`Effect::Opened`]. A read-only one does neither and is open at once, if
-    /// any disk is listed.
+    /// in flight, opens a head that is not known to be open, then [`Effect::Opened`]. A read-only
+    /// one fences and settles nothing; that of a snapshot is open at once, if any disk is listed,
+    /// and reads with [`Generation::SEALED`].
     ///
     /// # Panics
     /// If the map does not know the volume: a bug of the caller.
@@ -125,16 +139,24 @@ impl Coordinator {
         now: Time,
         volume: VolumeId,
         generation: Generation,
-        read_only: bool,
+        view: View,
         map: Arc<Map>,
         effects: &mut Vec<Effect>,
     ) -> Coordinator {
         let known = map.volume(volume).expect("the volume is in the map");
+        let (layer, rung) = Coordinator::first_layer(&map, known.head, view);
+        let (read_only, generation) = match view {
+            View::Head { read_only } => (read_only, generation),
+            View::Snapshot { .. } => (true, Generation::SEALED),
+        };
         let mut coordinator = Coordinator {
             now,
             volume,
             lineage: known.lineage,
-            layer: known.head,
+            layer,
+            is_switching: rung.is_some(),
+            rungs: rung.into_iter().collect(),
+            switches: VecDeque::new(),
             generation,
             read_only,
             map,
@@ -142,6 +164,7 @@ impl Coordinator {
             peers: Vec::new(),
             by_disk: BTreeMap::new(),
             groups: Vec::new(),
+            origin_groups: Vec::new(),
             tokens: Slots::default(),
             objects: BTreeMap::new(),
             chains: Slots::default(),
@@ -171,6 +194,9 @@ impl Coordinator {
                 }
             }
             Event::Tick => self.handle_tick(effects),
+        }
+        if self.is_switching {
+            self.pump_layers(effects);
         }
     }
 
@@ -205,6 +231,7 @@ impl Coordinator {
         let away =
             |peer: PeerIndex| matches!(self.peers[usize::from(peer)].state, PeerState::Away(_));
         self.groups.is_empty()
+            || self.is_origin_away()
             || self.groups.iter().any(|group| {
                 group.members.iter().filter(|peer| !away(*peer)).count() < group.quorum
             })
@@ -217,7 +244,7 @@ impl Coordinator {
         let map = Arc::clone(&self.map);
         let mut groups: BTreeMap<Vec<DiskId>, usize> = BTreeMap::new();
         let mut listed = BTreeSet::new();
-        for configuration in configurations(&map, self.volume) {
+        for configuration in self.own_configurations(&map) {
             assert!(
                 configuration.current.len() <= MEMBERS_MAX,
                 "more members than a partition has"
@@ -230,19 +257,31 @@ impl Coordinator {
             groups.insert(disks, configuration.quorum());
         }
         let mut reopened = Vec::new();
-        for (disk, incarnation) in listed {
+        let origins = self.take_origins();
+        for &(disk, incarnation) in listed.union(&origins) {
+            let is_own = listed.contains(&(disk, incarnation));
             match self.by_disk.get(&disk) {
                 None => {
+                    let known = self.first_known();
                     let state = if self.read_only { PeerState::Up } else { PeerState::Fencing };
                     let index = PeerIndex::try_from(self.peers.len()).expect("disks are bounded");
-                    self.peers.push(Peer::new(disk, incarnation, state));
+                    self.peers.push(match is_own {
+                        true => Peer::new(disk, incarnation, state, known),
+                        false => Peer::of_origin(disk, incarnation),
+                    });
                     self.by_disk.insert(disk, index);
                     self.resume(index, effects);
                 }
-                Some(&index) if self.peers[usize::from(index)].incarnation != incarnation => {
-                    reopened.push((index, incarnation));
+                Some(&index) => {
+                    let peer = &self.peers[usize::from(index)];
+                    let joins = is_own && !peer.own;
+                    if peer.incarnation != incarnation || joins {
+                        reopened.push((index, incarnation));
+                    }
+                    if joins {
+                        self.join(index);
+                    }
                 }
-                Some(_) => {}
             }
         }
         self.groups = groups
@@ -264,9 +303,36 @@ impl Coordinator {
         }
     }
 
+    /// A disk that held only what shows through holds objects of the volume from now on.
+    fn join(&mut self, index: PeerIndex) {
+        let known = self.first_known();
+        let peer = &mut self.peers[usize::from(index)];
+        peer.own = true;
+        peer.layer = known;
+        peer.mark_dirty();
+    }
+
+    /// The configurations of the partitions that hold the volume, each at least once.
+    fn own_configurations<'a>(
+        &self,
+        map: &'a Map,
+    ) -> Box<dyn Iterator<Item = &'a Configuration> + 'a> {
+        let Some(volume) = map.volume(self.volume) else { return Box::new(std::iter::empty()) };
+        let discard = volume.pending_discard.map_or(0, |discard| discard.end);
+        // A snapshot may be longer than the volume is now.
+        let of_layer = |snapshot: &&cluster::Snapshot| snapshot.layer == self.layer;
+        let sealed = volume.snapshots.iter().find(of_layer).map_or(0, |snapshot| snapshot.bytes);
+        configurations(map, volume.lineage, volume.bytes.max(discard).max(sealed))
+    }
+
     /// The current members of an object's partition.
     pub(crate) fn members_of(&self, object: u32) -> PeerSet {
-        let configuration = self.map.configuration_of(self.lineage, object);
+        self.members_in(self.lineage, object)
+    }
+
+    /// The current members of the partition of an object of any lineage.
+    pub(crate) fn members_in(&self, lineage: LineageId, object: u32) -> PeerSet {
+        let configuration = self.map.configuration_of(lineage, object);
         let peers = configuration.current.iter().filter_map(|m| self.peer_of(m.disk));
         peers.collect()
     }
@@ -276,15 +342,16 @@ impl Coordinator {
         self.map.configuration_of(self.lineage, object).quorum()
     }
 
-    fn peer_of(&self, disk: DiskId) -> Option<PeerIndex> {
+    pub(crate) fn peer_of(&self, disk: DiskId) -> Option<PeerIndex> {
         match self.peers.first() {
             Some(first) if first.disk == disk => Some(0),
             _ => self.by_disk.get(&disk).copied(),
         }
     }
 
-    pub(crate) fn key(&self, object: u32) -> ObjectKey {
-        ObjectKey { layer: self.layer, index: object }
+    /// An object as this disk is to be asked for it: in the newest layer that the disk knows.
+    pub(crate) fn key_at(&self, peer: PeerIndex, index: u32) -> ObjectKey {
+        ObjectKey { layer: self.peers[usize::from(peer)].layer, index }
     }
 
     // -- questions and answers --
@@ -310,11 +377,19 @@ impl Coordinator {
             Phase::Opening(_) => panic!("a request before the coordinator was open"),
         }
         match request {
-            Request::Read { index, blocks } => {
-                self.begin_read(token, index, blocks, false, effects);
+            Request::Read { source, index, blocks } => {
+                self.begin_read(token, source, index, blocks, Want::Content, effects);
             }
-            Request::Map { index, blocks } => {
-                self.begin_read(token, index, blocks, true, effects);
+            Request::Map { source, index, blocks } => {
+                self.begin_read(token, source, index, blocks, Want::Kind, effects);
+            }
+            Request::Difference { base, index, blocks } => {
+                let want = Want::Difference(base);
+                self.begin_read(token, Source::Own, index, blocks, want, effects);
+            }
+            Request::SwitchLayer { layer, parent } => {
+                assert!(!self.read_only, "a switch in a session that only reads");
+                self.begin_switch(token, layer, parent, effects);
             }
             Request::Change { index, change } => {
                 assert!(!self.read_only, "a change in a session that only reads");
@@ -362,8 +437,14 @@ impl Coordinator {
                     self.settle_chain(chain, effects);
                 }
             }
-            (Pending::Read { read, .. }, reply @ (MemberReply::Data(_) | MemberReply::Map(_))) => {
-                self.handle_content(peer, read, reply, effects);
+            (
+                Pending::Read { read, .. },
+                reply @ (MemberReply::Data { .. }
+                | MemberReply::Map(_)
+                | MemberReply::Difference(_)),
+            ) => self.handle_content(peer, read, reply, effects),
+            (Pending::Layer { layer, .. }, MemberReply::Done) => {
+                self.handle_layer(peer, layer, effects);
             }
             (Pending::Flush { epoch, .. }, MemberReply::Flushed { incarnation }) => {
                 self.peers[usize::from(peer)].flushing = false;
@@ -440,6 +521,7 @@ impl Coordinator {
                 self.peers[usize::from(peer)].flushing = false;
                 self.back_off(peer);
             }
+            Pending::Layer { .. } => self.handle_layer_error(peer, &error),
             Pending::Compare { .. } | Pending::Settle { .. } => self.opening_refused(pending),
         }
     }
@@ -467,6 +549,7 @@ impl Coordinator {
         }
         self.reads.iter().for_each(|(_, read)| fail(read.token));
         self.flushes.iter().for_each(|flush| fail(flush.token));
+        self.fail_switches(effects);
         self.tokens = Slots::default();
         self.chains = Slots::default();
         self.reads = Slots::default();
@@ -485,6 +568,7 @@ impl Coordinator {
         }
         self.check_chains();
         self.check_reads();
+        self.check_layers();
         let mut asked = vec![0; self.peers.len()];
         for (_, pending) in self.tokens.iter() {
             if let Pending::Check { peer, .. } = pending {
@@ -496,22 +580,6 @@ impl Coordinator {
             assert!(peer.stable_epoch < peer.epoch && peer.dirty_epoch <= peer.epoch);
         }
     }
-}
-
-/// The configurations of the partitions that hold the volume, each at least once.
-fn configurations(
-    map: &Map,
-    volume: VolumeId,
-) -> Box<dyn Iterator<Item = &cluster::Configuration> + '_> {
-    let Some(volume) = map.volume(volume) else { return Box::new(std::iter::empty()) };
-    let end = volume.pending_discard.map_or(volume.bytes, |discard| volume.bytes.max(discard.end));
-    let objects = end.div_ceil(OBJECT_SIZE as u64);
-    if objects < 1 << map.partition_bits() {
-        let lineage = volume.lineage;
-        return Box::new((0..objects as u32).map(move |i| map.configuration_of(lineage, i)));
-    }
-    // Nearly every partition holds something.
-    Box::new(map.configurations())
 }
 
 /// Whether a change leaves blocks as they are where nothing was ever written.

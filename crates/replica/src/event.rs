@@ -2,10 +2,39 @@
 
 use cluster::Map;
 use proto::{
-    BlockRange, BlockState, Change, DiskId, MemberError, MemberReply, MemberRequest, MemberToken,
-    ObjectKey, Payload,
+    BlockRange, BlockState, Change, DiskId, LayerId, LineageId, MemberError, MemberReply,
+    MemberRequest, MemberToken, ObjectKey, Payload,
 };
 use std::sync::Arc;
+
+/// What of a volume a session shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum View {
+    /// The layer that changes go to.
+    Head {
+        /// Whether the session only reads it.
+        read_only: bool,
+    },
+    /// A sealed layer, read only.
+    Snapshot {
+        /// Which one.
+        layer: LayerId,
+    },
+}
+
+/// Whose content is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// That of the layer which the session shows.
+    Own,
+    /// That of a sealed layer of another lineage, which shows through.
+    Origin {
+        /// Whose layer.
+        lineage: LineageId,
+        /// Which layer.
+        layer: LayerId,
+    },
+}
 
 /// What a coordinator is told.
 #[derive(Debug)]
@@ -38,6 +67,8 @@ pub enum Event {
 pub enum Request {
     /// The content of some blocks, at most `MEMBER_REQUEST_BLOCKS_MAX`. Ends with [`Answer::Data`].
     Read {
+        /// Whose.
+        source: Source,
         /// Which object.
         index: u32,
         /// Which blocks of it.
@@ -45,10 +76,31 @@ pub enum Request {
     },
     /// What kind of content some blocks have. Ends with [`Answer::Map`].
     Map {
+        /// Whose.
+        source: Source,
         /// Which object.
         index: u32,
         /// Which blocks of it.
         blocks: BlockRange,
+    },
+    /// Which blocks the session's layer shows otherwise than a layer below it in its lineage. Ends
+    /// with [`Answer::Difference`].
+    Difference {
+        /// The layer below.
+        base: LayerId,
+        /// Which object.
+        index: u32,
+        /// Which blocks of it.
+        blocks: BlockRange,
+    },
+    /// The head is another from now on: changes that come later go to it. Ends with
+    /// [`Answer::Done`] once a quorum of every member set knows it; it is stable with a flush
+    /// after that.
+    SwitchLayer {
+        /// The new head.
+        layer: LayerId,
+        /// The former one.
+        parent: LayerId,
     },
     /// Changes some blocks. Ends with [`Answer::Done`] once a quorum has it.
     Change {
@@ -69,10 +121,18 @@ pub enum Request {
 pub enum Answer {
     /// Nothing to tell.
     Done,
-    /// The content, in order: together all blocks asked for, whole blocks each.
-    Data(Vec<Payload>),
+    /// The content.
+    Data {
+        /// In order: together all blocks asked for, whole blocks each.
+        content: Vec<Payload>,
+        /// Which of the blocks are absent, in order. What lies below the lineage shows there.
+        absent: Vec<BlockRange>,
+    },
     /// Runs of equal state in block order, together all blocks asked for.
     Map(Vec<(u32, BlockState)>),
+    /// Runs in block order, together all blocks asked for: nothing where both layers show the
+    /// same, otherwise what the newer one shows.
+    Difference(Vec<(u32, Option<BlockState>)>),
 }
 
 /// Why a request failed. A change that failed has not taken effect and never will.

@@ -10,6 +10,11 @@
 //! [`Event::Request`]s end with [`Effect::Done`] each, until the coordinator is dropped or a newer
 //! attachment ends it with [`Effect::Fenced`].
 //!
+//! A new head ([`Request::SwitchLayer`]) is opened by each disk after the last change of the former
+//! one has been answered by it, and before the first change of the new one is sent to it. What
+//! shows through from another lineage ([`origins`]) is read like the volume's own, but without a
+//! fence: it is sealed.
+//!
 //! Built for one copy, shaped for several: fan-out, quorums, chains and flush accounting count
 //! members. What several copies need beyond that is not here yet: pulling what a member missed
 //! from its peers, changing members under a running session, and read promises.
@@ -19,6 +24,7 @@ mod chain;
 mod coordinator;
 mod event;
 mod flush;
+mod layers;
 mod opening;
 mod peer;
 mod read;
@@ -30,6 +36,7 @@ mod slots;
 mod model;
 
 pub use coordinator::Coordinator;
-pub use event::{Answer, Effect, Error, Event, Request};
+pub use event::{Answer, Effect, Error, Event, Request, Source, View};
+pub use layers::origins;
 pub use settle::settle;
 pub use slots::Slots;

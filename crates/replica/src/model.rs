@@ -1,6 +1,6 @@
 //! The coordinator against disks played by hand, one to five of them.
 
-use crate::{Answer, Coordinator, Effect, Error, Event, Request};
+use crate::{Answer, Coordinator, Effect, Error, Event, Request, Source, View};
 use cluster::{Command, Map, Member, State};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Generation,
@@ -9,7 +9,10 @@ use proto::{
 };
 use std::sync::Arc;
 
+mod layers;
+
 const GENERATION: Generation = Generation(7);
+const HEAD: View = View::Head { read_only: false };
 
 /// A coordinator, the questions it asked that were not answered yet, and what it said.
 struct Stage {
@@ -40,11 +43,15 @@ fn base() -> (Arc<Map>, VolumeId) {
 impl Stage {
     fn begin(members: usize) -> Stage {
         let (base, volume) = base();
+        Stage::begin_with(members, base, volume, HEAD)
+    }
+
+    fn begin_with(members: usize, base: Arc<Map>, volume: VolumeId, view: View) -> Stage {
         let incarnations = vec![1; members];
         let map = with(&base, &incarnations);
         let mut effects = Vec::new();
         let now = Time(1);
-        let coordinator = Coordinator::open(now, volume, GENERATION, false, map, &mut effects);
+        let coordinator = Coordinator::open(now, volume, GENERATION, view, map, &mut effects);
         let mut stage = Stage {
             coordinator,
             base,
@@ -118,7 +125,7 @@ impl Stage {
 
     fn read(&mut self, token: u64) {
         let blocks = BlockRange::new(0, 1).expect("a block");
-        self.request(token, Request::Read { index: 0, blocks });
+        self.request(token, Request::Read { source: Source::Own, index: 0, blocks });
     }
 
     fn flush(&mut self, token: u64) {
@@ -167,6 +174,7 @@ impl Stage {
         of_disk
             .map(|(_, _, request)| match request {
                 MemberRequest::Fence { .. } => "fence".to_string(),
+                MemberRequest::OpenLayer { layer, parent, .. } => format!("open {parent}>{layer}"),
                 MemberRequest::Settle { stamp, .. } => format!("settle {}", stamp.sequence),
                 MemberRequest::Stamp { .. } => "stamp".to_string(),
                 MemberRequest::Write(write) => {
@@ -174,6 +182,8 @@ impl Stage {
                 }
                 MemberRequest::Read { .. } => "read".to_string(),
                 MemberRequest::Map { .. } => "map".to_string(),
+                MemberRequest::Difference { .. } => "difference".to_string(),
+                MemberRequest::Reclaimable { .. } => "reclaimable".to_string(),
                 MemberRequest::Flush { .. } => "flush".to_string(),
             })
             .collect()
@@ -213,7 +223,11 @@ fn flushed(incarnation: u64) -> MemberReply {
 }
 
 fn data() -> MemberReply {
-    MemberReply::Data(vec![Payload::zeroed(BLOCK_SIZE)])
+    content(vec![Payload::zeroed(BLOCK_SIZE)])
+}
+
+fn content(content: Vec<Payload>) -> MemberReply {
+    MemberReply::Data { content, absent: Vec::new() }
 }
 
 #[test]
@@ -456,7 +470,7 @@ fn a_damaged_copy_is_read_elsewhere_and_the_last_one_is_reported() {
     stage.read(1);
     stage.answer(0, damaged());
     stage.answer(1, Ok(data()));
-    assert!(matches!(stage.done.pop(), Some((1, Ok(Answer::Data(_))))));
+    assert!(matches!(stage.done.pop(), Some((1, Ok(Answer::Data { .. })))));
     stage.read(2);
     (0..2).for_each(|disk| drop(stage.answer(disk, damaged())));
     assert!(matches!(stage.done[..], [(2, Err(Error::Corrupt { block: 0, .. }))]));
@@ -497,13 +511,21 @@ fn a_newer_attachment_ends_everything_once() {
 #[test]
 fn answers_that_make_no_sense_take_the_disk_out_and_nothing_else() {
     type Row = (&'static str, fn() -> MemberReply);
-    let nonsense: [Row; 6] = [
-        ("short data", || MemberReply::Data(Vec::new())),
-        ("odd data", || MemberReply::Data(vec![Payload::zeroed(4096).slice(0, 100)])),
-        ("long data", || MemberReply::Data(vec![Payload::zeroed(8192)])),
+    let nonsense: [Row; 8] = [
+        ("short data", || content(Vec::new())),
+        ("odd data", || content(vec![Payload::zeroed(4096).slice(0, 100)])),
+        ("long data", || content(vec![Payload::zeroed(8192)])),
         ("empty data", || {
             let block = Payload::zeroed(4096);
-            MemberReply::Data(vec![block.slice(0, 0), block])
+            content(vec![block.slice(0, 0), block])
+        }),
+        ("absence elsewhere", || {
+            let absent = BlockRange::new(1, 1).into_iter().collect();
+            MemberReply::Data { content: vec![Payload::zeroed(4096)], absent }
+        }),
+        ("absence twice", || {
+            let absent = vec![BlockRange::new(0, 1).expect("a block"); 2];
+            MemberReply::Data { content: vec![Payload::zeroed(4096)], absent }
         }),
         ("a map", || MemberReply::Map(vec![(1, proto::BlockState::Data)])),
         ("a stamp", || MemberReply::Stamp(at(9, 9))),
@@ -555,11 +577,12 @@ fn a_session_that_only_reads_fences_nobody() {
     let (base, volume) = base();
     let mut effects = Vec::new();
     let map = with(&base, &[1]);
-    let mut coordinator = Coordinator::open(Time(1), volume, GENERATION, true, map, &mut effects);
+    let view = View::Head { read_only: true };
+    let mut coordinator = Coordinator::open(Time(1), volume, GENERATION, view, map, &mut effects);
     assert!(matches!(effects[..], [Effect::Opened]), "{effects:?}");
     effects.clear();
     let blocks = BlockRange::new(0, 1).expect("a block");
-    let request = Request::Read { index: 0, blocks };
+    let request = Request::Read { source: Source::Own, index: 0, blocks };
     coordinator.handle(Time(1), Event::Request { token: 1, request }, &mut effects);
     assert!(matches!(
         effects[..],

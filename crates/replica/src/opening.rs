@@ -32,6 +32,14 @@ enum Stage {
     Comparing,
     /// The choice is marked on the members that have it.
     Settling,
+    /// A head that is not known to all disks is opened.
+    Layering,
+}
+
+impl Opening {
+    pub(crate) fn opens_layers(&self) -> bool {
+        self.stage == Stage::Layering
+    }
 }
 
 impl Coordinator {
@@ -45,7 +53,7 @@ impl Coordinator {
         *opening = Opening::default();
         let retry_at = self.now + Duration::from_millis(MEMBER_RETRY_MS);
         for peer in &mut self.peers {
-            if peer.state == PeerState::Up && !self.read_only {
+            if peer.state == PeerState::Up && peer.own && !self.read_only {
                 peer.state = PeerState::Fencing;
                 peer.asked = false;
                 peer.retry_at = Some(retry_at);
@@ -105,11 +113,11 @@ impl Coordinator {
     ) {
         let Phase::Opening(opening) = &mut self.phase else { return };
         opening.asked -= 1;
-        if key.layer == self.layer {
-            // Whether it is stable is not known.
-            let object = Object { last: stamp, dirty_epoch: 1, chain: None };
-            self.objects.insert(key.index, object);
-        }
+        // Whether it is stable is not known.
+        let object = Object { last: stamp, dirty_epoch: 1, chain: None };
+        let object = self.objects.entry(key.index).or_insert(object);
+        // The last change is in the newest layer that has something of the object.
+        object.last = object.last.max(stamp);
         self.pump_opening(effects);
     }
 
@@ -127,9 +135,10 @@ impl Coordinator {
         if self.groups.is_empty() {
             return;
         }
-        if self.read_only {
-            self.opened(effects);
-            return;
+        if self.read_only
+            && let Phase::Opening(opening) = &mut self.phase
+        {
+            opening.stage = Stage::Layering;
         }
         loop {
             self.pump_questions(effects);
@@ -155,7 +164,13 @@ impl Coordinator {
                     }
                 }
                 Stage::Settling => {
-                    self.opened(effects);
+                    opening.stage = Stage::Layering;
+                    self.pump_layers(effects);
+                }
+                Stage::Layering => {
+                    if self.is_layer_known(self.layer) {
+                        self.opened(effects);
+                    }
                     return;
                 }
             }

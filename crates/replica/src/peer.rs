@@ -4,7 +4,7 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::Effect;
 use proto::limits::{MEMBER_CHECKS_MAX, MEMBER_RETRY_MS, MEMBERS_MAX};
-use proto::{DiskId, Duration, Incarnation, MemberRequest, ObjectStamp, Stamp, Time};
+use proto::{DiskId, Duration, Incarnation, LayerId, MemberRequest, ObjectStamp, Stamp, Time};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Number of a peer within its coordinator.
@@ -71,6 +71,12 @@ pub(crate) struct Peer {
     /// Which opening of it the map lists as current; answers of another do not count.
     pub(crate) incarnation: Incarnation,
     pub(crate) state: PeerState,
+    /// Whether it holds objects of the volume itself, not only of what shows through.
+    pub(crate) own: bool,
+    /// The newest layer that this opening of it is known to know; 0: none is.
+    pub(crate) layer: LayerId,
+    /// Whether the question about the next layer is under way.
+    pub(crate) layer_asked: bool,
     /// It has had everything since the session opened: it may be read from.
     pub(crate) complete: bool,
     /// It has been told to come back later; nothing is repeated before this.
@@ -95,11 +101,20 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(disk: DiskId, incarnation: Incarnation, state: PeerState) -> Peer {
+    /// A disk of the volume.
+    pub(crate) fn new(
+        disk: DiskId,
+        incarnation: Incarnation,
+        state: PeerState,
+        layer: LayerId,
+    ) -> Peer {
         Peer {
             disk,
             incarnation,
             state,
+            own: true,
+            layer,
+            layer_asked: false,
             complete: true,
             retry_at: None,
             asked: false,
@@ -115,8 +130,20 @@ impl Peer {
         }
     }
 
+    /// A disk that holds only what shows through: nothing of it is changed, so it needs no fence
+    /// and no flush.
+    pub(crate) fn of_origin(disk: DiskId, incarnation: Incarnation) -> Peer {
+        let peer = Peer::new(disk, incarnation, PeerState::Up, LayerId(0));
+        Peer { own: false, dirty_epoch: 0, ..peer }
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.state == PeerState::Up
+    }
+
+    /// Whether it can be asked about the volume's objects at all.
+    pub(crate) fn knows_a_layer(&self) -> bool {
+        self.layer != LayerId(0)
     }
 
     pub(crate) fn mark_dirty(&mut self) {
@@ -145,7 +172,9 @@ impl Coordinator {
         let peer = &mut self.peers[usize::from(index)];
         peer.state = PeerState::Away(reason);
         peer.retry_at = None;
-        self.opening_lost();
+        if peer.own {
+            self.opening_lost();
+        }
     }
 
     /// The map lists a new opening of the disk.
@@ -162,8 +191,11 @@ impl Coordinator {
         // Writes that this disk acknowledged may be gone; with other copies around it is read
         // again only by a later session.
         peer.complete = false;
-        peer.state = if self.read_only { PeerState::Up } else { PeerState::Fencing };
-        self.opening_lost();
+        let is_fenced = peer.own && !self.read_only;
+        peer.state = if is_fenced { PeerState::Fencing } else { PeerState::Up };
+        if peer.own {
+            self.opening_lost();
+        }
         self.resume(index, effects);
     }
 
@@ -181,8 +213,10 @@ impl Coordinator {
             }
         }
         self.halt_links(index);
+        self.forget_layer(index);
         let peer = &mut self.peers[usize::from(index)];
         peer.asked = false;
+        peer.layer_asked = false;
         peer.checks.clear();
         peer.checks_asked = 0;
         peer.flushing = false;
@@ -203,9 +237,13 @@ impl Coordinator {
                     MemberRequest::Fence { lineage: self.lineage, generation: self.generation };
                 self.ask(Pending::Fence { peer: index }, request, effects);
             }
-            PeerState::Checking => self.pump_checks(index, effects),
+            PeerState::Checking => {
+                self.pump_layer(index, effects);
+                self.pump_checks(index, effects);
+            }
             PeerState::Up => {
                 self.pump_opening(effects);
+                self.pump_layer(index, effects);
                 self.restart_links(index, effects);
                 self.retry_reads(effects);
                 self.kick_flush(index, effects);
@@ -249,7 +287,7 @@ impl Coordinator {
         let peer = &mut self.peers[usize::from(index)];
         peer.state = PeerState::Checking;
         peer.checks = checks;
-        self.pump_checks(index, effects);
+        self.resume(index, effects);
     }
 
     /// Whether this opening of the disk is the one that counts; if not, the disk waits for the map.
@@ -269,14 +307,15 @@ impl Coordinator {
     fn pump_checks(&mut self, index: PeerIndex, effects: &mut Vec<Effect>) {
         loop {
             let peer = &mut self.peers[usize::from(index)];
-            if peer.retry_at.is_some() || peer.checks_asked >= MEMBER_CHECKS_MAX {
+            let is_busy = peer.retry_at.is_some() || peer.checks_asked >= MEMBER_CHECKS_MAX;
+            if is_busy || !peer.knows_a_layer() {
                 return;
             }
             let Some(object) = peer.checks.pop_front() else { break };
             peer.checks_asked += 1;
             let request = MemberRequest::Stamp {
                 lineage: self.lineage,
-                key: self.key(object),
+                key: self.key_at(index, object),
                 generation: self.generation,
             };
             self.ask(Pending::Check { peer: index, object }, request, effects);

@@ -1,20 +1,32 @@
 //! Reads: from one member that has everything acknowledged, another one if its copy is damaged.
 
 use crate::coordinator::{Coordinator, Pending};
-use crate::event::{Answer, Effect, Error};
+use crate::event::{Answer, Effect, Error, Source};
 use crate::peer::{PeerIndex, PeerSet};
-use proto::{BLOCK_SIZE, BlockRange, MemberError, MemberReply, MemberRequest};
+use proto::{
+    BLOCK_SIZE, BlockRange, Generation, LayerId, MemberError, MemberReply, MemberRequest, ObjectKey,
+};
 use std::collections::BTreeMap;
+
+/// What is wanted of the blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    Content,
+    /// Only the kind of content.
+    Kind,
+    /// What is otherwise than in this layer.
+    Difference(LayerId),
+}
 
 /// A read, of content or of its kind.
 #[derive(Debug)]
 pub(crate) struct Read {
     /// Of the request.
     pub(crate) token: u64,
+    source: Source,
     index: u32,
     blocks: BlockRange,
-    /// Whether only the kind of content is wanted.
-    kind_only: bool,
+    want: Want,
     /// Members that could not bring it, and why the last of them could not.
     tried: PeerSet,
     error: Option<Error>,
@@ -24,13 +36,14 @@ impl Coordinator {
     pub(crate) fn begin_read(
         &mut self,
         token: u64,
+        source: Source,
         index: u32,
         blocks: BlockRange,
-        kind_only: bool,
+        want: Want,
         effects: &mut Vec<Effect>,
     ) {
         let tried = PeerSet::default();
-        let read = Read { token, index, blocks, kind_only, tried, error: None };
+        let read = Read { token, source, index, blocks, want, tried, error: None };
         let number = self.reads.insert(read);
         self.try_read(number, effects);
     }
@@ -38,12 +51,24 @@ impl Coordinator {
     /// Asks the next member, or lets the read wait for one, or fails it when all were asked.
     fn try_read(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let read = self.reads.at(number).expect("a read is there until it ends");
-        let (index, blocks, tried) = (read.index, read.blocks, read.tried);
-        let members = self.members_of(index);
+        let &Read { source, index, blocks, want, tried, .. } = read;
+        let lineage = match source {
+            Source::Own => self.lineage,
+            Source::Origin { lineage, .. } => lineage,
+        };
+        let members = self.members_in(lineage, index);
         let chosen = members.iter().find(|member| {
             let peer = &self.peers[usize::from(*member)];
-            let whole = members.len() == 1 || (peer.complete && peer.lagging.is_empty());
-            self.is_ready(*member) && whole && !tried.contains(*member)
+            let alone = members.len() == 1;
+            let serves = match source {
+                Source::Own => {
+                    let whole = alone || (peer.complete && peer.lagging.is_empty());
+                    whole && peer.knows_a_layer()
+                }
+                // Sealed and stable: what any of them has of it is all of it.
+                Source::Origin { .. } => true,
+            };
+            self.is_ready(*member) && serves && !tried.contains(*member)
         });
         let Some(peer) = chosen else {
             if members.iter().all(|member| tried.contains(member)) && !tried.is_empty() {
@@ -55,11 +80,16 @@ impl Coordinator {
             }
             return;
         };
-        let (lineage, generation, key) = (self.lineage, self.generation, self.key(index));
-        let request = if read.kind_only {
-            MemberRequest::Map { lineage, key, generation, blocks }
-        } else {
-            MemberRequest::Read { lineage, key, generation, blocks }
+        let (key, generation) = match source {
+            Source::Own => (self.key_at(peer, index), self.generation),
+            Source::Origin { layer, .. } => (ObjectKey { layer, index }, Generation::SEALED),
+        };
+        let request = match want {
+            Want::Content => MemberRequest::Read { lineage, key, generation, blocks },
+            Want::Kind => MemberRequest::Map { lineage, key, generation, blocks },
+            Want::Difference(base) => {
+                MemberRequest::Difference { lineage, key, generation, base, blocks }
+            }
         };
         self.ask(Pending::Read { peer, read: number }, request, effects);
     }
@@ -85,17 +115,21 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) {
         let read = self.reads.at(number).expect("a read is there until it ends");
-        let answer = match reply {
-            MemberReply::Data(payloads) if !read.kind_only => {
-                let whole = payloads
+        let blocks = read.blocks;
+        let answer = match (reply, read.want) {
+            (MemberReply::Data { content, absent }, Want::Content) => {
+                let whole = content
                     .iter()
                     .all(|payload| !payload.is_empty() && payload.len().is_multiple_of(BLOCK_SIZE));
-                let bytes: usize = payloads.iter().map(|payload| payload.len()).sum();
-                (whole && bytes == read.blocks.bytes()).then_some(Answer::Data(payloads))
+                let bytes: usize = content.iter().map(|payload| payload.len()).sum();
+                let makes_sense = whole && bytes == blocks.bytes() && lie_in(&absent, blocks);
+                makes_sense.then_some(Answer::Data { content, absent })
             }
-            MemberReply::Map(runs) if read.kind_only => {
-                let blocks: u64 = runs.iter().map(|(count, _)| u64::from(*count)).sum();
-                (blocks == u64::from(read.blocks.count())).then_some(Answer::Map(runs))
+            (MemberReply::Map(runs), Want::Kind) => {
+                covers(&runs, blocks).then_some(Answer::Map(runs))
+            }
+            (MemberReply::Difference(runs), Want::Difference(_)) => {
+                covers(&runs, blocks).then_some(Answer::Difference(runs))
             }
             _ => None,
         };
@@ -144,4 +178,20 @@ impl Coordinator {
             assert_eq!(waits.get(&number), Some(&1), "a read waits for one thing: {read:?}");
         }
     }
+}
+
+/// Whether the runs are all of the blocks asked for.
+fn covers<T>(runs: &[(u32, T)], blocks: BlockRange) -> bool {
+    let count: u64 = runs.iter().map(|(count, _)| u64::from(*count)).sum();
+    count == u64::from(blocks.count())
+}
+
+/// Whether the ranges lie in the blocks asked for, in order and apart from one another.
+fn lie_in(ranges: &[BlockRange], blocks: BlockRange) -> bool {
+    let mut at = blocks.first();
+    ranges.iter().all(|range| {
+        let follows = range.first() >= at;
+        at = range.end();
+        follows && range.end() <= blocks.end()
+    })
 }

@@ -11,11 +11,12 @@ use proto::{
 };
 use std::sync::Arc;
 use std::time::Instant;
-use volume::{Effect, Event, Operation, Request, RequestId, Session};
+use volume::{Effect, Event, Operation, Request, RequestId, Session, View};
 
 const DEPTH: usize = 32;
 const ROUNDS: usize = 1_000_000;
 const BYTES: u64 = 8 << 30;
+const VIEW: View = View::Head { read_only: false };
 
 fn main() {
     for (name, share_of_writes) in [("read", 0), ("write", 100), ("half and half", 50)] {
@@ -41,7 +42,7 @@ fn measure(share_of_writes: u64) -> u128 {
     let content = Payload::zeroed(4096);
     let mut effects = Vec::new();
     let mut session =
-        Session::open(Time(1), volume, Generation(1), false, Arc::clone(&map), &mut effects);
+        Session::open(Time(1), volume, Generation(1), VIEW, Arc::clone(&map), &mut effects);
     let mut questions: Vec<(MemberToken, MemberRequest)> = Vec::new();
     let (mut x, mut next, mut completed) = (1u64, 0u64, 0usize);
     let (mut started, mut in_flight) = (Instant::now(), 0);
@@ -102,7 +103,9 @@ fn answer(request: MemberRequest, content: &Payload) -> MemberReply {
             MemberReply::Stamp(ObjectStamp { key, stamp: Stamp::default(), settled_generation })
         }
         MemberRequest::Write(_) => MemberReply::Written { incarnation },
-        MemberRequest::Read { .. } => MemberReply::Data(vec![content.clone()]),
+        MemberRequest::Read { .. } => {
+            MemberReply::Data { content: vec![content.clone()], absent: Vec::new() }
+        }
         _ => panic!("not asked here"),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::request::{Completion, Error, Request, RequestId};
 use cluster::{Map, PendingDiscard};
-use proto::{DiskId, MemberError, MemberReply, MemberRequest, MemberToken, Time};
+use proto::{DiskId, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, Time};
 use std::sync::Arc;
 
 /// What a session is told.
@@ -22,6 +22,12 @@ pub enum Event {
     },
     /// The cluster's state is another: sizes and disks may have changed.
     Map(Arc<Map>),
+    /// Copy what shows through from other lineages into the head, in the background, until
+    /// [`Effect::Flattened`]; or stop that.
+    Flatten {
+        /// Whether to start.
+        start: bool,
+    },
     /// Finish what has been begun, give up the rest, flush, then [`Effect::Closed`]. Only once
     /// nobody waits for requests any more.
     Close,
@@ -57,6 +63,15 @@ pub enum Effect {
         /// What was discarded.
         discarded: PendingDiscard,
     },
+    /// All disks know the volume's head, and every write to the layer below is stable: to be
+    /// reported to the cluster. Comes again after a while as long as the map does not show it.
+    LayerOpened {
+        /// The head.
+        layer: LayerId,
+    },
+    /// Nothing shows through the head from other lineages any more, and that is stable: to be
+    /// reported to the cluster. Comes again after a while as long as the map does not show it.
+    Flattened,
     /// A newer attachment ended this one after it was open; every request fails from now on.
     Fenced,
     /// [`Event::Close`] is done; the session may be dropped.

@@ -11,16 +11,21 @@
 #![forbid(unsafe_code)]
 
 mod event;
+mod flatten;
 mod locks;
+mod origin;
 mod pieces;
 mod request;
 mod session;
 mod shrink;
+mod switch;
 mod work;
 
 #[cfg(test)]
 mod model;
 
 pub use event::{Effect, Event, Waiting};
-pub use request::{Completion, Error, Extent, Operation, Request, RequestId};
+pub use flatten::Flattening;
+pub use replica::View;
+pub use request::{Changed, Completion, Error, Extent, Operation, Request, RequestId};
 pub use session::Session;

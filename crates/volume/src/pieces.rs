@@ -2,7 +2,7 @@
 
 use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, SECTOR_SIZE};
 
-const BLOCK: u64 = BLOCK_SIZE as u64;
+pub(crate) const BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// A range of bytes of a volume, whole sectors, not empty, seen as blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,6 @@
 //! What a front asks of a volume, and what it gets back.
 
-use proto::{BlockState, Buffer, Payload};
+use proto::{BlockState, Buffer, LayerId, Payload};
 
 /// Names a request among those of one front's connection that are in flight. The front chooses
 /// it; it comes back with the completion.
@@ -54,6 +54,12 @@ pub enum Operation {
     Flush,
     /// What kind of content there is. Completed by [`Completion::Status`].
     Status,
+    /// What differs from a layer below in the volume's lineage. Completed by
+    /// [`Completion::Difference`].
+    Difference {
+        /// The layer below; layer 0: nothing at all.
+        base: LayerId,
+    },
     /// The content will be read soon. Completed by [`Completion::Done`].
     Prefetch,
 }
@@ -68,6 +74,18 @@ pub enum Completion {
     /// Runs of equal state, in order. Together they cover at least a part from the start of what
     /// was asked for, and nothing past its end.
     Status(Vec<Extent>),
+    /// Runs in order; they cover as much as those of a status.
+    Difference(Vec<Changed>),
+}
+
+/// A run of bytes that is the same as in the base, or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Changed {
+    /// How many bytes, never 0.
+    pub length: u64,
+    /// Nothing if it is the same, else what it is now. Against nothing at all: nothing where
+    /// there is nothing.
+    pub state: Option<BlockState>,
 }
 
 /// A run of bytes with one kind of content.
@@ -111,6 +129,9 @@ pub enum Error {
     /// It covers more than one request may.
     #[error("the request is too long; split it")]
     TooLong,
+    /// The layer to compare with is not one below this one that is sealed.
+    #[error("there is no such snapshot below the volume; compare with one of its own")]
+    UnknownBase,
     /// The disks failed. The text says which and how.
     #[error("the disks failed: {0}")]
     Io(String),

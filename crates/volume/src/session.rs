@@ -1,18 +1,24 @@
 //! The machine that serves one attached volume.
 
 use crate::event::{Effect, Event, Waiting};
+use crate::flatten::Flatten;
 use crate::locks::Locks;
+use crate::origin::{Follow, Through, Whole};
 use crate::pieces::{Range, piece};
 use crate::request::{Completion, Error, Operation, Request, RequestId};
 use crate::shrink::Shrink;
+use crate::switch::Switch;
 use crate::work::{Stage, Task, Work, prefetched_bytes, status_bytes};
 use cluster::Map;
 use proto::limits::{
-    CLOSE_STALLED_MS_MAX, MEMBER_REQUEST_BLOCKS_MAX, REQUEST_BYTES_MAX, REQUEST_PIECES_MAX,
-    SESSION_BYTES_MAX, SESSION_PIECES_MAX, SESSION_REQUESTS_MAX, STATUS_OBJECTS_MAX,
+    CLOSE_STALLED_MS_MAX, FLATTEN_PIECES_MAX, MEMBER_REQUEST_BLOCKS_MAX, REQUEST_BYTES_MAX,
+    REQUEST_PIECES_MAX, SESSION_BYTES_MAX, SESSION_PIECES_MAX, SESSION_REQUESTS_MAX,
+    STATUS_OBJECTS_MAX,
 };
-use proto::{BLOCK_SIZE, Duration, Generation, OBJECT_SIZE, Payload, Time, VolumeId};
-use replica::{Coordinator, Slots};
+use proto::{
+    BLOCK_SIZE, BlockRange, Duration, Generation, LayerId, OBJECT_SIZE, Payload, Time, VolumeId,
+};
+use replica::{Answer, Coordinator, Slots, Source, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -26,6 +32,9 @@ use std::sync::Arc;
 pub struct Session {
     pub(crate) now: Time,
     pub(crate) volume: VolumeId,
+    view: View,
+    /// How long a snapshot is.
+    sealed_bytes: u64,
     pub(crate) read_only: bool,
     pub(crate) map: Arc<Map>,
     pub(crate) coordinator: Coordinator,
@@ -37,12 +46,17 @@ pub struct Session {
     pub(crate) works: Slots<Work>,
     locks: Locks,
     /// Object requests under way.
-    pieces: Slots<Piece>,
+    pub(crate) pieces: Slots<Piece>,
+    /// Those that have ended and are being completed with what shows through.
+    pub(crate) follows: Slots<Follow>,
+    pub(crate) through: Through,
     /// Works that have pieces to send, each once.
-    runnable: VecDeque<u64>,
+    pub(crate) runnable: VecDeque<u64>,
     /// Bytes that the works hold at most.
     bytes: usize,
     pub(crate) shrink: Shrink,
+    pub(crate) switch: Switch,
+    pub(crate) flatten: Flatten,
     /// Zeros for one piece, once they were needed.
     zeros: Option<Payload>,
     /// What the coordinator wants done, and a spare list.
@@ -78,17 +92,30 @@ struct Closing {
 
 /// An object request under way.
 #[derive(Debug)]
-struct Piece {
-    work: u64,
-    role: Role,
+pub(crate) struct Piece {
+    pub(crate) work: u64,
+    pub(crate) role: Role,
+    /// What is looked at, if it looks.
+    pub(crate) place: Option<(u32, BlockRange)>,
 }
 
-#[derive(Debug)]
-enum Role {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Role {
     /// Brings the present content of this block.
     Edge(u64),
     /// This part of the body.
     Part(u32),
+    /// A part of another piece, from so far along what shows through.
+    Through {
+        follow: u64,
+        level: usize,
+    },
+    /// Finds out what is to be copied.
+    Look,
+    /// Brings what is to be copied.
+    Copy,
+    /// Tells the disks of a new head.
+    Switch,
     Flush,
 }
 
@@ -96,25 +123,38 @@ impl Session {
     /// Starts the session of an attachment: fences and settles, then [`Effect::Opened`].
     ///
     /// A read-only session fences nobody. Its generation is newer than any fence of an earlier
-    /// writer, so its reads are served until a later writer's fence ends it.
+    /// writer, so its reads are served until a later writer's fence ends it. That of a snapshot is
+    /// not ended by anything.
     ///
     /// # Panics
-    /// If the map does not know the volume: a bug of the caller, who has just attached it.
+    /// If the map does not know the volume or the snapshot: a bug of the caller, who has just
+    /// attached it.
     pub fn open(
         now: Time,
         volume: VolumeId,
         generation: Generation,
-        read_only: bool,
+        view: View,
         map: Arc<Map>,
         effects: &mut Vec<Effect>,
     ) -> Session {
+        let known = map.volume(volume).expect("the volume is in the map");
+        let (shown, sealed_bytes, read_only) = match view {
+            View::Head { read_only } => (known.head, 0, read_only),
+            View::Snapshot { layer } => {
+                let mut snapshots = known.snapshots.iter();
+                let snapshot = snapshots.find(|snapshot| snapshot.layer == layer);
+                (layer, snapshot.expect("the snapshot is in the map").bytes, true)
+            }
+        };
+        let through = Through::new(&map, shown);
         let mut scratch = Vec::new();
         let shared = Arc::clone(&map);
-        let coordinator =
-            Coordinator::open(now, volume, generation, read_only, shared, &mut scratch);
+        let coordinator = Coordinator::open(now, volume, generation, view, shared, &mut scratch);
         let mut session = Session {
             now,
             volume,
+            view,
+            sealed_bytes,
             read_only,
             map,
             coordinator,
@@ -124,9 +164,13 @@ impl Session {
             works: Slots::default(),
             locks: Locks::default(),
             pieces: Slots::default(),
+            follows: Slots::default(),
+            through,
             runnable: VecDeque::new(),
             bytes: 0,
             shrink: Shrink::default(),
+            switch: Switch::new(shown),
+            flatten: Flatten::default(),
             zeros: None,
             scratch,
             spare: Vec::new(),
@@ -159,11 +203,14 @@ impl Session {
                 let event = replica::Event::Member { disk, token, result };
                 self.coordinator.handle(now, event, &mut self.scratch);
             }
-            Event::Map(map) if map.volume(self.volume).is_some() => {
+            Event::Map(map) if self.is_known_to(&map) => {
                 self.map = Arc::clone(&map);
                 self.coordinator.handle(now, replica::Event::Map(map), &mut self.scratch);
+                self.take_through_map(effects);
+                self.advance_switch(effects);
                 self.advance_shrink(effects);
             }
+            Event::Flatten { start } => self.handle_flatten(start, effects),
             // A volume that is attached cannot be deleted: the map is one of before.
             Event::Map(_) => {}
             Event::Close => self.begin_closing(effects),
@@ -178,7 +225,9 @@ impl Session {
             return None;
         }
         let closing = self.closing.as_ref().map(|closing| closing.look_at);
-        [self.coordinator.deadline(), self.shrink.deadline(), closing].into_iter().flatten().min()
+        let own = [self.shrink.deadline(), self.switch.deadline(), self.flatten.deadline()];
+        let all = own.into_iter().chain([self.coordinator.deadline(), closing]);
+        all.flatten().min()
     }
 
     /// Why the oldest unfinished request has not ended, and since when it has not.
@@ -205,8 +254,10 @@ impl Session {
         for (_, piece) in self.pieces.iter() {
             *pieces.entry(piece.work).or_default() += 1;
         }
-        let queued: BTreeSet<u64> = self.runnable.iter().copied().collect();
-        assert_eq!(queued.len(), self.runnable.len(), "a work is queued once");
+        let held = &self.switch.held;
+        let queued: BTreeSet<u64> = self.runnable.iter().chain(held).copied().collect();
+        assert_eq!(queued.len(), self.runnable.len() + held.len(), "a work is queued once");
+        assert!(held.is_empty() || self.switch.is_draining(), "a work is held for nothing");
         let granted = self.locks.granted();
         let mut bytes = 0;
         let mut locked = 0;
@@ -230,7 +281,7 @@ impl Session {
         let edges = 2 * BLOCK_SIZE * SESSION_REQUESTS_MAX;
         assert!(bytes <= SESSION_BYTES_MAX + edges, "too much in work");
         assert!(self.pieces.len() <= SESSION_PIECES_MAX + SESSION_REQUESTS_MAX * 2);
-        assert!(self.works.len() <= SESSION_REQUESTS_MAX + 2);
+        assert!(self.works.len() <= SESSION_REQUESTS_MAX + FLATTEN_PIECES_MAX + 4);
         let idle = self.works.is_empty() && matches!(self.life, Life::Open | Life::Fenced);
         assert!(!idle || self.inbox.is_empty(), "requests wait for nothing");
     }
@@ -264,7 +315,7 @@ impl Session {
             let bytes = match request.operation {
                 Operation::Read | Operation::Write { .. } => range.touched_bytes(),
                 Operation::Prefetch => prefetched_bytes(range),
-                Operation::Status => status_bytes(range),
+                Operation::Status | Operation::Difference { .. } => status_bytes(range),
                 _ => 0,
             };
             if self.bytes > 0 && self.bytes + bytes > SESSION_BYTES_MAX {
@@ -284,9 +335,8 @@ impl Session {
             let flush = Range { offset: 0, length: 0 };
             return Ok((!self.read_only).then_some(flush));
         }
-        let known = self.map.volume(self.volume).expect("maps without it are not taken");
         let end = request.offset.checked_add(request.length);
-        if end.is_none_or(|end| end > known.served_bytes()) {
+        if end.is_none_or(|end| end > self.served_bytes()) {
             return Err(Error::OutOfRange);
         }
         let range = Range::new(request.offset, request.length).ok_or(Error::Misaligned)?;
@@ -311,7 +361,10 @@ impl Session {
             {
                 return Err(Error::NotFast);
             }
-            Operation::Status => {
+            Operation::Difference { base } if !self.is_base(*base) => {
+                return Err(Error::UnknownBase);
+            }
+            Operation::Status | Operation::Difference { .. } => {
                 // The answer may cover less than was asked about.
                 let most = STATUS_OBJECTS_MAX * OBJECT_SIZE as u64;
                 let length = range.length.min(most);
@@ -326,9 +379,57 @@ impl Session {
         Ok((range.length > 0 && first < end).then_some(range))
     }
 
+    /// Whether the map has what the session shows.
+    fn is_known_to(&self, map: &Map) -> bool {
+        map.volume(self.volume).is_some_and(|volume| match self.view {
+            View::Head { .. } => true,
+            View::Snapshot { layer } => volume.layers().any(|known| known == layer),
+        })
+    }
+
+    /// The layer that is read.
+    pub(crate) fn shown_layer(&self) -> LayerId {
+        match self.view {
+            View::Head { .. } => {
+                self.map.volume(self.volume).expect("maps without it are not taken").head
+            }
+            View::Snapshot { layer } => layer,
+        }
+    }
+
+    fn served_bytes(&self) -> u64 {
+        match self.view {
+            View::Head { .. } => {
+                self.map.volume(self.volume).expect("maps without it are not taken").served_bytes()
+            }
+            View::Snapshot { .. } => self.sealed_bytes,
+        }
+    }
+
+    /// Whether what is read can be compared with this layer.
+    fn is_base(&self, base: LayerId) -> bool {
+        let volume = self.map.volume(self.volume).expect("maps without it are not taken");
+        let mut at = Some(self.shown_layer());
+        while let Some(layer) = at {
+            at = self.map.parent_in_lineage(layer);
+            if at == Some(base) {
+                return self.map.sealing(volume) != Some(base);
+            }
+        }
+        base == LayerId(0)
+    }
+
+    /// Bytes that the works hold at most.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Puts a work in line for its blocks, and starts it if they are free.
-    pub(crate) fn begin(&mut self, work: Work, effects: &mut Vec<Effect>) -> u64 {
+    pub(crate) fn begin(&mut self, mut work: Work, effects: &mut Vec<Effect>) -> u64 {
         self.next = work.number + 1;
+        if !self.through.chain.is_empty() {
+            work.chain = Some(Arc::clone(&self.through.chain));
+        }
         self.bytes += work.bytes();
         let lock = work.lock();
         let number = self.works.insert(work);
@@ -354,9 +455,26 @@ impl Session {
             self.advance(number, effects);
             return;
         }
-        if matches!(work.task, Task::Flush | Task::LastFlush) {
-            self.flush(number);
-            return;
+        match work.task {
+            Task::Flush | Task::LastFlush | Task::FlattenFlush | Task::Seal { layers: None } => {
+                self.flush(number);
+                return;
+            }
+            Task::Seal { layers: Some((layer, parent)) } => {
+                work.stage = Stage::Body;
+                let request = replica::Request::SwitchLayer { layer, parent };
+                self.send(number, Role::Switch, request);
+                return;
+            }
+            Task::Flatten { .. } => {
+                work.stage = Stage::Edges;
+                let (first, end) = work.range.touched();
+                let (index, blocks) = piece(first, end, MEMBER_REQUEST_BLOCKS_MAX);
+                let request = replica::Request::Map { source: Source::Own, index, blocks };
+                self.send(number, Role::Look, request);
+                return;
+            }
+            _ => {}
         }
         let edges = work.edges();
         work.stage = Stage::Edges;
@@ -364,7 +482,8 @@ impl Session {
         for block in edges {
             any = true;
             let (index, blocks) = piece(block, block + 1, 1);
-            self.send(number, Role::Edge(block), replica::Request::Read { index, blocks });
+            let request = replica::Request::Read { source: Source::Own, index, blocks };
+            self.send(number, Role::Edge(block), request);
         }
         if !any {
             self.begin_body(number);
@@ -381,25 +500,35 @@ impl Session {
 
     // -- pieces --
 
-    fn send(&mut self, number: u64, role: Role, request: replica::Request) {
+    pub(crate) fn send(&mut self, number: u64, role: Role, request: replica::Request) {
         self.works.at_mut(number).expect("it is in work").in_flight += 1;
-        let token = self.pieces.insert(Piece { work: number, role });
+        let place = match request {
+            replica::Request::Read { index, blocks, .. }
+            | replica::Request::Map { index, blocks, .. } => Some((index, blocks)),
+            _ => None,
+        };
+        let token = self.pieces.insert(Piece { work: number, role, place });
         let event = replica::Event::Request { token, request };
         self.coordinator.handle(self.now, event, &mut self.scratch);
     }
 
     /// Sends the pieces of those works that have some, as far as the limits allow.
-    fn pump(&mut self) {
+    pub(crate) fn pump(&mut self) {
         while self.pieces.len() < SESSION_PIECES_MAX {
             let Some(&number) = self.runnable.front() else { return };
             let work = self.works.at_mut(number).expect("a work leaves the list before it ends");
+            if self.switch.holds(work) {
+                self.runnable.pop_front();
+                self.switch.held.push_back(number);
+                continue;
+            }
             if !work.has_more() || work.in_flight >= REQUEST_PIECES_MAX {
                 work.queued = false;
                 self.runnable.pop_front();
                 continue;
             }
             let zeros = &mut self.zeros;
-            let (part, request) = work.next_piece(|| zeros_of(zeros));
+            let (part, request) = work.next_piece(self.through.zero_below, || zeros_of(zeros));
             if !work.has_more() {
                 work.queued = false;
                 self.runnable.pop_front();
@@ -415,17 +544,44 @@ impl Session {
         result: Result<replica::Answer, replica::Error>,
         effects: &mut Vec<Effect>,
     ) {
-        let Piece { work: number, role } = self.pieces.remove(token).expect("it was asked for");
-        let work = self.works.at_mut(number).expect("a work outlives its pieces");
-        work.in_flight -= 1;
-        match (result, role) {
-            (Ok(replica::Answer::Data(content)), Role::Edge(block)) => work.fill(block, &content),
-            (Ok(answer), Role::Part(part)) => work.take_part(part, answer),
-            (Ok(_), _) => {}
-            (Err(error), _) => work.abandon(translate(error)),
+        let piece = self.pieces.remove(token).expect("it was asked for");
+        let number = piece.work;
+        self.works.at_mut(number).expect("a work outlives its pieces").in_flight -= 1;
+        match (piece, result) {
+            (Piece { role: Role::Through { follow, level }, place, .. }, result) => {
+                let (_, blocks) = place.expect("it is a look");
+                let whole = self.take_through(follow, level, blocks, result.as_ref().ok());
+                if let Some(Whole { role, answer, places }) = whole {
+                    self.deliver(number, role, answer, places);
+                }
+                if let Err(error) = result {
+                    self.works.at_mut(number).expect("it is in work").abandon(translate(error));
+                }
+            }
+            (piece @ Piece { role: Role::Look, .. }, Ok(answer)) => self.begin_copy(piece, &answer),
+            (piece, Ok(answer)) => {
+                let role = piece.role;
+                if let Some(answer) = self.follow(piece, answer) {
+                    self.deliver(number, role, answer, Vec::new());
+                }
+            }
+            (_, Err(error)) => {
+                self.works.at_mut(number).expect("it is in work").abandon(translate(error));
+            }
         }
         self.advance(number, effects);
         self.pump();
+    }
+
+    /// A work gets what it asked for.
+    fn deliver(&mut self, number: u64, role: Role, answer: Answer, places: Vec<(u32, Payload)>) {
+        let work = self.works.at_mut(number).expect("a work outlives its pieces");
+        match (answer, role) {
+            (Answer::Data { content, .. }, Role::Edge(block)) => work.fill(block, &content),
+            (Answer::Data { .. }, Role::Copy) => work.take_copy(places),
+            (answer, Role::Part(part)) => work.take_part(part, answer),
+            _ => {}
+        }
     }
 
     /// Brings a work to its next stage if this one is over.
@@ -434,7 +590,7 @@ impl Session {
         match work.stage {
             Stage::Locking => {}
             Stage::Edges if work.in_flight > 0 => {}
-            Stage::Edges if work.error.is_none() => self.begin_body(number),
+            Stage::Edges if work.error.is_none() && !work.has_nothing() => self.begin_body(number),
             Stage::Body if work.has_more() => {
                 if !work.queued {
                     work.queued = true;
@@ -445,6 +601,7 @@ impl Session {
             Stage::Edges | Stage::Body => {
                 if std::mem::take(&mut work.queued) {
                     self.runnable.retain(|queued| *queued != number);
+                    self.switch.held.retain(|queued| *queued != number);
                 }
                 let flush = work.fua && work.error.is_none();
                 self.unlock(number, effects);
@@ -488,10 +645,16 @@ impl Session {
         };
         match work.id {
             Some(id) => self.complete(id, result, effects),
-            None if matches!(work.task, Task::Shrink) => self.shrink_ended(result, effects),
-            None => {}
+            None => match work.task {
+                Task::Shrink => self.shrink_ended(result, effects),
+                Task::Seal { .. } => self.seal_ended(result, effects),
+                Task::Flatten { .. } => self.copy_ended(number, result, effects),
+                Task::FlattenFlush => self.flatten_flushed(result, effects),
+                _ => {}
+            },
         }
         self.admit(effects);
+        self.advance_flatten(effects);
     }
 
     fn complete(
@@ -522,6 +685,9 @@ impl Session {
                 }
             }
             self.spare = batch;
+            if self.switch.is_draining() {
+                self.advance_switch(effects);
+            }
         }
         self.advance_closing(effects);
     }
@@ -536,12 +702,15 @@ impl Session {
                 self.runnable.push_back(number);
             }
         }
+        self.copies_lost();
         self.pump();
     }
 
     fn opened(&mut self, effects: &mut Vec<Effect>) {
         self.life = Life::Open;
         effects.push(Effect::Opened(Ok(())));
+        self.advance_switch(effects);
+        self.advance_flatten(effects);
         self.advance_shrink(effects);
         self.admit(effects);
     }
@@ -553,12 +722,15 @@ impl Session {
             true => Effect::Opened(Err(Error::Fenced)),
             false => Effect::Fenced,
         });
+        self.abandon_switch();
         self.admit(effects);
     }
 
     fn handle_tick(&mut self, effects: &mut Vec<Effect>) {
         self.coordinator.handle(self.now, replica::Event::Tick, &mut self.scratch);
         self.advance_shrink(effects);
+        self.advance_switch(effects);
+        self.advance_flatten(effects);
         let Some(closing) = &mut self.closing else { return };
         if self.life == Life::Closed || closing.look_at > self.now {
             return;
@@ -588,6 +760,7 @@ impl Session {
         }
         // What a shrink left stays in the map: the next session goes on with it.
         self.abandon_shrink(effects);
+        self.advance_flatten(effects);
         // Who asked is gone, and gigabytes of zeros would keep the next one waiting.
         for (_, request) in std::mem::take(&mut self.inbox) {
             self.complete(request.id, Err(being_closed()), effects);
@@ -645,6 +818,8 @@ impl Session {
         }
         self.works = Slots::default();
         self.pieces = Slots::default();
+        self.follows = Slots::default();
+        self.switch.held.clear();
         self.locks = Locks::default();
         self.runnable.clear();
         self.scratch.clear();
@@ -677,6 +852,9 @@ fn task(operation: Operation) -> (Task, bool) {
         }
         Operation::Flush => (Task::Flush, false),
         Operation::Status => (Task::Status { runs: Vec::new(), count: 0 }, false),
+        Operation::Difference { base } => {
+            (Task::Difference { base, runs: Vec::new(), count: 0 }, false)
+        }
         Operation::Prefetch => (Task::Prefetch, false),
     }
 }
@@ -686,6 +864,7 @@ fn nothing(operation: &Operation) -> Completion {
     match operation {
         Operation::Read => Completion::Data(Vec::new()),
         Operation::Status => Completion::Status(Vec::new()),
+        Operation::Difference { .. } => Completion::Difference(Vec::new()),
         _ => Completion::Done,
     }
 }

@@ -1,12 +1,12 @@
 //! One request in work: what it still has to ask for, and what has come of it so far.
 
-use crate::pieces::{Range, piece};
-use crate::request::{Completion, Error, Extent, RequestId};
+use crate::pieces::{BLOCK, Range, piece};
+use crate::request::{Changed, Completion, Error, Extent, RequestId};
+use cluster::Origin;
 use proto::limits::{MEMBER_REQUEST_BLOCKS_MAX, REQUEST_PIECES_MAX, STATUS_EXTENTS_MAX};
-use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockState, Buffer, Change, Payload, Time};
-use replica::Request;
-
-const BLOCK: u64 = BLOCK_SIZE as u64;
+use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockState, Buffer, Change, LayerId, Payload, Time};
+use replica::{Request, Source};
+use std::sync::Arc;
 
 /// A request in work.
 #[derive(Debug)]
@@ -32,6 +32,9 @@ pub(crate) struct Work {
     first: u64,
     /// Pieces of the body sent so far.
     parts: u32,
+    /// What showed through when it began, if anything did: a shrink that comes meanwhile must not
+    /// cut off what its discard waits for.
+    pub(crate) chain: Option<Arc<[Origin]>>,
     /// The first error of a piece; no more are sent then.
     pub(crate) error: Option<Error>,
 }
@@ -62,7 +65,23 @@ pub(crate) enum Task {
         runs: Vec<Vec<(u32, BlockState)>>,
         count: usize,
     },
+    /// Likewise.
+    Difference {
+        base: LayerId,
+        runs: Vec<Vec<(u32, Option<BlockState>)>>,
+        count: usize,
+    },
     Prefetch,
+    /// The session's own: copies what shows through; where each part begins in its object.
+    Flatten {
+        content: Vec<(u32, Payload)>,
+    },
+    /// The session's own: the flush after all was copied.
+    FlattenFlush,
+    /// The session's own: tells the disks of a new head and the one below it, and flushes.
+    Seal {
+        layers: Option<(LayerId, LayerId)>,
+    },
     /// The session's own: discards what a shrink left.
     Shrink,
     /// The session's own: the flush before it closes.
@@ -93,7 +112,11 @@ impl Work {
     ) -> Work {
         let (cursor, end) = match task {
             Task::Discard | Task::Shrink => range.whole(),
-            Task::Flush | Task::LastFlush => (0, 0),
+            Task::Flush
+            | Task::LastFlush
+            | Task::FlattenFlush
+            | Task::Seal { .. }
+            | Task::Flatten { .. } => (0, 0),
             _ => range.touched(),
         };
         Work {
@@ -110,6 +133,7 @@ impl Work {
             end,
             first: cursor,
             parts: 0,
+            chain: None,
             error: None,
         }
     }
@@ -122,16 +146,52 @@ impl Work {
             Task::Write { .. } | Task::Discard | Task::WriteZeroes { .. } | Task::Shrink => {
                 Some((self.first, self.end, true))
             }
-            Task::Flush | Task::LastFlush | Task::Status { .. } | Task::Prefetch => None,
+            Task::Flatten { .. } => {
+                let (first, end) = self.range.touched();
+                Some((first, end, true))
+            }
+            Task::Flush
+            | Task::LastFlush
+            | Task::FlattenFlush
+            | Task::Seal { .. }
+            | Task::Status { .. }
+            | Task::Difference { .. }
+            | Task::Prefetch => None,
+        }
+    }
+
+    /// Whether it changes blocks.
+    pub(crate) fn is_change(&self) -> bool {
+        self.lock().is_some_and(|(_, _, exclusive)| exclusive)
+    }
+
+    /// Whether it is a write of which pieces were sent: all of it belongs into one layer.
+    pub(crate) fn must_go_on(&self) -> bool {
+        let is_write = matches!(self.task, Task::Write { .. });
+        is_write && self.stage == Stage::Body && self.parts > 0
+    }
+
+    /// Whether it is a copy of nothing.
+    pub(crate) fn has_nothing(&self) -> bool {
+        matches!(&self.task, Task::Flatten { content } if content.is_empty())
+    }
+
+    /// What is to be copied has come.
+    pub(crate) fn take_copy(&mut self, parts: Vec<(u32, Payload)>) {
+        if let Task::Flatten { content } = &mut self.task {
+            (self.first, self.cursor, self.end) = (0, 0, parts.len() as u64);
+            *content = parts;
         }
     }
 
     /// Bytes that it holds at most.
     pub(crate) fn bytes(&self) -> usize {
         match self.task {
-            Task::Read { .. } | Task::Write { .. } => self.range.touched_bytes(),
+            Task::Read { .. } | Task::Write { .. } | Task::Flatten { .. } => {
+                self.range.touched_bytes()
+            }
             Task::Prefetch => prefetched_bytes(self.range),
-            Task::Status { .. } => status_bytes(self.range),
+            Task::Status { .. } | Task::Difference { .. } => status_bytes(self.range),
             Task::WriteZeroes { .. } => 2 * BLOCK_SIZE,
             _ => 0,
         }
@@ -190,8 +250,7 @@ impl Work {
 
     /// Sends all pieces of a change once more; gives back whether there are any.
     pub(crate) fn rewind(&mut self) -> bool {
-        let changes = self.lock().is_some_and(|(_, _, exclusive)| exclusive);
-        if self.stage != Stage::Body || !changes {
+        if self.stage != Stage::Body || !self.is_change() {
             return false;
         }
         self.cursor = self.first;
@@ -203,25 +262,42 @@ impl Work {
         self.error.get_or_insert(error);
     }
 
-    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have.
-    pub(crate) fn next_piece(&mut self, zeros: impl FnOnce() -> Payload) -> (u32, Request) {
+    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have; below
+    /// the block `zero_below` what is discarded becomes zeros instead of absent.
+    pub(crate) fn next_piece(
+        &mut self,
+        zero_below: u64,
+        zeros: impl FnOnce() -> Payload,
+    ) -> (u32, Request) {
         let (first, end) = (self.range.touched().0, self.end);
-        let at = self.cursor;
+        let (at, source) = (self.cursor, Source::Own);
         let request = match &self.task {
             Task::Read { .. } | Task::Prefetch => {
                 let (index, blocks) = piece(at, end, MEMBER_REQUEST_BLOCKS_MAX);
                 self.cursor += u64::from(blocks.count());
-                Request::Read { index, blocks }
+                Request::Read { source, index, blocks }
             }
-            Task::Status { .. } => {
+            Task::Status { .. } | Task::Difference { base: LayerId(0), .. } => {
                 let (index, blocks) = piece(at, end, BLOCKS_PER_OBJECT);
                 self.cursor += u64::from(blocks.count());
-                Request::Map { index, blocks }
+                Request::Map { source, index, blocks }
+            }
+            &Task::Difference { base, .. } => {
+                let (index, blocks) = piece(at, end, BLOCKS_PER_OBJECT);
+                self.cursor += u64::from(blocks.count());
+                Request::Difference { base, index, blocks }
+            }
+            Task::Flatten { content } => {
+                let (index, _) = piece(first, first + 1, 1);
+                let (first, payload) = content[at as usize].clone();
+                self.cursor += 1;
+                let change = Change::Data { first, payload, detect_zeroes: true };
+                Request::Change { index, change }
             }
             Task::Discard | Task::Shrink => {
-                let (index, blocks) = piece(at, end, BLOCKS_PER_OBJECT);
-                self.cursor += u64::from(blocks.count());
-                Request::Change { index, change: Change::Absent { blocks } }
+                let (request, count) = discard(at, end, zero_below);
+                self.cursor += u64::from(count);
+                request
             }
             Task::Write { payload, .. } => {
                 let (index, blocks) = piece(at, end, MEMBER_REQUEST_BLOCKS_MAX);
@@ -243,13 +319,18 @@ impl Work {
                     Some(edge) => data(at, at + 1, *may_unmap, || edge),
                     None => {
                         let middle = self.range.tail().unwrap_or(end);
-                        if *may_unmap { absent(at, middle) } else { data(at, middle, false, zeros) }
+                        match may_unmap {
+                            true => discard(at, middle, zero_below),
+                            false => data(at, middle, false, zeros),
+                        }
                     }
                 };
                 self.cursor += u64::from(count);
                 request
             }
-            Task::Flush | Task::LastFlush => unreachable!("a flush has no pieces"),
+            Task::Flush | Task::LastFlush | Task::FlattenFlush | Task::Seal { .. } => {
+                unreachable!("a flush has no pieces")
+            }
         };
         let part = self.parts;
         self.parts += 1;
@@ -259,16 +340,31 @@ impl Work {
     /// Takes in what a piece brought.
     pub(crate) fn take_part(&mut self, part: u32, answer: replica::Answer) {
         match (&mut self.task, answer) {
-            (Task::Read { first, .. }, replica::Answer::Data(content)) if part == 0 => {
+            (Task::Read { first, .. }, replica::Answer::Data { content, .. }) if part == 0 => {
                 *first = content;
             }
-            (Task::Read { more, .. }, replica::Answer::Data(content)) => {
+            (Task::Read { more, .. }, replica::Answer::Data { content, .. }) => {
                 put(more, part as usize - 1, content);
             }
             (Task::Status { runs, count }, replica::Answer::Map(found)) => {
                 *count += found.len();
                 if *count >= STATUS_EXTENTS_MAX {
                     // The answer takes no more. It goes as far as what has been asked for.
+                    self.end = self.cursor;
+                }
+                put(runs, part as usize, found);
+            }
+            (Task::Difference { runs, count, .. }, answer) => {
+                let there = |state| Some(state).filter(|state| *state != BlockState::Absent);
+                let found = match answer {
+                    replica::Answer::Difference(found) => found,
+                    replica::Answer::Map(found) => {
+                        found.into_iter().map(|(count, state)| (count, there(state))).collect()
+                    }
+                    _ => Vec::new(),
+                };
+                *count += found.len();
+                if *count >= STATUS_EXTENTS_MAX {
                     self.end = self.cursor;
                 }
                 put(runs, part as usize, found);
@@ -288,7 +384,18 @@ impl Work {
                 trim(&mut content, range);
                 Completion::Data(content)
             }
-            Task::Status { runs, .. } => Completion::Status(extents(runs, range)),
+            Task::Status { runs, .. } => {
+                let extents = extents(runs, range).into_iter();
+                Completion::Status(
+                    extents.map(|(length, state)| Extent { length, state }).collect(),
+                )
+            }
+            Task::Difference { runs, .. } => {
+                let extents = extents(runs, range).into_iter();
+                Completion::Difference(
+                    extents.map(|(length, state)| Changed { length, state }).collect(),
+                )
+            }
             _ => Completion::Done,
         }
     }
@@ -307,10 +414,14 @@ pub(crate) fn status_bytes(range: Range) -> usize {
     (range.touched_bytes() / BLOCK_SIZE).min(RUNS_MAX) * size_of::<(u32, BlockState)>()
 }
 
-/// A piece that makes blocks of `first .. end` absent, and how many.
-fn absent(first: u64, end: u64) -> (Request, u32) {
+/// A piece that discards blocks of `first .. end`, and how many. They become absent, or zeros where
+/// something else would show then.
+fn discard(first: u64, end: u64, zero_below: u64) -> (Request, u32) {
+    let zeroes = first < zero_below;
+    let end = if zeroes { end.min(zero_below) } else { end };
     let (index, blocks) = piece(first, end, BLOCKS_PER_OBJECT);
-    (Request::Change { index, change: Change::Absent { blocks } }, blocks.count())
+    let change = if zeroes { Change::Zero { blocks } } else { Change::Absent { blocks } };
+    (Request::Change { index, change }, blocks.count())
 }
 
 /// A piece that writes blocks of `first .. end` with the start of `content`, and how many.
@@ -370,8 +481,8 @@ fn cut(content: &mut [Payload], bytes: usize, front: bool) {
 }
 
 /// Joins the runs of all pieces, cut to the bytes asked for and to the longest answer.
-fn extents(runs: &[Vec<(u32, BlockState)>], range: Range) -> Vec<Extent> {
-    let mut extents: Vec<Extent> = Vec::new();
+fn extents<T: Copy + PartialEq>(runs: &[Vec<(u32, T)>], range: Range) -> Vec<(u64, T)> {
+    let mut extents: Vec<(u64, T)> = Vec::new();
     let (first, _) = range.touched();
     let mut at = first * BLOCK;
     for (count, state) in runs.iter().flatten() {
@@ -383,9 +494,9 @@ fn extents(runs: &[Vec<(u32, BlockState)>], range: Range) -> Vec<Extent> {
         }
         let full = extents.len() == STATUS_EXTENTS_MAX;
         match extents.last_mut() {
-            Some(last) if last.state == *state => last.length += length,
+            Some((last, same)) if *same == *state => *last += length,
             _ if full => break,
-            _ => extents.push(Extent { length, state: *state }),
+            _ => extents.push((length, *state)),
         }
     }
     extents
@@ -425,7 +536,6 @@ mod tests {
         let runs = vec![vec![(2, Data), (1022, Absent)], vec![(1024, Absent)], vec![(1, Zero)]];
         let check = |offset, length, wanted: &[(u64, BlockState)]| {
             let found = extents(&runs, range(offset, length));
-            let found: Vec<_> = found.iter().map(|extent| (extent.length, extent.state)).collect();
             assert_eq!(found, wanted, "{offset}+{length}");
         };
         check(0, 2049 * BLOCK, &[(2 * BLOCK, Data), (2046 * BLOCK, Absent), (BLOCK, Zero)]);

@@ -28,7 +28,7 @@ impl Refusal {
             Error::OutOfRange | Error::Misaligned => Errno::Invalid,
             // The protocol wants this code for unfragmented reads only.
             Error::TooLong if unfragmented => Errno::Overflow,
-            Error::TooLong => Errno::Invalid,
+            Error::TooLong | Error::UnknownBase => Errno::Invalid,
             Error::NoSpace => Errno::NoSpace,
             Error::ReadOnly => Errno::Permission,
             Error::NotFast => Errno::NotSupported,

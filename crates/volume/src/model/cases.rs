@@ -48,14 +48,15 @@ fn a_session_whose_volume_was_attached_elsewhere_changes_nothing() {
     let (volume, map) = (world.volume, Arc::clone(&world.map));
     let (now, newer) = (world.now, Generation(world.generation.0 + 1));
     let mut effects = Vec::new();
-    let mut new = Session::open(now, volume, newer, false, map, &mut effects);
+    let mut new =
+        Session::open(now, volume, newer, View::Head { read_only: false }, map, &mut effects);
     let Some(Effect::Member { token, request, .. }) = effects.pop() else { panic!("a fence") };
     world.disk.questions.push_back((token, request));
     world.disk.step(&mut world.random);
     let (token, result) = world.disk.answers.pop().expect("answered");
     converse(&mut world, &mut new, Event::Member { disk: DISK, token, result });
 
-    let placeholder = Session::open(now, volume, newer, true, world.map.clone(), &mut Vec::new());
+    let placeholder = Session::open(now, volume, newer, READER, world.map.clone(), &mut Vec::new());
     let mut old = std::mem::replace(&mut world.session, placeholder);
     let said = converse(&mut world, &mut old, write_of(77, 9));
     assert!(matches!(

@@ -2,10 +2,10 @@
 
 use proto::{
     BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockState, Buffer, Change, Generation, Incarnation,
-    MemberError, MemberReply, MemberRequest, MemberToken, ObjectKey, ObjectStamp, Payload, Stamp,
-    Write,
+    LayerId, LineageId, MemberError, MemberReply, MemberRequest, MemberToken, ObjectKey,
+    ObjectStamp, Payload, Stamp, Write,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Seeded chance: splitmix64.
 pub(super) struct Random(pub(super) u64);
@@ -37,19 +37,21 @@ pub(super) struct Faults {
     pub(super) corrupt: u64,
 }
 
-/// One block: nothing is absent.
+/// One block of one layer: nothing is what the layer below has.
 #[derive(Clone)]
 enum Content {
+    Absent,
     Zero,
     Data(Payload),
 }
 
+/// All layers of an object of one lineage: one history.
 #[derive(Clone, Default)]
 struct Object {
     stamp: Stamp,
-    blocks: BTreeMap<u32, Content>,
+    layers: BTreeMap<LayerId, BTreeMap<u32, Content>>,
     /// Changes since the last flush, oldest first.
-    volatile: Vec<(Stamp, Change)>,
+    volatile: Vec<(Stamp, LayerId, Change)>,
     /// What is stable.
     stable: Option<Box<Object>>,
 }
@@ -64,13 +66,20 @@ pub(super) struct FakeDisk {
     pub(super) answers: Vec<Answer>,
     /// Out of service.
     pub(super) dead: bool,
-    fence: Generation,
-    settled: Stamp,
-    objects: BTreeMap<ObjectKey, Object>,
+    fences: BTreeMap<LineageId, Generation>,
+    settled: BTreeMap<LineageId, Stamp>,
+    objects: BTreeMap<Place, Object>,
+    /// What lies below each layer; the first one of a lineage is not listed.
+    parents: BTreeMap<LayerId, LayerId>,
+    stable_parents: BTreeMap<LayerId, LayerId>,
+    dropped: BTreeSet<LayerId>,
     /// Whether a death ever took away something that had been answered.
     pub(super) losses: u64,
-    answered: BTreeMap<ObjectKey, Stamp>,
+    answered: BTreeMap<Place, Stamp>,
 }
+
+/// An object in all layers of its lineage.
+type Place = (LineageId, u32);
 
 impl FakeDisk {
     pub(super) fn new(faults: Faults) -> FakeDisk {
@@ -80,9 +89,12 @@ impl FakeDisk {
             questions: VecDeque::new(),
             answers: Vec::new(),
             dead: false,
-            fence: Generation(0),
-            settled: Stamp::default(),
+            fences: BTreeMap::new(),
+            settled: BTreeMap::new(),
             objects: BTreeMap::new(),
+            parents: BTreeMap::new(),
+            stable_parents: BTreeMap::new(),
+            dropped: BTreeSet::new(),
             losses: 0,
             answered: BTreeMap::new(),
         }
@@ -119,8 +131,18 @@ impl FakeDisk {
         if !power {
             return;
         }
+        let forgotten = if random.chance(500) {
+            std::mem::replace(&mut self.parents, self.stable_parents.clone())
+        } else {
+            BTreeMap::new()
+        };
         for (key, object) in &mut self.objects {
             let keep = random.below(object.volatile.len() as u64 + 1) as usize;
+            // What was written to a layer does not outlive it.
+            let is_lost =
+                |layer| forgotten.contains_key(layer) && !self.parents.contains_key(layer);
+            let lost = object.volatile.iter().position(|(_, layer, _)| is_lost(layer));
+            let keep = keep.min(lost.unwrap_or(keep));
             if keep == object.volatile.len() {
                 continue;
             }
@@ -128,8 +150,8 @@ impl FakeDisk {
             let stable = object.stable.take().map(|stable| *stable).unwrap_or_default();
             *object = Object { stable: Some(Box::new(stable.clone())), ..stable };
             volatile.truncate(keep);
-            for (stamp, change) in volatile {
-                object.apply(stamp, &change);
+            for (stamp, layer, change) in volatile {
+                object.apply(stamp, layer, &change);
             }
             let acknowledged = self.answered.get(key).copied().unwrap_or_default();
             self.losses += u64::from(object.stamp < acknowledged);
@@ -145,12 +167,62 @@ impl FakeDisk {
     }
 
     /// The session has been told that this write is done.
-    pub(super) fn acknowledged(&mut self, key: ObjectKey, stamp: Stamp) {
-        let known = self.answered.entry(key).or_default();
+    pub(super) fn acknowledged(&mut self, place: Place, stamp: Stamp) {
+        let known = self.answered.entry(place).or_default();
         *known = (*known).max(stamp);
     }
 
+    /// The map says that this layer is needless.
+    pub(super) fn drop_layer(&mut self, lineage: LineageId, layer: LayerId) {
+        self.flush();
+        self.dropped.insert(layer);
+        let children = self.parents.iter().filter(|(_, parent)| **parent == layer);
+        let children: Vec<LayerId> = children.map(|(child, _)| *child).collect();
+        assert!(children.len() < 2, "a layer of two others is dropped");
+        for (_, object) in self.objects.iter_mut().filter(|((of, _), _)| *of == lineage) {
+            let mut content = object.layers.remove(&layer).unwrap_or_default();
+            if let [child] = children[..] {
+                content.append(&mut object.layers.remove(&child).unwrap_or_default());
+                object.layers.insert(child, content);
+            }
+        }
+        let below = self.parents.remove(&layer);
+        if let [child] = children[..] {
+            match below {
+                Some(below) => self.parents.insert(child, below),
+                None => self.parents.remove(&child),
+            };
+        }
+        self.flush();
+    }
+
+    /// Whether a layer is the first of its lineage, or was opened.
+    fn knows(&self, layer: LayerId, lineage: LineageId) -> bool {
+        let has = |object: &Object| object.layers.contains_key(&layer);
+        let is_known = self.parents.contains_key(&layer)
+            || layer.0 == lineage.0
+            // The ones below it may have gone.
+            || self.objects.iter().any(|((of, _), object)| *of == lineage && has(object))
+            || self.parents.values().any(|parent| *parent == layer);
+        is_known && !self.dropped.contains(&layer)
+    }
+
+    /// What a layer shows of a block.
+    fn block(&self, lineage: LineageId, key: ObjectKey, block: u32) -> Content {
+        let Some(object) = self.objects.get(&(lineage, key.index)) else { return Content::Absent };
+        let mut at = Some(key.layer);
+        while let Some(layer) = at {
+            let found = object.layers.get(&layer).and_then(|blocks| blocks.get(&block));
+            if let Some(found) = found {
+                return found.clone();
+            }
+            at = self.parents.get(&layer).copied();
+        }
+        Content::Absent
+    }
+
     fn flush(&mut self) {
+        self.stable_parents = self.parents.clone();
         for object in self.objects.values_mut() {
             object.volatile.clear();
             object.stable = None;
@@ -163,29 +235,47 @@ impl FakeDisk {
         request: MemberRequest,
         random: &mut Random,
     ) -> Result<MemberReply, MemberError> {
-        let generation = match &request {
-            MemberRequest::Fence { generation, .. }
-            | MemberRequest::Settle { generation, .. }
-            | MemberRequest::Stamp { generation, .. }
-            | MemberRequest::Read { generation, .. }
-            | MemberRequest::Map { generation, .. }
-            | MemberRequest::Flush { generation, .. } => *generation,
-            MemberRequest::Write(write) => write.stamp.generation,
+        let (lineage, generation) = match &request {
+            MemberRequest::Fence { lineage, generation }
+            | MemberRequest::Settle { lineage, generation, .. }
+            | MemberRequest::Stamp { lineage, generation, .. }
+            | MemberRequest::OpenLayer { lineage, generation, .. }
+            | MemberRequest::Read { lineage, generation, .. }
+            | MemberRequest::Map { lineage, generation, .. }
+            | MemberRequest::Difference { lineage, generation, .. }
+            | MemberRequest::Reclaimable { lineage, generation, .. }
+            | MemberRequest::Flush { lineage, generation } => (*lineage, *generation),
+            MemberRequest::Write(write) => (write.lineage, write.stamp.generation),
         };
-        if generation < self.fence {
-            return Err(MemberError::Fenced { newer: self.fence });
+        let fence = self.fences.get(&lineage).copied().unwrap_or_default();
+        if generation < fence {
+            return Err(MemberError::Fenced { newer: fence });
         }
         let incarnation = self.incarnation;
         match request {
             MemberRequest::Fence { generation, .. } => {
-                self.fence = generation;
-                let above = |(_, object): &(&ObjectKey, &Object)| object.stamp >= self.settled;
-                let unsettled = self.objects.iter().filter(above);
-                let unsettled = unsettled.map(|(key, object)| stamp(*key, object)).collect();
-                Ok(MemberReply::Fenced { incarnation, unsettled })
+                assert!(generation < Generation::SEALED, "nobody is fenced for ever");
+                self.fences.insert(lineage, generation);
+                let settled = self.settled.get(&lineage).copied().unwrap_or_default();
+                let objects = self.objects.iter().filter(|((of, _), _)| *of == lineage);
+                let unsettled = objects.filter(|(_, object)| object.stamp >= settled);
+                let unsettled = unsettled.map(|((_, index), object)| {
+                    let layer = object.layers.keys().next_back().copied();
+                    let layer = layer.unwrap_or(LayerId(lineage.0));
+                    stamp(ObjectKey { layer, index: *index }, object)
+                });
+                Ok(MemberReply::Fenced { incarnation, unsettled: unsettled.collect() })
+            }
+            MemberRequest::OpenLayer { layer, parent, .. } => {
+                if !self.knows(layer, lineage) {
+                    assert!(self.knows(parent, lineage), "the layer below is not known");
+                    self.parents.insert(layer, parent);
+                }
+                Ok(MemberReply::Done)
             }
             MemberRequest::Settle { key, stamp, .. } => {
-                let have = self.objects.get(&key).map(|object| object.stamp).unwrap_or_default();
+                let object = self.objects.get(&(lineage, key.index));
+                let have = object.map(|object| object.stamp).unwrap_or_default();
                 if have == stamp {
                     Ok(MemberReply::Done)
                 } else {
@@ -194,7 +284,7 @@ impl FakeDisk {
             }
             MemberRequest::Stamp { key, .. } => {
                 let unknown = Object::default();
-                let object = self.objects.get(&key).unwrap_or(&unknown);
+                let object = self.objects.get(&(lineage, key.index)).unwrap_or(&unknown);
                 Ok(MemberReply::Stamp(stamp(key, object)))
             }
             MemberRequest::Write(write) => self.write(write, random),
@@ -202,20 +292,33 @@ impl FakeDisk {
                 if random.chance(self.faults.corrupt) {
                     return Err(MemberError::Corrupt { key, block: blocks.first() });
                 }
-                Ok(MemberReply::Data(self.read(key, blocks, random)))
+                assert!(self.knows(key.layer, lineage), "layer {} is not there", key.layer);
+                let is_absent =
+                    |block: &u32| matches!(self.block(lineage, key, *block), Content::Absent);
+                let absent = blocks.iter().filter(is_absent);
+                let absent = absent.map(|block| BlockRange::new(block, 1).expect("a block"));
+                let absent = absent.collect();
+                Ok(MemberReply::Data { content: self.read(lineage, key, blocks, random), absent })
             }
             MemberRequest::Map { key, blocks, .. } => {
-                let object = self.objects.get(&key);
-                let runs = blocks.iter().map(|block| {
-                    let state = match object.and_then(|object| object.blocks.get(&block)) {
-                        None => BlockState::Absent,
-                        Some(Content::Zero) => BlockState::Zero,
-                        Some(Content::Data(_)) => BlockState::Data,
-                    };
-                    (1, state)
-                });
-                Ok(MemberReply::Map(runs.collect()))
+                assert!(self.knows(key.layer, lineage), "layer {} is not there", key.layer);
+                let state = |block| state_of(&self.block(lineage, key, block));
+                Ok(MemberReply::Map(blocks.iter().map(|block| (1, state(block))).collect()))
             }
+            MemberRequest::Difference { key, base, blocks, .. } => {
+                assert!(self.knows(key.layer, lineage) && self.knows(base, lineage));
+                let below = ObjectKey { layer: base, ..key };
+                let runs = blocks.iter().map(|block| {
+                    let new = self.block(lineage, key, block);
+                    let same = match (&new, self.block(lineage, below, block)) {
+                        (Content::Data(a), Content::Data(b)) => a.as_slice() == b.as_slice(),
+                        (a, b) => state_of(a) == state_of(&b),
+                    };
+                    (1, if same { None } else { Some(state_of(&new)) })
+                });
+                Ok(MemberReply::Difference(runs.collect()))
+            }
+            MemberRequest::Reclaimable { .. } => panic!("a session does not ask this"),
             MemberRequest::Flush { .. } => {
                 self.flush();
                 Ok(MemberReply::Flushed { incarnation })
@@ -227,7 +330,8 @@ impl FakeDisk {
         let incarnation = self.incarnation;
         let new = matches!(write.change, Change::Data { .. });
         assert!(write.settled <= write.stamp, "a write is not settled before it is done");
-        let have = self.objects.get(&write.key).map(|object| object.stamp).unwrap_or_default();
+        let place = (write.lineage, write.key.index);
+        let have = self.objects.get(&place).map(|object| object.stamp).unwrap_or_default();
         if have == write.stamp {
             return Ok(MemberReply::Written { incarnation });
         }
@@ -237,17 +341,27 @@ impl FakeDisk {
         if new && random.chance(self.faults.no_space) {
             return Err(MemberError::NoSpace);
         }
-        let object = self.objects.entry(write.key).or_default();
-        object.apply(write.stamp, &write.change);
-        self.settled = self.settled.max(write.settled);
+        let layer = write.key.layer;
+        assert!(self.knows(layer, write.lineage), "layer {layer} is not there");
+        let is_closed = self.parents.values().any(|parent| *parent == layer);
+        assert!(!is_closed, "layer {layer} takes no writes any more");
+        let object = self.objects.entry(place).or_default();
+        object.apply(write.stamp, layer, &write.change);
+        let settled = self.settled.entry(write.lineage).or_default();
+        *settled = (*settled).max(write.settled);
         Ok(MemberReply::Written { incarnation })
     }
 
     /// The content, in one payload or in many.
-    fn read(&self, key: ObjectKey, blocks: BlockRange, random: &mut Random) -> Vec<Payload> {
-        let object = self.objects.get(&key);
-        let content = |block: u32| match object.and_then(|object| object.blocks.get(&block)) {
-            Some(Content::Data(data)) => data.clone(),
+    fn read(
+        &self,
+        lineage: LineageId,
+        key: ObjectKey,
+        blocks: BlockRange,
+        random: &mut Random,
+    ) -> Vec<Payload> {
+        let content = |block: u32| match self.block(lineage, key, block) {
+            Content::Data(data) => data,
             _ => Payload::zeroed(BLOCK_SIZE),
         };
         if random.chance(500) {
@@ -263,7 +377,9 @@ impl FakeDisk {
 
     /// Number of blocks with data or zeros.
     pub(super) fn entries(&self) -> usize {
-        self.objects.values().map(|object| object.blocks.len()).sum()
+        let is_there = |content: &&Content| !matches!(content, Content::Absent);
+        let layers = self.objects.values().flat_map(|object| object.layers.values());
+        layers.map(|blocks| blocks.values().filter(is_there).count()).sum()
     }
 
     /// Number of objects that were ever changed.
@@ -273,12 +389,13 @@ impl FakeDisk {
 }
 
 impl Object {
-    fn apply(&mut self, stamp: Stamp, change: &Change) {
+    fn apply(&mut self, stamp: Stamp, layer: LayerId, change: &Change) {
         assert!(stamp > self.stamp, "stamps grow");
         if self.stable.is_none() {
             self.stable = Some(Box::new(self.clone()));
         }
         self.stamp = stamp;
+        let of_layer = self.layers.entry(layer).or_default();
         match change {
             Change::Data { first, payload, detect_zeroes } => {
                 let count = payload.len() / BLOCK_SIZE;
@@ -288,17 +405,25 @@ impl Object {
                     let data = payload.slice(place * BLOCK_SIZE, BLOCK_SIZE);
                     let zero = *detect_zeroes && proto::is_zero(data.as_slice());
                     let content = if zero { Content::Zero } else { Content::Data(data) };
-                    self.blocks.insert(first + place as u32, content);
+                    of_layer.insert(first + place as u32, content);
                 }
             }
             Change::Zero { blocks } => {
-                blocks.iter().for_each(|block| drop(self.blocks.insert(block, Content::Zero)));
+                blocks.iter().for_each(|block| drop(of_layer.insert(block, Content::Zero)));
             }
             Change::Absent { blocks } => {
-                blocks.iter().for_each(|block| drop(self.blocks.remove(&block)));
+                blocks.iter().for_each(|block| drop(of_layer.insert(block, Content::Absent)));
             }
         }
-        self.volatile.push((stamp, change.clone()));
+        self.volatile.push((stamp, layer, change.clone()));
+    }
+}
+
+fn state_of(content: &Content) -> BlockState {
+    match content {
+        Content::Absent => BlockState::Absent,
+        Content::Zero => BlockState::Zero,
+        Content::Data(_) => BlockState::Data,
     }
 }
 

@@ -7,21 +7,24 @@
 
 mod cases;
 mod disk;
+mod layer_cases;
+mod layers;
 mod register;
 mod tests;
 
-use crate::{Completion, Effect, Error, Event, Operation, Request, RequestId, Session};
+use crate::{Completion, Effect, Error, Event, Operation, Request, RequestId, Session, View};
 use cluster::{Answer, Command, Map, State};
 use disk::{FakeDisk, Faults, Random};
 use proto::{
-    BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, MemberReply, MemberRequest,
-    MemberToken, NodeId, ObjectKey, Stamp, Time, VolumeId,
+    BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, LayerId, LineageId, MemberReply,
+    MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
 };
 use register::Register;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const SECTOR: u64 = 512;
+const READER: View = View::Head { read_only: true };
 const NODE: NodeId = NodeId(2);
 const DISK: DiskId = DiskId(3);
 
@@ -39,10 +42,14 @@ struct World {
     /// What the session knows of the cluster.
     map: Arc<Map>,
     register: Register,
+    /// The snapshots of all volumes.
+    snaps: Vec<layers::Snap>,
+    /// Sessions reported the end of a flatten.
+    flattened: u64,
     /// Requests that have not ended, with their number in the register.
     open: BTreeMap<RequestId, Open>,
     /// Writes under way, by token.
-    writes: BTreeMap<MemberToken, (ObjectKey, Stamp)>,
+    writes: BTreeMap<MemberToken, ((LineageId, u32), Stamp)>,
     next: u64,
     opened: Option<Result<(), Error>>,
     closed: bool,
@@ -84,7 +91,8 @@ impl World {
         let Answer::VolumeCreated { volume } = apply(create) else { panic!("created") };
         let (now, map) = (Time(1), state.map());
         // Replaced by the first attachment.
-        let session = Session::open(now, volume, Generation(0), true, map.clone(), &mut Vec::new());
+        let session =
+            Session::open(now, volume, Generation(0), READER, map.clone(), &mut Vec::new());
         let mut world = World {
             random: Random(seed),
             now,
@@ -96,6 +104,8 @@ impl World {
             session,
             map,
             register: Register::new(bytes / SECTOR),
+            snaps: Vec::new(),
+            flattened: 0,
             open: BTreeMap::new(),
             writes: BTreeMap::new(),
             next: 0,
@@ -113,30 +123,40 @@ impl World {
 
     /// Attaches the volume; whoever had it lost it.
     fn attach(&mut self, read_only: bool) {
-        if self.generation != Generation(0) {
-            let generation = self.generation;
-            let detach = Command::Detach { volume: self.volume, generation };
-            self.state.apply(&detach).expect("it is attached");
-        }
+        self.detach();
         let (volume, holder) = (self.volume, "test".to_string());
         let attach = Command::Attach { volume, node: NODE, holder, read_only, unix_s: 0 };
         let answer = self.state.apply(&attach).expect("it is free");
         let Answer::Attached { generation } = answer else { panic!("attached") };
         self.generation = generation;
+        self.open_session(View::Head { read_only });
+    }
+
+    fn detach(&mut self) {
+        if self.generation != Generation(0) {
+            let generation = self.generation;
+            let detach = Command::Detach { volume: self.volume, generation };
+            self.state.apply(&detach).expect("it is attached");
+        }
+        self.generation = Generation(0);
+    }
+
+    fn open_session(&mut self, view: View) {
+        let (volume, generation) = (self.volume, self.generation);
         self.map = self.state.map();
         self.opened = None;
         self.closed = false;
         self.writes.clear();
         let mut effects = Vec::new();
         let map = Arc::clone(&self.map);
-        self.session = Session::open(self.now, volume, generation, read_only, map, &mut effects);
+        self.session = Session::open(self.now, volume, generation, view, map, &mut effects);
         self.take(effects);
     }
 
     /// A session that nobody uses, to stand in while the real one is elsewhere.
     fn session_to_spare(&self) -> Session {
         let map = Arc::clone(&self.map);
-        Session::open(self.now, self.volume, Generation(0), true, map, &mut Vec::new())
+        Session::open(self.now, self.volume, Generation(0), READER, map, &mut Vec::new())
     }
 
     fn tell(&mut self, event: Event) {
@@ -158,7 +178,8 @@ impl World {
                 Effect::Member { disk, token, request } => {
                     assert_eq!(disk, DISK);
                     if let MemberRequest::Write(write) = &request {
-                        self.writes.insert(token, (write.key, write.stamp));
+                        let place = (write.lineage, write.key.index);
+                        self.writes.insert(token, (place, write.stamp));
                     }
                     self.disk.questions.push_back((token, request));
                 }
@@ -167,10 +188,13 @@ impl World {
                 Effect::ShrinkDone { discarded } => {
                     let (first, end) = (discarded.above / SECTOR, discarded.end / SECTOR);
                     self.register.discarded(first, end - first);
+                    self.unsealed(|snap| snap.register.discarded(first, end - first));
                     let (volume, generation) = (self.volume, self.generation);
                     let done = Command::ShrinkDone { volume, generation, discarded };
                     self.state.apply(&done).expect("the session writes");
                 }
+                Effect::LayerOpened { layer } => self.layer_opened(layer),
+                Effect::Flattened => self.report_flattened(),
                 Effect::Fenced => self.fenced = true,
                 Effect::Closed => self.closed = true,
             }
@@ -199,6 +223,10 @@ impl World {
         self.unreported |= self.disk.losses > before;
         if power {
             self.register.power_failed();
+            self.unsealed(|snap| {
+                snap.register.power_failed();
+                snap.power_failed = true;
+            });
         }
     }
 
@@ -319,7 +347,11 @@ impl World {
         error: Option<Error>,
     ) {
         let fails = error.is_some() || first + sectors > self.sectors();
-        let number = self.register.begin(start, if fails { 0 } else { count }, tag, fua);
+        let count = if fails { 0 } else { count };
+        let number = self.register.begin(start, count, tag, fua);
+        self.unsealed(|snap| {
+            snap.register.begin(start, count, tag, fua);
+        });
         let what = What::Change { operation: number, fua };
         self.request(first, sectors, operation, what, error);
     }
@@ -352,6 +384,7 @@ impl World {
             assert!(error == wanted || self.fenced, "{error:?} instead of {wanted:?}");
             if let What::Change { operation, .. } = open.what {
                 self.register.failed(operation);
+                self.knowing(operation, |register| register.failed(operation));
             }
             return;
         }
@@ -368,6 +401,7 @@ impl World {
             }
             (What::Change { operation, fua }, Ok(Completion::Done)) => {
                 self.register.done(operation);
+                self.knowing(operation, |register| register.done(operation));
                 if fua {
                     assert!(!self.unreported, "writes were lost and a flush succeeded");
                 }
@@ -408,6 +442,7 @@ impl World {
         }
         if let What::Change { operation, .. } = what {
             self.register.failed(operation);
+            self.knowing(operation, |register| register.failed(operation));
         }
     }
 }

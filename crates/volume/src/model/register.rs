@@ -1,6 +1,7 @@
 //! What a volume may contain: for each sector the changes in the order of arrival.
 
 /// A change of some sectors.
+#[derive(Clone)]
 struct Change {
     /// When it ended, if it has.
     ended: Option<u64>,
@@ -12,14 +13,17 @@ struct Change {
     stable: bool,
     /// It ends only when it is stable; reads go ahead once it is applied.
     fua: bool,
+    /// It had not ended well when a snapshot was agreed on that this is the register of.
+    may_miss: bool,
 }
 
 impl Change {
     fn is_certain(&self) -> bool {
-        (self.ended.is_some() || self.fua) && !self.failed && !self.doubtful
+        !self.may_miss && (self.ended.is_some() || self.fua) && !self.failed && !self.doubtful
     }
 }
 
+#[derive(Clone)]
 struct Entry {
     change: usize,
     tag: u32,
@@ -28,18 +32,81 @@ struct Entry {
 }
 
 /// The sectors of a volume; a tag of 0 is zeros.
+#[derive(Clone)]
 pub(super) struct Register {
     sectors: Vec<Vec<Entry>>,
     changes: Vec<Change>,
     tag: u32,
     step: u64,
     failures: u64,
+    /// Of a snapshot that is being taken: what comes now may miss it.
+    is_snapshot: bool,
 }
 
 impl Register {
     pub(super) fn new(sectors: u64) -> Register {
         let sectors = (0..sectors).map(|_| Vec::new()).collect();
-        Register { sectors, changes: Vec::new(), tag: 0, step: 0, failures: 0 }
+        let changes = Vec::new();
+        Register { sectors, changes, tag: 0, step: 0, failures: 0, is_snapshot: false }
+    }
+
+    /// What there may be in a snapshot that is agreed on now.
+    pub(super) fn snapshot(&self) -> Register {
+        let mut snapshot = self.clone();
+        snapshot.is_snapshot = true;
+        for change in &mut snapshot.changes {
+            change.may_miss = change.ended.is_none() || change.failed;
+        }
+        snapshot
+    }
+
+    /// A volume that has exactly these tags, all stable.
+    pub(super) fn of(tags: &[u32], next_tag: u32) -> Register {
+        let mut register = Register::new(tags.len() as u64);
+        register.tag = next_tag;
+        for (sector, tag) in tags.iter().enumerate() {
+            if *tag != 0 {
+                let change = register.begin(sector as u64, 1, *tag, false);
+                register.done(change);
+            }
+        }
+        register.changes.iter_mut().for_each(|change| change.stable = true);
+        register
+    }
+
+    /// The snapshot is sealed: all of it is stable.
+    pub(super) fn sealed(&mut self) {
+        for change in &mut self.changes {
+            change.stable |= change.is_certain();
+        }
+    }
+
+    /// Whether this knows a change: one that came after a snapshot was sealed is none of it.
+    pub(super) fn knows(&self, change: usize) -> bool {
+        change < self.changes.len()
+    }
+
+    /// Asserts that each write that ended well is in these tags as a whole, or not at all.
+    pub(super) fn no_halves(&self, tags: &[u32]) {
+        // For each change whether some sector shows it, and whether some shows what was before it.
+        let mut shows = vec![(false, false); self.changes.len()];
+        let mut tags_of = vec![0; self.changes.len()];
+        for (sector, entries) in self.sectors.iter().enumerate().take(tags.len()) {
+            let found = entries.iter().rposition(|entry| entry.tag == tags[sector]);
+            for (place, entry) in entries.iter().enumerate() {
+                tags_of[entry.change] = entry.tag;
+                if Some(place) == found {
+                    shows[entry.change].0 = true;
+                } else if found.is_none_or(|found| place > found) {
+                    shows[entry.change].1 = true;
+                }
+            }
+        }
+        for (change, (is_shown, is_missed)) in shows.into_iter().enumerate() {
+            let Change { failed, doubtful, ended, .. } = self.changes[change];
+            let is_whole = ended.is_some() && !failed && !doubtful && tags_of[change] != 0;
+            assert!(!(is_whole && is_shown && is_missed), "half of write {}", tags_of[change]);
+        }
     }
 
     pub(super) fn next_tag(&mut self) -> u32 {
@@ -72,6 +139,7 @@ impl Register {
             reported: false,
             stable: false,
             fua,
+            may_miss: self.is_snapshot,
         });
         let end = first + sectors;
         if self.sectors.len() < end as usize {
@@ -137,6 +205,9 @@ impl Register {
     /// A read that came after `place` changes found this tag. If it is `sure`, power did not fail
     /// while it was under way, and what it found is what there is.
     pub(super) fn found(&mut self, sector: u64, tag: u32, place: usize, sure: bool) {
+        if self.sectors.len() <= sector as usize {
+            self.sectors.resize_with(sector as usize + 1, Vec::new);
+        }
         let entries = &mut self.sectors[sector as usize];
         let end = entries.iter().position(|entry| entry.change >= place).unwrap_or(entries.len());
         let mut at = end;
@@ -148,7 +219,7 @@ impl Register {
             at -= 1;
             let (entry, change) = (&entries[at], &self.changes[entries[at].change]);
             assert!(
-                change.ended.is_some() || change.fua,
+                change.ended.is_some() || change.fua || change.may_miss,
                 "a read overtook a change of sector {sector}"
             );
             if entry.tag == tag {

@@ -12,7 +12,22 @@ struct Plan {
     power: bool,
     resizes: u64,
     reattach: u64,
+    /// Snapshots, flattens, and clones that take the place of the volume.
+    snapshots: u64,
+    flattens: u64,
+    clones: u64,
 }
+
+const PLAIN: Plan = Plan {
+    faults: CALM,
+    deaths: 0,
+    power: false,
+    resizes: 0,
+    reattach: 0,
+    snapshots: 0,
+    flattens: 0,
+    clones: 0,
+};
 
 const OBJECT_SECTORS: u64 = 8192;
 
@@ -101,9 +116,37 @@ fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
             world.close();
             world.attach(false);
         }
+        if world.random.chance(plan.snapshots) && world.snapshot() && world.random.chance(500) {
+            world.tell_map();
+        }
+        if world.random.chance(plan.flattens) {
+            let start = world.random.chance(800);
+            world.tell(Event::Flatten { start });
+        }
+        if world.random.chance(plan.clones) {
+            go_on_with_a_clone(&mut world);
+        }
     }
     finish(&mut world);
     world.completed
+}
+
+/// What was written so far lies below a clone from now on.
+fn go_on_with_a_clone(world: &mut World) {
+    let faults = std::mem::replace(&mut world.disk.faults, CALM);
+    finish(world);
+    let snapshots = world.snaps.len() as u64;
+    if snapshots > 2 && world.random.chance(500) {
+        let number = world.random.below(snapshots) as usize;
+        world.delete_snapshot(number);
+    }
+    match world.last_sealed() {
+        Some(number) => world.clone_snapshot(number, true),
+        None => world.attach(false),
+    }
+    world.disk.faults = faults;
+    // So that the sizes known to the model and to the session agree.
+    world.settle();
 }
 
 /// Everything ends, and after a close and a new attachment all of it is still there.
@@ -117,6 +160,7 @@ fn finish(world: &mut World) {
             world.settle();
         }
     }
+    world.seal();
     world.close();
     world.attach(true);
     let sectors = world.sectors();
@@ -125,6 +169,7 @@ fn finish(world: &mut World) {
     }
     world.settle();
     world.close();
+    world.check_snapshots();
 }
 
 /// Runs a number of seeds.
@@ -149,35 +194,67 @@ const STEPS: u64 = 600;
 
 #[test]
 fn overlapping_requests_see_one_another_in_order() {
-    check(25, STEPS, Plan { faults: CALM, deaths: 0, power: false, resizes: 0, reattach: 2 });
+    check(25, STEPS, Plan { reattach: 2, ..PLAIN });
 }
 
 #[test]
 fn a_busy_full_and_damaged_disk_harms_only_the_requests_it_refused() {
     let faults = Faults { busy: 30, no_space: 40, corrupt: 5 };
-    check(25, STEPS, Plan { faults, deaths: 0, power: false, resizes: 0, reattach: 2 });
+    check(25, STEPS, Plan { faults, reattach: 2, ..PLAIN });
 }
 
 #[test]
 fn a_disk_that_is_opened_anew_gets_what_it_missed() {
     let faults = Faults { busy: 10, no_space: 20, corrupt: 0 };
-    check(25, STEPS, Plan { faults, deaths: 8, power: false, resizes: 0, reattach: 1 });
+    check(25, STEPS, Plan { faults, deaths: 8, reattach: 1, ..PLAIN });
 }
 
 #[test]
 fn a_power_failure_takes_only_what_was_not_flushed_and_the_next_flush_says_so() {
     let faults = Faults { busy: 10, no_space: 20, corrupt: 0 };
-    check(40, STEPS, Plan { faults, deaths: 8, power: true, resizes: 0, reattach: 0 });
+    check(40, STEPS, Plan { faults, deaths: 8, power: true, ..PLAIN });
 }
 
 #[test]
 fn what_a_shrink_cut_off_never_comes_back() {
     let faults = Faults { busy: 10, no_space: 0, corrupt: 0 };
-    check(25, STEPS, Plan { faults, deaths: 2, power: false, resizes: 12, reattach: 1 });
+    check(25, STEPS, Plan { faults, deaths: 2, resizes: 12, reattach: 1, ..PLAIN });
 }
 
 #[test]
 fn everything_at_once() {
     let faults = Faults { busy: 20, no_space: 20, corrupt: 3 };
-    check(40, STEPS, Plan { faults, deaths: 5, power: true, resizes: 5, reattach: 0 });
+    check(40, STEPS, Plan { faults, deaths: 5, power: true, resizes: 5, ..PLAIN });
+}
+
+#[test]
+fn a_snapshot_has_what_was_acknowledged_before_it_and_no_half_of_a_write() {
+    check(30, STEPS, Plan { snapshots: 20, reattach: 2, ..PLAIN });
+}
+
+#[test]
+fn a_snapshot_outlives_what_happens_to_the_disk() {
+    let faults = Faults { busy: 30, no_space: 20, corrupt: 0 };
+    check(30, STEPS, Plan { faults, deaths: 6, snapshots: 20, reattach: 1, ..PLAIN });
+    let faults = Faults { busy: 30, no_space: 0, corrupt: 0 };
+    check(30, STEPS, Plan { faults, deaths: 6, power: true, snapshots: 20, ..PLAIN });
+}
+
+#[test]
+fn a_clone_shows_what_it_was_made_of() {
+    check(12, STEPS, Plan { snapshots: 10, clones: 5, resizes: 10, ..PLAIN });
+}
+
+#[test]
+fn a_clone_that_is_resized_and_flattened_under_load_stays_what_it_is() {
+    let faults = Faults { busy: 20, no_space: 0, corrupt: 0 };
+    let plan = Plan { faults, snapshots: 10, clones: 5, resizes: 6, flattens: 10, ..PLAIN };
+    check(15, STEPS, plan);
+}
+
+#[test]
+fn layers_and_everything_else_at_once() {
+    let faults = Faults { busy: 20, no_space: 0, corrupt: 0 };
+    let deaths = Plan { faults, deaths: 4, power: true, resizes: 5, ..PLAIN };
+    check(20, STEPS, Plan { snapshots: 10, clones: 4, flattens: 10, ..deaths });
 }

@@ -58,6 +58,7 @@ impl Memory {
             }
             Operation::Flush | Operation::Prefetch => Ok(Completion::Done),
             Operation::Status => Ok(Completion::Status(self.status(offset, length))),
+            Operation::Difference { .. } => panic!("a front does not ask this"),
         }
     }
 

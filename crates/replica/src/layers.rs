@@ -1,0 +1,266 @@
+//! Which layer each disk knows, and what shows through from other lineages.
+//!
+//! A disk opens a new head when it has answered every change of the layers below it: a change that
+//! it refused for now and that is sent again must not come after the layer that it belongs to was
+//! closed. Until then it is read at the layer that it knows, which shows the same, for nothing was
+//! written to the new one yet.
+
+use crate::coordinator::{Coordinator, Group, Pending, Phase};
+use crate::event::{Answer, Effect, Error, View};
+use crate::peer::{Peer, PeerIndex, PeerState};
+use cluster::{Configuration, Map, Origin};
+use proto::{DiskId, Incarnation, LayerId, LineageId, MemberError, MemberRequest, OBJECT_SIZE};
+use std::collections::BTreeSet;
+
+/// A layer that this session opens on the disks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rung {
+    pub(crate) layer: LayerId,
+    pub(crate) parent: LayerId,
+}
+
+/// A switch of the head that has not ended.
+#[derive(Debug)]
+pub(crate) struct SwitchWait {
+    pub(crate) token: u64,
+    layer: LayerId,
+}
+
+/// What shows through where the lineage of a layer has nothing, nearest first: each where the one
+/// before it has nothing either.
+pub fn origins(map: &Map, layer: LayerId) -> Vec<Origin> {
+    let mut chain: Vec<Origin> = Vec::new();
+    let mut at = layer;
+    // A parent's id is lower than its child's, so this ends.
+    while map.layer(at).is_some_and(|layer| layer.overlap > 0)
+        && let Some(origin) = map.origin(at)
+        && origin.layer < at
+    {
+        chain.push(origin);
+        at = origin.layer;
+    }
+    chain
+}
+
+/// The configurations of the partitions that hold the first `bytes` of a lineage, each at least
+/// once.
+pub(crate) fn configurations(
+    map: &Map,
+    lineage: LineageId,
+    bytes: u64,
+) -> Box<dyn Iterator<Item = &Configuration> + '_> {
+    let objects = bytes.div_ceil(OBJECT_SIZE as u64);
+    if objects < 1 << map.partition_bits() {
+        return Box::new((0..objects as u32).map(move |i| map.configuration_of(lineage, i)));
+    }
+    // Nearly every partition holds something.
+    Box::new(map.configurations())
+}
+
+impl Coordinator {
+    /// The layer a session of this view begins with, and what it must open before it serves.
+    pub(crate) fn first_layer(map: &Map, head: LayerId, view: View) -> (LayerId, Option<Rung>) {
+        if let View::Snapshot { layer } = view {
+            return (layer, None);
+        }
+        let is_new = map.layer(head).is_some_and(|layer| !layer.opened);
+        let parent = map.parent_in_lineage(head).filter(|_| is_new);
+        (head, parent.map(|parent| Rung { layer: head, parent }))
+    }
+
+    /// What a disk that was just seen is known to know.
+    pub(crate) fn first_known(&mut self) -> LayerId {
+        if self.rungs.is_empty() {
+            return self.layer;
+        }
+        self.is_switching = true;
+        LayerId(0)
+    }
+
+    /// The members of what shows through: they need no fence.
+    pub(crate) fn take_origins(&mut self) -> BTreeSet<(DiskId, Incarnation)> {
+        let map = self.map.clone();
+        let mut listed = BTreeSet::new();
+        self.origin_groups.clear();
+        let mut seen = BTreeSet::new();
+        for origin in origins(&map, self.layer) {
+            for configuration in configurations(&map, origin.lineage, origin.bytes) {
+                let members = configuration.current.iter();
+                let disks: Vec<DiskId> = members.clone().map(|member| member.disk).collect();
+                listed.extend(members.map(|member| (member.disk, member.incarnation)));
+                if !disks.is_empty() && seen.insert(disks.clone()) {
+                    self.origin_groups.push(disks);
+                }
+            }
+        }
+        listed
+    }
+
+    /// Changes that come from now on belong to another layer.
+    pub(crate) fn begin_switch(
+        &mut self,
+        token: u64,
+        layer: LayerId,
+        parent: LayerId,
+        effects: &mut Vec<Effect>,
+    ) {
+        assert!(layer > self.layer, "a head is newer than the one before");
+        self.layer = layer;
+        self.rungs.push(Rung { layer, parent });
+        self.switches.push_back(SwitchWait { token, layer });
+        self.is_switching = true;
+        self.pump_layers(effects);
+        self.end_switches(effects);
+    }
+
+    /// Asks every disk that may now be asked to open the next layer.
+    pub(crate) fn pump_layers(&mut self, effects: &mut Vec<Effect>) {
+        for index in 0..self.peers.len() as PeerIndex {
+            self.pump_layer(index, effects);
+        }
+    }
+
+    /// Asks one disk to open the next layer, if it has everything of the layers below.
+    pub(crate) fn pump_layer(&mut self, index: PeerIndex, effects: &mut Vec<Effect>) {
+        if !self.is_switching || !self.may_open_layers() {
+            return;
+        }
+        let peer = &self.peers[usize::from(index)];
+        let serves = matches!(peer.state, PeerState::Up | PeerState::Checking);
+        if !peer.own || !serves || peer.layer_asked || peer.retry_at.is_some() {
+            return;
+        }
+        let next = self.rungs.iter().find(|rung| rung.layer > peer.layer);
+        let Some(&Rung { layer, parent }) = next else { return };
+        if self.chains.iter().any(|(_, chain)| chain.misses_below(layer, index)) {
+            return;
+        }
+        // It may have been flattened or its parent deleted since.
+        let parent = match self.map.layer(layer) {
+            Some(known) if known.opened => self.map.parent_in_lineage(layer),
+            _ => Some(parent),
+        };
+        let Some(parent) = parent else {
+            // Only what is stable can have lost its parent.
+            self.layer_known(index, layer, effects);
+            return;
+        };
+        self.peers[usize::from(index)].layer_asked = true;
+        let (lineage, generation) = (self.lineage, self.generation);
+        let request = MemberRequest::OpenLayer { lineage, generation, layer, parent };
+        self.ask(Pending::Layer { peer: index, layer }, request, effects);
+    }
+
+    fn may_open_layers(&self) -> bool {
+        match &self.phase {
+            Phase::Opening(opening) => opening.opens_layers(),
+            Phase::Open => true,
+            Phase::Fenced => false,
+        }
+    }
+
+    /// A disk has opened a layer.
+    pub(crate) fn handle_layer(
+        &mut self,
+        index: PeerIndex,
+        layer: LayerId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let is_writer = !self.read_only;
+        let peer = &mut self.peers[usize::from(index)];
+        peer.layer_asked = false;
+        if is_writer {
+            // It is stable with the next flush.
+            peer.mark_dirty();
+        }
+        self.layer_known(index, layer, effects);
+    }
+
+    fn layer_known(&mut self, index: PeerIndex, layer: LayerId, effects: &mut Vec<Effect>) {
+        let peer = &mut self.peers[usize::from(index)];
+        peer.layer = peer.layer.max(layer);
+        let own = || self.peers.iter().filter(|peer| peer.own);
+        let lowest = own().map(|peer| peer.layer).min().unwrap_or_default();
+        let last = self.rungs.last().map(|rung| rung.layer).unwrap_or_default();
+        self.is_switching = lowest < last;
+        // The last one is asked for again of disks that are opened anew.
+        self.rungs.retain(|rung| rung.layer > lowest || rung.layer == last);
+        self.end_switches(effects);
+        self.resume(index, effects);
+    }
+
+    /// A disk would not open a layer.
+    pub(crate) fn handle_layer_error(&mut self, index: PeerIndex, error: &MemberError) {
+        self.peers[usize::from(index)].layer_asked = false;
+        match error {
+            MemberError::Invalid(why) => {
+                let reason = format!("it refused to open a layer ({why}); report this bug");
+                self.peer_lost(index, reason);
+            }
+            _ => self.back_off(index),
+        }
+    }
+
+    /// What this opening of the disk was asked to open may be gone with it.
+    pub(crate) fn forget_layer(&mut self, index: PeerIndex) {
+        let Some(first) = self.rungs.first() else { return };
+        let peer = &mut self.peers[usize::from(index)];
+        if peer.own && (peer.layer >= first.layer || peer.layer_asked) {
+            peer.layer = LayerId(0);
+            self.is_switching = true;
+        }
+    }
+
+    /// Whether a quorum of every member set knows the layer.
+    pub(crate) fn is_layer_known(&self, layer: LayerId) -> bool {
+        let knows = |peer: &PeerIndex| self.peers[usize::from(*peer)].layer >= layer;
+        let has_quorum = |group: &Group| group.members.iter().filter(knows).count() >= group.quorum;
+        !self.groups.is_empty() && self.groups.iter().all(has_quorum)
+    }
+
+    /// Ends the switches whose layer is known.
+    pub(crate) fn end_switches(&mut self, effects: &mut Vec<Effect>) {
+        while let Some(&SwitchWait { token, layer }) = self.switches.front()
+            && self.is_layer_known(layer)
+        {
+            self.switches.pop_front();
+            effects.push(Effect::Done { token, result: Ok(Answer::Done) });
+        }
+    }
+
+    /// A newer attachment exists.
+    pub(crate) fn fail_switches(&mut self, effects: &mut Vec<Effect>) {
+        for switch in std::mem::take(&mut self.switches) {
+            effects.push(Effect::Done { token: switch.token, result: Err(Error::Fenced) });
+        }
+        self.is_switching = false;
+    }
+
+    /// Whether no disk can be asked that has some part of what shows through.
+    pub(crate) fn is_origin_away(&self) -> bool {
+        let is_away = |disk: &DiskId| {
+            let peer = self.peer_of(*disk).map(|peer| &self.peers[usize::from(peer)]);
+            peer.is_none_or(|peer| matches!(peer.state, PeerState::Away(_)))
+        };
+        self.origin_groups.iter().any(|disks| disks.iter().all(is_away))
+    }
+
+    /// Asserts what is known of layers.
+    pub(crate) fn check_layers(&self) {
+        let is_sorted = |pair: &[Rung]| pair[0].layer < pair[1].layer;
+        assert!(self.rungs.windows(2).all(is_sorted));
+        let asked = |index: usize| {
+            let is_asked = |pending: &Pending| match pending {
+                Pending::Layer { peer, .. } => usize::from(*peer) == index,
+                _ => false,
+            };
+            self.tokens.iter().filter(|(_, pending)| is_asked(pending)).count()
+        };
+        for (index, peer) in self.peers.iter().enumerate() {
+            let Peer { disk, layer, own, .. } = *peer;
+            assert!(layer <= self.layer && (own || layer == LayerId(0)), "layer of disk {disk}");
+            assert_eq!(usize::from(peer.layer_asked), asked(index), "layers of disk {disk}");
+            assert!(layer == self.layer || !own || self.is_switching, "disk {disk} was forgotten");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! New heads, snapshots, and what shows through from other lineages.
+
+use super::*;
+use proto::{BlockState, LineageId};
+
+fn created() -> (State, VolumeId) {
+    let mut state = State::default();
+    let node = NodeId(1);
+    let mut apply = |command| state.apply(&command).expect("a good command");
+    apply(Command::CreateCluster { cluster: ClusterId(1), partition_bits: 2, unix_s: 0 });
+    apply(Command::AddNode { node, name: "alpha".into() });
+    apply(Command::OpenDisk { disk: DiskId(100), node, incarnation: Incarnation(1) });
+    apply(Command::CreateVolume { name: "vm".into(), bytes: 64 << 20, unix_s: 0 });
+    let volume = state.map().volume_named("vm").expect("just created").id;
+    (state, volume)
+}
+
+fn snapshot(state: &mut State, volume: VolumeId, tag: &str) {
+    let create = Command::CreateSnapshot { volume, tag: tag.into(), unix_s: 0 };
+    state.apply(&create).expect("a new tag");
+}
+
+/// As a session of the volume says it.
+fn layer_opened(state: &mut State, volume: VolumeId) {
+    let (node, holder) = (NodeId(1), String::new());
+    let attach = Command::Attach { volume, node, holder, read_only: false, unix_s: 0 };
+    state.apply(&attach).expect("it is free");
+    let map = state.map();
+    let known = map.volume(volume).expect("it exists");
+    let (generation, layer) = (known.generation, known.head);
+    for command in
+        [Command::LayerOpened { volume, generation, layer }, Command::Detach { volume, generation }]
+    {
+        state.apply(&command).expect("the writer");
+    }
+}
+
+impl Stage {
+    fn switch(&mut self, token: u64, layer: u64, parent: u64) {
+        let (layer, parent) = (LayerId(layer), LayerId(parent));
+        self.request(token, Request::SwitchLayer { layer, parent });
+    }
+
+    /// The layers of the writes a disk is being asked for.
+    fn layers_written(&self, disk: usize) -> Vec<u64> {
+        let of_disk = self.asked.iter().filter(|(asked, ..)| *asked == disk);
+        let layer = |request: &MemberRequest| match request {
+            MemberRequest::Write(write) => Some(write.key.layer.0),
+            _ => None,
+        };
+        of_disk.filter_map(|(_, _, request)| layer(request)).collect()
+    }
+}
+
+#[test]
+fn a_new_head_is_opened_between_the_writes_of_both() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.switch(2, 2, 1);
+    stage.write(3);
+    stage.read(4);
+    assert_eq!(stage.questions(0), ["write 1>2", "read"], "the first one may have to come again");
+    stage.answer(0, Err(MemberError::Busy));
+    stage.answer(0, Ok(data()));
+    stage.tick();
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert_eq!(stage.layers_written(0), [1]);
+    stage.answer(0, Ok(written(1)));
+    assert_eq!(stage.questions(0), ["open 1>2"]);
+    stage.answer(0, Err(MemberError::Busy));
+    stage.tick();
+    assert_eq!(stage.ended(), [4, 1]);
+    stage.answer(0, Ok(MemberReply::Done));
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 2))));
+    assert_eq!((stage.questions(0), stage.layers_written(0)), (vec!["write 2>3".into()], vec![2]));
+    stage.answer(0, Ok(written(1)));
+    assert_eq!(stage.ended(), [4, 1, 2, 3]);
+    stage.write(5);
+    assert_eq!(stage.layers_written(0), [2]);
+}
+
+#[test]
+fn a_layer_counts_as_opened_when_a_quorum_has_opened_it() {
+    for (members, quorum) in [(1, 1), (2, 2), (3, 2), (5, 3)] {
+        let mut stage = Stage::open(members);
+        stage.switch(1, 2, 1);
+        for disk in 0..members {
+            assert_eq!(stage.ended().len(), usize::from(disk >= quorum), "{disk} of {members}");
+            assert_eq!(stage.questions(disk), ["open 1>2"]);
+            stage.answer(disk, Ok(MemberReply::Done));
+        }
+        assert_eq!(stage.ended(), [1]);
+    }
+}
+
+#[test]
+fn a_disk_opened_anew_opens_the_layer_again_before_it_is_asked_for_anything() {
+    let mut stage = Stage::open(1);
+    stage.switch(1, 2, 1);
+    stage.answer(0, Ok(MemberReply::Done));
+    stage.write(2);
+    stage.answer(0, Ok(written(1)));
+    stage.flush(3);
+    stage.reopen(0);
+    stage.read(4);
+    stage.answer(0, Ok(fenced(2, &[])));
+    assert_eq!(stage.questions(0), ["open 1>2"]);
+    stage.answer(0, Ok(MemberReply::Done));
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 2))));
+    assert_eq!(stage.questions(0), ["read", "flush"]);
+    stage.answer(0, Ok(data()));
+    stage.answer(0, Ok(flushed(2)));
+    assert_eq!(stage.ended(), [1, 2, 4, 3]);
+}
+
+#[test]
+fn a_flush_after_a_new_head_reaches_the_disk() {
+    let mut stage = Stage::open(1);
+    stage.switch(1, 2, 1);
+    stage.answer(0, Ok(MemberReply::Done));
+    stage.flush(2);
+    assert_eq!(stage.questions(0), ["flush"]);
+}
+
+#[test]
+fn a_write_of_the_former_head_that_was_never_answered_goes_to_it_before_the_new_one_is_opened() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.switch(2, 2, 1);
+    stage.write(3);
+    stage.reopen(0);
+    stage.answer(0, Ok(fenced(2, &[])));
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert_eq!(stage.layers_written(0), [1]);
+    stage.answer(0, Ok(written(2)));
+    assert_eq!(stage.questions(0), ["open 1>2"]);
+}
+
+#[test]
+fn a_session_opens_a_head_that_nobody_reported_before_it_serves() {
+    for read_only in [false, true] {
+        let (mut state, volume) = created();
+        snapshot(&mut state, volume, "a");
+        let view = View::Head { read_only };
+        let mut stage = Stage::begin_with(1, state.map(), volume, view);
+        if !read_only {
+            // What the former session left in the layer below is settled first.
+            stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
+            assert_eq!(stage.questions(0), ["settle 5"]);
+            stage.answer(0, Ok(MemberReply::Done));
+        }
+        assert!(!stage.opened);
+        assert_eq!(stage.questions(0), ["open 1>2"]);
+        stage.answer(0, Ok(MemberReply::Done));
+        assert!(stage.opened);
+        if !read_only {
+            stage.write(1);
+            assert_eq!(stage.questions(0), ["write 5>1"]);
+            assert_eq!(stage.layers_written(0), [2]);
+        }
+    }
+}
+
+#[test]
+fn the_last_stamp_of_an_object_is_that_of_its_newest_layer() {
+    let (mut state, volume) = created();
+    snapshot(&mut state, volume, "a");
+    layer_opened(&mut state, volume);
+    let mut stage = Stage::begin_with(1, state.map(), volume, HEAD);
+    let mut newer = at(6, 9);
+    newer.key.layer = LayerId(2);
+    stage.answer(0, Ok(fenced(1, &[newer, at(6, 5)])));
+    stage.answer_all(|_| Ok(MemberReply::Done));
+    assert!(stage.opened);
+    stage.write(1);
+    assert_eq!(stage.questions(0), ["write 9>1"]);
+}
+
+#[test]
+fn a_snapshot_is_read_without_a_fence() {
+    let (mut state, volume) = created();
+    snapshot(&mut state, volume, "a");
+    layer_opened(&mut state, volume);
+    let view = View::Snapshot { layer: LayerId(1) };
+    let mut stage = Stage::begin_with(1, state.map(), volume, view);
+    assert!(stage.opened && stage.asked.is_empty());
+    stage.read(1);
+    let request = stage.answer(0, Ok(data()));
+    assert!(matches!(
+        request,
+        MemberRequest::Read {
+            generation: Generation::SEALED,
+            key: ObjectKey { layer: LayerId(1), .. },
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_difference_is_asked_of_the_head() {
+    let mut stage = Stage::open(1);
+    let (base, blocks) = (LayerId(0), BlockRange::new(0, 3).expect("blocks"));
+    stage.request(1, Request::Difference { base, index: 0, blocks });
+    assert_eq!(stage.questions(0), ["difference"]);
+    let runs = vec![(1, None), (2, Some(BlockState::Zero))];
+    stage.answer(0, Ok(MemberReply::Difference(runs.clone())));
+    assert!(matches!(&stage.done[..], [(1, Ok(Answer::Difference(found)))] if *found == runs));
+}
+
+#[test]
+fn what_shows_through_is_read_where_it_lies() {
+    let (mut state, volume) = created();
+    snapshot(&mut state, volume, "a");
+    layer_opened(&mut state, volume);
+    for (from, tag, name) in [("vm", "a", "one"), ("one", "b", "two")] {
+        let volume = state.map().volume_named(from).expect("it exists").id;
+        if from == "one" {
+            snapshot(&mut state, volume, tag);
+            layer_opened(&mut state, volume);
+        }
+        let (tag, name) = (tag.into(), name.into());
+        state.apply(&Command::CloneSnapshot { volume, tag, name, unix_s: 0 }).expect("sealed");
+    }
+    let map = state.map();
+    let two = map.volume_named("two").expect("it exists");
+    let found = crate::origins(&map, two.head);
+    let found: Vec<_> = found.iter().map(|o| (o.lineage.0, o.layer.0, o.bytes)).collect();
+    assert_eq!(found, [(3, 3, 64 << 20), (1, 1, 64 << 20)]);
+
+    let mut stage = Stage::begin_with(1, map.clone(), two.id, HEAD);
+    stage.answer(0, Ok(fenced(1, &[])));
+    let source = Source::Origin { lineage: LineageId(1), layer: LayerId(1) };
+    let blocks = BlockRange::new(0, 1).expect("a block");
+    stage.request(1, Request::Read { source, index: 7, blocks });
+    let MemberRequest::Read { lineage, key, generation, .. } = stage.answer(0, Ok(data())) else {
+        panic!("a read")
+    };
+    assert_eq!((lineage, generation), (LineageId(1), Generation::SEALED));
+    assert_eq!(key, ObjectKey { layer: LayerId(1), index: 7 });
+}
