@@ -8,9 +8,9 @@
 
 use super::{Lineage, Operation, Serving};
 use crate::layout::{
-    CheckpointKind, DROPS_PER_PAGE, LINEAGES_PER_PAGE, LineageRow, PageHeader, PageName, RootEntry,
-    Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_lineages, encode_root,
-    encode_state, encode_table, root_bytes,
+    CheckpointKind, DROPS_PER_PAGE, LAYERS_PER_PAGE, LINEAGES_PER_PAGE, LayerRow, LineageRow,
+    PageHeader, PageName, RootEntry, Run, StatePage, Superblock, encode_bitmap, encode_drops,
+    encode_layers, encode_lineages, encode_root, encode_state, encode_table, root_bytes,
 };
 use crate::log::LogPlace;
 use crate::space::Purpose;
@@ -64,9 +64,10 @@ pub(super) struct Checkpoint {
     maps: VecDeque<(u32, Slot, u8)>,
     pages: VecDeque<PageHeader>,
     hidden: Vec<Run>,
-    /// All lineages and all layers being dropped, at one moment: they are packed, so a page taken
-    /// later than its neighbour might miss one that moved.
+    /// All lineages, layers and layers being dropped, at one moment: they are packed, so a page
+    /// taken later than its neighbour might miss one that moved.
     lineages: Vec<LineageRow>,
+    layers: Vec<LayerRow>,
     drops: Vec<(LineageId, LayerId)>,
     /// Pages found damaged: they are written again even if nothing changed.
     again: BTreeSet<PageHeader>,
@@ -89,6 +90,7 @@ impl Checkpoint {
             pages: VecDeque::new(),
             hidden: Vec::new(),
             lineages: Vec::new(),
+            layers: Vec::new(),
             drops: Vec::new(),
             again: BTreeSet::new(),
             writes: 0,
@@ -105,6 +107,13 @@ impl Checkpoint {
     /// Takes a checkpoint soon.
     pub(super) fn request(&mut self) {
         self.requested = true;
+    }
+
+    /// Takes a checkpoint soon if none is under way after which replay begins behind a record.
+    pub(super) fn request_past(&mut self, lsn: u64) {
+        if self.phase == Phase::Idle || self.place.lsn <= lsn {
+            self.requested = true;
+        }
     }
 
     /// Takes a checkpoint soon that writes this page, too.
@@ -137,7 +146,10 @@ impl Checkpoint {
 impl Serving {
     /// Pages of a checkpoint that are made anew each time.
     pub(super) fn small_pages(&self) -> usize {
-        self.lineages.len() / LINEAGES_PER_PAGE + self.drops.count() / DROPS_PER_PAGE + 3
+        self.lineages.len() / LINEAGES_PER_PAGE
+            + self.drops.count() / DROPS_PER_PAGE
+            + self.layers.len() / LAYERS_PER_PAGE
+            + 4
     }
 
     /// Begins a checkpoint when one is due and takes the next steps of the one under way.
@@ -173,7 +185,7 @@ impl Serving {
     }
 
     /// Whether metadata can have `count` blocks now; if not, what may free some is under way.
-    fn metadata_has(&mut self, count: usize) -> bool {
+    pub(super) fn metadata_has(&mut self, count: usize) -> bool {
         if self.space.available() >= count as u64 {
             return true;
         }
@@ -272,11 +284,14 @@ impl Serving {
         let (bitmap, hidden) = self.space.take_dirty();
         let lineages = self.lineages.len().div_ceil(LINEAGES_PER_PAGE) as u32;
         let drops = self.drops.count().div_ceil(DROPS_PER_PAGE) as u32;
+        self.checkpoint.layers = self.layer_rows();
+        let layers = self.checkpoint.layers.len().div_ceil(LAYERS_PER_PAGE) as u32;
         let mut pages: BTreeSet<PageHeader> = BTreeSet::new();
         pages.extend(self.table.take_dirty().into_iter().map(page(CheckpointKind::Table)));
         pages.extend(bitmap.into_iter().map(page(CheckpointKind::Bitmap)));
         pages.extend((0..lineages).map(page(CheckpointKind::Lineages)));
         pages.extend((0..drops).map(page(CheckpointKind::Drops)));
+        pages.extend((0..layers).map(page(CheckpointKind::Layers)));
         pages.insert(PageHeader { kind: CheckpointKind::State, number: 0 });
         let listing = &self.checkpoint.listing;
         pages.extend(self.checkpoint.again.iter().filter(|&header| listing.contains_key(header)));
@@ -291,6 +306,7 @@ impl Serving {
         self.checkpoint.drops = self.drops.list();
         self.unlist_from(PageHeader { kind: CheckpointKind::Lineages, number: lineages });
         self.unlist_from(PageHeader { kind: CheckpointKind::Drops, number: drops });
+        self.unlist_from(PageHeader { kind: CheckpointKind::Layers, number: layers });
     }
 
     /// The pages of a kind from a number on are not needed any more.
@@ -357,6 +373,10 @@ impl Serving {
             CheckpointKind::Drops => {
                 let rows = self.checkpoint.drops.chunks(DROPS_PER_PAGE).nth(number as usize);
                 encode_drops(rows.unwrap_or(&[]), number, block)
+            }
+            CheckpointKind::Layers => {
+                let rows = self.checkpoint.layers.chunks(LAYERS_PER_PAGE).nth(number as usize);
+                encode_layers(rows.unwrap_or(&[]), number, block)
             }
             CheckpointKind::State => {
                 let place = self.scrub.place();
@@ -467,6 +487,8 @@ impl Serving {
             Phase::Seal => {
                 self.superblock = self.checkpoint.next.take().expect("it was just written");
                 self.log.trim(self.checkpoint.place);
+                let replay_lsn = self.superblock.replay_lsn;
+                self.copied.retain(|_, lsn| *lsn >= replay_lsn);
                 self.space.checkpoint_done(self.reads.next());
                 self.counters.checkpoints += 1;
                 // A rotten superblock must not bring back the checkpoint before: both say the same.
@@ -484,8 +506,8 @@ impl Serving {
         let table = &self.table;
         let is_mended = |damage: &Damage| match damage.part {
             DamagedPart::Superblock | DamagedPart::Log | DamagedPart::Checkpoint => true,
-            DamagedPart::MapPage { key, page, .. } => table
-                .find(key)
+            DamagedPart::MapPage { lineage, key, page } => table
+                .find(lineage, key)
                 .is_none_or(|slot| table.row(slot).page(usize::from(page)).0 != damage.address),
             DamagedPart::Data { .. } => false,
         };
