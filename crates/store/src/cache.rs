@@ -58,6 +58,11 @@ impl Cache {
         self.dirty
     }
 
+    /// Pages it holds at most.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Whether a checkpoint should begin to make pages clean.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         self.dirty * 2 > self.limit

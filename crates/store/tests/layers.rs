@@ -52,6 +52,8 @@ struct Model {
     asked: BTreeMap<u64, Asked>,
     next_value: u64,
     reclaimed: u64,
+    /// After so many steps it crashes: crashes while layers go matter most.
+    crash_after: Option<u64>,
 }
 
 const LAYERS_MAX: usize = 5;
@@ -76,6 +78,7 @@ impl Model {
             asked: BTreeMap::new(),
             next_value: 0,
             reclaimed: 0,
+            crash_after: None,
         }
     }
 
@@ -224,6 +227,9 @@ impl Model {
         let above = self.parents.values().filter(|&&parent| parent == layer).count();
         if layer != self.head && above <= 1 && self.asked.is_empty() {
             self.drop_layer(layer);
+            if self.random.chance(3) {
+                self.crash_after = Some(self.random.below(80));
+            }
         }
     }
 
@@ -494,7 +500,9 @@ fn run(seed: u64, steps: u64) -> u64 {
     let crash_every = 100 + model.random.below(1500);
     for _ in 0..steps {
         model.step();
-        if model.random.chance(crash_every) {
+        let due = model.crash_after == Some(0);
+        model.crash_after = model.crash_after.and_then(|steps| steps.checked_sub(1));
+        if due || model.random.chance(crash_every) {
             let power = model.random.chance(2);
             model.crash(power);
         }

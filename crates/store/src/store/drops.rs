@@ -17,6 +17,9 @@ const OBJECTS_PER_ROUND: usize = 64;
 const ROWS_PER_ROUND: u64 = 4096;
 /// Objects whose pages are loaded at the same time.
 const LOADING_MAX: usize = 32;
+/// Pages of the cache for each of them: twice what a merge needs, so that what is loaded is still
+/// there when the last page comes.
+const CACHE_PAGES_PER_OBJECT: usize = 4 * PAGES_PER_OBJECT;
 /// Layers that may wait for a checkpoint or a flush while another one is worked on.
 const LAYERS_WAITING_MAX: usize = 8;
 
@@ -125,7 +128,8 @@ impl Serving {
         let mut left = None;
         let (mut gone, mut loading) = (0, 0);
         let end = self.table.steps() + ROWS_PER_ROUND;
-        while gone < OBJECTS_PER_ROUND && loading < LOADING_MAX {
+        let loading_max = (self.cache.limit() / CACHE_PAGES_PER_OBJECT).clamp(1, LOADING_MAX);
+        while gone < OBJECTS_PER_ROUND && loading < loading_max {
             let rows = end.saturating_sub(self.table.steps());
             let slot = match self.table.next_of(lineage, layer, index, rows) {
                 Next::Found(slot) => slot,
@@ -172,6 +176,10 @@ impl Serving {
         // What replay would copy again must be there then.
         if let Some(&lsn) = self.copied.get(&key).filter(|&&lsn| lsn >= replay_lsn) {
             self.checkpoint.request_past(lsn);
+            return Object::Waits;
+        }
+        if self.cache.wants_checkpoint() {
+            // It begins by itself. Pages loaded now might leave before they are used.
             return Object::Waits;
         }
         let (children, child) = self.tree(lineage).children(key.layer);
