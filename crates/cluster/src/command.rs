@@ -1,7 +1,7 @@
 //! Commands: what can be asked of the cluster's state, and how they are written in its log.
 
 use crate::Refusal;
-use crate::volume::{PendingDiscard, check_name, printable};
+use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{COMMAND_BYTES_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX};
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -64,10 +64,12 @@ pub enum Command {
         /// The new name.
         name: String,
     },
-    /// Delete a volume that nobody has attached. Answered by [`Answer::VolumeDeleted`].
+    /// Delete a volume that nobody has attached. Answered by [`Answer::Dropped`].
     DeleteVolume {
         /// Which one.
         volume: VolumeId,
+        /// Whether its snapshots go too; otherwise it may have none.
+        with_snapshots: bool,
     },
     /// Attach a volume: for writing if nobody has it attached, or read-only if nobody writes it.
     /// Answered by [`Answer::Attached`].
@@ -83,7 +85,8 @@ pub enum Command {
         /// Now.
         unix_s: u64,
     },
-    /// End an attachment. Done already is done. Answered by [`Answer::Done`].
+    /// End an attachment of a volume or of one of its snapshots. Done already is done. Answered by
+    /// [`Answer::Done`].
     Detach {
         /// Of which volume.
         volume: VolumeId,
@@ -106,6 +109,82 @@ pub enum Command {
         /// Which node.
         node: NodeId,
     },
+    /// Take a snapshot of a volume, attached for writing or not at all: its head gets a new layer
+    /// above it, which its session opens. Answered by [`Answer::SnapshotCreated`].
+    CreateSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The snapshot's name, unique within the volume.
+        tag: String,
+        /// Now.
+        unix_s: u64,
+    },
+    /// The writer's session reports that all disks know the volume's head, and that every write to
+    /// the layer below is stable. Done already is done. Answered by [`Answer::Done`].
+    LayerOpened {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The writer.
+        generation: Generation,
+        /// The head that was opened.
+        layer: LayerId,
+    },
+    /// Delete a snapshot that nobody reads. Answered by [`Answer::Dropped`].
+    DeleteSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which one.
+        tag: String,
+    },
+    /// Create a volume with the content of a snapshot. Answered by [`Answer::VolumeCreated`].
+    CloneSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which one.
+        tag: String,
+        /// The new volume's name.
+        name: String,
+        /// Now.
+        unix_s: u64,
+    },
+    /// Give a volume that nobody has attached the content and size of one of its snapshots. What
+    /// was written since is lost, unless another snapshot has it. Answered by [`Answer::Dropped`].
+    Rollback {
+        /// Which volume.
+        volume: VolumeId,
+        /// To which of its snapshots.
+        tag: String,
+    },
+    /// The writer's session reports that nothing shows through the head from other lineages any
+    /// more: all of it was copied, and is stable. Snapshots of the volume go on showing their
+    /// parent. Answered by [`Answer::Dropped`].
+    Flattened {
+        /// Which volume.
+        volume: VolumeId,
+        /// The writer.
+        generation: Generation,
+    },
+    /// Read a snapshot. Answered by [`Answer::Attached`].
+    AttachSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which one.
+        tag: String,
+        /// Where the session will run.
+        node: NodeId,
+        /// For whom, for people; made printable and cut to its limit.
+        holder: String,
+        /// Now.
+        unix_s: u64,
+    },
+    /// What shows through a volume from other lineages is to be copied, or is not any more. Done
+    /// already is done. Answered by [`Answer::Done`].
+    SetFlatten {
+        /// Which volume.
+        volume: VolumeId,
+        /// Whether its writer's session is to copy.
+        wanted: bool,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -123,12 +202,13 @@ pub enum Answer {
         /// What is still to be discarded by the session of its writer, now or when next attached.
         pending_discard: Option<PendingDiscard>,
     },
-    /// The volume is gone; its layers can be dropped everywhere.
-    VolumeDeleted {
-        /// Whose.
-        lineage: LineageId,
-        /// Which.
-        layers: Vec<LayerId>,
+    /// It is so now, and these layers, each with its lineage, are to be dropped by all disks in
+    /// this order.
+    Dropped(Vec<(LineageId, LayerId)>),
+    /// The snapshot exists and is sealing.
+    SnapshotCreated {
+        /// What it names.
+        layer: LayerId,
     },
     /// The attachment is held.
     Attached {
@@ -169,6 +249,17 @@ impl Command {
             Command::Attach { holder, .. } => *holder = printable(holder, HOLDER_BYTES_MAX),
             Command::CreateVolume { name, .. } | Command::RenameVolume { name, .. } => {
                 check_name(name)?;
+            }
+            Command::CreateSnapshot { tag, .. }
+            | Command::DeleteSnapshot { tag, .. }
+            | Command::Rollback { tag, .. } => check_tag(tag)?,
+            Command::CloneSnapshot { tag, name, .. } => {
+                check_tag(tag)?;
+                check_name(name)?;
+            }
+            Command::AttachSnapshot { tag, holder, .. } => {
+                check_tag(tag)?;
+                *holder = printable(holder, HOLDER_BYTES_MAX);
             }
             _ => {}
         }

@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod layer;
+mod layering;
 mod map;
 mod partition;
 mod refusal;
@@ -22,14 +24,19 @@ mod volume;
 mod voter;
 
 #[cfg(test)]
+mod layers_model;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;
 
 pub use command::{Answer, Command, DecodeError};
+pub use layer::{Going, Layer, Origin, Snapshot};
 pub use map::{Disk, LayerFate, Map, Node};
 pub use partition::{Configuration, Member, partition_of};
 pub use refusal::{Refusal, RefusalKind};
 pub use state::State;
-pub use volume::{Attachment, PendingDiscard, SIZE_UNIT, Volume, check_name, check_size};
+pub use volume::{
+    Attachment, PendingDiscard, SIZE_UNIT, Volume, check_name, check_size, check_tag,
+};
 pub use voter::{BootError, Effect, Event, PersistError, ProposalToken, RequestNumber, Voter};

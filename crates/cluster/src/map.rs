@@ -1,5 +1,6 @@
 //! The map: one immutable state of the cluster, as everybody but the state machine sees it.
 
+use crate::layer::Layer;
 use crate::partition::{Configuration, Member, Partitions, partition_of};
 use crate::volume::Volume;
 use proto::{
@@ -52,6 +53,7 @@ pub struct Map {
     pub(crate) disks: Arc<BTreeMap<DiskId, Disk>>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
+    pub(crate) layers: Arc<BTreeMap<LayerId, Layer>>,
     /// Which volume has which name: always exactly the names of `volumes`.
     pub(crate) names: Arc<BTreeMap<String, VolumeId>>,
     /// The next ids to issue; every id ever issued is below.
@@ -59,8 +61,10 @@ pub struct Map {
     pub(crate) next_layer: LayerId,
     /// Sum of the volumes' sizes. Their largest number at the largest size exceeds 64 bits.
     pub(crate) provisioned_bytes: u128,
-    /// Number of attachments of all volumes.
+    /// Number of attachments of all volumes and snapshots.
     pub(crate) attachments: usize,
+    /// Number of snapshots of all volumes.
+    pub(crate) snapshots: usize,
 }
 
 impl Map {
@@ -74,11 +78,13 @@ impl Map {
             disks: Arc::default(),
             partitions: Arc::new(Partitions::new(0)),
             volumes: Arc::default(),
+            layers: Arc::default(),
             names: Arc::default(),
             next_volume: VolumeId(1),
             next_layer: LayerId(1),
             provisioned_bytes: 0,
             attachments: 0,
+            snapshots: 0,
         }
     }
 
@@ -138,19 +144,13 @@ impl Map {
         self.names.values().filter_map(|volume| self.volume(*volume))
     }
 
-    /// All layers that exist, each with its lineage, in no useful order.
-    pub fn layers(&self) -> impl Iterator<Item = (LineageId, LayerId)> {
-        self.volumes().map(|volume| (volume.lineage, volume.head))
-    }
-
     /// What each of the layers found on a disk (`Store::layers`) is to the map, in the same order.
     pub fn layer_fates(
         &self,
         found: &[(LineageId, LayerId)],
     ) -> Vec<(LineageId, LayerId, LayerFate)> {
-        let live: std::collections::BTreeSet<_> = self.layers().collect();
         let fate = |lineage, layer| {
-            if live.contains(&(lineage, layer)) {
+            if self.layer(layer).is_some_and(|known| known.lineage == lineage) {
                 LayerFate::Live
             } else if layer < self.next_layer && lineage.0 < self.next_layer.0 {
                 LayerFate::Deleted

@@ -119,7 +119,7 @@ impl Model {
                 named?;
                 self.volume(*volume)?.name = name.clone();
             }
-            &Command::DeleteVolume { volume } => {
+            &Command::DeleteVolume { volume, .. } => {
                 require(self.volume(volume)?.attachments.is_empty(), Busy)?;
                 self.volumes.retain(|v| v.id != volume.0);
             }
@@ -151,6 +151,7 @@ impl Model {
                     volume.attachments.retain(|held| held.1 != *node);
                 }
             }
+            other => unreachable!("{other:?} belongs to the model of layers"),
         }
         Ok(())
     }
@@ -241,7 +242,7 @@ fn random_command(dice: &mut Dice, state: &State) -> Command {
         4..10 => Command::CreateVolume { name, bytes, unix_s },
         10..26 => Command::ResizeVolume { volume, bytes, allow_shrink: dice.below(3) > 0 },
         26..29 => Command::RenameVolume { volume, name },
-        29..31 => Command::DeleteVolume { volume },
+        29..31 => Command::DeleteVolume { volume, with_snapshots: false },
         31..45 => {
             let (holder, read_only) = (format!("process {}", dice.below(9)), dice.below(4) == 0);
             Command::Attach { volume, node, holder, read_only, unix_s }
@@ -276,11 +277,11 @@ fn check_answer(
             let before = before.map().volume(*volume).expect("it exists").generation;
             assert!(*generation > before, "a generation is issued twice");
         }
-        (Answer::VolumeDeleted { lineage, layers }, Command::DeleteVolume { volume }) => {
+        (Answer::Dropped(layers), Command::DeleteVolume { volume, .. }) => {
             let map = before.map();
             let volume = map.volume(*volume).expect("it existed");
-            assert_eq!((*lineage, &layers[..]), (volume.lineage, &[volume.head][..]));
-            let found = [(*lineage, layers[0]), (LineageId(1 << 40), LayerId(1 << 40))];
+            assert_eq!(layers[..], [(volume.lineage, volume.head)]);
+            let found = [layers[0], (LineageId(1 << 40), LayerId(1 << 40))];
             let fates: Vec<_> = after.map().layer_fates(&found).iter().map(|f| f.2).collect();
             assert_eq!(fates, [crate::LayerFate::Deleted, crate::LayerFate::NeverIssued]);
         }

@@ -2,7 +2,8 @@
 
 use crate::PersistError;
 use proto::limits::{
-    ATTACHMENTS_MAX, DISKS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, VOLUMES_MAX,
+    ATTACHMENTS_MAX, DISKS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, SNAPSHOTS_MAX,
+    VOLUMES_MAX,
 };
 use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
 
@@ -104,6 +105,70 @@ pub enum Refusal {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A tag that a snapshot may not have.
+    #[error(
+        "\"{tag}\" cannot be a snapshot's tag because {problem}; choose 1 to 255 printable \
+         characters without white space, '/' or '@', not starting with '-'"
+    )]
+    BadTag {
+        /// The tag, made printable.
+        tag: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Two snapshots of one volume with one tag.
+    #[error("volume \"{name}\" has a snapshot \"{tag}\" already; choose another tag")]
+    TagTaken {
+        /// Which volume.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// No such snapshot (any more).
+    #[error(
+        "volume \"{name}\" has no snapshot \"{tag}\"; see what it has with `dog volume snapshots`"
+    )]
+    UnknownSnapshot {
+        /// Which volume.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// The disks are still to learn of the newest layer.
+    #[error(
+        "the last snapshot of volume \"{name}\" is still being taken, or its last rollback being \
+         finished; try again a little later"
+    )]
+    Sealing {
+        /// Which volume.
+        name: String,
+    },
+    /// It is no clone, or was flattened.
+    #[error(
+        "volume \"{name}\" shows nothing of another volume's snapshot, so there is nothing to \
+         flatten; `dog volume info` names what a clone shows"
+    )]
+    NothingToFlatten {
+        /// Which volume.
+        name: String,
+    },
+    /// Deleting a volume does not take its snapshots along unasked.
+    #[error(
+        "volume \"{name}\" has {count} snapshots; delete them first, or the volume with them \
+         (--with-snapshots)"
+    )]
+    HasSnapshots {
+        /// Which volume.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+    /// A limit.
+    #[error(
+        "the cluster has {max} snapshots, the most it can have; delete one first",
+        max = SNAPSHOTS_MAX
+    )]
+    TooManySnapshots,
     /// Two volumes of one name.
     #[error("a volume named \"{name}\" exists already; choose another name")]
     NameTaken {
@@ -227,17 +292,24 @@ impl Refusal {
             | DiskOfAnotherNode { .. }
             | SecondDisk { .. }
             | BadName { .. }
+            | BadTag { .. }
             | SizeOutOfRange { .. }
             | SizeNotAligned { .. }
+            | NothingToFlatten { .. }
             | WouldShrink { .. } => RefusalKind::Invalid,
-            NoCluster | UnknownNode { .. } | UnknownVolume { .. } => RefusalKind::NotFound,
-            ClusterExists | NameTaken { .. } => RefusalKind::Exists,
-            ShrinkPending { .. }
+            NoCluster | UnknownNode { .. } | UnknownVolume { .. } | UnknownSnapshot { .. } => {
+                RefusalKind::NotFound
+            }
+            ClusterExists | NameTaken { .. } | TagTaken { .. } => RefusalKind::Exists,
+            Sealing { .. }
+            | HasSnapshots { .. }
+            | ShrinkPending { .. }
             | ShrinkNeedsWriter { .. }
             | Attached { .. }
             | NotTheWriter { .. }
             | TooManyProposals => RefusalKind::Busy,
-            TooManyNodes | TooManyDisks | TooManyVolumes | TooManyAttachments => RefusalKind::Full,
+            TooManyNodes | TooManyDisks | TooManyVolumes | TooManySnapshots
+            | TooManyAttachments => RefusalKind::Full,
             NotLogged(_) => RefusalKind::Unavailable,
         }
     }

@@ -1,6 +1,7 @@
 //! The whole state as bytes, and back: version, checksum, then the fields in postcard.
 
 use crate::command::DecodeError;
+use crate::layer::Layer;
 use crate::map::{Disk, Map, Node};
 use crate::partition::{Configuration, Partitions};
 use crate::state::State;
@@ -30,6 +31,7 @@ struct Fields<OfNode, OfDisk, OfConfiguration, OfVolume> {
     /// Runs of partitions with equal configurations.
     partitions: Vec<(u32, OfConfiguration)>,
     volumes: Vec<OfVolume>,
+    layers: Vec<(LayerId, Layer)>,
 }
 
 impl State {
@@ -48,6 +50,7 @@ impl State {
             partition_bits: map.partition_bits(),
             partitions: map.partitions.runs(),
             volumes: map.volumes().collect(),
+            layers: map.layers.iter().map(|(&id, &layer)| (id, layer)).collect(),
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
@@ -97,7 +100,8 @@ fn map_of(fields: Fields<Node, Disk, Configuration, Volume>) -> Result<Map, Deco
     let Some(partitions) = Partitions::from_runs(fields.partition_bits, fields.partitions) else {
         return contradiction("the number of partitions");
     };
-    let (nodes, disks, volumes) = (fields.nodes.len(), fields.disks.len(), fields.volumes.len());
+    let counted = (fields.nodes.len(), fields.disks.len());
+    let counted = (counted, fields.volumes.len(), fields.layers.len());
     let names = fields.volumes.iter().map(|volume| (volume.name.clone(), volume.id)).collect();
     let map = Map {
         epoch: fields.epoch,
@@ -108,14 +112,16 @@ fn map_of(fields: Fields<Node, Disk, Configuration, Volume>) -> Result<Map, Deco
         next_volume: fields.next_volume,
         next_layer: fields.next_layer,
         provisioned_bytes: fields.volumes.iter().map(|volume| u128::from(volume.bytes)).sum(),
-        attachments: fields.volumes.iter().map(|volume| volume.attachments.len()).sum(),
+        attachments: fields.volumes.iter().map(|volume| volume.all_attachments().count()).sum(),
+        snapshots: fields.volumes.iter().map(|volume| volume.snapshots.len()).sum(),
+        layers: Arc::new(fields.layers.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),
         disks: Arc::new(fields.disks.into_iter().map(|disk| (disk.id, disk)).collect()),
         volumes: Arc::new(
             fields.volumes.into_iter().map(|volume| (volume.id, Arc::new(volume))).collect(),
         ),
     };
-    if (map.nodes.len(), map.disks.len(), map.volumes.len()) != (nodes, disks, volumes) {
+    if ((map.nodes.len(), map.disks.len()), map.volumes.len(), map.layers.len()) != counted {
         return contradiction("two things with one id");
     }
     Ok(map)

@@ -1,13 +1,17 @@
 //! The state machine: applies commands one after the other, each wholly or not at all.
 
 use crate::command::{Answer, Command};
+use crate::layer::{self, Layer, prune};
+use crate::layering::add_layer;
 use crate::map::{Disk, Map, Node};
 use crate::partition::{Member, Partitions};
 use crate::refusal::Refusal;
-use crate::volume::{Attachment, PendingDiscard, Volume, check_name, check_size, printable};
+use crate::volume::{
+    Attachment, PendingDiscard, Volume, check_name, check_size, check_tag, printable,
+};
 use proto::limits::{
     ATTACHMENTS_MAX, DISKS_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
-    PARTITION_BITS_MAX, VOLUMES_MAX,
+    PARTITION_BITS_MAX, SNAPSHOTS_MAX, VOLUMES_MAX,
 };
 use proto::{
     ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
@@ -76,7 +80,9 @@ impl State {
                 self.resize_volume(volume, bytes, allow_shrink)
             }
             Command::RenameVolume { volume, name } => self.rename_volume(*volume, name),
-            &Command::DeleteVolume { volume } => self.delete_volume(volume),
+            &Command::DeleteVolume { volume, with_snapshots } => {
+                self.delete_volume(volume, with_snapshots)
+            }
             Command::Attach { volume, node, holder, read_only, unix_s } => {
                 self.attach(*volume, *node, holder, *read_only, *unix_s)
             }
@@ -85,23 +91,45 @@ impl State {
                 self.shrink_done(volume, generation, discarded)
             }
             &Command::ReleaseNode { node } => self.release_node(node),
+            Command::CreateSnapshot { volume, tag, unix_s } => {
+                self.create_snapshot(*volume, tag, *unix_s)
+            }
+            &Command::LayerOpened { volume, generation, layer } => {
+                self.layer_opened(volume, generation, layer)
+            }
+            Command::DeleteSnapshot { volume, tag } => self.delete_snapshot(*volume, tag),
+            Command::CloneSnapshot { volume, tag, name, unix_s } => {
+                self.clone_snapshot(*volume, tag, name, *unix_s)
+            }
+            Command::Rollback { volume, tag } => self.rollback(*volume, tag),
+            &Command::Flattened { volume, generation } => self.flattened(volume, generation),
+            Command::AttachSnapshot { volume, tag, node, holder, unix_s } => {
+                self.attach_snapshot(*volume, tag, *node, holder, *unix_s)
+            }
+            &Command::SetFlatten { volume, wanted } => self.set_flatten(volume, wanted),
         }
     }
 
     /// The map for an effective change: the epoch moves here and nowhere else.
-    fn change(&mut self) -> &mut Map {
+    pub(crate) fn change(&mut self) -> &mut Map {
         let map = Arc::make_mut(&mut self.map);
         map.epoch = Epoch(map.epoch.0 + 1);
         map
     }
 
     /// A volume for an effective change. The caller has found it before.
-    fn change_volume(&mut self, volume: VolumeId) -> &mut Volume {
-        let volumes = Arc::make_mut(&mut self.change().volumes);
+    pub(crate) fn change_volume(&mut self, volume: VolumeId) -> &mut Volume {
+        self.change();
+        self.volume_again(volume)
+    }
+
+    /// A volume, further within a change that was begun with [`State::change`].
+    pub(crate) fn volume_again(&mut self, volume: VolumeId) -> &mut Volume {
+        let volumes = Arc::make_mut(&mut Arc::make_mut(&mut self.map).volumes);
         Arc::make_mut(volumes.get_mut(&volume).expect("looked up before"))
     }
 
-    fn volume(&self, volume: VolumeId) -> Result<&Volume, Refusal> {
+    pub(crate) fn volume(&self, volume: VolumeId) -> Result<&Volume, Refusal> {
         self.map.volume(volume).ok_or(Refusal::UnknownVolume { volume })
     }
 
@@ -113,7 +141,7 @@ impl State {
         }
     }
 
-    fn attached(&self, volume: &Volume, by: &Attachment) -> Refusal {
+    pub(crate) fn attached(&self, volume: &Volume, by: &Attachment) -> Refusal {
         Refusal::Attached {
             name: volume.name.clone(),
             holder: by.holder.clone(),
@@ -199,16 +227,26 @@ impl State {
     fn create_volume(&mut self, name: &str, bytes: u64, unix_s: u64) -> Result<Answer, Refusal> {
         check_name(name)?;
         check_size(bytes)?;
-        if self.map.names.contains_key(name) {
-            return Err(Refusal::NameTaken { name: name.to_owned() });
-        }
-        if self.map.volumes.len() >= VOLUMES_MAX {
-            return Err(Refusal::TooManyVolumes);
-        }
+        self.vet_new_volume(name)?;
+        let layer = |id: LayerId| {
+            let (lineage, parent) = (LineageId(id.0), LayerId(0));
+            Layer { lineage, parent, overlap: 0, opened: true }
+        };
+        Ok(self.add_volume(name, bytes, layer, unix_s))
+    }
+
+    /// Adds a volume, vetted before, with its first layer.
+    pub(crate) fn add_volume(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        layer: impl FnOnce(LayerId) -> Layer,
+        unix_s: u64,
+    ) -> Answer {
         let map = self.change();
-        let (id, head) = (map.next_volume, map.next_layer);
+        let id = map.next_volume;
         map.next_volume = VolumeId(id.0 + 1);
-        map.next_layer = LayerId(head.0 + 1);
+        let head = add_layer(map, layer);
         map.provisioned_bytes += u128::from(bytes);
         Arc::make_mut(&mut map.names).insert(name.to_owned(), id);
         let volume = Volume {
@@ -217,13 +255,15 @@ impl State {
             bytes,
             lineage: LineageId(head.0),
             head,
+            snapshots: Vec::new(),
             generation: Generation(0),
             attachments: Vec::new(),
             pending_discard: None,
             created_unix_s: unix_s,
+            flattening: false,
         };
         Arc::make_mut(&mut map.volumes).insert(id, Arc::new(volume));
-        Ok(Answer::VolumeCreated { volume: id })
+        Answer::VolumeCreated { volume: id }
     }
 
     fn resize_volume(
@@ -255,7 +295,12 @@ impl State {
         let volume = self.change_volume(id);
         volume.bytes = bytes;
         volume.pending_discard = pending_discard;
+        let head = volume.head;
         let map = Arc::make_mut(&mut self.map);
+        if map.layers[&head].overlap > bytes {
+            let layers = Arc::make_mut(&mut map.layers);
+            layers.get_mut(&head).expect("a volume has its head").overlap = bytes;
+        }
         map.provisioned_bytes = map.provisioned_bytes - u128::from(present) + u128::from(bytes);
         Ok(Answer::Resized { pending_discard })
     }
@@ -276,16 +321,24 @@ impl State {
         Ok(Answer::Done)
     }
 
-    fn delete_volume(&mut self, id: VolumeId) -> Result<Answer, Refusal> {
+    fn delete_volume(&mut self, id: VolumeId, with_snapshots: bool) -> Result<Answer, Refusal> {
         let volume = self.volume(id)?;
-        if let Some(by) = volume.attachments.first() {
+        if let Some(by) = volume.all_attachments().next() {
             return Err(self.attached(volume, by));
+        }
+        let count = volume.snapshots.len();
+        if count > 0 && !with_snapshots {
+            return Err(Refusal::HasSnapshots { name: volume.name.clone(), count });
         }
         let map = self.change();
         let volume = Arc::make_mut(&mut map.volumes).remove(&id).expect("looked up before");
         Arc::make_mut(&mut map.names).remove(&volume.name);
         map.provisioned_bytes -= u128::from(volume.bytes);
-        Ok(Answer::VolumeDeleted { lineage: volume.lineage, layers: vec![volume.head] })
+        map.snapshots -= count;
+        // The newest first: a layer without children goes whole, without being merged.
+        let mut layers: Vec<LayerId> = volume.layers().collect();
+        layers.sort_unstable();
+        Ok(Answer::Dropped(prune(map, layers)))
     }
 
     fn attach(
@@ -324,8 +377,8 @@ impl State {
         let held =
             self.map.volume(id).is_some_and(|volume| volume.attachment(generation).is_some());
         if held {
-            self.change_volume(id).attachments.retain(|held| held.generation != generation);
-            Arc::make_mut(&mut self.map).attachments -= 1;
+            let released = self.change_volume(id).release(|held| held.generation == generation);
+            Arc::make_mut(&mut self.map).attachments -= released;
         }
         Answer::Done
     }
@@ -351,7 +404,7 @@ impl State {
         if self.map.node(node).is_none() {
             return Err(Refusal::UnknownNode { node });
         }
-        let held_there = |volume: &Volume| volume.attachments.iter().any(|held| held.node == node);
+        let held_there = |volume: &Volume| volume.all_attachments().any(|held| held.node == node);
         let volumes: Vec<VolumeId> = self
             .map
             .volumes()
@@ -364,10 +417,7 @@ impl State {
         let map = self.change();
         for id in volumes {
             let volume = Arc::make_mut(&mut map.volumes).get_mut(&id).expect("listed above");
-            let attachments = &mut Arc::make_mut(volume).attachments;
-            let before = attachments.len();
-            attachments.retain(|held| held.node != node);
-            map.attachments -= before - attachments.len();
+            map.attachments -= Arc::make_mut(volume).release(|held| held.node == node);
         }
         Ok(Answer::Done)
     }
@@ -391,6 +441,7 @@ impl State {
         hold(map.nodes.len() <= NODES_MAX, "too many nodes")?;
         hold(map.disks.len() <= DISKS_MAX, "too many disks")?;
         hold(map.attachments <= ATTACHMENTS_MAX, "too many attachments")?;
+        hold(map.snapshots <= SNAPSHOTS_MAX, "too many snapshots")?;
         if map.cluster == ClusterId(0) {
             return hold(*map == Map::empty(), "things without a cluster");
         }
@@ -418,15 +469,18 @@ impl State {
             hold(configuration.number.0 <= COUNT_MAX, "a count without end")?;
         }
         let mut provisioned_bytes = 0;
-        let mut attachments = 0;
+        let (mut attachments, mut snapshots) = (0, 0);
         for volume in map.volumes() {
             contradiction_in_volume(map, volume)?;
             provisioned_bytes += u128::from(volume.bytes);
-            attachments += volume.attachments.len();
+            attachments += volume.all_attachments().count();
+            snapshots += volume.snapshots.len();
         }
         hold(map.names.len() == map.volumes.len(), "two volumes with one name")?;
         hold(map.provisioned_bytes == provisioned_bytes, "the sum of the sizes")?;
         hold(map.attachments == attachments, "the number of attachments")?;
+        hold(map.snapshots == snapshots, "the number of snapshots")?;
+        layer::contradiction(map)?;
         let lineages: std::collections::BTreeSet<_> =
             map.volumes().map(|volume| volume.lineage).collect();
         hold(lineages.len() == map.volumes.len(), "two volumes with one lineage")
@@ -438,8 +492,23 @@ fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static st
     let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
     hold(volume.generation.0 <= COUNT_MAX, "a count without end")?;
     hold(volume.id > VolumeId(0) && volume.id < map.next_volume, "a volume's id")?;
-    hold(volume.head > LayerId(0) && volume.head < map.next_layer, "a layer's id")?;
-    hold(volume.lineage == LineageId(volume.head.0), "a lineage that is not its first layer")?;
+    for layer in volume.layers() {
+        let known = map.layer(layer).ok_or("a volume without its layer")?;
+        hold(known.lineage == volume.lineage, "a layer of another volume's lineage")?;
+        let is_first = layer.0 == volume.lineage.0;
+        hold(known.opened || (layer == volume.head && !is_first), "a layer that is not opened")?;
+    }
+    let shows_through = map.layer(volume.head).is_some_and(|head| head.overlap > 0);
+    hold(shows_through || !volume.flattening, "nothing to flatten")?;
+    let mut tags = std::collections::BTreeSet::new();
+    for snapshot in &volume.snapshots {
+        hold(check_tag(&snapshot.tag).is_ok(), "a snapshot's tag")?;
+        hold(tags.insert(&snapshot.tag), "two snapshots with one tag")?;
+        hold(check_size(snapshot.bytes).is_ok(), "a snapshot's size")?;
+        hold(snapshot.layer < volume.head, "a snapshot above the head")?;
+        contradiction_in_attachments(map, volume, &snapshot.readers)?;
+        hold(snapshot.readers.iter().all(|reader| reader.read_only), "a snapshot's writer")?;
+    }
     hold(check_name(&volume.name).is_ok(), "a volume's name")?;
     hold(check_size(volume.bytes).is_ok(), "a volume's size")?;
     hold(map.names.get(&volume.name) == Some(&volume.id), "two volumes with one name")?;
@@ -456,8 +525,18 @@ fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static st
     }
     let writers = volume.attachments.iter().filter(|held| !held.read_only).count();
     hold(writers == 0 || volume.attachments.len() == 1, "a writer that is not alone")?;
+    contradiction_in_attachments(map, volume, &volume.attachments)
+}
+
+/// The first invariant that does not hold for some attachments of a volume.
+fn contradiction_in_attachments(
+    map: &Map,
+    volume: &Volume,
+    attachments: &[Attachment],
+) -> Result<(), &'static str> {
+    let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
     let mut last = Generation(0);
-    for held in &volume.attachments {
+    for held in attachments {
         hold(held.generation > last && held.generation <= volume.generation, "a generation")?;
         hold(map.node(held.node).is_some(), "an attachment of an unknown node")?;
         hold(printable(&held.holder, HOLDER_BYTES_MAX) == held.holder, "a holder's text")?;

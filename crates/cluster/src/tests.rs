@@ -3,7 +3,8 @@
 use crate::*;
 use proto::limits::{SNAPSHOT_BYTES_MAX, VOLUMES_MAX};
 use proto::{
-    ClusterId, DiskId, Epoch, Generation, Incarnation, LineageId, NodeId, PartitionId, VolumeId,
+    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, PartitionId,
+    VolumeId,
 };
 
 const NODE: NodeId = NodeId(2);
@@ -108,7 +109,12 @@ fn refusals_say_who_is_in_the_way_and_what_to_do() {
                 until it closes the volume";
     refused(&mut state, attach(volume, false), RefusalKind::Busy, held);
     refused(&mut state, attach(volume, true), RefusalKind::Busy, held);
-    refused(&mut state, Command::DeleteVolume { volume }, RefusalKind::Busy, held);
+    refused(
+        &mut state,
+        Command::DeleteVolume { volume, with_snapshots: false },
+        RefusalKind::Busy,
+        held,
+    );
     let resize = |bytes| Command::ResizeVolume { volume, bytes, allow_shrink: false };
     refused(
         &mut state,
@@ -121,7 +127,7 @@ fn refusals_say_who_is_in_the_way_and_what_to_do() {
     let sentence = "a volume named \"vm1\" exists already; choose another name";
     refused(&mut state, taken, RefusalKind::Exists, sentence);
     let sentence = "there is no volume with the id 9; it may have been deleted, see the list";
-    let unknown = Command::DeleteVolume { volume: VolumeId(9) };
+    let unknown = Command::DeleteVolume { volume: VolumeId(9), with_snapshots: false };
     refused(&mut state, unknown, RefusalKind::NotFound, sentence);
     let open = |disk, node, incarnation| Command::OpenDisk { disk, node, incarnation };
     refused(
@@ -279,11 +285,31 @@ fn snapshots_and_commands_keep_their_bytes() {
         (Command::CreateVolume { name: "v".into(), bytes: 4096, unix_s: 2 }, "01030176802002"),
         (Command::ResizeVolume { volume, bytes: 4096, allow_shrink: true }, "010401802001"),
         (Command::RenameVolume { volume, name: "w".into() }, "0105010177"),
-        (Command::DeleteVolume { volume }, "010601"),
+        (Command::DeleteVolume { volume, with_snapshots: false }, "01060100"),
         (Command::Attach { volume, node, holder, read_only: true, unix_s: 2 }, "0107010201680102"),
         (Command::Detach { volume, generation }, "010801ac02"),
         (Command::ShrinkDone { volume, generation, discarded }, "010901ac0280208040"),
         (Command::ReleaseNode { node }, "010a02"),
+        (Command::CreateSnapshot { volume, tag: "t".into(), unix_s: 2 }, "010b01017402"),
+        (Command::LayerOpened { volume, generation, layer: LayerId(5) }, "010c01ac0205"),
+        (Command::DeleteSnapshot { volume, tag: "t".into() }, "010d010174"),
+        (
+            Command::CloneSnapshot { volume, tag: "t".into(), name: "w".into(), unix_s: 2 },
+            "010e010174017702",
+        ),
+        (Command::Rollback { volume, tag: "t".into() }, "010f010174"),
+        (Command::Flattened { volume, generation }, "011001ac02"),
+        (
+            Command::AttachSnapshot {
+                volume,
+                tag: "t".into(),
+                node,
+                holder: "h".into(),
+                unix_s: 2,
+            },
+            "011101017402016802",
+        ),
+        (Command::SetFlatten { volume, wanted: true }, "01120101"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -292,9 +318,10 @@ fn snapshots_and_commands_keep_their_bytes() {
 }
 
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node; the disk; one run
-/// of 2^12 partitions; the volume with its attachment and its pending discard.
-const SNAPSHOT: &str = "0132fa1b2ba6be1fba06014d0202010205616c706861010302040c01802001010304\
-    00010103766d3180200101010102011370726f636573732034373131202871656d75290005018020804063";
+/// of 2^12 partitions; the volume with its attachment and its pending discard; its layer.
+const SNAPSHOT: &str = "0115f7dc54fddf8d8506014d0202010205616c706861010302040c01802001010304\
+    00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
+    00010101000001";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

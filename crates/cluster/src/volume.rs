@@ -1,6 +1,7 @@
 //! One volume as the cluster agrees on it, and the rules for its name and size.
 
 use crate::Refusal;
+use crate::layer::Snapshot;
 use proto::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, VOLUME_NAME_BYTES_MAX};
 use proto::{BLOCK_SIZE, Generation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub struct Volume {
     pub lineage: LineageId,
     /// The layer that writes go to.
     pub head: LayerId,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
     /// The last generation that was issued; 0 if it was never attached.
     pub generation: Generation,
     /// Who has it open, in order of generation.
@@ -32,6 +35,8 @@ pub struct Volume {
     pub pending_discard: Option<PendingDiscard>,
     /// When it was created, in seconds since 1970; for people.
     pub created_unix_s: u64,
+    /// Whether its writer's session is to copy what shows through its head, until nothing does.
+    pub flattening: bool,
 }
 
 impl Volume {
@@ -40,9 +45,39 @@ impl Volume {
         self.attachments.iter().find(|attachment| !attachment.read_only)
     }
 
-    /// The attachment with this generation, if it is still held.
+    /// The attachment with this generation, of the volume or of one of its snapshots, if it is
+    /// still held.
     pub fn attachment(&self, generation: Generation) -> Option<&Attachment> {
-        self.attachments.iter().find(|attachment| attachment.generation == generation)
+        self.all_attachments().find(|attachment| attachment.generation == generation)
+    }
+
+    /// Its attachments and those of its snapshots.
+    pub(crate) fn all_attachments(&self) -> impl Iterator<Item = &Attachment> {
+        let readers = self.snapshots.iter().flat_map(|snapshot| &snapshot.readers);
+        self.attachments.iter().chain(readers)
+    }
+
+    /// Ends some of its attachments and those of its snapshots; gives back how many.
+    pub(crate) fn release(&mut self, ends: impl Fn(&Attachment) -> bool) -> usize {
+        let readers = self.snapshots.iter_mut().map(|snapshot| &mut snapshot.readers);
+        let mut released = 0;
+        for held in std::iter::once(&mut self.attachments).chain(readers) {
+            let before = held.len();
+            held.retain(|attachment| !ends(attachment));
+            released += before - held.len();
+        }
+        released
+    }
+
+    /// The snapshot with this tag.
+    pub fn snapshot(&self, tag: &str) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|snapshot| snapshot.tag == tag)
+    }
+
+    /// The layers it names: its head, and that of each of its snapshots.
+    pub fn layers(&self) -> impl Iterator<Item = LayerId> {
+        let sealed = self.snapshots.iter().map(|snapshot| snapshot.layer);
+        std::iter::once(self.head).chain(sealed)
     }
 
     /// How many bytes from the start a session may serve now. After a shrink that is no more than
@@ -84,7 +119,19 @@ pub struct Attachment {
 /// no '/' and no '@' (they separate parts of a path and a snapshot's name), no '-' at the start (it
 /// would read as an option).
 pub fn check_name(name: &str) -> Result<(), Refusal> {
-    let problem = if name.is_empty() {
+    let bad = |problem| Refusal::BadName { name: printable(name, VOLUME_NAME_BYTES_MAX), problem };
+    problem_of(name).map_or(Ok(()), |problem| Err(bad(problem)))
+}
+
+/// Whether a snapshot may have this tag: the rules are those of [`check_name`].
+pub fn check_tag(tag: &str) -> Result<(), Refusal> {
+    let bad = |problem| Refusal::BadTag { tag: printable(tag, VOLUME_NAME_BYTES_MAX), problem };
+    problem_of(tag).map_or(Ok(()), |problem| Err(bad(problem)))
+}
+
+/// What is wrong with the name of a volume or a snapshot.
+fn problem_of(name: &str) -> Option<&'static str> {
+    Some(if name.is_empty() {
         "it is empty"
     } else if name.len() > VOLUME_NAME_BYTES_MAX {
         "it is longer than 255 bytes"
@@ -97,9 +144,8 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
     } else if name.contains(is_unprintable) {
         "it contains characters that cannot be printed"
     } else {
-        return Ok(());
-    };
-    Err(Refusal::BadName { name: printable(name, VOLUME_NAME_BYTES_MAX), problem })
+        return None;
+    })
 }
 
 const _: () = assert!(VOLUME_NAME_BYTES_MAX == 255, "the sentence above says so");

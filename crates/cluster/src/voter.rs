@@ -143,6 +143,8 @@ pub struct Voter {
     next_request: RequestNumber,
     /// Bytes that the log takes since the last snapshot, or the last attempt at one.
     log_bytes: usize,
+    /// Whether a snapshot was tried to make room for what waits, since it last fitted.
+    squeezed: bool,
     /// Set once the journal has failed: nothing is taken any more.
     failed: Option<PersistError>,
 }
@@ -188,6 +190,7 @@ impl Voter {
             in_flight: None,
             next_request: RequestNumber(1),
             log_bytes,
+            squeezed: false,
             failed: None,
         })
     }
@@ -255,16 +258,25 @@ impl Voter {
         match (in_flight, result) {
             (InFlight::Append { proposals, bytes }, Ok(())) => {
                 self.log_bytes += bytes;
+                self.squeezed = false;
                 for (token, command) in proposals {
                     self.applied += 1;
                     let result = self.state.apply(&command);
                     effects.push(Effect::Applied { token, result });
                 }
             }
+            // A snapshot cuts the log, which may be all the space that is needed: who has a volume
+            // to give back, or space, is not refused before that was tried.
+            (InFlight::Append { proposals, .. }, Err(PersistError::NoSpace))
+                if !self.squeezed && self.queue.len() + proposals.len() <= PROPOSALS_MAX =>
+            {
+                self.squeezed = true;
+                self.log_bytes = LOG_BYTES_BEFORE_SNAPSHOT;
+                proposals.into_iter().rev().for_each(|waits| self.queue.push_front(waits));
+            }
             (InFlight::Append { proposals, .. }, Err(error)) => {
                 refuse(proposals, &error, effects);
-                // A snapshot cuts the log, which may be all the space that is needed.
-                self.log_bytes = LOG_BYTES_BEFORE_SNAPSHOT;
+                self.squeezed = false;
                 self.persist_failed(error, effects);
             }
             (InFlight::Snapshot, Ok(())) => {}

@@ -172,26 +172,50 @@ fn the_log_is_cut_by_a_snapshot_before_it_grows_long() {
     assert_eq!(voter.applied(), 3003);
 }
 
+/// Ends what the journal is asked for, and gives the ends of proposals that come of it.
+fn end(
+    voter: &mut Voter,
+    journal: &mut Journal,
+    result: Result<(), PersistError>,
+) -> Vec<(ProposalToken, Result<Answer, Refusal>)> {
+    let mut effects = Vec::new();
+    voter.handle(NOW, journal.end(result), &mut effects);
+    voter.check();
+    journal.take(effects)
+}
+
 #[test]
-fn without_space_proposals_are_refused_and_a_snapshot_makes_room() {
+fn without_space_a_snapshot_makes_room_and_what_waited_goes_in() {
     let (mut voter, mut journal) = started();
     let mut effects = Vec::new();
     voter.propose(NOW, ProposalToken(1), create(1), &mut effects);
     voter.propose(NOW, ProposalToken(2), create(2), &mut effects);
     journal.take(effects);
-    let mut effects = Vec::new();
-    voter.handle(NOW, journal.end(Err(PersistError::NoSpace)), &mut effects);
-    let refused = journal.take(effects);
-    let refusal = Err(Refusal::NotLogged(PersistError::NoSpace));
-    assert_eq!(refused, [(ProposalToken(1), refusal)]);
+    assert!(end(&mut voter, &mut journal, Err(PersistError::NoSpace)).is_empty());
     assert!(matches!(journal.pending, Some(Effect::Snapshot { .. })));
-    let mut effects = Vec::new();
-    voter.handle(NOW, journal.end(Err(PersistError::NoSpace)), &mut effects);
-    assert!(journal.take(effects).is_empty());
-    assert!(matches!(journal.pending, Some(Effect::Append { .. })), "the log goes on");
-    let mut effects = Vec::new();
-    voter.handle(NOW, journal.end(Ok(())), &mut effects);
-    assert!(matches!(journal.take(effects)[..], [(ProposalToken(2), Ok(_))]));
+    assert!(end(&mut voter, &mut journal, Ok(())).is_empty());
+    let applied = end(&mut voter, &mut journal, Ok(()));
+    let tokens: Vec<_> = applied.iter().map(|(token, result)| (token.0, result.is_ok())).collect();
+    assert_eq!(tokens, [(1, true), (2, true)], "in the order in which they were proposed");
+    assert_eq!(journal.boot().map(), voter.map());
+}
+
+#[test]
+fn without_space_proposals_are_refused_after_a_snapshot_found_none_either() {
+    let (mut voter, mut journal) = started();
+    for round in 0..2 {
+        let mut effects = Vec::new();
+        voter.propose(NOW, ProposalToken(1), create(1), &mut effects);
+        journal.take(effects);
+        assert!(end(&mut voter, &mut journal, Err(PersistError::NoSpace)).is_empty());
+        assert!(matches!(journal.pending, Some(Effect::Snapshot { .. })), "round {round}");
+        assert!(end(&mut voter, &mut journal, Err(PersistError::NoSpace)).is_empty());
+        let refused = end(&mut voter, &mut journal, Err(PersistError::NoSpace));
+        let refusal = Err(Refusal::NotLogged(PersistError::NoSpace));
+        assert_eq!(refused, [(ProposalToken(1), refusal)]);
+        assert!(journal.pending.is_none(), "round {round}");
+    }
+    assert!(carry_out(&mut voter, &mut journal, create(2)).is_ok(), "there is space again");
     assert_eq!(journal.boot().map(), voter.map());
 }
 

@@ -8,7 +8,7 @@ mod cluster_snapshot;
 mod corpus;
 
 use cluster::{Command, State};
-use proto::{ClusterId, DiskId, Incarnation, NodeId, VolumeId};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 
 #[test]
 fn corpus_of_snapshots_and_commands() {
@@ -36,10 +36,29 @@ fn story() -> Vec<(&'static str, Command)> {
             let holder = name("process 4711");
             Command::Attach { volume, node, holder, read_only: false, unix_s: 3 }
         }),
+        ("snapshot", Command::CreateSnapshot { volume, tag: name("monday"), unix_s: 4 }),
+        ("layer-opened", {
+            Command::LayerOpened { volume, generation: Generation(1), layer: LayerId(2) }
+        }),
+        ("read-snapshot", {
+            let (tag, holder) = (name("monday"), name("process 4712"));
+            Command::AttachSnapshot { volume, tag, node, holder, unix_s: 5 }
+        }),
+        ("clone", {
+            let (tag, name) = (name("monday"), name("copy"));
+            Command::CloneSnapshot { volume, tag, name, unix_s: 6 }
+        }),
         ("resize", Command::ResizeVolume { volume, bytes: 1 << 29, allow_shrink: true }),
         ("rename", Command::RenameVolume { volume, name: name("other") }),
         ("release-node", Command::ReleaseNode { node }),
-        ("delete", Command::DeleteVolume { volume }),
+        ("rollback", Command::Rollback { volume, tag: name("monday") }),
+        ("attach-clone", {
+            let (volume, holder) = (VolumeId(2), name("process 4713"));
+            Command::Attach { volume, node, holder, read_only: false, unix_s: 7 }
+        }),
+        ("flatten", Command::SetFlatten { volume: VolumeId(2), wanted: true }),
+        ("flattened", Command::Flattened { volume: VolumeId(2), generation: Generation(1) }),
+        ("delete", Command::DeleteVolume { volume, with_snapshots: true }),
     ]
 }
 

@@ -99,6 +99,9 @@ fn options_that_make_no_sense_start_nothing() -> Result<()> {
     }
     let output = Tool::new(sheep()).arg("--data").arg(data).env("SHEEP_LIMIT", "nonsense").run()?;
     ensure!(output.code != Some(0) && output.stderr.contains("SHEEP_LIMIT"), "{output}");
+    let output = Tool::new(sheep()).arg("--data").arg(data).env("SHEEP_LIMT", "1G").run()?;
+    ensure!(output.code == Some(2) && output.stderr.contains("SHEEP_LIMT;"), "{output}");
+    ensure!(!Path::new(data).exists(), "a misspelt variable made the data directory");
     Ok(())
 }
 

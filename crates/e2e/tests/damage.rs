@@ -38,10 +38,8 @@ fn marked_block() -> Vec<u8> {
     block
 }
 
-/// Row 21.
-#[test]
-fn a_block_without_a_good_copy_fails_its_reads_and_the_volume_lives_on() -> Result<()> {
-    let scratch = Scratch::new()?;
+/// A node with a volume `v` whose block at 64 KiB has the mark, and that may report damage.
+fn start_with_marked_block(scratch: &Scratch) -> Result<Node> {
     let mut node = Node::start(&scratch.join("data"), &["--limit", "256M"])?;
     for word in ["damage", "scrub", "checksum"] {
         node.expect_log(word);
@@ -49,6 +47,14 @@ fn a_block_without_a_good_copy_fails_its_reads_and_the_volume_lives_on() -> Resu
     node.dog_ok("volume create v 64M")?;
     node.dog("volume write v --offset 0").input(vec![7; 1 << 20]).ok()?;
     node.dog("volume write v --offset 64K").input(marked_block()).ok()?;
+    Ok(node)
+}
+
+/// Row 21.
+#[test]
+fn a_block_without_a_good_copy_fails_its_reads_and_the_volume_lives_on() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = start_with_marked_block(&scratch)?;
     node.stop()?;
     let disk = node.data().join("disk");
     let places = find_mark(&disk)?;
@@ -88,13 +94,7 @@ fn a_block_without_a_good_copy_fails_its_reads_and_the_volume_lives_on() -> Resu
 #[test]
 fn scrub_finds_a_flipped_bit_in_one_pass() -> Result<()> {
     let scratch = Scratch::new()?;
-    let mut node = Node::start(&scratch.join("data"), &["--limit", "256M"])?;
-    for word in ["damage", "scrub", "checksum"] {
-        node.expect_log(word);
-    }
-    node.dog_ok("volume create v 64M")?;
-    node.dog("volume write v --offset 0").input(vec![7; 1 << 20]).ok()?;
-    node.dog("volume write v --offset 64K").input(marked_block()).ok()?;
+    let mut node = start_with_marked_block(&scratch)?;
     node.dog_ok("volume flush v")?;
     // In the file of a running node.
     let disk = node.data().join("disk");

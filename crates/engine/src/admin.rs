@@ -1,7 +1,7 @@
 //! What people and programs ask of a node, and what it answers. The HTTP API of `node` carries
 //! these types as JSON and `dog` prints them; every field name here is part of API version 1.
 
-use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
+use proto::{DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// Chosen by the asker; comes back with the reply.
@@ -53,12 +53,72 @@ pub enum AdminRequest {
     VolumeDelete {
         /// Its name.
         name: String,
+        /// Whether its snapshots go too; otherwise it may have none.
+        #[serde(default)]
+        with_snapshots: bool,
     },
     /// Drop the connections of a volume's client once no request is in flight, so that a client
     /// that reconnects by itself learns a new size. Answered by [`AdminReply::Done`].
     VolumeReconnect {
         /// Its name.
         name: String,
+    },
+    /// A snapshot of a volume, while attached or not. Answered by [`AdminReply::Snapshot`] once it
+    /// can be read.
+    SnapshotCreate {
+        /// The volume's name.
+        name: String,
+        /// The snapshot's name, unique within the volume.
+        tag: String,
+    },
+    /// No more snapshot; what only it shows comes back in the background. Answered by
+    /// [`AdminReply::Done`].
+    SnapshotDelete {
+        /// The volume's name.
+        name: String,
+        /// Which one.
+        tag: String,
+    },
+    /// The snapshots of a volume. Answered by [`AdminReply::Snapshots`].
+    SnapshotList {
+        /// The volume's name.
+        name: String,
+        /// Whether to find out for each what deleting it would free. That looks at every object,
+        /// so it takes a while for large volumes.
+        #[serde(default)]
+        reclaimable: bool,
+    },
+    /// A new volume with the content of a snapshot. Answered by [`AdminReply::Volume`].
+    VolumeClone {
+        /// The snapshot's volume.
+        name: String,
+        /// Which snapshot.
+        tag: String,
+        /// The new volume's name.
+        new_name: String,
+    },
+    /// A volume that nobody has attached gets the content and size of one of its snapshots; what
+    /// was written since is lost. Answered by [`AdminReply::Volume`].
+    VolumeRollback {
+        /// The volume's name.
+        name: String,
+        /// To which of its snapshots.
+        tag: String,
+    },
+    /// Copy, in the background, what a volume shows of the snapshot it was cloned from, so that it
+    /// needs it no more; or stop that. Answered by [`AdminReply::Volume`] at once;
+    /// [`VolumeReport::flatten`] says how far it is.
+    VolumeFlatten {
+        /// The volume's name.
+        name: String,
+        /// What to do.
+        action: FlattenAction,
+    },
+    /// The layers and what each lies on. Answered by [`AdminReply::Layers`].
+    LayerList {
+        /// Only those of this volume, and those it lies on; nothing: all.
+        #[serde(default)]
+        name: Option<String>,
     },
     /// Start a scrub pass of a disk now, stop the running one, or set its rate. Answered by
     /// [`AdminReply::Done`].
@@ -68,6 +128,34 @@ pub enum AdminRequest {
         /// What to do.
         action: ScrubAction,
     },
+}
+
+impl AdminRequest {
+    /// Whether it changes the agreed state: its answer waits for the log, and perhaps for disks.
+    pub fn changes(&self) -> bool {
+        matches!(
+            self,
+            AdminRequest::VolumeCreate { .. }
+                | AdminRequest::VolumeResize { .. }
+                | AdminRequest::VolumeRename { .. }
+                | AdminRequest::VolumeDelete { .. }
+                | AdminRequest::SnapshotCreate { .. }
+                | AdminRequest::SnapshotDelete { .. }
+                | AdminRequest::VolumeClone { .. }
+                | AdminRequest::VolumeRollback { .. }
+                | AdminRequest::VolumeFlatten { .. }
+        )
+    }
+}
+
+/// What to do about flattening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlattenAction {
+    /// Begin, or go on; it survives a restart of the node.
+    Start,
+    /// Stop. What was copied stays copied.
+    Stop,
 }
 
 /// What to do about scrubbing.
@@ -98,6 +186,12 @@ pub enum AdminReply {
     Volumes(Vec<VolumeReport>),
     /// One volume.
     Volume(VolumeReport),
+    /// One snapshot.
+    Snapshot(SnapshotReport),
+    /// Snapshots of one volume, oldest first.
+    Snapshots(Vec<SnapshotReport>),
+    /// Layers, by id: each after what it lies on.
+    Layers(Vec<LayerReport>),
 }
 
 /// Why not: one sentence with cause and remedy, and a kind for programs.
@@ -145,6 +239,12 @@ pub struct StatusReport {
     pub capacity_bytes: u64,
     /// What guests' data takes, in bytes.
     pub used_bytes: u64,
+    /// How many snapshots there are.
+    pub snapshots: u64,
+    /// How many layers are hidden: nothing names them, but others show what they have.
+    pub hidden_layers: u64,
+    /// Part of `used_bytes`: the data of hidden layers.
+    pub hidden_bytes: u64,
 }
 
 /// One node.
@@ -248,10 +348,23 @@ pub struct VolumeReport {
     pub name: String,
     /// Its size in bytes: what a guest sees.
     pub bytes: u64,
-    /// What its data takes, in bytes.
+    /// What its data takes with that of its snapshots, in bytes. A block that several of them
+    /// show counts once, and what it shows of another volume's snapshot counts there.
     pub used_bytes: u64,
-    /// What its maps take, in bytes.
+    /// Part of `used_bytes`: what was written since the last snapshot.
+    pub head_bytes: u64,
+    /// Part of `used_bytes`: what its snapshots keep.
+    pub snapshots_bytes: u64,
+    /// What its maps and those of its snapshots take, in bytes.
     pub metadata_bytes: u64,
+    /// How many snapshots it has.
+    pub snapshots: u32,
+    /// Whether a snapshot of it is still being taken, or a rollback being finished.
+    pub sealing: bool,
+    /// What shows through where it was never written, for a clone that is not flattened.
+    pub origin: Option<OriginReport>,
+    /// How far flattening is, if it is wanted.
+    pub flatten: Option<FlattenReport>,
     /// Copies kept now.
     pub copies: u32,
     /// When it was created, seconds since 1970.
@@ -260,6 +373,90 @@ pub struct VolumeReport {
     pub attachment: Option<AttachmentReport>,
     /// Why its oldest request waits, and for how long, if one waits noticeably.
     pub waiting: Option<String>,
+}
+
+/// What shows through a clone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginReport {
+    /// "volume@tag"; nothing: the snapshot was deleted, and is kept, hidden, for its clones.
+    pub name: Option<String>,
+    /// Its layer.
+    pub layer: LayerId,
+    /// So many bytes from the start show through.
+    pub bytes: u64,
+}
+
+/// How far flattening is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlattenReport {
+    /// Whether it goes on at this moment; else it waits for the volume's session.
+    pub running: bool,
+    /// So many bytes need no copying any more. 0 while it waits.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub total_bytes: u64,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// The volume's name.
+    pub volume: String,
+    /// Its own name.
+    pub tag: String,
+    /// Its layer.
+    pub layer: LayerId,
+    /// The volume's size when it was taken, in bytes.
+    pub bytes: u64,
+    /// When it was taken, seconds since 1970.
+    pub created_unix_s: u64,
+    /// What is kept for it, in bytes: the data written between the snapshot before it and it.
+    /// Others may show it too.
+    pub used_bytes: u64,
+    /// What its maps take, in bytes.
+    pub metadata_bytes: u64,
+    /// What deleting it would give back of `used_bytes`: what nothing else shows. Nothing: not
+    /// asked for, or not to be found out because a disk does not serve.
+    pub reclaimable_bytes: Option<u64>,
+    /// Whether it is still being taken: it cannot be read yet.
+    pub sealing: bool,
+    /// Who reads it.
+    pub readers: Vec<AttachmentReport>,
+    /// The volumes that show it, by name: its clones, and clones of clones that were deleted.
+    pub clones: Vec<String>,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Its id.
+    pub layer: LayerId,
+    /// What it lies on: what shows where it has nothing of its own.
+    pub parent: Option<LayerId>,
+    /// What it is.
+    pub kind: LayerKind,
+    /// "volume" for a head, "volume@tag" for a snapshot; nothing for a hidden one.
+    pub name: Option<String>,
+    /// The volume it belongs to, hidden or not; nothing: that was deleted.
+    pub volume: Option<String>,
+    /// Its size in bytes; nothing for a hidden one.
+    pub bytes: Option<u64>,
+    /// What is kept for it, in bytes.
+    pub used_bytes: u64,
+    /// Whether its last writes are still being settled.
+    pub sealing: bool,
+}
+
+/// What a layer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    /// A volume writes it.
+    Head,
+    /// A snapshot names it.
+    Snapshot,
+    /// Nothing names it, others show it.
+    Hidden,
 }
 
 /// Who holds a volume.

@@ -1,15 +1,56 @@
-//! Who has which volume on this node: from a connection's wish to attach, through the agreed
-//! attachment and the session, to its end.
+//! Who has which volume or snapshot on this node: from a connection's wish to attach, through the
+//! agreed attachment and the session, to its end.
 //!
-//! One [`Held`] per volume that somebody has or is getting. Its life:
-//! attaching (the command is on its way through the log) - opening (the session fences and
-//! settles) - open - closing (the session drains and flushes) - detaching - gone.
+//! One [`Held`] per volume that somebody has or is getting, and one per snapshot and client that
+//! reads it. Its life: attaching (the command is on its way through the log) - opening (the session
+//! fences and settles) - open - closing (the session drains and flushes) - detaching - gone.
 
 use crate::{Answer, Client, ConnectionId};
 use proto::limits::OPENS_WAITING_MAX;
-use proto::{Generation, VolumeId};
+use proto::{Generation, LayerId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use volume::Session;
+
+/// Names one [`Held`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum HeldId {
+    /// A volume itself: one client has it at a time.
+    Head(VolumeId),
+    /// A snapshot as one client reads it.
+    Snapshot {
+        /// Whose snapshot.
+        volume: VolumeId,
+        /// What it names.
+        layer: LayerId,
+        /// Stands for the client; never used for another one.
+        reader: u64,
+    },
+}
+
+impl HeldId {
+    /// Whose attachment it is.
+    pub(crate) fn volume(self) -> VolumeId {
+        match self {
+            HeldId::Head(volume) | HeldId::Snapshot { volume, .. } => volume,
+        }
+    }
+
+    /// All that read a snapshot.
+    pub(crate) fn readers(volume: VolumeId, layer: LayerId) -> RangeInclusive<HeldId> {
+        let id = |reader| HeldId::Snapshot { volume, layer, reader };
+        id(0)..=id(u64::MAX)
+    }
+}
+
+/// What the node itself holds a volume for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Duty {
+    /// Its session has to discard what lay beyond a smaller size, or to open its head.
+    Finish,
+    /// Its session copies what shows through it.
+    Flatten,
+}
 
 /// Where a held volume is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,10 +69,12 @@ pub(crate) enum Stage {
 
 /// One volume that somebody on this node has, gets, or gives back.
 pub(crate) struct Held {
-    /// Who. The node itself where what lay beyond a smaller size is being discarded.
+    /// Who.
     pub(crate) client: Client,
-    /// Whether the holder is the node itself: anybody else may wait for it to end.
-    pub(crate) internal: bool,
+    /// What for, if the holder is the node itself: it gives way to anybody else.
+    pub(crate) duty: Option<Duty>,
+    /// Whether it is to be given back as soon as it is attached.
+    pub(crate) is_called_off: bool,
     /// Where it is in its life.
     pub(crate) stage: Stage,
     /// The attachment's number, once agreed.
@@ -47,10 +90,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(client: Client, internal: bool) -> Held {
+    pub(crate) fn new(client: Client, duty: Option<Duty>) -> Held {
         Held {
             client,
-            internal,
+            duty,
+            is_called_off: false,
             stage: Stage::Attaching,
             generation: None,
             session: None,
@@ -77,7 +121,7 @@ impl Held {
 
     /// Whether it is on its way out: nobody can join any more, but wait for the next turn.
     pub(crate) fn is_ending(&self) -> bool {
-        self.internal || matches!(self.stage, Stage::Closing | Stage::Detaching)
+        self.duty.is_some() || matches!(self.stage, Stage::Closing | Stage::Detaching)
     }
 }
 
@@ -96,17 +140,16 @@ pub(crate) enum Admission {
 
 /// Decides about a connection that wants a volume, and takes it in where it may wait or join.
 pub(crate) fn admit(
-    held: &mut BTreeMap<VolumeId, Held>,
-    volume: VolumeId,
+    held: &mut BTreeMap<HeldId, Held>,
+    id: HeldId,
     name: &str,
     connection: ConnectionId,
     client: &Client,
 ) -> Admission {
-    let Some(held) = held.get_mut(&volume) else { return Admission::Attach };
+    let Some(held) = held.get_mut(&id) else { return Admission::Attach };
     if held.is_ending() {
         if held.next.len() >= OPENS_WAITING_MAX {
-            let sentence =
-                format!("too many clients wait for volume {name}; try again in a moment");
+            let sentence = format!("too many clients wait for {name}; try again in a moment");
             return Admission::Refused(Answer::Refused { sentence });
         }
         held.next.push_back((connection, client.clone()));
@@ -137,17 +180,17 @@ mod tests {
 
     #[test]
     fn a_second_client_is_told_who_holds_the_volume() {
-        let volume = VolumeId(1);
+        let id = HeldId::Head(VolumeId(1));
         let mut held = BTreeMap::new();
         let wish = |held: &mut _, number, who: &str| {
-            admit(held, volume, "vm1", ConnectionId(number), &client(who))
+            admit(held, id, "vm1", ConnectionId(number), &client(who))
         };
         assert_eq!(wish(&mut held, 1, "a"), Admission::Attach);
-        let mut first = Held::new(client("a"), false);
+        let mut first = Held::new(client("a"), None);
         first.join(ConnectionId(1));
-        held.insert(volume, first);
+        held.insert(id, first);
         assert_eq!(wish(&mut held, 2, "a"), Admission::Wait);
-        held.get_mut(&volume).unwrap().stage = Stage::Open;
+        held.get_mut(&id).unwrap().stage = Stage::Open;
         assert_eq!(wish(&mut held, 3, "a"), Admission::Joined);
         match wish(&mut held, 4, "b") {
             Admission::Refused(Answer::Refused { sentence }) => {
@@ -155,9 +198,9 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        held.get_mut(&volume).unwrap().stage = Stage::Closing;
+        held.get_mut(&id).unwrap().stage = Stage::Closing;
         assert_eq!(wish(&mut held, 5, "b"), Admission::Wait);
-        let held = held.get_mut(&volume).unwrap();
+        let held = held.get_mut(&id).unwrap();
         assert_eq!(held.next.len(), 1);
         held.leave(ConnectionId(5));
         assert!(held.next.is_empty());
@@ -166,16 +209,16 @@ mod tests {
     #[test]
     fn those_who_wait_for_a_closing_volume_are_bounded() {
         let mut held = BTreeMap::new();
-        let mut ending = Held::new(client("a"), false);
+        let mut ending = Held::new(client("a"), None);
         ending.stage = Stage::Detaching;
-        held.insert(VolumeId(1), ending);
+        held.insert(HeldId::Head(VolumeId(1)), ending);
         for number in 0..OPENS_WAITING_MAX as u64 {
             let at = ConnectionId(number);
-            let admission = admit(&mut held, VolumeId(1), "vm1", at, &client("b"));
+            let admission = admit(&mut held, HeldId::Head(VolumeId(1)), "vm1", at, &client("b"));
             assert_eq!(admission, Admission::Wait);
         }
         let at = ConnectionId(u64::MAX);
-        let admission = admit(&mut held, VolumeId(1), "vm1", at, &client("b"));
+        let admission = admit(&mut held, HeldId::Head(VolumeId(1)), "vm1", at, &client("b"));
         assert!(matches!(admission, Admission::Refused(_)));
     }
 }

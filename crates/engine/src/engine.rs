@@ -5,18 +5,23 @@
 //! machine is entered while it speaks. The queue is empty between inputs.
 
 mod administer;
+mod applying;
 mod attaching;
 mod boot;
+mod duties;
+mod errands;
+mod surveys;
 
 use crate::{
-    Answer, Client, ConnectionId, Input, NoticeLevel, Output, Settings,
-    admin::{AdminReply, AdminToken},
-    attach::{Admission, Held, Stage},
+    Answer, Client, ConnectionId, Input, Output, Settings,
+    admin::AdminToken,
+    attach::{Admission, Held, HeldId, Stage},
     disks::{Disk, Disks},
-    report,
+    names, report,
     routes::Routes,
 };
-use cluster::{Command, Map, ProposalToken, Refusal, Voter};
+use cluster::{Command, Map, ProposalToken, Voter};
+use errands::{Errand, Sealed, Sealing};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
@@ -26,14 +31,15 @@ use std::{
     sync::Arc,
 };
 use store::journal::Journal;
+use surveys::Survey;
 use volume::{RequestId, Session};
 
 const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
 
 /// What one machine has to say to another.
 enum Work {
-    /// To a volume's session, if it is still that of this attachment.
-    Session(VolumeId, Generation, volume::Event),
+    /// To a session, if it is still that of this attachment.
+    Session(HeldId, Generation, volume::Event),
     /// To a disk's store.
     Store(DiskId, store::Event),
     /// What a store said.
@@ -46,8 +52,8 @@ enum Work {
     FromJournal(store::journal::Effect),
     /// Propose a command for some purpose.
     Propose(Command, Purpose),
-    /// A connection wants a volume (again, after it waited).
-    Open(ConnectionId, Client, VolumeId),
+    /// A connection wants a volume or a snapshot (again, after it waited).
+    Open(ConnectionId, Client, HeldId),
 }
 
 /// Why a command was proposed: what to do when it has been applied or refused.
@@ -55,18 +61,42 @@ enum Work {
 enum Purpose {
     /// A step of founding or starting the node.
     Boot,
-    /// Somebody wants to attach the volume.
-    Attach(VolumeId),
-    /// The volume's last connection is gone.
-    Detach(VolumeId),
-    /// What lay beyond a smaller size is discarded.
-    ShrinkDone(VolumeId),
+    /// Somebody wants to attach it.
+    Attach(HeldId),
+    /// Its last connection is gone.
+    Detach(HeldId),
+    /// An earlier detachment was refused and is asked for again, before something that needs it.
+    DetachForgotten,
+    /// A session reports a step of what its volume wants.
+    Duty(VolumeId),
     /// An administrator asked: answer with the named volume.
     AdminVolume(AdminToken, String),
     /// An administrator asked for another size.
     AdminResize(AdminToken, VolumeId),
+    /// An administrator asked for a snapshot, or a rollback.
+    AdminSeal(AdminToken, VolumeId, Sealed),
+    /// An administrator asked: answer with the volume.
+    AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
     AdminDone(AdminToken),
+}
+
+impl Purpose {
+    /// That of the administrator who waits for it.
+    fn token(&self) -> Option<AdminToken> {
+        match self {
+            Purpose::AdminVolume(token, _)
+            | Purpose::AdminResize(token, _)
+            | Purpose::AdminSeal(token, ..)
+            | Purpose::AdminSame(token, _)
+            | Purpose::AdminDone(token) => Some(*token),
+            Purpose::Boot
+            | Purpose::Attach(_)
+            | Purpose::Detach(_)
+            | Purpose::DetachForgotten
+            | Purpose::Duty(_) => None,
+        }
+    }
 }
 
 /// Where the node is in its life.
@@ -86,11 +116,6 @@ enum Phase {
     Ended,
 }
 
-/// One connection that has, or waits for, a volume.
-struct Link {
-    volume: VolumeId,
-}
-
 /// Where a request of a session came from.
 struct RequestRoute {
     connection: ConnectionId,
@@ -98,10 +123,18 @@ struct RequestRoute {
 }
 
 /// Where a question to a store came from.
-struct MemberRoute {
-    volume: VolumeId,
-    generation: Generation,
-    token: MemberToken,
+enum MemberRoute {
+    /// A session.
+    Session {
+        /// Whose.
+        id: HeldId,
+        /// Of which attachment.
+        generation: Generation,
+        /// That of the session's question.
+        token: MemberToken,
+    },
+    /// A survey of what deleting snapshots would free.
+    Survey(u64),
 }
 
 /// One node's core. See the crate's documentation.
@@ -117,8 +150,11 @@ pub struct Engine {
     voter: Option<Voter>,
     map: Arc<Map>,
     disks: Disks,
-    held: BTreeMap<VolumeId, Held>,
-    links: BTreeMap<ConnectionId, Link>,
+    held: BTreeMap<HeldId, Held>,
+    /// What each connection has, or waits for.
+    links: BTreeMap<ConnectionId, HeldId>,
+    /// The last number given to a client that reads a snapshot.
+    next_reader: u64,
     requests: Routes<RequestRoute>,
     members: Routes<MemberRoute>,
     proposals: Routes<Purpose>,
@@ -128,6 +164,18 @@ pub struct Engine {
     closing: BTreeSet<DiskId>,
     /// Administrators who wait until what lay beyond a smaller size is gone.
     shrinking: Vec<(AdminToken, VolumeId)>,
+    /// Administrators who wait until a layer is sealed.
+    sealing: Vec<Sealing>,
+    /// Commands that wait until those who have their volume are gone.
+    errands: Vec<Errand>,
+    /// Volumes that want their session, nobody has, and the node holds when it is their turn.
+    turns: BTreeSet<VolumeId>,
+    /// When it is looked at again whose turn it is.
+    turns_at: Option<Time>,
+    /// Questions what deleting snapshots would free.
+    surveys: BTreeMap<u64, Survey>,
+    /// The last survey's number.
+    next_survey: u64,
     work: VecDeque<Work>,
 }
 
@@ -151,12 +199,19 @@ impl Engine {
             disks: Disks::new(),
             held: BTreeMap::new(),
             links: BTreeMap::new(),
+            next_reader: 0,
             requests: Routes::new(),
             members: Routes::new(),
             proposals: Routes::new(),
             boot_commands: 0,
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
+            sealing: Vec::new(),
+            errands: Vec::new(),
+            turns: BTreeSet::new(),
+            turns_at: None,
+            surveys: BTreeMap::new(),
+            next_survey: 0,
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -173,12 +228,13 @@ impl Engine {
                 self.work.extend(effects.into_iter().map(Work::FromJournal));
             }
             Input::List { connection } => {
-                let names = self.map.volumes_by_name().map(|volume| volume.name.clone());
-                let answer = Answer::Listed(names.collect());
+                let answer = Answer::Listed(names::list(&self.map));
                 outputs.push(Output::Answer { connection, answer });
             }
             Input::Describe { connection, name } => {
-                let answer = self.describe(&name);
+                let answer = match self.describe(&name) {
+                    Ok((_, answer)) | Err(answer) => answer,
+                };
                 outputs.push(Output::Answer { connection, answer });
             }
             Input::Open { connection, client, name } => {
@@ -194,7 +250,7 @@ impl Engine {
                     disk.free_bytes = Some(free_bytes);
                 }
             }
-            Input::Tick => self.handle_tick(now),
+            Input::Tick => self.handle_tick(now, outputs),
             Input::Stop => self.handle_stop(outputs),
         }
         self.run(now, outputs);
@@ -218,7 +274,8 @@ impl Engine {
         let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
         let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
         let journal = self.can_verify_journal().then_some(self.verify_journal_at);
-        stores.chain(sessions).chain(journal).min()
+        let own = [self.turns_at, self.errands_deadline(), self.surveys_deadline()];
+        stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
 
     /// Asserts the invariants of all machines. For tests and simulation: it walks everything.
@@ -235,8 +292,20 @@ impl Engine {
                 assert!(self.links.contains_key(connection), "a held volume's link is lost");
             }
         }
+        for (connection, id) in &self.links {
+            let knows = |held: &Held| {
+                held.connections.contains(connection)
+                    || held.next.iter().any(|(next, _)| next == connection)
+            };
+            assert!(self.held.get(id).is_some_and(knows), "a connection waits for nothing");
+        }
         for store in self.disks.values().filter_map(Disk::store) {
             store.check();
+        }
+        if self.phase == Phase::Serving {
+            self.check_attachments();
+            self.check_duties();
+            self.check_errands();
         }
     }
 
@@ -271,44 +340,6 @@ impl Engine {
         outputs.extend(ops.into_iter().map(|op| Output::Disk { disk, op }));
     }
 
-    fn describe(&self, name: &str) -> Answer {
-        if self.phase != Phase::Serving {
-            return Answer::Refused { sentence: self.not_serving() };
-        }
-        match self.map.volume_named(name) {
-            Some(volume) => Answer::Described { bytes: volume.served_bytes(), read_only: false },
-            None => Answer::Unknown { sentence: no_such_volume(name) },
-        }
-    }
-
-    fn handle_open(
-        &mut self,
-        connection: ConnectionId,
-        client: Client,
-        name: &str,
-        outputs: &mut Vec<Output>,
-    ) {
-        assert!(!self.links.contains_key(&connection), "a connection opens one volume");
-        match self.describe(name) {
-            Answer::Described { .. } => {
-                let volume = self.map.volume_named(name).expect("described just now").id;
-                self.work.push_back(Work::Open(connection, client, volume));
-                self.links.insert(connection, Link { volume });
-            }
-            answer => outputs.push(Output::Answer { connection, answer }),
-        }
-    }
-
-    fn handle_close(&mut self, connection: ConnectionId) {
-        let Some(link) = self.links.remove(&connection) else { return };
-        let Some(held) = self.held.get_mut(&link.volume) else { return };
-        let was_holder = held.connections.contains(&connection);
-        held.leave(connection);
-        if was_holder && held.connections.is_empty() {
-            self.release(link.volume);
-        }
-    }
-
     fn handle_request(
         &mut self,
         now: Time,
@@ -316,8 +347,8 @@ impl Engine {
         request: volume::Request,
         outputs: &mut Vec<Output>,
     ) {
-        let link = self.links.get(&connection);
-        let held = link.and_then(|link| Some((link.volume, self.held.get_mut(&link.volume)?)));
+        let id = self.links.get(&connection);
+        let held = id.and_then(|id| Some((*id, self.held.get_mut(id)?)));
         let session = held.and_then(|(id, held)| match held.stage {
             Stage::Open => Some((id, held.generation?, held.session.as_mut()?)),
             _ => None,
@@ -337,7 +368,7 @@ impl Engine {
         }
     }
 
-    fn handle_tick(&mut self, now: Time) {
+    fn handle_tick(&mut self, now: Time, outputs: &mut Vec<Output>) {
         for (id, held) in &self.held {
             let due = held.session.as_ref().and_then(Session::deadline);
             if let (Some(generation), Some(due)) = (held.generation, due)
@@ -346,6 +377,12 @@ impl Engine {
                 self.work.push_back(Work::Session(*id, generation, volume::Event::Tick));
             }
         }
+        if self.turns_at.is_some_and(|due| due <= now) {
+            self.turns_at = None;
+            self.take_turns();
+        }
+        self.answer_sealed(now, outputs);
+        self.advance_surveys(now, outputs);
     }
 
     fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
@@ -357,10 +394,13 @@ impl Engine {
                     let reason = "the node stops";
                     outputs.push(Output::Disconnect { connection, reason });
                 }
-                let internal = self.held.iter().filter(|(_, held)| held.internal);
-                for volume in internal.map(|(id, _)| *id).collect::<Vec<_>>() {
-                    self.release(volume);
+                let own = self.held.iter().filter(|(_, held)| held.duty.is_some());
+                for id in own.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.release(id);
                 }
+                self.turns.clear();
+                self.surveys.clear();
+                self.abandon_errands(outputs);
                 self.advance_stop(outputs);
             }
             // Nothing was served yet: whatever state the media are in, the next start copes.
@@ -377,8 +417,8 @@ impl Engine {
     fn run(&mut self, now: Time, outputs: &mut Vec<Output>) {
         while let Some(work) = self.work.pop_front() {
             match work {
-                Work::Session(volume, generation, event) => {
-                    self.tell_session(now, volume, generation, event, outputs);
+                Work::Session(id, generation, event) => {
+                    self.tell_session(now, id, generation, event, outputs);
                 }
                 Work::Store(id, event) => {
                     let disk = self.disks.get_mut(&id).expect("disks are never dropped");
@@ -386,10 +426,10 @@ impl Engine {
                     let mut effects = Vec::new();
                     store.handle(now, event, &mut effects);
                     for effect in effects {
-                        self.handle_store_effect(id, effect, outputs);
+                        self.handle_store_effect(now, id, effect, outputs);
                     }
                 }
-                Work::FromStore(id, effect) => self.handle_store_effect(id, effect, outputs),
+                Work::FromStore(id, effect) => self.handle_store_effect(now, id, effect, outputs),
                 Work::Voter(event) => {
                     let mut effects = Vec::new();
                     let voter = self.voter.as_mut().expect("the journal answers after it opened");
@@ -399,8 +439,8 @@ impl Engine {
                 Work::FromVoter(effect) => self.handle_voter_effect(now, effect, outputs),
                 Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
                 Work::Propose(command, purpose) => self.propose(now, command, purpose),
-                Work::Open(connection, client, volume) => {
-                    self.open(connection, client, volume, outputs);
+                Work::Open(connection, client, id) => {
+                    self.open(connection, client, id, outputs);
                 }
             }
         }
@@ -409,12 +449,12 @@ impl Engine {
     fn tell_session(
         &mut self,
         now: Time,
-        volume: VolumeId,
+        id: HeldId,
         generation: Generation,
         event: volume::Event,
         outputs: &mut Vec<Output>,
     ) {
-        let Some(held) = self.held.get_mut(&volume) else { return };
+        let Some(held) = self.held.get_mut(&id) else { return };
         if held.generation != Some(generation) {
             return;
         }
@@ -422,48 +462,58 @@ impl Engine {
         let mut effects = Vec::new();
         session.handle(now, event, &mut effects);
         for effect in effects {
-            self.handle_session_effect(now, volume, generation, effect, outputs);
+            self.handle_session_effect(now, id, generation, effect, outputs);
         }
     }
 
     fn handle_session_effect(
         &mut self,
         now: Time,
-        volume: VolumeId,
+        id: HeldId,
         generation: Generation,
         effect: volume::Effect,
         outputs: &mut Vec<Output>,
     ) {
+        let volume = id.volume();
         match effect {
             volume::Effect::Member { disk, token, request } => {
-                self.ask_member(now, disk, MemberRoute { volume, generation, token }, request);
+                let route = MemberRoute::Session { id, generation, token };
+                self.ask_member(now, disk, route, request);
             }
-            volume::Effect::Complete { id, result } => {
-                let route = self.requests.remove(id.0);
+            volume::Effect::Complete { id: number, result } => {
+                let route = self.requests.remove(number.0);
                 // A connection that is gone is not told any more.
                 if self.links.contains_key(&route.connection) {
                     let RequestRoute { connection, id } = route;
                     outputs.push(Output::Complete { connection, id, result });
                 }
             }
-            volume::Effect::Opened(result) => self.session_opened(volume, result, outputs),
+            volume::Effect::Opened(result) => self.session_opened(id, result, outputs),
             volume::Effect::ShrinkDone { discarded } => {
                 let command = Command::ShrinkDone { volume, generation, discarded };
-                self.work.push_back(Work::Propose(command, Purpose::ShrinkDone(volume)));
+                self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::LayerOpened { layer } => {
+                let command = Command::LayerOpened { volume, generation, layer };
+                self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::Flattened => {
+                let command = Command::Flattened { volume, generation };
+                self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
             }
             volume::Effect::Fenced => {
-                let held = self.held.get(&volume).expect("its session speaks");
+                let held = self.held.get(&id).expect("its session speaks");
                 for connection in held.connections.iter().copied() {
                     let reason = "the volume was attached elsewhere";
                     outputs.push(Output::Disconnect { connection, reason });
                 }
             }
             volume::Effect::Closed => {
-                let held = self.held.get_mut(&volume).expect("its session speaks");
+                let held = self.held.get_mut(&id).expect("its session speaks");
                 held.session = None;
                 held.stage = Stage::Detaching;
                 let command = Command::Detach { volume, generation };
-                self.work.push_back(Work::Propose(command, Purpose::Detach(volume)));
+                self.work.push_back(Work::Propose(command, Purpose::Detach(id)));
             }
         }
     }
@@ -474,7 +524,7 @@ impl Engine {
         let store = self.disks.get_mut(&disk).and_then(Disk::store_mut);
         let Some(store) = store else {
             let result = Err(MemberError::Retired);
-            self.answer_member(disk, route, result);
+            self.answer_member(now, disk, route, result);
             return;
         };
         let token = MemberToken(self.members.insert(route));
@@ -485,16 +535,23 @@ impl Engine {
 
     fn answer_member(
         &mut self,
+        now: Time,
         disk: DiskId,
         route: MemberRoute,
         result: Result<MemberReply, MemberError>,
     ) {
-        let event = volume::Event::Member { disk, token: route.token, result };
-        self.work.push_back(Work::Session(route.volume, route.generation, event));
+        match route {
+            MemberRoute::Session { id, generation, token } => {
+                let event = volume::Event::Member { disk, token, result };
+                self.work.push_back(Work::Session(id, generation, event));
+            }
+            MemberRoute::Survey(number) => self.survey_answered(now, number, result),
+        }
     }
 
     fn handle_store_effect(
         &mut self,
+        now: Time,
         disk: DiskId,
         effect: store::Effect,
         outputs: &mut Vec<Output>,
@@ -503,7 +560,7 @@ impl Engine {
             store::Effect::Disk(op) => outputs.push(Output::Disk { disk, op }),
             store::Effect::Member { token, result } => {
                 let route = self.members.remove(token.0);
-                self.answer_member(disk, route, result);
+                self.answer_member(now, disk, route, result);
             }
             store::Effect::Opened(Ok(opened)) => self.disk_opened(disk, &opened),
             store::Effect::Opened(Err(store::OpenError::Blank)) => self.disk_blank(disk, outputs),
@@ -557,122 +614,8 @@ impl Engine {
         }
         self.work.extend(effects.into_iter().map(Work::FromJournal));
     }
-
-    /// Hands the present map to all sessions, and new sizes to the clients.
-    fn learn_map(&mut self, outputs: &mut Vec<Output>) {
-        let map = self.voter.as_ref().expect("it just applied").map();
-        if map.epoch() == self.map.epoch() {
-            return;
-        }
-        let old = std::mem::replace(&mut self.map, map);
-        for (id, held) in &self.held {
-            let (Some(generation), true) = (held.generation, held.session.is_some()) else {
-                continue;
-            };
-            let event = volume::Event::Map(self.map.clone());
-            self.work.push_back(Work::Session(*id, generation, event));
-            let bytes = |map: &Map| map.volume(*id).map(cluster::Volume::served_bytes);
-            if let (Some(before), Some(after)) = (bytes(&old), bytes(&self.map))
-                && before != after
-            {
-                for connection in held.connections.iter().copied() {
-                    outputs.push(Output::Resized { connection, bytes: after });
-                }
-            }
-        }
-    }
-
-    fn applied(
-        &mut self,
-        now: Time,
-        purpose: Purpose,
-        result: Result<cluster::Answer, Refusal>,
-        outputs: &mut Vec<Output>,
-    ) {
-        use cluster::Answer as Applied;
-        match (purpose, result) {
-            (Purpose::Boot, Ok(_)) => {
-                self.boot_commands -= 1;
-                self.advance_boot(outputs);
-            }
-            (Purpose::Boot, Err(refusal)) => self.fail(refusal.to_string(), outputs),
-            (Purpose::Attach(volume), Ok(Applied::Attached { generation })) => {
-                self.attached(now, volume, generation, outputs);
-            }
-            (Purpose::Attach(volume), Err(refusal)) => {
-                self.attach_refused(volume, &refusal.to_string(), outputs);
-            }
-            (Purpose::Detach(volume), Ok(_)) => self.detached(volume, outputs),
-            (Purpose::Detach(volume), Err(refusal)) => {
-                let sentence = format!("a volume could not be detached: {refusal}");
-                outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
-                self.detached(volume, outputs);
-            }
-            (Purpose::ShrinkDone(volume), result) => {
-                if let Err(refusal) = result {
-                    let sentence = format!("a smaller size could not be completed: {refusal}");
-                    outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
-                }
-                self.shrink_done(now, volume, outputs);
-            }
-            (Purpose::AdminResize(token, volume), Ok(Applied::Resized { pending_discard })) => {
-                if pending_discard.is_some() {
-                    self.shrinking.push((token, volume));
-                    self.begin_discard(volume);
-                } else {
-                    self.answer_volume(now, token, volume, outputs);
-                }
-            }
-            (Purpose::AdminVolume(token, name), Ok(_)) => {
-                let result = self.volume_named(now, &name).map(AdminReply::Volume);
-                outputs.push(Output::Admin { token, result });
-            }
-            (Purpose::AdminDone(token), Ok(answer)) => {
-                if let Applied::VolumeDeleted { lineage, layers } = answer {
-                    self.drop_layers(lineage, &layers);
-                }
-                outputs.push(Output::Admin { token, result: Ok(AdminReply::Done) });
-            }
-            (
-                Purpose::AdminVolume(token, _)
-                | Purpose::AdminResize(token, _)
-                | Purpose::AdminDone(token),
-                Err(refusal),
-            ) => {
-                let result = Err(administer::refused(&refusal));
-                outputs.push(Output::Admin { token, result });
-            }
-            (purpose @ (Purpose::Attach(_) | Purpose::AdminResize(..)), Ok(answer)) => {
-                panic!("{purpose:?} was answered {answer:?}")
-            }
-        }
-    }
-
-    /// Where the agreed state still wants something discarded, goes on; else the node's own
-    /// attachment ends and those who waited are answered.
-    fn shrink_done(&mut self, now: Time, volume: VolumeId, outputs: &mut Vec<Output>) {
-        if self.map.volume(volume).is_some_and(|volume| volume.pending_discard.is_some()) {
-            return; // made smaller again meanwhile: the session has the new map and goes on
-        }
-        self.answer_shrunk(now, volume, outputs);
-        if self.held.get(&volume).is_some_and(|held| held.internal) {
-            self.release(volume);
-        }
-    }
-
-    fn drop_layers(&mut self, lineage: proto::LineageId, layers: &[proto::LayerId]) {
-        for disk in self.disks.keys() {
-            for layer in layers.iter().copied() {
-                self.work.push_back(Work::Store(*disk, store::Event::DropLayer { lineage, layer }));
-            }
-        }
-    }
 }
 
 fn entry_path(disks: &Disks, disk: DiskId) -> String {
     disks.get(&disk).map_or_else(|| disk.to_string(), |disk| disk.settings.path.clone())
-}
-
-fn no_such_volume(name: &str) -> String {
-    format!("there is no volume named {name:?}; `dog volume list` shows those that exist")
 }

@@ -11,6 +11,8 @@ pub mod admin;
 mod attach;
 mod disks;
 mod engine;
+mod layers;
+mod names;
 mod report;
 mod routes;
 
@@ -118,7 +120,7 @@ pub enum Input {
         request: volume::Request,
     },
     /// The connection is gone. Nothing is sent to it any more; its requests in flight run to their
-    /// end. The last one of a client to go ends the attachment.
+    /// end. The last one of a client to go ends the attachment, and with it what is not begun.
     Close {
         /// Which.
         connection: ConnectionId,

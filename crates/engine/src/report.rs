@@ -3,16 +3,18 @@
 use crate::{
     NoticeLevel,
     admin::{
-        AttachmentReport, DiskCounters, DiskReport, NodeReport, ScrubReport, StatusReport,
-        VolumeReport,
+        AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport, OriginReport,
+        ScrubReport, StatusReport, VolumeReport,
     },
     attach::Held,
     disks::{Disk, Disks},
+    names,
 };
 use cluster::Map;
-use proto::{BLOCK_SIZE, OBJECT_SIZE, Time};
+use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
+use volume::Session;
 
 /// A request that waits longer than this is worth showing: far beyond any healthy disk.
 const WAITING_SHOWN: Duration = Duration::from_secs(2);
@@ -95,11 +97,20 @@ fn damage_words(map: &Map, damage: &Damage) -> String {
         DamagedPart::MapPage { key, .. } => (key, 0, OBJECT_SIZE),
         _ => return damage.to_string(),
     };
-    let Some(volume) = map.volumes().find(|volume| volume.head == key.layer) else {
-        return damage.to_string();
-    };
     let from = u64::from(key.index) * OBJECT_SIZE as u64 + u64::from(first) * BLOCK_SIZE as u64;
-    format!("volume {}, {bytes} bytes from {from} on: {damage}", volume.name)
+    // What a layer keeps, those above it may show too.
+    let what = match map.owner(key.layer) {
+        Some((volume, None)) => format!("volume {}", volume.name),
+        Some((volume, Some(snapshot))) => {
+            let name = names::full_name(volume, Some(snapshot));
+            format!("snapshot {name} and what was not overwritten since in volume {}", volume.name)
+        }
+        None => match map.layer(key.layer) {
+            Some(_) => format!("what others show of hidden layer {}", key.layer),
+            None => return damage.to_string(),
+        },
+    };
+    format!("{what}, {bytes} bytes from {from} on: {damage}")
 }
 
 /// How much a disk can still grow: to its limit, as far as the file system has room.
@@ -115,11 +126,11 @@ fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u64 {
     }
 }
 
-/// What is kept of a volume on all disks of this node.
-pub(crate) fn usage(disks: &Disks, volume: &cluster::Volume) -> Usage {
+/// What is kept of a layer on all disks of this node.
+pub(crate) fn usage(disks: &Disks, layer: LayerId) -> Usage {
     let mut sum = Usage::default();
     for store in disks.values().filter_map(Disk::store) {
-        let usage = store.usage(volume.head);
+        let usage = store.usage(layer);
         sum.objects += usage.objects;
         sum.data_blocks += usage.data_blocks;
         sum.map_blocks += usage.map_blocks;
@@ -127,14 +138,40 @@ pub(crate) fn usage(disks: &Disks, volume: &cluster::Volume) -> Usage {
     sum
 }
 
-/// One volume.
+/// One volume. `named` knows what layers are called.
 pub(crate) fn volume(
     now: Time,
+    map: &Map,
     disks: &Disks,
     volume: &cluster::Volume,
     held: Option<&Held>,
+    named: &dyn Fn(LayerId) -> Option<String>,
 ) -> VolumeReport {
-    let usage = usage(disks, volume);
+    let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
+    let head = usage(disks, volume.head);
+    let (mut kept, mut maps) = (0, head.map_blocks);
+    for snapshot in &volume.snapshots {
+        let usage = usage(disks, snapshot.layer);
+        kept += usage.data_blocks;
+        maps += usage.map_blocks;
+    }
+    let origin = map.origin(volume.head).map(|origin| OriginReport {
+        name: named(origin.layer),
+        layer: origin.layer,
+        bytes: origin.bytes,
+    });
+    let flatten = volume.flattening.then(|| {
+        let session = held.and_then(|held| held.session.as_ref());
+        let total = origin.as_ref().map_or(0, |origin| origin.bytes);
+        match session.and_then(Session::flattening) {
+            Some(running) => FlattenReport {
+                running: true,
+                done_bytes: running.done_bytes,
+                total_bytes: running.total_bytes,
+            },
+            None => FlattenReport { running: false, done_bytes: 0, total_bytes: total },
+        }
+    });
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
         node: attachment.node,
         generation: attachment.generation,
@@ -146,8 +183,14 @@ pub(crate) fn volume(
         volume: volume.id,
         name: volume.name.clone(),
         bytes: volume.bytes,
-        used_bytes: usage.data_blocks * BLOCK_SIZE as u64,
-        metadata_bytes: usage.map_blocks * BLOCK_SIZE as u64,
+        used_bytes: bytes(head.data_blocks + kept),
+        head_bytes: bytes(head.data_blocks),
+        snapshots_bytes: bytes(kept),
+        metadata_bytes: bytes(maps),
+        snapshots: volume.snapshots.len() as u32,
+        sealing: map.sealing(volume).is_some(),
+        origin,
+        flatten,
         copies: 1,
         created_unix_s: volume.created_unix_s,
         attachment,
@@ -167,6 +210,7 @@ pub(crate) fn status(
     node: NodeReport,
     disks: Vec<DiskReport>,
     volumes: &[VolumeReport],
+    (hidden_layers, hidden_bytes): (u64, u64),
     journal_failure: Option<String>,
 ) -> StatusReport {
     let mut warnings = Vec::new();
@@ -219,6 +263,9 @@ pub(crate) fn status(
         provisioned_bytes,
         capacity_bytes,
         used_bytes: disks.iter().map(|disk| disk.data_bytes).sum(),
+        snapshots: volumes.iter().map(|volume| u64::from(volume.snapshots)).sum(),
+        hidden_layers,
+        hidden_bytes,
         node,
         disks,
     }

@@ -2,7 +2,7 @@
 
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest};
 use mio::Waker;
-use proto::limits::{ADMIN_ANSWER_MS_MAX, ADMIN_REQUESTS_MAX};
+use proto::limits::{ADMIN_ANSWER_MS_MAX, ADMIN_CHANGES_MAX, ADMIN_REQUESTS_MAX};
 use std::{
     sync::{
         Arc,
@@ -38,13 +38,15 @@ pub struct Asker {
     waker: Arc<Waker>,
     /// One permit per administrator's request that was not answered yet.
     requests: Arc<Semaphore>,
+    /// One more for each of them that changes something.
+    changes: Arc<Semaphore>,
 }
 
 /// Where the answer to an administrator's request goes. Until it is gone, the request counts.
 #[derive(Debug)]
 pub struct Reply {
     sender: oneshot::Sender<Result<AdminReply, AdminError>>,
-    _permit: OwnedSemaphorePermit,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 impl Reply {
@@ -59,16 +61,23 @@ impl Asker {
     pub fn new(waker: Waker) -> (Asker, Receiver<Command>) {
         let (commands, arrivals) = sync_channel(ADMIN_REQUESTS_MAX + OTHERS);
         let requests = Arc::new(Semaphore::new(ADMIN_REQUESTS_MAX));
-        (Asker { commands, waker: Arc::new(waker), requests }, arrivals)
+        let changes = Arc::new(Semaphore::new(ADMIN_CHANGES_MAX));
+        (Asker { commands, waker: Arc::new(waker), requests, changes }, arrivals)
     }
 
     /// Asks as an administrator and waits for the answer.
     pub async fn ask(&self, request: AdminRequest) -> Result<AdminReply, AdminError> {
-        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
-            return Err(unavailable("too many requests at once; ask again in a moment"));
+        let change = match request.changes() {
+            true => Some(Arc::clone(&self.changes).try_acquire_owned().map_err(|_| {
+                unavailable("too many changes wait already; see for what with `dog status`")
+            })?),
+            false => None,
         };
+        let permit = Arc::clone(&self.requests)
+            .try_acquire_owned()
+            .map_err(|_| unavailable("too many requests at once; ask again in a moment"))?;
         let (sender, answer) = oneshot::channel();
-        let reply = Reply { sender, _permit: permit };
+        let reply = Reply { sender, _permits: (permit, change) };
         self.send(Command::Admin { request, reply })?;
         let limit = Duration::from_millis(ADMIN_ANSWER_MS_MAX);
         match tokio::time::timeout(limit, answer).await {
@@ -110,4 +119,34 @@ impl Asker {
 
 fn unavailable(sentence: &str) -> AdminError {
     AdminError { kind: AdminErrorKind::Unavailable, sentence: sentence.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests that waited for a disk out of service held all places, however long ago who had
+    /// asked had given up: nobody could ask any more what they waited for.
+    #[test]
+    fn requests_that_wait_for_ever_leave_room_for_those_that_tell_why() {
+        let poll = mio::Poll::new().expect("a poll");
+        let waker = Waker::new(poll.registry(), mio::Token(0)).expect("a waker");
+        let (asker, commands) = Asker::new(waker);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let mut unanswered = Vec::new();
+        runtime.expect("a runtime").block_on(async {
+            let given_up = Duration::from_millis(1);
+            for _ in 0..2 * ADMIN_REQUESTS_MAX {
+                let (name, bytes) = ("vm1".to_string(), 4096);
+                let resize = AdminRequest::VolumeResize { name, bytes, allow_shrink: true };
+                let _ = tokio::time::timeout(given_up, asker.ask(resize)).await;
+                unanswered.extend(commands.try_recv());
+            }
+            assert!(unanswered.len() > 10);
+            let _ = tokio::time::timeout(given_up, asker.ask(AdminRequest::Status)).await;
+        });
+        let asked = commands.try_recv().expect("it is asked");
+        assert!(matches!(asked, Command::Admin { request: AdminRequest::Status, .. }));
+        assert_eq!(unanswered.len(), ADMIN_CHANGES_MAX);
+    }
 }

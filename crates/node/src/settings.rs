@@ -17,6 +17,8 @@ use std::{
 pub const CONFIG_FILE_DEFAULT: &str = "/etc/sheepdog/sheep.toml";
 /// The name of the setting that names the configuration file, which cannot stand in that file.
 const CONFIG: &str = "config";
+/// What the names of our environment variables begin with.
+const VARIABLES: &str = "SHEEP_";
 /// Longest configuration file that is read, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -73,7 +75,7 @@ pub struct Setting {
 impl Setting {
     /// The environment variable.
     pub fn variable(&self) -> String {
-        format!("SHEEP_{}", self.key().to_ascii_uppercase())
+        format!("{VARIABLES}{}", self.key().to_ascii_uppercase())
     }
 
     /// The key in the configuration file.
@@ -315,7 +317,7 @@ impl Settings {
     pub fn of_process() -> Result<Settings, Stop> {
         Settings::gather(
             std::env::args_os().collect(),
-            &|name| std::env::var_os(name),
+            &std::env::vars_os().collect::<Vec<_>>(),
             Path::new(CONFIG_FILE_DEFAULT),
         )
     }
@@ -323,10 +325,14 @@ impl Settings {
     /// The settings from these sources.
     fn gather(
         arguments: Vec<OsString>,
-        variable: &dyn Fn(&str) -> Option<OsString>,
+        variables: &[(OsString, OsString)],
         default_file: &Path,
     ) -> Result<Settings, Stop> {
         let matches = command().try_get_matches_from(arguments).map_err(|e| stop_of(&e))?;
+        refuse_unknown(variables).map_err(Stop::Usage)?;
+        let variable = |name: &str| {
+            variables.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone())
+        };
         let flag = |setting: &Setting| matches.get_one::<OsString>(setting.name).cloned();
         let config = SETTINGS.iter().find(|setting| setting.name == CONFIG).expect("is a setting");
         let named = flag(config).or_else(|| variable(&config.variable())).map(PathBuf::from);
@@ -400,6 +406,22 @@ fn stop_of(error: &clap::Error) -> Stop {
     let first = text.lines().next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
     Stop::Usage(format!("{first}; see `sheep --help`"))
+}
+
+/// Refuses a variable that looks like one of ours and is none: a slip of the pen would be a setting
+/// that is not there.
+fn refuse_unknown(variables: &[(OsString, OsString)]) -> Result<(), String> {
+    let ours = variables.iter().map(|(name, _)| name.to_string_lossy());
+    for name in ours.filter(|name| name.starts_with(VARIABLES)) {
+        if !SETTINGS.iter().any(|setting| setting.variable() == name) {
+            let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
+            return Err(format!(
+                "unknown environment variable {name}; unset it or mend its name, known are {}",
+                known.join(", ")
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The keys of the configuration file with their values as text.
@@ -514,10 +536,9 @@ mod tests {
             std::fs::write(&path, text).expect("written");
         }
         let arguments = [&["sheep"], flags].concat().iter().map(Into::into).collect();
-        let variable = |name: &str| {
-            variables.iter().find(|(found, _)| *found == name).map(|(_, value)| value.into())
-        };
-        Settings::gather(arguments, &variable, &path)
+        let variables: Vec<(OsString, OsString)> =
+            variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Settings::gather(arguments, &variables, &path)
     }
 
     fn refused(result: Result<Settings, Stop>) -> String {
@@ -617,6 +638,10 @@ mod tests {
 
         let sentence = refused(gather(&[], &[("SHEEP_LIMIT", "x")], None));
         assert!(sentence.starts_with("environment variable SHEEP_LIMIT: `x`"), "{sentence}");
+        let sentence = refused(gather(&[], &[("SHEEP_LIMT", "1G")], None));
+        assert!(sentence.starts_with("unknown environment variable SHEEP_LIMT"), "{sentence}");
+        assert!(sentence.contains("SHEEP_LIMIT"), "{sentence}");
+        gather(&[], &[("SHEEPISH", "1"), ("NOTIFY_SOCKET", "/x")], None).expect("not ours");
     }
 
     #[test]

@@ -10,7 +10,12 @@ pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 pub const VOLUME_BYTES_MIN: u64 = BLOCK_SIZE as u64;
 /// Volumes per cluster. The map is held in memory by every node and written whole as a snapshot.
 pub const VOLUMES_MAX: usize = 65_536;
-/// Length of a volume name in bytes. Names are printable, without '/', '@' or white space.
+/// Snapshots per cluster, for the same reason.
+pub const SNAPSHOTS_MAX: usize = 65_536;
+/// Layers per cluster: the heads, the snapshots' and the hidden ones, of which each carries two
+/// others, or a clone.
+pub const LAYERS_MAX: usize = 2 * (VOLUMES_MAX + SNAPSHOTS_MAX);
+/// Length of a volume name, or of a snapshot's tag, in bytes. Names are printable, without '/', '@' or white space.
 pub const VOLUME_NAME_BYTES_MAX: usize = 255;
 /// Partitions a new cluster starts with, unless it is told another power of two.
 pub const PARTITIONS_DEFAULT: u32 = 4096;
@@ -35,7 +40,7 @@ pub const PROPOSALS_MAX: usize = 4096;
 pub const LOG_BYTES_BEFORE_SNAPSHOT: usize = 4 << 20;
 /// The cluster's whole state as one snapshot, in bytes. It holds every volume with the longest name
 /// and every attachment with the longest holder.
-pub const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
+pub const SNAPSHOT_BYTES_MAX: usize = 128 << 20;
 /// Records that one append brings to the journal, in bytes, with what their lengths take.
 pub const JOURNAL_APPEND_BYTES_MAX: usize = 1 << 20;
 /// A snapshot in the journal, in bytes: the state and what the voter puts around it.
@@ -138,12 +143,25 @@ pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
 pub const ADMIN_REPLY_BYTES_MAX: usize = 64 << 20;
 /// Requests of administrators in flight; more are answered "busy".
 pub const ADMIN_REQUESTS_MAX: usize = 64;
+/// Those of them that change something. They may have to wait, and the others tell for what.
+pub const ADMIN_CHANGES_MAX: usize = ADMIN_REQUESTS_MAX / 2;
 /// HTTP connections, admin socket and metrics together.
 pub const ADMIN_CONNECTIONS_MAX: usize = 256;
 /// How long an HTTP client may take to send a request, in milliseconds.
 pub const ADMIN_READ_MS_MAX: u64 = 10_000;
 /// How long an administrator's request may take, in milliseconds: shrinking a big volume.
 pub const ADMIN_ANSWER_MS_MAX: u64 = 600_000;
+
+/// Volumes that a node holds by itself at once to finish a snapshot, a rollback or a shrink; more
+/// wait for their turn.
+pub const NODE_FINISHES_MAX: usize = 16;
+/// Volumes that a node holds by itself at once to flatten them; more wait for their turn.
+pub const NODE_FLATTENS_MAX: usize = 4;
+/// After how long a node tries again to hold a volume when it was refused, in milliseconds.
+pub const NODE_HOLD_RETRY_MS: u64 = 1_000;
+/// How long the answer to a snapshot or a rollback waits for the disks, in milliseconds. It goes on
+/// without the asker then.
+pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
 
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
@@ -166,17 +184,20 @@ const _: () = assert!(
     // 128 bytes are more than the numbers of a volume, an attachment or a disk take.
     VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 128)
         + ATTACHMENTS_MAX * (HOLDER_BYTES_MAX + 128)
+        + SNAPSHOTS_MAX * (VOLUME_NAME_BYTES_MAX + 64)
+        + LAYERS_MAX * 48
         + NODES_MAX * (NODE_NAME_BYTES_MAX + 128)
         + DISKS_MAX * 128
         + (1 << PARTITION_BITS_MAX) * 64
         <= SNAPSHOT_BYTES_MAX
 );
 const _: () = assert!(
-    VOLUME_NAME_BYTES_MAX + HOLDER_BYTES_MAX + NODE_NAME_BYTES_MAX + 256 <= COMMAND_BYTES_MAX
+    2 * VOLUME_NAME_BYTES_MAX + HOLDER_BYTES_MAX + NODE_NAME_BYTES_MAX + 256 <= COMMAND_BYTES_MAX
 );
 const _: () = assert!(DISK_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX);
 const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
+const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);

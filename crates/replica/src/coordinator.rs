@@ -362,7 +362,10 @@ impl Coordinator {
                     self.settle_chain(chain, effects);
                 }
             }
-            (Pending::Read { read, .. }, reply @ (MemberReply::Data(_) | MemberReply::Map(_))) => {
+            (
+                Pending::Read { read, .. },
+                reply @ (MemberReply::Data { .. } | MemberReply::Map(_)),
+            ) => {
                 self.handle_content(peer, read, reply, effects);
             }
             (Pending::Flush { epoch, .. }, MemberReply::Flushed { incarnation }) => {

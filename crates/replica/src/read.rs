@@ -86,7 +86,7 @@ impl Coordinator {
     ) {
         let read = self.reads.at(number).expect("a read is there until it ends");
         let answer = match reply {
-            MemberReply::Data(payloads) if !read.kind_only => {
+            MemberReply::Data { content: payloads, .. } if !read.kind_only => {
                 let whole = payloads
                     .iter()
                     .all(|payload| !payload.is_empty() && payload.len().is_multiple_of(BLOCK_SIZE));

@@ -119,6 +119,8 @@ pub struct Explorer<'a> {
     base: &'a Base,
     order: Order,
     pace: Pace,
+    /// Whether the disk is closed as soon as the last operation was asked for.
+    closing: bool,
     /// What the medium does wrong in every workload: to test the test.
     sabotage: Vec<Fault>,
     seen: BTreeSet<u64>,
@@ -130,7 +132,14 @@ impl<'a> Explorer<'a> {
     /// An explorer that has seen nothing.
     pub fn new(base: &'a Base, order: Order, pace: Pace) -> Explorer<'a> {
         let (sabotage, seen) = (Vec::new(), BTreeSet::new());
-        Explorer { base, order, pace, sabotage, seen, tally: Tally::default() }
+        let closing = false;
+        Explorer { base, order, pace, closing, sabotage, seen, tally: Tally::default() }
+    }
+
+    /// The same, closing the disk in order at the end: crash points of a whole checkpoint.
+    pub fn closing(mut self) -> Explorer<'a> {
+        self.closing = true;
+        self
     }
 
     /// The same on a medium that does something wrong: the explorer must notice.
@@ -157,6 +166,9 @@ impl<'a> Explorer<'a> {
         let mut asked = Vec::new();
         for step in at_once {
             begin_step(&mut disk, &mut ledger, *step, &mut asked)?;
+        }
+        if self.closing {
+            disk.event(Event::Close);
         }
         disk.round();
         let mut point = 0;

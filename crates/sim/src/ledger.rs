@@ -308,7 +308,7 @@ impl Ledger {
         }
         let read = MemberRequest::Read { lineage, key, generation, blocks: whole };
         let data = match disk.call(read) {
-            Ok(MemberReply::Data(data)) => data,
+            Ok(MemberReply::Data { content, .. }) => content,
             other => return Err(format!("the read of {key} was answered {other:?}")),
         };
         let bytes: Vec<u8> = data.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
@@ -373,7 +373,7 @@ impl Ledger {
                 let read =
                     MemberRequest::Read { lineage, key, generation, blocks: range(block, 1) };
                 let data = match disk.call(read) {
-                    Ok(MemberReply::Data(data)) => data,
+                    Ok(MemberReply::Data { content, .. }) => content,
                     Err(MemberError::Corrupt { .. }) => {
                         survey.refused.push((key.index, block));
                         continue;

@@ -325,6 +325,111 @@ fn row_13_random_read_errors_never_bring_wrong_data() {
     }
 }
 
+/// Opens an image of which some blocks cannot be read, and reads everything from it.
+fn open_without(bench: &Bench, image: &Image, unreadable: &[u64]) -> Result<OneDisk, OpenError> {
+    let mut medium = SimDisk::new(image.clone(), bench.setup.capacity, Random::new(3));
+    for block in unreadable {
+        let fault = Fault::always(OperationKind::Read, Effect::Error(EIO));
+        medium.add_fault(fault.within(block * BLOCK..(block + 1) * BLOCK));
+    }
+    let mut disk = OneDisk::start(&bench.setup, medium, Order::FirstFirst);
+    while disk.opened().is_none() {
+        assert!(disk.step() || disk.pass_time(), "{unreadable:?}: opening never ends");
+    }
+    if let Some(Err(error)) = disk.opened().cloned() {
+        assert_eq!(disk.disk().image().key(), image.key(), "{unreadable:?}: touched ({error})");
+        return Err(error);
+    }
+    let survey = bench.ledger.clone().survey(&mut disk).expect("never served wrong");
+    assert_eq!(survey.refused, [], "{unreadable:?}");
+    Ok(disk)
+}
+
+/// The places of damages that were told of and could not be read.
+fn unreadable_places(disk: &mut OneDisk) -> Vec<(DamagedPart, u64)> {
+    let notices = disk.take_notices().into_iter();
+    let unreadable = notices.filter_map(|notice| match notice {
+        Notice::Damaged(damage) if damage.unreadable => Some((damage.part, damage.address)),
+        _ => None,
+    });
+    unreadable.collect()
+}
+
+#[test]
+fn row_13_unreadable_superblock_is_replaced_by_the_other_one() {
+    let bench = Bench::filled().reopened();
+    let image = bench.image();
+    for block in [0, 1] {
+        let mut disk = open_without(&bench, &image, &[block]).expect("the other one rules");
+        assert_eq!(unreadable_places(&mut disk), [(DamagedPart::Superblock, block)]);
+        disk.settle();
+        // It was written anew, and the other one is not needed any more.
+        let mended = disk.disk().crashed(&CrashState::New);
+        assert_eq!(mended.block(0), mended.block(1));
+        open_without(&bench, &mended, &[1 - block]).expect("the one that was mended rules");
+    }
+    let both = open_without(&bench, &image, &[0, 1]).err();
+    assert_eq!(both, Some(OpenError::Medium(EIO)));
+    for block in [0, 1] {
+        let mut rotten = image.clone();
+        rotten.flip((1 - block) * BLOCK + 70, 3);
+        let neither = open_without(&bench, &rotten, &[block]).err();
+        assert_eq!(neither, Some(OpenError::Medium(EIO)), "block {block}");
+        let mut gone = image.clone();
+        gone.write((1 - block) * BLOCK, &[0; BLOCK_SIZE]);
+        let neither = open_without(&bench, &gone, &[block]).err();
+        assert_eq!(neither, Some(OpenError::Medium(EIO)), "block {block}");
+    }
+}
+
+/// Every block of the log in turn: what is live and known to be durable is missed, everything else
+/// is not. One that cannot be read is as good as one that has no batch.
+#[test]
+fn row_13_unreadable_block_of_the_log_matters_only_where_a_durable_batch_was() {
+    let bench = Bench::filled();
+    let image = bench.image();
+    let number = |block: u64, at: usize| {
+        u64::from_le_bytes(image.block(block)[at..at + 8].try_into().expect("eight bytes"))
+    };
+    // As `docs/formats/disk.md` draws them: where replay begins, and the sequence of a batch.
+    let replay_sequence = number(0, 144).max(number(1, 144));
+    let log = 3..3 + bench.setup.log_bytes / BLOCK;
+    let is_batch = |block: &u64| image.block(*block).starts_with(b"SLOG");
+    let is_live = |block: &u64| is_batch(block) && number(*block, 16) >= replay_sequence;
+    let live: Vec<u64> = log.clone().filter(is_live).collect();
+    let last = *live.iter().max_by_key(|block| number(**block, 16)).expect("there are some");
+    assert!(live.len() > 3 && log.clone().filter(is_batch).count() > live.len(), "{live:?}");
+    for block in log {
+        let mut zeroed = image.clone();
+        zeroed.write(block * BLOCK, &[0; BLOCK_SIZE]);
+        let as_if = open_without(&bench, &zeroed, &[]).err();
+        match open_without(&bench, &image, &[block]) {
+            Err(error) => {
+                assert!(live.contains(&block) && block != last, "block {block}: {error}");
+                assert_eq!(error, OpenError::LogDamaged { address: block });
+                assert_eq!(as_if, Some(error));
+            }
+            Ok(mut disk) => {
+                // The last batch says that those before it are durable, and nothing else.
+                assert!(!live.contains(&block) || block == last, "block {block} was live");
+                assert_eq!(as_if, None);
+                assert_eq!(unreadable_places(&mut disk), [(DamagedPart::Log, block)]);
+                let mut ledger = bench.ledger.clone();
+                ledger.verify(&mut disk, Crash::Kill).expect("nothing is lost");
+                for step in [Step::Write(0, 1, 3), Step::Flush, Step::Write(1, 12, 2)] {
+                    run_step(&mut disk, &mut ledger, step).expect("it serves");
+                }
+                disk.disk_mut().clear_faults();
+                let image = disk.disk().crashed(&CrashState::New);
+                let mut disk =
+                    OneDisk::open(&bench.setup, image, Order::FirstFirst).expect("it opens");
+                ledger.verify(&mut disk, Crash::Power).expect("the log goes on across the block");
+                check_offline(disk.disk()).expect("the disk is whole");
+            }
+        }
+    }
+}
+
 /// Asks for a write and a flush while the medium fails: neither may be acknowledged, and what was
 /// flushed before must be there when the disk is opened again.
 fn check_latched(on: OperationKind, times: Option<u32>) {

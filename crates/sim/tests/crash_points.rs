@@ -3,6 +3,7 @@
 use sim::{
     crashpoints::{Base, Explorer, Pace, Tally, random_bases, random_workload, workloads},
     entropy,
+    ledger::Step,
     onedisk::{Order, Setup},
 };
 use store::MediumKind;
@@ -39,6 +40,39 @@ fn every_crash_point_of_operations_asked_for_at_once() {
         Base::used(Setup { kind: MediumKind::Device, limit_bytes: None, ..Setup::default() });
     explore(&base, 2, Order::FirstFirst, Pace::AllAtOnce);
     explore(&base, 2, Order::Seeded(1), Pace::AllAtOnce);
+}
+
+/// The checkpoint that closes a disk, on one with a root of a single page and on one whose root is
+/// a page above two others.
+#[test]
+fn every_crash_point_of_a_checkpoint_with_a_root_of_one_level_and_of_two() {
+    for setup in [Setup::default(), large()] {
+        let base = Base::used(setup);
+        let mut explorer = Explorer::new(&base, Order::FirstFirst, Pace::OneByOne).closing();
+        let workload = [Step::Write(0, 1, 2), Step::Absent(1, 4, 1)];
+        explorer.explore(&workload).unwrap_or_else(|error| panic!("{error}"));
+        println!("closing: {:?}", explorer.tally);
+    }
+}
+
+#[test]
+fn random_workloads_with_crashes_on_a_disk_whose_root_has_two_levels() {
+    let bases = [Base::fresh(large()), Base::used(large())];
+    let mut tally = Tally::default();
+    for _ in 0..20 {
+        match random_workload(&bases, entropy()) {
+            Ok(run) => tally.add(run),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    println!("random workloads: {tally:?}");
+}
+
+/// A device of 22 GiB: its space bitmap alone has more pages than one page of the root lists.
+fn large() -> Setup {
+    let kind = MediumKind::Device;
+    let log_bytes = store::LOG_BYTES_MIN;
+    Setup { kind, capacity: 22 << 30, limit_bytes: None, log_bytes, ..Setup::default() }
 }
 
 #[test]

@@ -83,10 +83,12 @@ pub fn check(medium: &mut dyn ReadMedium) -> Result<Report, OpenError> {
 
 /// Opens the disk up to the point where the first write would be.
 fn open(medium: &mut dyn ReadMedium) -> Result<Offline, OpenError> {
-    let mut head = vec![0; 2 * BLOCK_SIZE];
-    medium.read(0, &mut head)?;
-    let kinds = head.chunks(BLOCK_SIZE).filter_map(|block| parse_superblock(block).ok());
-    let kind = kinds.map(|superblock| superblock.kind).next().unwrap_or_default();
+    let mut block = vec![0; BLOCK_SIZE];
+    let mut kinds = [0, BLOCK_SIZE as u64].into_iter().filter_map(|offset| {
+        medium.read(offset, &mut block).ok()?;
+        parse_superblock(&block).ok().map(|superblock| superblock.kind)
+    });
+    let kind = kinds.next().unwrap_or_default();
     let mut effects = Vec::new();
     let options = Options::new(kind, medium.bytes());
     let mut opening = Opening::new(Time::default(), options, &mut effects);
@@ -171,11 +173,6 @@ impl Check<'_> {
                 if !good {
                     self.damage(Damage { part: DamagedPart::Checkpoint, address, unreadable });
                 }
-            }
-        }
-        for run in replay.superblock.root.iter().flatten() {
-            for address in run.iter() {
-                self.own(replay, address, "the root of the checkpoint");
             }
         }
     }

@@ -151,9 +151,7 @@ impl Format {
             replay_lsn: 1,
             replay_incarnation: Incarnation(0),
             durable_lsn: 0,
-            root_bytes: 0,
-            root_checksum: 0,
-            root: [Vec::new(), Vec::new()],
+            root: None,
         }
     }
 }

@@ -73,7 +73,7 @@ fn map_page(bytes: &mut Vec<u8>, fitting: bool) {
 }
 
 fn checkpoint_page(kind: u8, bytes: &mut Vec<u8>, fitting: bool) {
-    bytes.resize(bytes.len().next_multiple_of(BLOCK_SIZE).max(BLOCK_SIZE), 0);
+    bytes.resize(BLOCK_SIZE, 0);
     let sum = checksum(bytes, fitting);
     // The number that the page itself claims.
     let number = u32::from_le_bytes(bytes[16..20].try_into().expect("four bytes"));
@@ -84,7 +84,7 @@ fn checkpoint_page(kind: u8, bytes: &mut Vec<u8>, fitting: bool) {
         10 => drop(parse_drops(bytes, number, sum)),
         11 => drop(parse_layers(bytes, number, sum)),
         12 | 13 => drop(parse_state(bytes, sum).is_some()),
-        _ => drop(parse_root(bytes, sum)),
+        _ => drop(parse_root(bytes, number, sum)),
     }
 }
 

@@ -226,6 +226,9 @@ impl Model {
         let layer = self.any_layer();
         let above = self.parents.values().filter(|&&parent| parent == layer).count();
         if layer != self.head && above <= 1 && self.asked.is_empty() {
+            // The map lets a layer go when the disks know for good what lies above it.
+            let (lineage, generation) = (LINEAGE, GENERATION);
+            self.ask(MemberRequest::Flush { lineage, generation });
             self.drop_layer(layer);
             if self.random.chance(3) {
                 self.crash_after = Some(self.random.below(80));

@@ -3,15 +3,28 @@
 
 mod support;
 
-use proto::{BLOCK_SIZE, BlockRange, Change, MemberError, MemberRequest};
-use store::{DamagedPart, Notice};
-use support::{GENERATION, Host, KEY, LINEAGE, data, values, write};
+use proto::{
+    BLOCK_SIZE, BlockRange, Change, DiskError, Duration, MemberError, MemberRequest, ObjectKey,
+};
+use store::{Damage, DamagedPart, Notice, OpenError, check};
+use support::{GENERATION, Host, KEY, LINEAGE, Medium, data, values, write};
+
+const EIO: DiskError = DiskError::Io(5);
 
 fn read(host: &mut Host, first: u32, count: u32) -> Result<Vec<u64>, MemberError> {
     let blocks = BlockRange::new(first, count).expect("inside");
     let request =
         MemberRequest::Read { lineage: LINEAGE, key: KEY, generation: GENERATION, blocks };
     host.ask(request).map(|reply| values(&reply))
+}
+
+/// What the disk told of.
+fn damages(host: &Host) -> Vec<Damage> {
+    let damages = host.notices.iter().filter_map(|notice| match notice {
+        Notice::Damaged(damage) => Some(*damage),
+        _ => None,
+    });
+    damages.collect()
 }
 
 /// The blocks of the medium that hold what `change` wrote.
@@ -44,12 +57,9 @@ fn what_cannot_be_read_while_it_is_verified_is_not_cut_off() {
     assert_eq!(opened.records_cut, 0);
     assert_eq!(read(&mut host, 1, 1), Err(MemberError::Corrupt { key: KEY, block: 1 }));
     assert_eq!(read(&mut host, 2, 2), Ok(vec![8, 4]));
-    let damaged = host.notices.iter().filter_map(|notice| match notice {
-        Notice::Damaged(damage) => Some((damage.part, damage.address, damage.unreadable)),
-        _ => None,
-    });
     let part = DamagedPart::Data { lineage: LINEAGE, key: KEY, block: 1 };
-    assert_eq!(damaged.collect::<Vec<_>>().first(), Some(&(part, addresses[0], true)));
+    let first = damages(&host).first().copied();
+    assert_eq!(first, Some(Damage { part, address: addresses[0], unreadable: true }));
     host.medium.unreadable.clear();
     assert_eq!(read(&mut host, 0, 4), Ok(vec![1, 7, 8, 4]));
     host.store().check();
@@ -67,4 +77,158 @@ fn an_unreadable_block_hides_no_torn_neighbour() {
     host.medium.unreadable.clear();
     assert_eq!(read(&mut host, 0, 4), Ok(vec![1, 2, 3, 4]));
     assert!(host.store().status().damages.is_empty());
+}
+
+/// Where the batches of the log are, in the order of their sequences.
+fn batches(medium: &Medium) -> Vec<u64> {
+    let blocks = medium.written.chunks(BLOCK_SIZE).zip(0..);
+    let batches = blocks.filter(|(block, _)| block.starts_with(b"SLOG"));
+    let sequence =
+        |block: &[u8]| u64::from_le_bytes(block[16..24].try_into().expect("eight bytes"));
+    let mut batches: Vec<(u64, u64)> = batches.map(|(block, at)| (sequence(block), at)).collect();
+    batches.sort_unstable();
+    batches.into_iter().map(|(_, at)| at).collect()
+}
+
+/// A disk whose process died after two flushed writes; that they were flushed is in the log. Also
+/// the batches of the two.
+fn flushed() -> (Host, [u64; 2]) {
+    let mut host = Host::formatted(256 << 20, None, 128 << 10);
+    host.open().expect("a new disk opens");
+    let mut written = [0; 2];
+    for (at, batch) in written.iter_mut().enumerate() {
+        host.ask(write(KEY, at as u64 + 1, data(at as u32, &[at as u64 + 1]))).expect("written");
+        host.ask(MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION })
+            .expect("flushed");
+        *batch = *batches(&host.medium).last().expect("the write is in the log");
+    }
+    host.pass(Duration::from_millis(200));
+    host.crash(&mut support::Random::new(1), false);
+    (host, written)
+}
+
+#[test]
+fn one_unreadable_superblock_is_mended_and_two_are_refused() {
+    let (host, _) = flushed();
+    for address in [0, 1] {
+        let mut host = Host::on(host.medium.clone());
+        host.medium.unreadable = vec![address];
+        let report = check::check(&mut Unreadable(&host.medium)).expect("the other one rules");
+        let damage = Damage { part: DamagedPart::Superblock, address, unreadable: true };
+        assert_eq!(report.damages, [damage]);
+        host.open().expect("the other one rules");
+        assert_eq!(damages(&host), [damage]);
+        assert_eq!(read(&mut host, 0, 2), Ok(vec![1, 2]));
+        host.settle();
+        let told = host.notices.contains(&Notice::Mended(damage));
+        assert!(told && host.store().status().damages.is_empty(), "a checkpoint mends it");
+        host.crash(&mut support::Random::new(1), true);
+        host.medium.unreadable = vec![1 - address];
+        host.open().expect("the one that was mended rules");
+    }
+    let mut host = Host::on(host.medium.clone());
+    host.medium.unreadable = vec![0, 1];
+    let before = host.medium.written.clone();
+    assert_eq!(host.open().err(), Some(OpenError::Medium(EIO)));
+    let report = check::check(&mut Unreadable(&host.medium));
+    assert_eq!(report.err(), Some(OpenError::Medium(EIO)));
+    assert!(host.medium.written == before, "not a byte was changed");
+}
+
+/// The medium as the offline check reads it.
+struct Unreadable<'a>(&'a Medium);
+
+impl check::ReadMedium for Unreadable<'_> {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let blocks = offset / BLOCK_SIZE as u64..(offset + buffer.len() as u64) / BLOCK_SIZE as u64;
+        if self.0.unreadable.iter().any(|bad| blocks.contains(bad)) {
+            return Err(EIO);
+        }
+        (&mut &self.0.written[..]).read(offset, buffer)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.written.len() as u64
+    }
+}
+
+#[test]
+fn an_unreadable_batch_that_was_durable_refuses_the_disk() {
+    let (mut host, written) = flushed();
+    for address in written {
+        host.medium.unreadable = vec![address];
+        assert_eq!(host.open().err(), Some(OpenError::LogDamaged { address }));
+    }
+    host.medium.unreadable.clear();
+    host.open().expect("it opens");
+    assert_eq!(read(&mut host, 0, 2), Ok(vec![1, 2]));
+}
+
+/// Nothing says that it was durable: it is the end of the log, as if it were torn, and is told of.
+#[test]
+fn an_unreadable_batch_that_was_never_flushed_is_the_torn_tail() {
+    let (mut host, _) = crashed();
+    let last = *batches(&host.medium).last().expect("there are batches");
+    host.medium.unreadable = vec![last];
+    host.open().expect("it opens");
+    assert_eq!(
+        damages(&host),
+        [Damage { part: DamagedPart::Log, address: last, unreadable: true }]
+    );
+    assert_eq!(read(&mut host, 0, 4), Ok(vec![1, 2, 3, 4]));
+    // What comes back later is older than what was written since in its place.
+    host.ask(write(KEY, 2, data(0, &[9]))).expect("written");
+    host.medium.unreadable.clear();
+    host.crash(&mut support::Random::new(1), false);
+    host.open().expect("it opens");
+    assert_eq!(read(&mut host, 0, 4), Ok(vec![9, 2, 3, 4]));
+}
+
+/// Rot is told from a torn tail by later batches. That their neighbours cannot be read, and so a
+/// read of all of them together, must not hide them.
+#[test]
+fn an_unreadable_block_beside_it_hides_no_rot_of_the_log() {
+    let (mut host, written) = flushed();
+    let last = *batches(&host.medium).last().expect("there are batches");
+    host.medium.written[written[1] as usize * BLOCK_SIZE + 60] ^= 1;
+    for unreadable in [last + 1, last + 9] {
+        host.medium.unreadable = vec![unreadable];
+        assert_eq!(host.open().err(), Some(OpenError::LogDamaged { address: written[1] }));
+    }
+}
+
+/// Pages of maps that lie beside each other are read together while a disk is opened: one that
+/// cannot be read damages itself alone.
+#[test]
+fn an_unreadable_map_page_damages_none_of_its_neighbours() {
+    let mut host = Host::formatted(256 << 20, None, 128 << 10);
+    host.open().expect("a new disk opens");
+    let keys: Vec<ObjectKey> = (0..4).map(|index| ObjectKey { index, ..KEY }).collect();
+    for &key in &keys {
+        host.ask(write(key, 1, data(0, &[7, 8]))).expect("written");
+    }
+    host.close();
+    host.open().expect("it opens");
+    for &key in &keys {
+        host.ask(write(key, 2, data(1, &[9]))).expect("written");
+    }
+    let pages = host.medium.written.chunks(BLOCK_SIZE).zip(0u64..);
+    let pages: Vec<u64> =
+        pages.filter(|(block, _)| block.starts_with(b"SMAP")).map(|(_, at)| at).collect();
+    assert!(pages.windows(2).all(|pair| pair[0] + 1 == pair[1]), "they are neighbours: {pages:?}");
+    host.crash(&mut support::Random::new(1), false);
+    host.medium.unreadable = vec![pages[1]];
+    host.open().expect("it opens");
+    let told = damages(&host);
+    assert_eq!(told.iter().map(|damage| damage.address).collect::<Vec<_>>(), [pages[1]]);
+    let bad: Vec<bool> = keys
+        .iter()
+        .map(|&key| {
+            let blocks = BlockRange::new(0, 2).expect("inside");
+            let generation = GENERATION;
+            let read = MemberRequest::Read { lineage: LINEAGE, key, generation, blocks };
+            host.ask(read).map(|reply| assert_eq!(values(&reply), [7, 9])).is_err()
+        })
+        .collect();
+    assert_eq!(bad.iter().filter(|&&bad| bad).count(), 1, "{bad:?}");
 }

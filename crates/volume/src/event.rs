@@ -22,7 +22,8 @@ pub enum Event {
     },
     /// The cluster's state is another: sizes and disks may have changed.
     Map(Arc<Map>),
-    /// Finish what has been accepted, flush, then [`Effect::Closed`].
+    /// Finish what has been begun, give up the rest, flush, then [`Effect::Closed`]. Only once
+    /// nobody waits for requests any more.
     Close,
     /// Time has passed: [`crate::Session::deadline`] is due.
     Tick,

@@ -32,6 +32,12 @@ impl Range {
         (self.offset / BLOCK, self.end().div_ceil(BLOCK))
     }
 
+    /// The length of the blocks that it touches, in bytes.
+    pub(crate) fn touched_bytes(&self) -> usize {
+        let (first, end) = self.touched();
+        (end - first) as usize * BLOCK_SIZE
+    }
+
     /// The blocks that lie wholly in it; first and one past the last, equal if there are none.
     pub(crate) fn whole(&self) -> (u64, u64) {
         let first = self.offset.div_ceil(BLOCK);

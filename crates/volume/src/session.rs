@@ -5,7 +5,7 @@ use crate::locks::Locks;
 use crate::pieces::{Range, piece};
 use crate::request::{Completion, Error, Operation, Request, RequestId};
 use crate::shrink::Shrink;
-use crate::work::{Stage, Task, Work};
+use crate::work::{Stage, Task, Work, prefetched_bytes, status_bytes};
 use cluster::Map;
 use proto::limits::{
     CLOSE_STALLED_MS_MAX, MEMBER_REQUEST_BLOCKS_MAX, REQUEST_BYTES_MAX, REQUEST_PIECES_MAX,
@@ -149,8 +149,7 @@ impl Session {
             Event::Request(request) => {
                 self.accepted += 1;
                 if self.closing.is_some() {
-                    let closed = Error::Io("the volume is being closed; attach it again".into());
-                    self.complete(request.id, Err(closed), effects);
+                    self.complete(request.id, Err(being_closed()), effects);
                 } else {
                     self.inbox.push_back((now, request));
                     self.admit(effects);
@@ -262,8 +261,12 @@ impl Session {
                     continue;
                 }
             };
-            let holds = matches!(request.operation, Operation::Read | Operation::Write { .. });
-            let bytes = if holds { request.length as usize + 2 * BLOCK_SIZE } else { 0 };
+            let bytes = match request.operation {
+                Operation::Read | Operation::Write { .. } => range.touched_bytes(),
+                Operation::Prefetch => prefetched_bytes(range),
+                Operation::Status => status_bytes(range),
+                _ => 0,
+            };
             if self.bytes > 0 && self.bytes + bytes > SESSION_BYTES_MAX {
                 return;
             }
@@ -585,12 +588,25 @@ impl Session {
         }
         // What a shrink left stays in the map: the next session goes on with it.
         self.abandon_shrink(effects);
+        // Who asked is gone, and gigabytes of zeros would keep the next one waiting.
+        for (_, request) in std::mem::take(&mut self.inbox) {
+            self.complete(request.id, Err(being_closed()), effects);
+        }
+        let unsent: Vec<u64> =
+            self.works.iter().filter(|(_, work)| !work.is_sent()).map(|(at, _)| at).collect();
+        // All first: the end of one must not begin the next.
+        for &number in &unsent {
+            self.works.at_mut(number).expect("listed just now").abandon(being_closed());
+        }
+        for number in unsent {
+            self.abandon(number, effects);
+        }
     }
 
-    /// A discard of the session's own is given up: what is under way ends it.
+    /// A work is given up: what is under way ends it.
     pub(crate) fn abandon(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let Some(work) = self.works.at_mut(number) else { return };
-        work.abandon(Error::Io("given up".into()));
+        work.abandon(being_closed());
         if work.stage == Stage::Body {
             self.advance(number, effects);
         }
@@ -638,6 +654,10 @@ impl Session {
     }
 }
 
+fn being_closed() -> Error {
+    Error::Io("the volume is being closed; attach it again".into())
+}
+
 /// Zeros for one piece of data.
 fn zeros_of(zeros: &mut Option<Payload>) -> Payload {
     let blocks = MEMBER_REQUEST_BLOCKS_MAX as usize;
@@ -656,7 +676,7 @@ fn task(operation: Operation) -> (Task, bool) {
             (Task::WriteZeroes { may_unmap, head: None, tail: None }, fua)
         }
         Operation::Flush => (Task::Flush, false),
-        Operation::Status => (Task::Status { runs: Vec::new() }, false),
+        Operation::Status => (Task::Status { runs: Vec::new(), count: 0 }, false),
         Operation::Prefetch => (Task::Prefetch, false),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::pieces::{Range, piece};
 use crate::request::{Completion, Error, Extent, RequestId};
-use proto::limits::{MEMBER_REQUEST_BLOCKS_MAX, STATUS_EXTENTS_MAX};
+use proto::limits::{MEMBER_REQUEST_BLOCKS_MAX, REQUEST_PIECES_MAX, STATUS_EXTENTS_MAX};
 use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockState, Buffer, Change, Payload, Time};
 use replica::Request;
 
@@ -57,9 +57,10 @@ pub(crate) enum Task {
         tail: Option<Payload>,
     },
     Flush,
-    /// The runs of each piece.
+    /// The runs of each piece, and how many they are.
     Status {
         runs: Vec<Vec<(u32, BlockState)>>,
+        count: usize,
     },
     Prefetch,
     /// The session's own: discards what a shrink left.
@@ -125,13 +126,12 @@ impl Work {
         }
     }
 
-    /// Bytes of payload it holds at most.
+    /// Bytes that it holds at most.
     pub(crate) fn bytes(&self) -> usize {
         match self.task {
-            Task::Read { .. } | Task::Write { .. } => {
-                let (first, end) = self.range.touched();
-                (end - first) as usize * BLOCK_SIZE
-            }
+            Task::Read { .. } | Task::Write { .. } => self.range.touched_bytes(),
+            Task::Prefetch => prefetched_bytes(self.range),
+            Task::Status { .. } => status_bytes(self.range),
             Task::WriteZeroes { .. } => 2 * BLOCK_SIZE,
             _ => 0,
         }
@@ -177,6 +177,15 @@ impl Work {
     /// Whether there are pieces to be sent.
     pub(crate) fn has_more(&self) -> bool {
         self.cursor < self.end && self.error.is_none()
+    }
+
+    /// Whether nothing of it is left to be begun.
+    pub(crate) fn is_sent(&self) -> bool {
+        match self.stage {
+            Stage::Locking | Stage::Edges => false,
+            Stage::Body => !self.has_more(),
+            Stage::Flushing => true,
+        }
     }
 
     /// Sends all pieces of a change once more; gives back whether there are any.
@@ -256,7 +265,12 @@ impl Work {
             (Task::Read { more, .. }, replica::Answer::Data(content)) => {
                 put(more, part as usize - 1, content);
             }
-            (Task::Status { runs }, replica::Answer::Map(found)) => {
+            (Task::Status { runs, count }, replica::Answer::Map(found)) => {
+                *count += found.len();
+                if *count >= STATUS_EXTENTS_MAX {
+                    // The answer takes no more. It goes as far as what has been asked for.
+                    self.end = self.cursor;
+                }
                 put(runs, part as usize, found);
             }
             // Content that was only fetched, and changes, leave nothing.
@@ -274,10 +288,23 @@ impl Work {
                 trim(&mut content, range);
                 Completion::Data(content)
             }
-            Task::Status { runs } => Completion::Status(extents(runs, range)),
+            Task::Status { runs, .. } => Completion::Status(extents(runs, range)),
             _ => Completion::Done,
         }
     }
+}
+
+/// What a prefetch brings at once, in bytes: it keeps nothing of what has come.
+pub(crate) fn prefetched_bytes(range: Range) -> usize {
+    const AT_ONCE: usize = REQUEST_PIECES_MAX * MEMBER_REQUEST_BLOCKS_MAX as usize * BLOCK_SIZE;
+    range.touched_bytes().min(AT_ONCE)
+}
+
+/// What the runs of a status take, in bytes: those of its answer, and those of all pieces that were
+/// under way when these were complete.
+pub(crate) fn status_bytes(range: Range) -> usize {
+    const RUNS_MAX: usize = STATUS_EXTENTS_MAX + REQUEST_PIECES_MAX * BLOCKS_PER_OBJECT as usize;
+    (range.touched_bytes() / BLOCK_SIZE).min(RUNS_MAX) * size_of::<(u32, BlockState)>()
 }
 
 /// A piece that makes blocks of `first .. end` absent, and how many.

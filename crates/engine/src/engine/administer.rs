@@ -1,16 +1,20 @@
 //! Administrators' requests.
 
-use super::{Engine, Phase, Purpose, Work};
+use super::{
+    Engine, Phase, Purpose, Work,
+    errands::{Needs, Sealed},
+};
 use crate::{
     Output,
     admin::{
-        AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken, NodeReport, ScrubAction,
-        VolumeReport,
+        AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken, FlattenAction,
+        NodeReport, ScrubAction, SnapshotReport, VolumeReport,
     },
-    report,
+    attach::HeldId,
+    layers, names, report,
 };
 use cluster::{Command, Refusal, RefusalKind};
-use proto::{DiskId, Time, VolumeId};
+use proto::{DiskId, LayerId, Time, VolumeId};
 
 impl Engine {
     pub(super) fn handle_admin(
@@ -54,7 +58,7 @@ impl Engine {
                 AdminReply::Done
             }
             AdminRequest::VolumeCreate { name, bytes } => {
-                let unix_s = self.settings.unix_s + now.since(self.started).as_secs();
+                let unix_s = self.unix_s(now);
                 let command = Command::CreateVolume { name: name.clone(), bytes, unix_s };
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
                 return Ok(None);
@@ -71,14 +75,97 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, new_name)));
                 return Ok(None);
             }
-            AdminRequest::VolumeDelete { name } => {
+            AdminRequest::VolumeDelete { name, with_snapshots } => {
                 let volume = self.find(&name)?;
-                let command = Command::DeleteVolume { volume };
-                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                let command = Command::DeleteVolume { volume, with_snapshots };
+                let purpose = Purpose::AdminDone(token);
+                self.propose_when_free(volume, Needs::Everything, command, purpose);
+                return Ok(None);
+            }
+            AdminRequest::LayerList { name } => {
+                let volume = name.map(|name| self.find(&name)).transpose()?;
+                let volume = volume.and_then(|volume| self.map.volume(volume));
+                AdminReply::Layers(layers::list(&self.map, &self.disks, volume))
+            }
+            AdminRequest::SnapshotList { name, reclaimable } => {
+                let volume = self.find(&name)?;
+                if reclaimable {
+                    self.begin_survey(now, token, volume);
+                    return Ok(None);
+                }
+                let volume = self.map.volume(volume).expect("found just now");
+                AdminReply::Snapshots(self.snapshot_reports(volume))
+            }
+            request => {
+                self.administer_layers(now, token, request)?;
                 return Ok(None);
             }
         };
         Ok(Some(reply))
+    }
+
+    /// Begins what makes, drops or copies layers; the answer follows.
+    fn administer_layers(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        request: AdminRequest,
+    ) -> Result<(), AdminError> {
+        let unix_s = self.unix_s(now);
+        match request {
+            AdminRequest::SnapshotCreate { name, tag } => {
+                let volume = self.find(&name)?;
+                let purpose = Purpose::AdminSeal(token, volume, Sealed::Snapshot(tag.clone()));
+                let command = Command::CreateSnapshot { volume, tag, unix_s };
+                self.work.push_back(Work::Propose(command, purpose));
+            }
+            AdminRequest::SnapshotDelete { name, tag } => {
+                let volume = self.find(&name)?;
+                let known = self.map.volume(volume).expect("found just now");
+                let layer = known.snapshot(&tag).map_or(LayerId(0), |snapshot| snapshot.layer);
+                let command = Command::DeleteSnapshot { volume, tag };
+                let purpose = Purpose::AdminDone(token);
+                self.propose_when_free(volume, Needs::Snapshot(layer), command, purpose);
+            }
+            AdminRequest::VolumeClone { name, tag, new_name } => {
+                let volume = self.find(&name)?;
+                let purpose = Purpose::AdminVolume(token, new_name.clone());
+                let command = Command::CloneSnapshot { volume, tag, name: new_name, unix_s };
+                self.work.push_back(Work::Propose(command, purpose));
+            }
+            AdminRequest::VolumeRollback { name, tag } => {
+                let volume = self.find(&name)?;
+                let purpose = Purpose::AdminSeal(token, volume, Sealed::Rollback(tag.clone()));
+                let command = Command::Rollback { volume, tag };
+                self.propose_when_free(volume, Needs::Head, command, purpose);
+            }
+            AdminRequest::VolumeFlatten { name, action } => {
+                let volume = self.find(&name)?;
+                let wanted = action == FlattenAction::Start;
+                let command = Command::SetFlatten { volume, wanted };
+                let purpose = Purpose::AdminSame(token, volume);
+                self.work.push_back(Work::Propose(command, purpose));
+            }
+            other => unreachable!("{other:?} is answered by the caller"),
+        }
+        Ok(())
+    }
+
+    /// Now, in seconds since 1970, for people.
+    fn unix_s(&self, now: Time) -> u64 {
+        self.settings.unix_s + now.since(self.started).as_secs()
+    }
+
+    pub(super) fn snapshot_reports(&self, volume: &cluster::Volume) -> Vec<SnapshotReport> {
+        layers::snapshots(&self.map, &self.disks, &self.held, volume)
+    }
+
+    pub(super) fn snapshot_report(
+        &self,
+        volume: &cluster::Volume,
+        snapshot: &cluster::Snapshot,
+    ) -> SnapshotReport {
+        layers::snapshot(&self.map, &self.disks, &self.held, volume, snapshot)
     }
 
     fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
@@ -86,7 +173,7 @@ impl Engine {
             Some(volume) => Ok(volume.id),
             None => Err(AdminError {
                 kind: AdminErrorKind::NotFound,
-                sentence: super::no_such_volume(name),
+                sentence: names::no_such_volume(name),
             }),
         }
     }
@@ -101,14 +188,27 @@ impl Engine {
     pub(super) fn volume_named(&self, now: Time, name: &str) -> Result<VolumeReport, AdminError> {
         let id = self.find(name)?;
         let volume = self.map.volume(id).expect("found just now");
-        Ok(report::volume(now, &self.disks, volume, self.held.get(&id)))
+        let held = self.held.get(&HeldId::Head(id));
+        let named = |layer| {
+            let (volume, snapshot) = self.map.owner(layer)?;
+            Some(names::full_name(volume, snapshot))
+        };
+        Ok(report::volume(now, &self.map, &self.disks, volume, held, &named))
     }
 
     fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
-        let report = |volume: &cluster::Volume| {
-            report::volume(now, &self.disks, volume, self.held.get(&volume.id))
+        let mut all = None;
+        let mut report = |volume: &cluster::Volume| {
+            let held = self.held.get(&HeldId::Head(volume.id));
+            let has_origin = self.map.origin(volume.head).is_some();
+            let all: &mut _ = &mut all;
+            if has_origin && all.is_none() {
+                *all = Some(names::of_layers(&self.map));
+            }
+            let named = |layer: LayerId| all.as_ref()?.get(&layer).cloned();
+            report::volume(now, &self.map, &self.disks, volume, held, &named)
         };
-        self.map.volumes_by_name().map(report).collect()
+        self.map.volumes_by_name().map(&mut report).collect()
     }
 
     fn node_report(&self, now: Time) -> NodeReport {
@@ -133,12 +233,15 @@ impl Engine {
         if self.phase != Phase::Serving {
             trouble = Some(self.not_serving());
         }
-        report::status(self.node_report(now), disks, &self.volume_reports(now), trouble)
+        let hidden = layers::hidden(&self.map, &self.disks);
+        let volumes = self.volume_reports(now);
+        report::status(self.node_report(now), disks, &volumes, hidden, trouble)
     }
 
     fn reconnect(&self, name: &str, outputs: &mut Vec<Output>) -> Result<(), AdminError> {
         let volume = self.find(name)?;
-        let Some(held) = self.held.get(&volume).filter(|held| !held.internal) else {
+        let Some(held) = self.held.get(&HeldId::Head(volume)).filter(|held| held.duty.is_none())
+        else {
             return Err(AdminError {
                 kind: AdminErrorKind::Conflict,
                 sentence: format!("volume {name} is not attached; there is nobody to reconnect"),
@@ -180,6 +283,21 @@ impl Engine {
             } else {
                 self.shrinking.push((token, shrunk));
             }
+        }
+    }
+
+    /// What lay beyond a smaller size cannot be discarded now: tells those who wait for it.
+    pub(super) fn refuse_shrunk(&mut self, volume: VolumeId, why: &str, outputs: &mut Vec<Output>) {
+        let (refused, waiting) =
+            std::mem::take(&mut self.shrinking).into_iter().partition(|(_, at)| *at == volume);
+        self.shrinking = waiting;
+        for (token, _) in refused {
+            let sentence = format!(
+                "the volume has its new size, but what lay beyond is not discarded yet ({why}); \
+                 that is done when it is attached, or when the node can have it"
+            );
+            let result = Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
+            outputs.push(Output::Admin { token, result });
         }
     }
 

@@ -1,39 +1,96 @@
 //! The engine's part in attaching: commands and sessions for what `attach` decides.
 
-use super::{Admission, Engine, Link, Phase, Purpose, Work};
+use super::{Admission, Engine, Phase, Purpose, Work};
 use crate::{
     Answer, Client, ConnectionId, Output,
-    attach::{Held, Stage, admit},
+    attach::{Duty, Held, HeldId, Stage, admit},
+    names,
 };
 use cluster::Command;
 use proto::{Generation, Time, VolumeId};
-use volume::Session;
+use volume::{Session, View};
 
 impl Engine {
-    /// A connection wants a volume.
+    /// What a name that a client gave stands for, or the answer that it stands for nothing.
+    pub(super) fn describe(&self, name: &str) -> Result<(names::Export, Answer), Answer> {
+        if self.phase != Phase::Serving {
+            return Err(Answer::Refused { sentence: self.not_serving() });
+        }
+        let export = names::find(&self.map, name)?;
+        let (bytes, read_only) = export.shape(&self.map).expect("found just now");
+        Ok((export, Answer::Described { bytes, read_only }))
+    }
+
+    pub(super) fn handle_open(
+        &mut self,
+        connection: ConnectionId,
+        client: Client,
+        name: &str,
+        outputs: &mut Vec<Output>,
+    ) {
+        assert!(!self.links.contains_key(&connection), "a connection opens one volume");
+        match self.describe(name) {
+            Ok((export, _)) => {
+                let id = self.held_id(export, &client);
+                self.work.push_back(Work::Open(connection, client, id));
+                self.links.insert(connection, id);
+            }
+            Err(answer) => outputs.push(Output::Answer { connection, answer }),
+        }
+    }
+
+    /// Under which id a client has, or would have, a volume or a snapshot.
+    fn held_id(&mut self, export: names::Export, client: &Client) -> HeldId {
+        let (volume, layer) = match export {
+            names::Export::Volume(volume) => return HeldId::Head(volume),
+            names::Export::Snapshot { volume, layer } => (volume, layer),
+        };
+        let mut readers = self.held.range(HeldId::readers(volume, layer));
+        if let Some((id, _)) = readers.find(|(_, held)| held.client.identity == client.identity) {
+            return *id;
+        }
+        self.next_reader += 1;
+        HeldId::Snapshot { volume, layer, reader: self.next_reader }
+    }
+
+    pub(super) fn handle_close(&mut self, connection: ConnectionId) {
+        let Some(id) = self.links.remove(&connection) else { return };
+        let Some(held) = self.held.get_mut(&id) else { return };
+        let was_holder = held.connections.contains(&connection);
+        held.leave(connection);
+        if was_holder && held.connections.is_empty() {
+            self.release(id);
+        }
+    }
+
+    /// A connection wants a volume or a snapshot.
     pub(super) fn open(
         &mut self,
         connection: ConnectionId,
         client: Client,
-        volume: VolumeId,
+        id: HeldId,
         outputs: &mut Vec<Output>,
     ) {
-        // It may have gone, or the volume been deleted, while it waited.
+        // It may have gone, or what it wants been deleted, while it waited.
         if !self.links.contains_key(&connection) {
-            return;
+            return self.attend(id.volume());
         }
-        let Some(name) = self.map.volume(volume).map(|volume| volume.name.clone()) else {
-            let sentence = "the volume was deleted meanwhile; `dog volume list` shows what exists";
+        let Some(name) = names::of(&self.map, id) else {
+            let sentence = "it was deleted meanwhile; `dog volume list` shows what exists";
             return self.refuse(connection, sentence.into(), outputs);
         };
-        match admit(&mut self.held, volume, &name, connection, &client) {
+        match admit(&mut self.held, id, &name, connection, &client) {
             Admission::Attach => {
-                let mut held = Held::new(client, false);
+                let mut held = Held::new(client, None);
                 held.join(connection);
-                self.begin_attach(volume, held);
+                self.begin_attach(id, held);
             }
-            Admission::Joined => self.answer_opened(volume, connection, outputs),
-            Admission::Wait => {}
+            Admission::Joined => self.answer_opened(id, connection, outputs),
+            Admission::Wait => {
+                if self.held.get(&id).is_some_and(|held| held.duty.is_some()) {
+                    self.release(id); // the client's session goes on with what the node's does
+                }
+            }
             Admission::Refused(answer) => {
                 self.links.remove(&connection);
                 outputs.push(Output::Answer { connection, answer });
@@ -46,96 +103,133 @@ impl Engine {
         outputs.push(Output::Answer { connection, answer: Answer::Refused { sentence } });
     }
 
-    fn answer_opened(
-        &mut self,
-        volume: VolumeId,
-        connection: ConnectionId,
-        outputs: &mut Vec<Output>,
-    ) {
-        let volume = self.map.volume(volume).expect("an attached volume is not deleted");
-        let answer = Answer::Opened { bytes: volume.served_bytes(), read_only: false };
-        outputs.push(Output::Answer { connection, answer });
+    fn answer_opened(&mut self, id: HeldId, connection: ConnectionId, outputs: &mut Vec<Output>) {
+        let shape = names::Export::from(id).shape(&self.map);
+        let (bytes, read_only) = shape.expect("what is attached is not deleted");
+        outputs.push(Output::Answer { connection, answer: Answer::Opened { bytes, read_only } });
     }
 
-    /// Attaches a volume for the node itself, so that what lies beyond its smaller size goes.
-    pub(super) fn begin_discard(&mut self, volume: VolumeId) {
-        if self.held.contains_key(&volume) {
-            return; // its session does it
+    /// Proposes the attachment. A snapshot that is gone is refused by the agreed state.
+    pub(super) fn begin_attach(&mut self, id: HeldId, held: Held) {
+        let (node, unix_s) = (self.settings.node, self.settings.unix_s);
+        let holder = held.client.description.clone();
+        let command = match id {
+            HeldId::Head(volume) => {
+                Command::Attach { volume, node, holder, read_only: false, unix_s }
+            }
+            HeldId::Snapshot { volume, layer, .. } => {
+                let tag = names::snapshot(&self.map, volume, layer)
+                    .map_or(String::new(), |snapshot| snapshot.tag.clone());
+                Command::AttachSnapshot { volume, tag, node, holder, unix_s }
+            }
+        };
+        self.detach_forgotten(id.volume());
+        self.held.insert(id, held);
+        self.work.push_back(Work::Propose(command, Purpose::Attach(id)));
+    }
+
+    /// Makes up for detachments that the journal did not take: whoever has a volume or a snapshot
+    /// here is in `held`, so nobody has what else the map shows as attached here.
+    pub(super) fn detach_forgotten(&mut self, volume: VolumeId) {
+        let Some(known) = self.map.volume(volume) else { return };
+        let mut attachments = Vec::new();
+        if !self.held.contains_key(&HeldId::Head(volume)) {
+            attachments.extend(&known.attachments);
         }
-        let client = Client {
-            identity: "sheep".into(),
-            description: "this node, which discards what lay beyond its smaller size".into(),
-        };
-        self.begin_attach(volume, Held::new(client, true));
-    }
-
-    fn begin_attach(&mut self, volume: VolumeId, held: Held) {
-        let command = Command::Attach {
-            volume,
-            node: self.settings.node,
-            holder: held.client.description.clone(),
-            read_only: false,
-            unix_s: self.settings.unix_s,
-        };
-        self.held.insert(volume, held);
-        self.work.push_back(Work::Propose(command, Purpose::Attach(volume)));
+        for snapshot in &known.snapshots {
+            let readers = || self.held.range(HeldId::readers(volume, snapshot.layer));
+            // Whose attachment is on its way may be in the map already.
+            if readers().all(|(_, held)| held.generation.is_some()) {
+                let is_held = |g: Generation| readers().any(|(_, held)| held.generation == Some(g));
+                attachments
+                    .extend(snapshot.readers.iter().filter(|reader| !is_held(reader.generation)));
+            }
+        }
+        for forgotten in attachments.iter().filter(|held| held.node == self.settings.node) {
+            let command = Command::Detach { volume, generation: forgotten.generation };
+            self.work.push_back(Work::Propose(command, Purpose::DetachForgotten));
+        }
     }
 
     /// The attach command was applied.
     pub(super) fn attached(
         &mut self,
         now: Time,
-        volume: VolumeId,
+        id: HeldId,
         generation: Generation,
         outputs: &mut Vec<Output>,
     ) {
-        let held = self.held.get_mut(&volume).expect("held while attaching");
+        let held = self.held.get_mut(&id).expect("held while attaching");
         held.generation = Some(generation);
-        if held.connections.is_empty() && !held.internal {
-            held.stage = Stage::Detaching; // everybody left meanwhile
+        let volume = id.volume();
+        let is_wanted = match held.duty {
+            // Somebody else waits, or what was to be done is not wanted any more.
+            Some(_) => held.next.is_empty() && !held.is_called_off && self.phase == Phase::Serving,
+            None => !held.connections.is_empty(),
+        };
+        if !is_wanted {
+            held.stage = Stage::Detaching;
             let command = Command::Detach { volume, generation };
-            self.work.push_back(Work::Propose(command, Purpose::Detach(volume)));
+            self.work.push_back(Work::Propose(command, Purpose::Detach(id)));
             return;
         }
         held.stage = Stage::Opening;
+        let view = match id {
+            HeldId::Head(_) => View::Head { read_only: false },
+            HeldId::Snapshot { layer, .. } => View::Snapshot { layer },
+        };
         let mut effects = Vec::new();
         let map = self.map.clone();
-        held.session = Some(Session::open(now, volume, generation, false, map, &mut effects));
+        held.session = Some(Session::open(now, volume, generation, view, map, &mut effects));
         for effect in effects {
-            self.handle_session_effect(now, volume, generation, effect, outputs);
+            self.handle_session_effect(now, id, generation, effect, outputs);
         }
     }
 
     /// The attach command was refused.
     pub(super) fn attach_refused(
         &mut self,
-        volume: VolumeId,
+        now: Time,
+        id: HeldId,
         sentence: &str,
         outputs: &mut Vec<Output>,
     ) {
-        let held = self.held.remove(&volume).expect("held while attaching");
+        let held = self.held.remove(&id).expect("held while attaching");
         for connection in held.unanswered {
             self.refuse(connection, sentence.into(), outputs);
         }
+        if let HeldId::Head(volume) = id {
+            self.refuse_shrunk(volume, sentence, outputs);
+        }
         self.admit_next(held.next);
+        self.attend_later(now, id.volume());
+        self.retry_errands();
+        self.advance_stop(outputs);
     }
 
     /// The session is ready, or cannot be had.
     pub(super) fn session_opened(
         &mut self,
-        volume: VolumeId,
+        id: HeldId,
         result: Result<(), volume::Error>,
         outputs: &mut Vec<Output>,
     ) {
-        let held = self.held.get_mut(&volume).expect("its session speaks");
+        let held = self.held.get_mut(&id).expect("its session speaks");
         let waiting = std::mem::take(&mut held.unanswered);
         match result {
             Ok(()) => {
                 if held.stage == Stage::Opening {
                     held.stage = Stage::Open;
                 }
+                let flattens = held.duty != Some(Duty::Finish);
                 for connection in waiting {
-                    self.answer_opened(volume, connection, outputs);
+                    self.answer_opened(id, connection, outputs);
+                }
+                if let HeldId::Head(volume) = id
+                    && flattens
+                    && self.map.volume(volume).is_some_and(|volume| volume.flattening)
+                {
+                    self.tell_flatten(id, true);
                 }
             }
             Err(error) => {
@@ -145,42 +239,70 @@ impl Engine {
                     let answer = Answer::Refused { sentence: error.to_string() };
                     outputs.push(Output::Answer { connection, answer });
                 }
-                self.release(volume);
+                self.release(id);
             }
         }
     }
 
-    /// Nobody wants the volume any more: the session drains and flushes, then it is detached.
-    pub(super) fn release(&mut self, volume: VolumeId) {
-        let Some(held) = self.held.get_mut(&volume) else { return };
+    /// Starts or stops flattening in an open session.
+    pub(super) fn tell_flatten(&mut self, id: HeldId, start: bool) {
+        let Some(held) = self.held.get(&id).filter(|held| held.stage == Stage::Open) else {
+            return;
+        };
+        let generation = held.generation.expect("known since it was attached");
+        self.work.push_back(Work::Session(id, generation, volume::Event::Flatten { start }));
+    }
+
+    /// Nobody wants it any more: the session drains and flushes, then it is detached.
+    pub(super) fn release(&mut self, id: HeldId) {
+        let Some(held) = self.held.get_mut(&id) else { return };
         match held.stage {
-            Stage::Attaching | Stage::Closing | Stage::Detaching => {}
+            Stage::Attaching => held.is_called_off = true,
+            Stage::Closing | Stage::Detaching => {}
             Stage::Opening | Stage::Open => {
                 held.stage = Stage::Closing;
                 let generation = held.generation.expect("known since it was attached");
-                self.work.push_back(Work::Session(volume, generation, volume::Event::Close));
+                self.work.push_back(Work::Session(id, generation, volume::Event::Close));
             }
         }
     }
 
-    /// The volume is detached, or cannot be: who waited gets the next turn.
-    pub(super) fn detached(&mut self, volume: VolumeId, outputs: &mut Vec<Output>) {
-        let held = self.held.remove(&volume).expect("held while detaching");
+    /// It is detached, or cannot be: who waited gets the next turn.
+    pub(super) fn detached(&mut self, id: HeldId, outputs: &mut Vec<Output>) {
+        let held = self.held.remove(&id).expect("held while detaching");
         assert!(held.session.is_none(), "detached before its session closed");
         assert!(held.connections.is_empty(), "nobody joins a volume on its way out");
-        self.admit_next(held.next);
-        let shrinks = self.map.volume(volume).is_some_and(|v| v.pending_discard.is_some());
-        if shrinks && self.phase == Phase::Serving {
-            self.begin_discard(volume);
+        // What an administrator wants to do while nobody has it comes first.
+        self.retry_errands();
+        if !self.admit_next(held.next) {
+            self.attend(id.volume());
+        }
+        if held.duty.is_some() {
+            self.take_turns();
         }
         self.advance_stop(outputs);
     }
 
-    fn admit_next(&mut self, waiting: impl IntoIterator<Item = (ConnectionId, Client)>) {
+    /// Lets those try again who waited. Gives back whether there is any; then the volume is not to
+    /// be taken by the node first.
+    fn admit_next(&mut self, waiting: impl IntoIterator<Item = (ConnectionId, Client)>) -> bool {
+        let mut any = false;
         for (connection, client) in waiting {
-            if let Some(Link { volume }) = self.links.get(&connection) {
-                self.work.push_back(Work::Open(connection, client, *volume));
+            if let Some(id) = self.links.get(&connection) {
+                self.work.push_back(Work::Open(connection, client, *id));
+                any = true;
             }
+        }
+        any
+    }
+
+    /// Asserts that what is held here is attached here in the agreed state.
+    pub(super) fn check_attachments(&self) {
+        for (id, held) in &self.held {
+            let Some(generation) = held.generation else { continue };
+            let volume = self.map.volume(id.volume());
+            let known = volume.and_then(|volume| volume.attachment(generation));
+            assert!(known.is_some(), "{id:?} is held but not attached");
         }
     }
 }

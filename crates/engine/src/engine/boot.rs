@@ -148,11 +148,7 @@ impl Engine {
         }
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
-        let pending: Vec<_> = self.map.volumes().filter(|v| v.pending_discard.is_some()).collect();
-        let pending: Vec<_> = pending.into_iter().map(|volume| volume.id).collect();
-        for volume in pending {
-            self.begin_discard(volume);
-        }
+        self.attend_all();
     }
 
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a
@@ -176,6 +172,8 @@ impl Engine {
                 }
             }
         }
+        // The newest first: a layer without children goes whole, without being merged.
+        deleted.sort_unstable_by_key(|&(_, _, layer)| std::cmp::Reverse(layer));
         for (disk, lineage, layer) in deleted {
             self.work.push_back(Work::Store(disk, store::Event::DropLayer { lineage, layer }));
         }

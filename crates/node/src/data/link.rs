@@ -62,7 +62,7 @@ impl Link {
         (peer, client): (Peer, Client),
         effects: &mut Vec<Effect>,
     ) -> Link {
-        let settings = Settings { can_multi_conn: socket.shows_process() };
+        let settings = Settings { can_multi_conn: peer.is_one_client() };
         Link {
             token,
             client,

@@ -185,7 +185,8 @@ impl DataThread {
 
     /// How long nothing needs to be done.
     fn timeout(&self) -> Option<Duration> {
-        let busy = !self.touched.is_empty()
+        let busy = self.engine_owes
+            || !self.touched.is_empty()
             || !self.outputs.is_empty()
             || (self.knocked.iter().any(|&knocked| knocked) && self.accept_again.is_none())
             || self.readable.iter().any(|id| self.links[id].wants_read());

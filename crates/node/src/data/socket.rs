@@ -43,6 +43,13 @@ pub enum Peer {
     Address(IpAddr),
 }
 
+impl Peer {
+    /// Whether all its connections are those of one client, which share an attachment.
+    pub fn is_one_client(&self) -> bool {
+        matches!(self, Peer::Process(..))
+    }
+}
+
 impl Listener {
     /// Takes one connection that waits.
     pub fn accept(&self) -> io::Result<Socket> {
@@ -102,11 +109,6 @@ impl Socket {
             Socket::Unix(stream) => stream.write_vectored(from),
             Socket::Tcp(stream) => stream.write_vectored(from),
         }
-    }
-
-    /// Whether connections of one client can be told to be of one client.
-    pub fn shows_process(&self) -> bool {
-        matches!(self, Socket::Unix(_))
     }
 
     /// Who is at the other end; `number` tells connections apart that show nothing else.
@@ -188,6 +190,18 @@ mod tests {
         assert!(first.1.identity.starts_with(&format!("pid {pid} started ")), "{first:?}");
         assert!(!first.1.identity.ends_with(" 0"), "{first:?}");
         assert!(first.1.description.starts_with(&format!("process {pid} (")), "{first:?}");
+    }
+
+    /// A process that the kernel does not tell was told that it may open several connections, and
+    /// each but the first was refused, as if another client had the volume.
+    #[test]
+    fn only_whose_connections_share_an_attachment_is_told_to_open_several() {
+        for pid in [0, std::process::id() as i32] {
+            let ((peer, first), (_, second)) =
+                (client_of_process(pid, 1), client_of_process(pid, 2));
+            assert_eq!(peer.is_one_client(), first == second, "process {pid}");
+        }
+        assert!(!Peer::Address(IpAddr::from([127, 0, 0, 1])).is_one_client());
     }
 
     #[test]

@@ -328,7 +328,9 @@ impl Journal {
     }
 }
 
-/// The first failure of a group of operations.
+/// The first failure of a group of operations. Want of space counts only if it is the only one: it
+/// leaves the medium in use.
 fn first_error(results: &[Result<Option<Buffer>, DiskError>]) -> Option<DiskError> {
-    results.iter().find_map(|result| result.as_ref().err().copied())
+    let errors = || results.iter().filter_map(|result| result.as_ref().err().copied());
+    errors().find(|error| *error != DiskError::NoSpace).or_else(|| errors().next())
 }

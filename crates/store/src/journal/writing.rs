@@ -56,10 +56,15 @@ impl Journal {
             let result = Err(AppendError::NoSpace);
             return effects.push(Effect::Done { token, result });
         }
-        let present = self.prepared_in(request.generation);
-        if request.prepared == present {
+        if request.prepared == self.prepared_in(request.generation) {
             return self.write(request, effects);
         }
+        self.prepare(request, effects);
+    }
+
+    /// Prepares the blocks that the request wants prepared and that are not.
+    fn prepare(&mut self, request: Request, effects: &mut Vec<Effect>) {
+        let present = self.prepared_in(request.generation);
         let prepare = COPIES.map(|copy| DiskRequest::Allocate {
             offset: self.header.half_offset(copy, request.generation, present),
             length: u64::from(request.prepared - present) * BLOCK,
@@ -110,6 +115,11 @@ impl Journal {
                     // It was only ahead of need.
                     request.prepared = present;
                     return self.write(request, effects);
+                }
+                if request.prepared > request.frame_end() + 1 {
+                    // What it needs itself may be there: a half keeps the space it ever had.
+                    request.prepared = request.frame_end() + 1;
+                    return self.prepare(request, effects);
                 }
                 self.become_ready();
                 let result = Err(AppendError::NoSpace);

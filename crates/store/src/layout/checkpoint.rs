@@ -1,21 +1,21 @@
-//! The pages of a checkpoint and the root that lists them.
+//! The pages of a checkpoint. The root that lists them is in `root`.
 
 use super::ADDRESS_MAX;
 use super::codec::{Cursor, Put, Reader, is_sealed, seal};
 use super::map_page::PAGES_PER_OBJECT;
+use super::parse_root;
 use proto::{BLOCK_SIZE, Generation, LayerId, LineageId, ObjectKey, Stamp};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SCKP");
 const VERSION: u16 = 1;
 const CHECKSUM_AT: usize = 8;
-const HEADER_BYTES: usize = 64;
+pub(super) const HEADER_BYTES: usize = 64;
 const ROW_BYTES: usize = 115;
 const CHUNK_BYTES: usize = 33;
 const LINEAGE_BYTES: usize = 32;
 const DROP_BYTES: usize = 16;
 const LAYER_BYTES: usize = 24;
-const ROOT_ENTRY_BYTES: usize = 23;
-const BODY_BYTES: usize = BLOCK_SIZE - HEADER_BYTES;
+pub(super) const BODY_BYTES: usize = BLOCK_SIZE - HEADER_BYTES;
 
 /// Rows of the object table in one page.
 pub(crate) const ROWS_PER_PAGE: usize = BODY_BYTES / ROW_BYTES;
@@ -109,22 +109,8 @@ pub(crate) struct StatePage {
     pub(crate) lost_blocks: u64,
 }
 
-/// Where the root says that a page is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct RootEntry {
-    pub(crate) header: PageHeader,
-    pub(crate) address: u64,
-    pub(crate) twin: u64,
-    pub(crate) checksum: u64,
-}
-
-/// Length of a root with some entries.
-pub(crate) fn root_bytes(entries: usize) -> usize {
-    HEADER_BYTES + entries * ROOT_ENTRY_BYTES
-}
-
 /// Fills in the header and seals the page; returns its checksum.
-fn finish(bytes: &mut [u8], header: PageHeader, count: usize) -> u64 {
+pub(super) fn finish(bytes: &mut [u8], header: PageHeader, count: usize) -> u64 {
     let mut out = Cursor::new(bytes);
     out.put_u32(MAGIC);
     out.put_u16(VERSION);
@@ -136,7 +122,7 @@ fn finish(bytes: &mut [u8], header: PageHeader, count: usize) -> u64 {
 }
 
 /// Checks header and checksum; returns the count and the body.
-fn open(bytes: &[u8], header: PageHeader, checksum: u64) -> Option<(usize, &[u8])> {
+pub(super) fn open(bytes: &[u8], header: PageHeader, checksum: u64) -> Option<(usize, &[u8])> {
     let mut fields = Reader::new(bytes);
     if fields.u32()? != MAGIC || fields.u16()? != VERSION {
         return None;
@@ -399,46 +385,6 @@ pub(crate) fn parse_checkpoint_page(bytes: &[u8], header: PageHeader, checksum: 
         CheckpointKind::Drops => parse_drops(bytes, number, checksum).is_some(),
         CheckpointKind::Layers => parse_layers(bytes, number, checksum).is_some(),
         CheckpointKind::State => parse_state(bytes, checksum).is_some(),
-        CheckpointKind::Root => false,
+        CheckpointKind::Root => parse_root(bytes, number, checksum).is_some(),
     }
-}
-
-/// Writes the root over whole blocks; the checksum covers all of them.
-pub(crate) fn encode_root(entries: &[RootEntry], blocks: &mut [u8]) -> u64 {
-    blocks.fill(0);
-    let mut out = Cursor::new(&mut blocks[HEADER_BYTES..]);
-    for entry in entries {
-        out.put_u8(entry.header.kind as u8);
-        out.put_u32(entry.header.number);
-        out.put_u40(entry.address);
-        out.put_u40(entry.twin);
-        out.put_u64(entry.checksum);
-    }
-    finish(blocks, PageHeader { kind: CheckpointKind::Root, number: 0 }, entries.len())
-}
-
-/// Parses a root of whole blocks. No address in it is 0, no page is named twice.
-pub(crate) fn parse_root(bytes: &[u8], checksum: u64) -> Option<Vec<RootEntry>> {
-    let header = PageHeader { kind: CheckpointKind::Root, number: 0 };
-    let (count, body) = open(bytes, header, checksum)?;
-    if count > body.len() / ROOT_ENTRY_BYTES {
-        return None;
-    }
-    let mut fields = Reader::new(body);
-    let mut entries: Vec<RootEntry> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let kind = CheckpointKind::from_code(u16::from(fields.u8()?))?;
-        let entry = RootEntry {
-            header: PageHeader { kind, number: fields.u32()? },
-            address: fields.u40()?,
-            twin: fields.u40()?,
-            checksum: fields.u64()?,
-        };
-        let named_twice = entries.last().is_some_and(|last| last.header >= entry.header);
-        if entry.address == 0 || entry.twin == 0 || named_twice || kind == CheckpointKind::Root {
-            return None;
-        }
-        entries.push(entry);
-    }
-    Some(entries)
 }

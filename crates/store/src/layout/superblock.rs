@@ -1,7 +1,7 @@
 //! The superblock: who the disk is, and where its checkpoint and its log begin.
 
 use super::codec::{Cursor, Put, Reader, is_sealed, seal};
-use super::{ADDRESS_MAX, Run};
+use super::{ADDRESS_MAX, CheckpointKind, PageHeader, RootEntry};
 use crate::{Damage, DamagedPart, Identity, MediumKind};
 use proto::{BLOCK_SIZE, Buffer, ClusterId, DiskId, Incarnation, NodeId};
 
@@ -10,14 +10,6 @@ const VERSION: u32 = 1;
 const CHECKSUM_AT: usize = 16;
 /// The log begins behind the two superblocks and a spare block.
 pub(crate) const LOG_FIRST: u64 = 3;
-/// Most runs of blocks that one copy of the root may consist of: what the block has room for.
-pub(crate) const ROOT_RUNS_MAX: usize = 160;
-/// Bytes of all fields but the runs, and of one run.
-const FIXED_BYTES: usize = 188;
-const RUN_BYTES: usize = 12;
-
-const _: () = assert!(FIXED_BYTES + 2 * ROOT_RUNS_MAX * RUN_BYTES <= BLOCK_SIZE);
-
 /// What a superblock says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
@@ -41,11 +33,8 @@ pub(crate) struct Superblock {
     pub(crate) replay_incarnation: Incarnation,
     /// All records up to here are durable, with their data.
     pub(crate) durable_lsn: u64,
-    /// Length and checksum of the root; length 0: there is no checkpoint yet.
-    pub(crate) root_bytes: u32,
-    pub(crate) root_checksum: u64,
-    /// The two copies of the root, each as runs in order.
-    pub(crate) root: [Vec<Run>; 2],
+    /// The top page of the root; without it there is no checkpoint yet.
+    pub(crate) root: Option<RootEntry>,
 }
 
 /// Why some bytes are no superblock.
@@ -104,15 +93,11 @@ impl Superblock {
         out.put_u64(self.replay_lsn);
         out.put_u64(self.replay_incarnation.0);
         out.put_u64(self.durable_lsn);
-        out.put_u64(self.root_checksum);
-        out.put_u32(self.root_bytes);
-        for copy in &self.root {
-            assert!(copy.len() <= ROOT_RUNS_MAX, "the root is cut into too many runs");
-            out.put_u32(copy.len() as u32);
-            for run in copy {
-                out.put_u64(run.address);
-                out.put_u32(run.count);
-            }
+        if let Some(top) = &self.root {
+            out.put_u64(top.checksum);
+            out.put_u64(top.address);
+            out.put_u64(top.twin);
+            out.put_u32(top.header.number);
         }
         seal(buffer.as_mut_slice(), CHECKSUM_AT);
         buffer
@@ -171,9 +156,7 @@ fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
         replay_lsn: fields.u64()?,
         replay_incarnation: Incarnation(fields.u64()?),
         durable_lsn: fields.u64()?,
-        root_checksum: fields.u64()?,
-        root_bytes: fields.u32()?,
-        root: [parse_runs(fields)?, parse_runs(fields)?],
+        root: parse_root_place(fields)?,
     };
     let sound = log_first == LOG_FIRST
         && superblock.log_blocks >= crate::LOG_BYTES_MIN / BLOCK_SIZE as u64
@@ -183,37 +166,30 @@ fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
         && superblock.replay_position < superblock.log_blocks
         && superblock.replay_sequence > 0
         && superblock.replay_lsn > 0
-        && superblock.root.iter().all(|copy| is_root_copy(copy, &superblock));
+        && superblock
+            .root
+            .iter()
+            .flat_map(|top| [top.address, top.twin])
+            .all(|address| (superblock.space_first..ADDRESS_MAX).contains(&address));
     sound.then_some(superblock)
 }
 
-fn parse_runs(fields: &mut Reader) -> Option<Vec<Run>> {
-    let count = fields.u32()? as usize;
-    if count > ROOT_RUNS_MAX {
-        return None;
+/// The top page of the root, or that there is none.
+fn parse_root_place(fields: &mut Reader) -> Option<Option<RootEntry>> {
+    let (checksum, address, twin) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let header = PageHeader { kind: CheckpointKind::Root, number: fields.u32()? };
+    if address != 0 {
+        return Some(Some(RootEntry { header, address, twin, checksum }));
     }
-    (0..count).map(|_| Some(Run { address: fields.u64()?, count: fields.u32()? })).collect()
-}
-
-/// A copy of the root has exactly the blocks its length needs, all of them in space.
-fn is_root_copy(copy: &[Run], superblock: &Superblock) -> bool {
-    let blocks: u64 = copy.iter().map(|run| u64::from(run.count)).sum();
-    let inside = |run: &Run| {
-        run.address >= superblock.space_first
-            && run.address <= ADDRESS_MAX
-            && run.end() <= ADDRESS_MAX
-    };
-    copy.iter().all(inside)
-        && blocks == u64::from(superblock.root_bytes).div_ceil(BLOCK_SIZE as u64)
+    (checksum == 0 && twin == 0 && header.number == 0).then_some(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn superblock(sequence: u64, runs: usize) -> Superblock {
-        let run = |at: usize| Run { address: 4096 + 2 * at as u64, count: 1 };
-        let copy: Vec<Run> = (0..runs).map(run).collect();
+    fn superblock(sequence: u64) -> Superblock {
+        let header = PageHeader { kind: CheckpointKind::Root, number: 3 };
         Superblock {
             sequence,
             identity: Identity { cluster: ClusterId(1), node: NodeId(2), disk: DiskId(3) },
@@ -228,9 +204,7 @@ mod tests {
             replay_lsn: 1,
             replay_incarnation: Incarnation(1),
             durable_lsn: 0,
-            root_checksum: 0,
-            root_bytes: (runs * BLOCK_SIZE) as u32,
-            root: [copy.clone(), copy],
+            root: Some(RootEntry { header, address: 19, twin: 4096, checksum: 7 }),
         }
     }
 
@@ -240,7 +214,7 @@ mod tests {
         let bad =
             |address| vec![Damage { part: DamagedPart::Superblock, address, unreadable: false }];
         for sequence in [6, 7] {
-            let now = superblock(sequence, 1);
+            let now = superblock(sequence);
             assert_eq!(now.next_sequence(&[]), sequence + 1);
             for address in [0, 1] {
                 let next = Superblock { sequence: now.next_sequence(&bad(address)), ..now.clone() };
@@ -250,10 +224,28 @@ mod tests {
         }
     }
 
-    /// A root in as many pieces as there may be neither overflows its block nor is refused.
+    fn parsed(superblock: &Superblock) -> Result<Superblock, SuperblockError> {
+        parse_superblock(superblock.encode().as_slice())
+    }
+
     #[test]
-    fn a_superblock_holds_the_most_runs_a_root_may_have() {
-        let full = superblock(1, ROOT_RUNS_MAX);
-        assert_eq!(parse_superblock(full.encode().as_slice()).as_ref(), Ok(&full));
+    fn a_root_is_in_space_or_there_is_none() {
+        let with = superblock(1);
+        assert_eq!(parsed(&with).as_ref(), Ok(&with));
+        let without = Superblock { root: None, ..with.clone() };
+        assert_eq!(parsed(&without).as_ref(), Ok(&without));
+        let top = with.root.expect("it has one");
+        let bad = [
+            RootEntry { address: 18, ..top },
+            RootEntry { twin: 18, ..top },
+            RootEntry { twin: 0, ..top },
+            RootEntry { twin: ADDRESS_MAX, ..top },
+            // Without an address nothing else may be said of a root.
+            RootEntry { address: 0, ..top },
+        ];
+        for top in bad {
+            let superblock = Superblock { root: Some(top), ..with.clone() };
+            assert_eq!(parsed(&superblock), Err(SuperblockError::Damaged), "{top:?}");
+        }
     }
 }

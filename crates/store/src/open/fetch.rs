@@ -42,6 +42,11 @@ impl Fetch {
         self.items[item].0
     }
 
+    /// How many blocks an item has.
+    pub(crate) fn blocks(&self, item: usize) -> u32 {
+        self.items[item].1
+    }
+
     /// Asks for the next items.
     pub(crate) fn step(&mut self, operations: &mut Operations, effects: &mut Vec<Effect>) {
         while self.under_way < UNDER_WAY_MAX && self.next < self.items.len() {

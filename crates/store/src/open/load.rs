@@ -1,10 +1,11 @@
-//! Loading the checkpoint: the root, then the pages it lists, each from its twin if need be.
+//! Loading the checkpoint: the root from its top down, then the pages it lists, each from its twin
+//! if need be.
 
 use super::replay::Replay;
 use super::{Common, Fetched};
 use crate::layout::{
-    CheckpointKind, LayerRow, LineageRow, RootEntry, StatePage, Superblock, TableRow, parse_bitmap,
-    parse_drops, parse_layers, parse_lineages, parse_root, parse_state, parse_table,
+    CheckpointKind, LayerRow, LineageRow, RootEntry, StatePage, Superblock, TableRow, may_follow,
+    parse_bitmap, parse_drops, parse_layers, parse_lineages, parse_root, parse_state, parse_table,
 };
 use crate::space::Space;
 use crate::store::{Lineage, Listed, Listing, ScrubPlace};
@@ -13,31 +14,28 @@ use crate::{DamagedPart, OpenError};
 use proto::{BLOCK_SIZE, LayerId, LineageId};
 use std::collections::BTreeMap;
 
-/// Which part is being read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    /// A copy of the root.
-    Root(usize),
-    Pages,
-    Twins,
-}
-
 /// See the module's description.
 pub(super) struct Loading {
     superblock: Superblock,
-    part: Part,
-    root: Vec<u8>,
-    root_failed: bool,
+    /// What is being read: pages of one level of the root, or all pages that its lowest one lists.
     entries: Vec<RootEntry>,
+    /// Whether it is the second copies that are being read.
+    twins: bool,
     /// Entries by item and place of the read that brings them.
     expected: BTreeMap<usize, Vec<usize>>,
-    bad: Vec<(usize, bool)>,
+    /// Entries whose first copy is bad.
+    bad: Vec<usize>,
+    /// Entries whose read failed together with others: each is to be read alone.
+    again: Vec<usize>,
+    listing: Listing,
     loaded: Loaded,
 }
 
 /// What the pages said.
 #[derive(Default)]
 struct Loaded {
+    /// Of one level of the root, by number.
+    root: BTreeMap<u32, Vec<RootEntry>>,
     table: BTreeMap<u32, Vec<Option<TableRow>>>,
     bitmap: BTreeMap<u32, Vec<(bool, [u64; 4])>>,
     lineages: Vec<LineageRow>,
@@ -67,7 +65,9 @@ impl Loaded {
                 self.layers.extend(parse_layers(bytes, number, entry.checksum)?);
             }
             CheckpointKind::State => self.state = parse_state(bytes, entry.checksum)?,
-            CheckpointKind::Root => return None,
+            CheckpointKind::Root => {
+                self.root.insert(number, parse_root(bytes, number, entry.checksum)?);
+            }
         }
         Some(())
     }
@@ -84,27 +84,21 @@ fn lost(common: &Common, address: u64, twin: u64) -> OpenError {
 }
 
 impl Loading {
-    /// Begins with the first copy of the root.
+    /// Begins with the top of the root.
     pub(super) fn new(common: &mut Common, superblock: Superblock) -> Loading {
-        let loading = Loading {
+        let mut loading = Loading {
+            entries: superblock.root.into_iter().collect(),
             superblock,
-            part: Part::Root(0),
-            root: Vec::new(),
-            root_failed: false,
-            entries: Vec::new(),
+            twins: false,
             expected: BTreeMap::new(),
             bad: Vec::new(),
+            again: Vec::new(),
+            listing: Listing::new(),
             loaded: Loaded::default(),
         };
         common.fetch.clear();
-        loading.fetch_root(common, 0);
+        loading.fetch_all(common);
         loading
-    }
-
-    fn fetch_root(&self, common: &mut Common, copy: usize) {
-        for run in &self.superblock.root[copy] {
-            common.fetch.add(run.address, run.count);
-        }
     }
 
     /// Takes one read.
@@ -114,101 +108,94 @@ impl Loading {
         fetched: Fetched,
     ) -> Result<(), OpenError> {
         let Fetched { item, result } = fetched;
-        if let Part::Root(copy) = self.part {
-            let runs = &self.superblock.root[copy];
-            let before: u64 = runs[..item].iter().map(|run| u64::from(run.count)).sum();
-            let start = before as usize * BLOCK_SIZE;
-            match result {
-                Ok(buffer) => {
-                    let end = start + buffer.len();
-                    if self.root.len() < end {
-                        self.root.resize(end, 0);
-                    }
-                    self.root[start..end].copy_from_slice(buffer.as_slice());
-                }
-                Err(_) => self.root_failed = true,
-            }
+        let expected = self.expected.remove(&item).unwrap_or_default();
+        if result.is_err() && expected.len() > 1 {
+            self.again.extend(expected);
             return Ok(());
         }
-        let expected = self.expected.remove(&item).unwrap_or_default();
         for (place, entry) in expected.into_iter().enumerate() {
-            let found = match &result {
-                Ok(buffer) => {
-                    let start = place * BLOCK_SIZE;
-                    let bytes = buffer.as_slice().get(start..start + BLOCK_SIZE);
-                    bytes.and_then(|bytes| self.loaded.take(&self.entries[entry], bytes))
-                }
-                Err(_) => None,
-            };
+            let found = result.as_ref().ok().and_then(|buffer| {
+                let start = place * BLOCK_SIZE;
+                let bytes = buffer.as_slice().get(start..start + BLOCK_SIZE)?;
+                self.loaded.take(&self.entries[entry], bytes)
+            });
             if found.is_none() {
                 let address = common.fetch.address(item) + place as u64;
                 common.damaged(DamagedPart::Checkpoint, address, result.is_err());
-                if self.part == Part::Twins {
-                    let address = self.entries[entry].address;
-                    return Err(lost(common, address, self.entries[entry].twin));
+                if self.twins {
+                    let RootEntry { address, twin, .. } = self.entries[entry];
+                    return Err(lost(common, address, twin));
                 }
-                self.bad.push((entry, result.is_err()));
+                self.bad.push(entry);
             }
         }
         Ok(())
     }
 
-    /// All reads of the part are done. Returns whether that was the last part.
+    /// All reads asked for are done. Returns whether everything is loaded.
     pub(super) fn advance(&mut self, common: &mut Common) -> Result<bool, OpenError> {
-        match self.part {
-            Part::Root(_) if self.superblock.root_bytes == 0 => Ok(true),
-            Part::Root(copy) => {
-                let root = std::mem::take(&mut self.root);
-                let failed = std::mem::take(&mut self.root_failed);
-                let parsed = parse_root(&root, self.superblock.root_checksum);
-                match parsed.filter(|_| !failed) {
-                    Some(entries) => {
-                        self.entries = entries;
-                        self.part = Part::Pages;
-                        let all: Vec<usize> = (0..self.entries.len()).collect();
-                        self.fetch_pages(common, all, |entry| entry.address);
-                        Ok(common.fetch.is_over())
-                    }
-                    None => {
-                        let address = self.superblock.root[copy].first().map_or(0, |r| r.address);
-                        common.damaged(DamagedPart::Checkpoint, address, failed);
-                        if copy == 1 {
-                            return Err(lost(common, address, address));
-                        }
-                        self.part = Part::Root(1);
-                        self.fetch_root(common, 1);
-                        Ok(false)
-                    }
-                }
+        if !self.again.is_empty() {
+            for entry in std::mem::take(&mut self.again) {
+                let item = common.fetch.add(self.address_of(entry), 1);
+                self.expected.insert(item, vec![entry]);
             }
-            Part::Pages if self.bad.is_empty() => Ok(true),
-            Part::Pages => {
-                let bad = std::mem::take(&mut self.bad);
-                self.part = Part::Twins;
-                let bad = bad.into_iter().map(|(entry, _)| entry).collect();
-                self.fetch_pages(common, bad, |entry| entry.twin);
-                Ok(false)
-            }
-            Part::Twins => Ok(true),
+            return Ok(false);
         }
+        if !self.bad.is_empty() {
+            self.twins = true;
+            let bad = std::mem::take(&mut self.bad);
+            self.fetch(common, bad);
+            return Ok(false);
+        }
+        self.twins = false;
+        for entry in &self.entries {
+            let RootEntry { header, address, twin, checksum } = *entry;
+            self.listing.insert(header, Listed { address, twin, checksum });
+        }
+        if self.entries.first().is_none_or(|entry| entry.header.kind != CheckpointKind::Root) {
+            return Ok(true);
+        }
+        self.entries = self.descend()?;
+        self.fetch_all(common);
+        Ok(false)
     }
 
-    fn fetch_pages(
-        &mut self,
-        common: &mut Common,
-        mut wanted: Vec<usize>,
-        address: impl Fn(&RootEntry) -> u64,
-    ) {
-        wanted.sort_by_key(|&entry| address(&self.entries[entry]));
+    /// What a level of the root lists: the whole level below it, or all pages of the checkpoint.
+    fn descend(&mut self) -> Result<Vec<RootEntry>, OpenError> {
+        let above = self.entries[0];
+        let lists = std::mem::take(&mut self.loaded.root);
+        let below: Vec<RootEntry> = lists.into_values().flatten().collect();
+        let in_order = below.windows(2).all(|pair| may_follow(pair[0].header, pair[1].header));
+        let whole = below.last().is_some_and(|last| match last.header.kind {
+            CheckpointKind::Root => last.header.number + 1 == above.header.number,
+            _ => above.header.number == 0,
+        });
+        if !(in_order && whole) {
+            return Err(OpenError::TableDamaged { address: above.address });
+        }
+        Ok(below)
+    }
+
+    fn address_of(&self, entry: usize) -> u64 {
+        let RootEntry { address, twin, .. } = self.entries[entry];
+        if self.twins { twin } else { address }
+    }
+
+    fn fetch_all(&mut self, common: &mut Common) {
+        self.fetch(common, (0..self.entries.len()).collect());
+    }
+
+    fn fetch(&mut self, common: &mut Common, mut wanted: Vec<usize>) {
+        wanted.sort_by_key(|&entry| self.address_of(entry));
         for entry in wanted {
-            let (item, _) = common.fetch.add_block(address(&self.entries[entry]));
+            let (item, _) = common.fetch.add_block(self.address_of(entry));
             self.expected.entry(item).or_default().push(entry);
         }
     }
 
     /// Brings up what replay begins with.
     pub(super) fn finish(self, common: &mut Common) -> Result<Replay, OpenError> {
-        let first = self.superblock.root[0].first().map_or(0, |run| run.address);
+        let first = self.superblock.root.map_or(0, |top| top.address);
         let damaged = OpenError::TableDamaged { address: first };
         let mut table = Table::default();
         for ((number, rows), wanted) in self.loaded.table.into_iter().zip(0..) {
@@ -223,11 +210,6 @@ impl Loading {
                 return Err(damaged);
             }
         }
-        let mut listing = Listing::new();
-        for entry in &self.entries {
-            let RootEntry { header, address, twin, checksum } = *entry;
-            listing.insert(header, Listed { address, twin, checksum });
-        }
         let lineage = |row: LineageRow| {
             let (fence, settled) = (row.fence, row.settled);
             let known = Lineage { fence, settled, ..Lineage::default() };
@@ -235,7 +217,7 @@ impl Loading {
         };
         let state = self.loaded.state;
         space.clean();
-        let mut replay = Replay::new(self.superblock, space, table, listing);
+        let mut replay = Replay::new(self.superblock, space, table, self.listing);
         replay.lineages = self.loaded.lineages.into_iter().map(lineage).collect();
         for LayerRow { lineage, layer, parent } in self.loaded.layers {
             replay.add_layer(lineage, layer, parent);

@@ -10,7 +10,7 @@ mod scan;
 mod verify;
 
 use crate::cache::Cache;
-use crate::layout::{LOG_FIRST, Superblock, SuperblockError, parse_superblock};
+use crate::layout::{Superblock, SuperblockError, parse_superblock};
 use crate::store::{Operations, Serving};
 use crate::{Damage, DamagedPart, Effect, Notice, OpenError, Opened, Options};
 use fetch::Fetch;
@@ -32,7 +32,7 @@ pub(crate) enum Step {
 #[expect(clippy::large_enum_variant, reason = "there is one, for a second")]
 /// How far the opening is. Each phase owns what it has built for the next.
 enum Phase {
-    Superblocks,
+    Superblocks([Option<Result<Buffer, DiskError>>; 2]),
     Checkpoint(Loading),
     Log(Scan),
     Verify(Verifying),
@@ -84,9 +84,11 @@ impl Opening {
             fetch: Fetch::default(),
             damages: Vec::new(),
         };
-        common.fetch.add(0, LOG_FIRST as u32);
+        // Each by itself: that one cannot be read must not hide the other.
+        common.fetch.add(0, 1);
+        common.fetch.add(1, 1);
         common.fetch.step(&mut common.operations, effects);
-        Opening { common, phase: Phase::Superblocks }
+        Opening { common, phase: Phase::Superblocks([None, None]) }
     }
 
     /// Takes the end of an operation.
@@ -116,13 +118,9 @@ impl Opening {
     fn fetched(&mut self, fetched: Fetched, effects: &mut Vec<Effect>) -> Result<(), OpenError> {
         let common = &mut self.common;
         match &mut self.phase {
-            Phase::Superblocks => {
-                let superblock = choose_superblock(common, fetched.result?.as_slice())?;
-                let loading = Loading::new(common, superblock);
-                self.phase = Phase::Checkpoint(loading);
-            }
+            Phase::Superblocks(copies) => copies[fetched.item] = Some(fetched.result),
             Phase::Checkpoint(loading) => loading.fetched(common, fetched)?,
-            Phase::Log(scan) => scan.fetched(common, fetched)?,
+            Phase::Log(scan) => scan.fetched(common, fetched),
             Phase::Verify(verifying) => verifying.fetched(fetched),
             Phase::Pages(loading) => loading.fetched(common, fetched),
             Phase::Finish(_) | Phase::Over => unreachable!("nothing is read in this phase"),
@@ -142,8 +140,11 @@ impl Opening {
         let common = &mut self.common;
         common.fetch.clear();
         Ok(match phase {
-            Phase::Superblocks | Phase::Finish(_) | Phase::Over => {
-                unreachable!("these phases end by themselves")
+            Phase::Finish(_) | Phase::Over => unreachable!("these phases end by themselves"),
+            Phase::Superblocks(copies) => {
+                let copies = copies.map(|copy| copy.expect("both were read"));
+                let superblock = choose_superblock(common, copies)?;
+                Phase::Checkpoint(Loading::new(common, superblock))
             }
             Phase::Checkpoint(mut loading) => match loading.advance(common)? {
                 false => Phase::Checkpoint(loading),
@@ -163,9 +164,10 @@ impl Opening {
                     Phase::Pages(PageLoading::new(common, replay)?)
                 }
             },
-            Phase::Pages(loading) => {
-                Phase::Finish(Finishing::new(common, loading.finish(), effects)?)
-            }
+            Phase::Pages(mut loading) => match loading.advance(common) {
+                false => Phase::Pages(loading),
+                true => Phase::Finish(Finishing::new(common, loading.finish(), effects)?),
+            },
         })
     }
 
@@ -197,24 +199,30 @@ impl Opening {
 }
 
 /// The superblock that rules, if it is one of the disk that is wanted.
-pub(crate) fn choose_superblock(
+fn choose_superblock(
     common: &mut Common,
-    bytes: &[u8],
+    copies: [Result<Buffer, DiskError>; 2],
 ) -> Result<Superblock, OpenError> {
-    let copies: Vec<_> = bytes.chunks(BLOCK_SIZE).take(2).map(parse_superblock).collect();
-    let rules = copies.iter().flatten().max_by_key(|superblock| superblock.sequence).cloned();
+    let failed = copies.iter().find_map(|copy| copy.as_ref().err().cloned());
+    let copies = copies.map(|copy| copy.ok().map(|bytes| parse_superblock(bytes.as_slice())));
+    let valid = copies.iter().flatten().flatten();
+    let rules = valid.max_by_key(|superblock| superblock.sequence).cloned();
     for (address, copy) in (0..).zip(&copies) {
         // Whatever the other copy says: it may be what a newer release has already replaced.
-        if let Err(SuperblockError::Newer(found)) = copy {
+        if let Some(Err(SuperblockError::Newer(found))) = copy {
             return Err(OpenError::NewerVersion { found: *found });
         }
-        if copy.is_err() && rules.is_some() {
-            common.damaged(DamagedPart::Superblock, address, false);
+        if rules.is_some() && !matches!(copy, Some(Ok(_))) {
+            common.damaged(DamagedPart::Superblock, address, copy.is_none());
         }
     }
+    if let (None, Some(error)) = (&rules, failed) {
+        return Err(OpenError::Medium(error));
+    }
     let Some(superblock) = rules else {
-        let blank = copies.iter().all(|copy| matches!(copy, Err(SuperblockError::Blank)));
-        let damaged = copies.iter().any(|copy| matches!(copy, Err(SuperblockError::Damaged)));
+        let is = |error| move |copy: &_| *copy == Some(Err(error));
+        let blank = copies.iter().all(is(SuperblockError::Blank));
+        let damaged = copies.iter().any(is(SuperblockError::Damaged));
         return Err(match (blank, damaged) {
             (true, _) => OpenError::Blank,
             (_, true) => OpenError::SuperblocksDamaged,
@@ -222,6 +230,12 @@ pub(crate) fn choose_superblock(
         });
     };
     vet_identity(&common.options, &superblock)?;
+    // All of the log was there when the disk was made. What a truncation took of it must not be
+    // taken for blocks that cannot be read.
+    let (found, needed) = (common.options.medium_bytes, superblock.space_first * BLOCK_SIZE as u64);
+    if found < needed {
+        return Err(OpenError::Truncated { found, needed });
+    }
     Ok(superblock)
 }
 

@@ -17,6 +17,8 @@ pub(super) struct PageLoading {
     expected: BTreeMap<usize, Vec<(Slot, u8)>>,
     /// Pages as the checkpoint has them.
     bases: BTreeMap<(Slot, u8), MapPage>,
+    /// Pages whose read failed together with others: each is to be read alone.
+    again: Vec<(Slot, u8)>,
 }
 
 impl PageLoading {
@@ -45,13 +47,17 @@ impl PageLoading {
             expected.entry(item).or_default().push((slot, page));
         }
         let cache = Cache::new(common.options.map_cache_bytes);
-        Ok(PageLoading { replay, cache, expected, bases: BTreeMap::new() })
+        let (bases, again) = (BTreeMap::new(), Vec::new());
+        Ok(PageLoading { replay, cache, expected, bases, again })
     }
 
     /// Takes one read.
     pub(super) fn fetched(&mut self, common: &mut Common, fetched: Fetched) {
         let Fetched { item, result } = fetched;
         let expected = self.expected.remove(&item).unwrap_or_default();
+        if result.is_err() && expected.len() > 1 {
+            return self.again.extend(expected);
+        }
         for (place, (slot, page)) in expected.into_iter().enumerate() {
             let row = self.replay.table.row(slot);
             let (address, checksum) = row.page(usize::from(page));
@@ -70,6 +76,16 @@ impl PageLoading {
             });
             self.bases.insert((slot, page), map);
         }
+    }
+
+    /// All reads asked for are done. Returns whether all pages are read.
+    pub(super) fn advance(&mut self, common: &mut Common) -> bool {
+        for (slot, page) in std::mem::take(&mut self.again) {
+            let (address, _) = self.replay.table.row(slot).page(usize::from(page));
+            let item = common.fetch.add(address, 1);
+            self.expected.insert(item, vec![(slot, page)]);
+        }
+        self.expected.is_empty()
     }
 
     /// The page that a copy is made of, as it is at the end of the log: nothing was written to it

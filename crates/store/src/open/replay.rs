@@ -393,7 +393,7 @@ impl Replay {
     /// happened. A checkpoint takes blocks without a record, also ones that were freed by a record
     /// after its beginning, and replay of that record has just freed them again.
     pub(super) fn own_pages(&mut self) -> Result<(), OpenError> {
-        let address = self.superblock.root[0].first().map_or(0, |run| run.address);
+        let address = self.superblock.root.map_or(0, |top| top.address);
         let damaged = OpenError::TableDamaged { address };
         for (_, row) in self.table.slots() {
             for page in 0..PAGES_PER_OBJECT {
@@ -405,9 +405,8 @@ impl Replay {
             }
         }
         let listed = self.listing.values().flat_map(|listed| [listed.address, listed.twin]);
-        let pages = listed.map(|address| Run { address, count: 1 });
-        for run in pages.chain(self.superblock.root.iter().flatten().copied()) {
-            self.space.checkpoint_owns(run).ok_or_else(|| damaged.clone())?;
+        for address in listed {
+            self.space.checkpoint_owns(Run { address, count: 1 }).ok_or_else(|| damaged.clone())?;
         }
         Ok(())
     }

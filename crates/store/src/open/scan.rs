@@ -1,14 +1,19 @@
 //! Reading the log: the chain of batches from the replay position on, and behind its end a search
 //! for batches that prove that the end is not where it was.
+//!
+//! A block that cannot be read, even alone, counts as one without a batch: most of the region is
+//! not in use, the next block to be written never is. Where a durable batch was, the search tells,
+//! as it does of a batch that is bad.
 
 use super::replay::Replay;
 use super::{Common, Fetched};
-use crate::OpenError;
 use crate::layout::{
     BATCH_HEADER_BYTES, BatchError, BatchHeader, LOG_FIRST, parse_batch, parse_records,
 };
 use crate::log::{LiveBatch, LogPlace};
+use crate::{DAMAGES_MAX, DamagedPart, OpenError};
 use proto::{BLOCK_SIZE, Incarnation};
+use std::collections::BTreeSet;
 
 /// Blocks of the log read at once; more than any batch has.
 const WINDOW_BLOCKS: u64 = 1024;
@@ -31,7 +36,12 @@ pub(super) struct Scan {
     /// chain, so what a crash cut off is not taken for its continuation later.
     incarnation: Incarnation,
     window_first: u64,
+    /// What cannot be read is zero in it.
     window: Vec<u8>,
+    /// Blocks of the medium that could not be read together: each is to be read alone.
+    again: Vec<u64>,
+    /// Blocks of the medium that cannot be read alone either.
+    unreadable: BTreeSet<u64>,
 }
 
 /// What a look into the window came to.
@@ -50,6 +60,8 @@ impl Scan {
             incarnation: replay.superblock.replay_incarnation,
             window_first: 0,
             window: Vec::new(),
+            again: Vec::new(),
+            unreadable: BTreeSet::new(),
             replay,
         };
         scan.read_window(common, scan.replay.head.block);
@@ -70,16 +82,20 @@ impl Scan {
     }
 
     /// Takes a part of the window.
-    pub(super) fn fetched(
-        &mut self,
-        common: &mut Common,
-        fetched: Fetched,
-    ) -> Result<(), OpenError> {
-        let buffer = fetched.result?;
-        let block = common.fetch.address(fetched.item) - LOG_FIRST;
-        let start = (block - self.window_first) as usize * BLOCK_SIZE;
-        self.window[start..start + buffer.len()].copy_from_slice(buffer.as_slice());
-        Ok(())
+    pub(super) fn fetched(&mut self, common: &mut Common, fetched: Fetched) {
+        let address = common.fetch.address(fetched.item);
+        let start = (address - LOG_FIRST - self.window_first) as usize * BLOCK_SIZE;
+        match (fetched.result, common.fetch.blocks(fetched.item)) {
+            (Ok(buffer), _) => {
+                self.window[start..start + buffer.len()].copy_from_slice(buffer.as_slice());
+            }
+            (Err(_), 1) => {
+                if self.unreadable.len() < DAMAGES_MAX && self.unreadable.insert(address) {
+                    common.damaged(DamagedPart::Log, address, true);
+                }
+            }
+            (Err(_), blocks) => self.again.extend(address..address + u64::from(blocks)),
+        }
     }
 
     /// Looks at one block of the log.
@@ -104,6 +120,12 @@ impl Scan {
 
     /// Goes on with the window that was read. Returns whether the log is read.
     pub(super) fn advance(&mut self, common: &mut Common) -> Result<bool, OpenError> {
+        if !self.again.is_empty() {
+            for address in std::mem::take(&mut self.again) {
+                common.fetch.add(address, 1);
+            }
+            return Ok(false);
+        }
         loop {
             let block = match self.part {
                 Part::Chain => self.replay.head.block,

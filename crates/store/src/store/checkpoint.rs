@@ -6,23 +6,24 @@
 //! records up to the last one caught have completed, and replay of the records after the noted
 //! place sets everything to its last state.
 
+use super::root::RootLevel;
 use super::{Lineage, Operation, Serving};
+use crate::Effect;
 use crate::layout::{
     CheckpointKind, DROPS_PER_PAGE, LAYERS_PER_PAGE, LINEAGES_PER_PAGE, LayerRow, LineageRow,
     PageHeader, PageName, RootEntry, Run, StatePage, Superblock, encode_bitmap, encode_drops,
-    encode_layers, encode_lineages, encode_root, encode_state, encode_table, root_bytes,
+    encode_layers, encode_lineages, encode_state, encode_table,
 };
 use crate::log::LogPlace;
 use crate::space::Purpose;
 use crate::table::Slot;
-use crate::{Damage, DamagedPart, Effect, Notice};
 use proto::{BLOCK_SIZE, Buffer, LayerId, LineageId, Payload, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Pages written with one operation at most.
 const PAGES_PER_WRITE: usize = 32;
 /// Writes under way at most.
-const WRITES_MAX: usize = 8;
+pub(super) const WRITES_MAX: usize = 8;
 
 /// Where a page of the checkpoint is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +33,7 @@ pub(crate) struct Listed {
     pub(crate) checksum: u64,
 }
 
-/// What a root lists.
+/// All pages of a checkpoint, those of its root included.
 pub(crate) type Listing = BTreeMap<PageHeader, Listed>;
 
 /// How far the checkpoint is.
@@ -43,6 +44,8 @@ enum Phase {
     Maps,
     /// Changed pages of table, bitmap and the rest are written.
     Tables,
+    /// The root is written.
+    Root,
     /// Waiting for writes, and for all records caught.
     Complete,
     /// Waiting for the flush of all that.
@@ -71,8 +74,9 @@ pub(super) struct Checkpoint {
     drops: Vec<(LineageId, LayerId)>,
     /// Pages found damaged: they are written again even if nothing changed.
     again: BTreeSet<PageHeader>,
-    writes: usize,
-    listing: Listing,
+    pub(super) writes: usize,
+    pub(super) listing: Listing,
+    pub(super) root: RootLevel,
     /// The last record caught by any page.
     caught_lsn: u64,
     /// What is going to rule.
@@ -95,6 +99,7 @@ impl Checkpoint {
             again: BTreeSet::new(),
             writes: 0,
             listing,
+            root: RootLevel::default(),
             caught_lsn: 0,
             next: None,
         }
@@ -118,7 +123,10 @@ impl Checkpoint {
 
     /// Takes a checkpoint soon that writes this page, too.
     pub(super) fn write_again(&mut self, header: PageHeader) {
-        self.again.insert(header);
+        // The root is written by every checkpoint.
+        if header.kind != CheckpointKind::Root {
+            self.again.insert(header);
+        }
         self.requested = true;
     }
 
@@ -127,12 +135,12 @@ impl Checkpoint {
         self.pages.len()
     }
 
-    /// Pages that the root lists.
+    /// Pages that there are, those of the root included.
     pub(super) fn pages_listed(&self) -> usize {
         self.listing.len()
     }
 
-    /// What the root lists, or is going to.
+    /// Where all pages are, or are going to be.
     pub(super) fn listing(&self) -> &Listing {
         &self.listing
     }
@@ -175,6 +183,9 @@ impl Serving {
         if self.checkpoint.phase == Phase::Tables {
             self.write_tables(effects);
         }
+        if self.checkpoint.phase == Phase::Root {
+            self.write_root(effects);
+        }
         if self.checkpoint.phase == Phase::Complete
             && self.checkpoint.writes == 0
             && self.in_flight.complete_lsn() >= self.checkpoint.caught_lsn
@@ -184,47 +195,58 @@ impl Serving {
         }
     }
 
-    /// Whether metadata can have `count` blocks now; if not, what may free some is under way.
-    pub(super) fn metadata_has(&mut self, count: usize) -> bool {
-        if self.space.available() >= count as u64 {
-            return true;
-        }
+    /// How many of the next pages there is space for, if each takes `copies` blocks.
+    pub(super) fn pages_with_room(&self, copies: u64) -> usize {
+        (self.space.available() / copies).min(PAGES_PER_WRITE as u64) as usize
+    }
+
+    /// There is no space for the next page: what may free some begins.
+    pub(super) fn want_metadata_space(&mut self) {
         if self.space.quarantined() > 0 {
             self.flush_for_space();
         } else {
             self.demand_growth();
         }
-        false
     }
 
     /// Writes changed map pages, several at a time.
     fn write_maps(&mut self, effects: &mut Vec<Effect>) {
         while self.checkpoint.writes < WRITES_MAX && !self.checkpoint.maps.is_empty() {
-            if !self.metadata_has(PAGES_PER_WRITE.min(self.checkpoint.maps.len())) {
-                return;
+            let pages = self.next_maps(self.pages_with_room(1));
+            if !pages.is_empty() {
+                self.write_map_run(pages, effects);
+            } else if !self.checkpoint.maps.is_empty() {
+                return self.want_metadata_space();
             }
-            let mut pages = Vec::with_capacity(PAGES_PER_WRITE);
-            while pages.len() < PAGES_PER_WRITE {
-                let Some((index, slot, page)) = self.checkpoint.maps.pop_front() else { break };
-                let row = self.table.row_in(slot);
-                if row.is_none_or(|row| row.cached[usize::from(page)] != index)
-                    || self.cache.peek(index).dirty_since == 0
-                {
-                    continue;
-                }
-                if self.cache.peek(index).map.is_empty() {
-                    self.cache.begin_write(index, false);
-                    self.move_page(slot, page, 0, 0);
-                } else {
-                    pages.push((index, slot, page));
-                }
-            }
-            self.write_map_run(pages, effects);
         }
         if self.checkpoint.maps.is_empty() && self.checkpoint.writes == 0 {
             self.list_pages();
             self.checkpoint.phase = Phase::Tables;
         }
+    }
+
+    /// Takes the next map pages to be written, as many as there is room for. One that has become
+    /// empty needs none.
+    fn next_maps(&mut self, room: usize) -> Vec<(u32, Slot, u8)> {
+        let mut pages = Vec::with_capacity(room);
+        while let Some((index, slot, page)) = self.checkpoint.maps.pop_front() {
+            let row = self.table.row_in(slot);
+            if row.is_none_or(|row| row.cached[usize::from(page)] != index)
+                || self.cache.peek(index).dirty_since == 0
+            {
+                continue;
+            }
+            if self.cache.peek(index).map.is_empty() {
+                self.cache.begin_write(index, false);
+                self.move_page(slot, page, 0, 0);
+            } else if pages.len() < room {
+                pages.push((index, slot, page));
+            } else {
+                self.checkpoint.maps.push_front((index, slot, page));
+                break;
+            }
+        }
+        pages
     }
 
     /// Writes some map pages as they are now.
@@ -328,33 +350,46 @@ impl Serving {
         }
     }
 
-    /// Writes listed pages, several at a time, each twice; then the root.
+    /// Writes listed pages, several at a time, each twice.
     fn write_tables(&mut self, effects: &mut Vec<Effect>) {
         while self.checkpoint.writes < WRITES_MAX && !self.checkpoint.pages.is_empty() {
-            if !self.metadata_has(2 * PAGES_PER_WRITE.min(self.checkpoint.pages.len())) {
-                return;
-            }
             let mut buffer = Buffer::stale(PAGES_PER_WRITE * BLOCK_SIZE);
-            let mut written = Vec::with_capacity(PAGES_PER_WRITE);
-            while written.len() < PAGES_PER_WRITE {
-                let Some(header) = self.checkpoint.pages.pop_front() else { break };
-                let start = written.len() * BLOCK_SIZE;
-                let block = &mut buffer.as_mut_slice()[start..start + BLOCK_SIZE];
-                let checksum = self.encode_page(header, block);
-                let listed = self.checkpoint.listing.get(&header);
-                let again = self.checkpoint.again.remove(&header);
-                if again || listed.is_none_or(|listed| listed.checksum != checksum) {
-                    written.push((header, checksum));
-                }
-            }
-            self.checkpoint.caught_lsn = self.log.next_lsn() - 1;
+            let written = self.next_tables(self.pages_with_room(2), buffer.as_mut_slice());
             if !written.is_empty() {
                 self.write_twice(&written, buffer.freeze(), effects);
+            } else if !self.checkpoint.pages.is_empty() {
+                return self.want_metadata_space();
             }
         }
         if self.checkpoint.pages.is_empty() {
-            self.write_root(effects);
+            self.unlist_from(PageHeader { kind: CheckpointKind::Root, number: 0 });
+            self.checkpoint.root = RootLevel::lowest(self.checkpoint.listing.len());
+            self.checkpoint.phase = Phase::Root;
         }
+    }
+
+    /// Takes the next pages to be written, as many as there is room for, and puts them into a
+    /// buffer as they are now. One that is as it was needs none.
+    fn next_tables(&mut self, room: usize, buffer: &mut [u8]) -> Vec<(PageHeader, u64)> {
+        let mut written = Vec::with_capacity(room);
+        while written.len() < room.max(1) {
+            let Some(header) = self.checkpoint.pages.pop_front() else { break };
+            let start = written.len() * BLOCK_SIZE;
+            let checksum = self.encode_page(header, &mut buffer[start..start + BLOCK_SIZE]);
+            let listed = self.checkpoint.listing.get(&header);
+            let same = listed.is_some_and(|listed| listed.checksum == checksum);
+            if same && !self.checkpoint.again.contains(&header) {
+                continue;
+            }
+            if room == 0 {
+                self.checkpoint.pages.push_front(header);
+                break;
+            }
+            self.checkpoint.again.remove(&header);
+            written.push((header, checksum));
+        }
+        self.checkpoint.caught_lsn = self.log.next_lsn() - 1;
+        written
     }
 
     /// Writes a page of the checkpoint as it is now; returns its checksum.
@@ -394,7 +429,7 @@ impl Serving {
     }
 
     /// Writes encoded pages to two places and lists them.
-    fn write_twice(
+    pub(super) fn write_twice(
         &mut self,
         pages: &[(PageHeader, u64)],
         bytes: Payload,
@@ -425,38 +460,8 @@ impl Serving {
         }
     }
 
-    /// Writes the root to two places, and prepares the superblock that names it.
-    fn write_root(&mut self, effects: &mut Vec<Effect>) {
-        let length = root_bytes(self.checkpoint.listing.len());
-        let blocks = length.div_ceil(BLOCK_SIZE);
-        if !self.metadata_has(2 * blocks) {
-            return;
-        }
-        let entries: Vec<RootEntry> = self
-            .checkpoint
-            .listing
-            .iter()
-            .map(|(&header, listed)| RootEntry {
-                header,
-                address: listed.address,
-                twin: listed.twin,
-                checksum: listed.checksum,
-            })
-            .collect();
-        let mut buffer = Buffer::stale(blocks * BLOCK_SIZE);
-        let checksum = encode_root(&entries, buffer.as_mut_slice());
-        let bytes = buffer.freeze();
-        for copy in 0..2 {
-            for run in self.superblock.root[copy].clone() {
-                self.space.supersede_checkpoint(run);
-            }
-        }
-        let root: [Vec<Run>; 2] = std::array::from_fn(|_| {
-            let mut runs = Vec::new();
-            self.space.allocate_checkpoint(blocks as u32, &mut runs);
-            self.write_runs(&runs, &bytes, effects);
-            runs
-        });
+    /// The root is written: prepares the superblock that names its top.
+    pub(super) fn root_written(&mut self, top: RootEntry) {
         let place = self.checkpoint.place;
         self.checkpoint.next = Some(Superblock {
             sequence: self.superblock.next_sequence(&self.damages),
@@ -465,9 +470,7 @@ impl Serving {
             replay_lsn: place.lsn,
             replay_incarnation: self.superblock.incarnation,
             durable_lsn: 0,
-            root_bytes: (blocks * BLOCK_SIZE) as u32,
-            root_checksum: checksum,
-            root,
+            root: Some(top),
             ..self.superblock.clone()
         });
         self.checkpoint.phase = Phase::Complete;
@@ -498,38 +501,6 @@ impl Serving {
                 self.operations.write(Operation::Superblock, address, bytes, effects);
             }
             phase => unreachable!("no flush was asked for in {phase:?}"),
-        }
-    }
-
-    /// What was damaged before this checkpoint and belongs to checkpoints was written anew.
-    fn tell_mended(&mut self, effects: &mut Vec<Effect>) {
-        let table = &self.table;
-        let is_mended = |damage: &Damage| match damage.part {
-            DamagedPart::Superblock | DamagedPart::Log | DamagedPart::Checkpoint => true,
-            DamagedPart::MapPage { lineage, key, page } => table
-                .find(lineage, key)
-                .is_none_or(|slot| table.row(slot).page(usize::from(page)).0 != damage.address),
-            DamagedPart::Data { .. } => false,
-        };
-        let mended: Vec<Damage> = self.damages.iter().copied().filter(is_mended).collect();
-        self.damages.retain(|damage| !mended.contains(damage));
-        effects.extend(mended.into_iter().map(|damage| Effect::Notice(Notice::Mended(damage))));
-    }
-
-    /// Damages met while the disk was opened: what a checkpoint can mend, the first one does.
-    pub(super) fn mend_opened(&mut self) {
-        for damage in &self.damages {
-            match damage.part {
-                DamagedPart::Superblock => self.checkpoint.requested = true,
-                DamagedPart::Checkpoint => {
-                    self.checkpoint.requested = true;
-                    let listed = self.checkpoint.listing.iter().find(|(_, listed)| {
-                        [listed.address, listed.twin].contains(&damage.address)
-                    });
-                    self.checkpoint.again.extend(listed.map(|(&header, _)| header));
-                }
-                _ => {}
-            }
         }
     }
 

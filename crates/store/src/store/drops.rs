@@ -3,7 +3,6 @@
 
 use super::Serving;
 use super::layers::usage_of;
-use super::pages::Waiter;
 use crate::cache::data_of;
 use crate::layout::{PAGES_PER_OBJECT, Record, Run};
 use crate::table::{NOT_CACHED, Next, Slot};
@@ -186,7 +185,7 @@ impl Serving {
         if children == 0 {
             let mut all = true;
             for page in 0..PAGES_PER_OBJECT {
-                all &= self.load_page(slot, page, Waiter::Drop, effects);
+                all &= self.load_page(slot, page, None, effects);
             }
             return if all {
                 Object::Gone(self.drop_object(now, slot, effects))
@@ -202,15 +201,16 @@ impl Serving {
             self.checkpoint.request();
             return Object::Waits;
         }
-        if !self.metadata_has(self.promised_to_metadata() as usize + PAGES_PER_OBJECT) {
+        if self.space.available() < self.promised_to_metadata() + PAGES_PER_OBJECT as u64 {
+            self.want_metadata_space();
             return Object::Waits;
         }
         let upper = self.table.find(lineage, ObjectKey { layer: child, ..key });
         let mut all = true;
         for (page, upper) in (0..PAGES_PER_OBJECT).filter_map(|page| Some((page, upper?))) {
             if self.table.row(slot).owns(page) && self.table.row(upper).owns(page) {
-                all &= self.load_page(slot, page, Waiter::Drop, effects);
-                all &= self.load_page(upper, page, Waiter::Drop, effects);
+                all &= self.load_page(slot, page, None, effects);
+                all &= self.load_page(upper, page, None, effects);
             }
         }
         if all {

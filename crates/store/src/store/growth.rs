@@ -2,7 +2,7 @@
 //! what is not needed.
 
 use super::{Operation, Serving};
-use crate::layout::{Record, root_bytes};
+use crate::layout::{Record, root_pages};
 use crate::space::{CHUNK_BLOCKS, ChunkState};
 use crate::{Effect, MediumKind, Notice, Waiting};
 use proto::{BLOCK_SIZE, Buffer, DiskError, DiskRequest, Duration, Time, limits};
@@ -114,7 +114,7 @@ impl Serving {
             + self.space.dirty_pages()
             + self.checkpoint.pages_left()
             + self.small_pages();
-        let root = root_bytes(self.checkpoint.pages_listed() + pages).div_ceil(BLOCK_SIZE);
+        let root = root_pages(self.checkpoint.pages_listed() + pages);
         (self.cache.dirty() + 2 * (pages + root)) as u64
     }
 

@@ -8,13 +8,17 @@ mod flush;
 mod growth;
 mod layers;
 mod medium;
+mod mend;
 mod merge;
 mod pages;
 mod read;
 mod requests;
 mod retire;
+mod root;
 mod scrub;
 mod serving;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub(crate) use checkpoint::{Listed, Listing};

@@ -8,14 +8,12 @@ use proto::{Buffer, DiskError, ObjectKey, Time};
 use std::collections::BTreeMap;
 
 /// Who waits for a page.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Waiter {
     /// The first request in the queue of a history.
     Queue(History),
     /// A parked read.
     Read(u64),
-    /// The object's layer is being dropped.
-    Drop,
 }
 
 /// One page under way.
@@ -29,10 +27,29 @@ struct Load {
     waiters: Vec<Waiter>,
 }
 
+impl Load {
+    /// A queue asks again whenever one of its pages has come; a read asks once.
+    fn add(&mut self, waiter: Option<Waiter>) {
+        let asks_again = |waiter: &Waiter| matches!(waiter, Waiter::Queue(_));
+        let known = waiter.is_some_and(|w| asks_again(&w) && self.waiters.contains(&w));
+        if !known {
+            self.waiters.extend(waiter);
+        }
+    }
+}
+
 /// The pages under way.
 #[derive(Default)]
 pub(super) struct Loads {
     loads: BTreeMap<(Slot, u8), Load>,
+}
+
+#[cfg(test)]
+impl Loads {
+    /// How many wait for each page.
+    pub(super) fn waiters(&self) -> Vec<usize> {
+        self.loads.values().map(|load| load.waiters.len()).collect()
+    }
 }
 
 impl Serving {
@@ -43,12 +60,12 @@ impl Serving {
     }
 
     /// Whether a page that a row owns is cached or does not exist. If not, its load is under way
-    /// and will wake the waiter.
+    /// and will wake the waiter, if there is one: without, the caller looks again by itself.
     pub(super) fn load_page(
         &mut self,
         slot: Slot,
         page: usize,
-        waiter: Waiter,
+        waiter: Option<Waiter>,
         effects: &mut Vec<Effect>,
     ) -> bool {
         if !self.is_missing(slot, page) {
@@ -58,11 +75,11 @@ impl Serving {
         let (key, (address, checksum)) = (row.key, row.page(page));
         let page = page as u8;
         if let Some(load) = self.loads.loads.get_mut(&(slot, page)) {
-            load.waiters.push(waiter);
+            load.add(waiter);
             return false;
         }
         let hold = self.reads.hold();
-        let load = Load { key, address, checksum, hold, waiters: vec![waiter] };
+        let load = Load { key, address, checksum, hold, waiters: Vec::from_iter(waiter) };
         self.loads.loads.insert((slot, page), load);
         self.counters.map_page_reads += 1;
         self.operations.read(Operation::LoadPage { slot, page }, address, 1, effects);
@@ -109,7 +126,6 @@ impl Serving {
             match waiter {
                 Waiter::Queue(history) => self.run_queue(now, history, effects),
                 Waiter::Read(parked) => self.retry_read(now, parked, effects),
-                Waiter::Drop => {}
             }
         }
     }

@@ -172,11 +172,11 @@ impl Serving {
         let Some(slot) = self.shown(lineage, key) else {
             return self.answer_unwritten(&parked, effects);
         };
-        let sources = self.sources(slot);
+        let sources = self.sources(slot, &parked.blocks);
         let base = match parked.question {
             Question::Difference(base) => {
                 let base = self.shown(lineage, ObjectKey { layer: base, ..key });
-                base.map(|slot| self.sources(slot)).unwrap_or_default()
+                base.map(|slot| self.sources(slot, &parked.blocks)).unwrap_or_default()
             }
             _ => Sources::default(),
         };
@@ -214,9 +214,13 @@ impl Serving {
         self.deleted(base)
     }
 
-    /// The rows that have the pages of an object as a row's layer shows them.
-    fn sources(&mut self, slot: Slot) -> Sources {
-        std::array::from_fn(|page| self.source(slot, page))
+    /// The rows that have the pages of some blocks as a row's layer shows them.
+    fn sources(&mut self, slot: Slot, blocks: &BlockRange) -> Sources {
+        let mut sources = Sources::default();
+        for (page, ..) in pages_of(blocks) {
+            sources[page] = self.source(slot, page);
+        }
+        sources
     }
 
     /// Loads the pages that are not cached; the question comes back when all are. Returns whether
@@ -236,7 +240,7 @@ impl Serving {
         let number = self.reads.last;
         self.reads.parked.insert(number, parked);
         for &(slot, page) in wanted {
-            self.load_page(slot, page, Waiter::Read(number), effects);
+            self.load_page(slot, page, Some(Waiter::Read(number)), effects);
         }
         true
     }

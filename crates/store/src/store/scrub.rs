@@ -7,7 +7,7 @@
 use super::{Operation, Serving};
 use crate::layout::{
     BLOCKS_PER_PAGE, CheckpointKind, Entry, Kind, MapPage, PAGES_PER_OBJECT, PageHeader, PageName,
-    parse_batch, parse_checkpoint_page, parse_map_page, parse_root, parse_superblock,
+    parse_batch, parse_checkpoint_page, parse_map_page, parse_superblock,
 };
 use crate::log::LiveBatch;
 use crate::table::{NOT_CACHED, Slot};
@@ -78,7 +78,6 @@ enum Reading {
     Superblock,
     Batch(LiveBatch),
     Checkpoint { header: PageHeader, checksum: u64 },
-    Root,
     MapPage { slot: Slot, name: PageName, checksum: u64 },
     Data(DataRun),
 }
@@ -315,34 +314,24 @@ impl Serving {
         }
     }
 
-    /// `index` is kind, number and copy of the next page to look at; the root comes last.
+    /// `index` is kind, number and copy of the next page to look at.
     fn scrub_checkpoint(&mut self, now: Time, index: u64, effects: &mut Vec<Effect>) {
         let code = |header: PageHeader| (header.kind as u64) << 33 | u64::from(header.number) << 1;
         let (number, twin) = ((index >> 1) as u32, index & 1);
         let kind = CheckpointKind::from_code((index >> 33) as u16);
+        // The pages of the last kind may all have been looked at: then there is none from here on.
+        let is_over = kind.is_none() && index > 0;
         let from = PageHeader { kind: kind.unwrap_or(CheckpointKind::Table), number };
         let found = self.checkpoint.listing().range(from..).next().map(|(&h, &l)| (h, l));
-        let roots = code(PageHeader { kind: CheckpointKind::Layers, number: u32::MAX }) + 2;
-        if let Some((header, listed)) = found.filter(|_| index < roots) {
-            let twin = if header == from { twin } else { 0 };
-            let address = if twin == 0 { listed.address } else { listed.twin };
-            let next = position(Stage::Checkpoint, code(header) + twin + 1);
-            let reading = Reading::Checkpoint { header, checksum: listed.checksum };
-            return self.scrub_ask(now, address, 1, reading, next, effects);
-        }
-        let copy = index.max(roots) - roots;
-        let run = self.superblock.root.get(copy as usize).and_then(|runs| {
-            // A root in several runs is rewritten by every checkpoint; its first run stands for it.
-            runs.first().filter(|_| runs.len() == 1).copied()
-        });
-        match run {
-            Some(run) => {
-                let next = position(Stage::Checkpoint, roots + copy + 1);
-                let blocks = run.count as usize;
-                self.scrub_ask(now, run.address, blocks, Reading::Root, next, effects);
-            }
-            None => self.scrub.place.position = position(Stage::Objects, 0),
-        }
+        let Some((header, listed)) = found.filter(|_| !is_over) else {
+            self.scrub.place.position = position(Stage::Objects, 0);
+            return;
+        };
+        let twin = if header == from { twin } else { 0 };
+        let address = if twin == 0 { listed.address } else { listed.twin };
+        let next = position(Stage::Checkpoint, code(header) + twin + 1);
+        let reading = Reading::Checkpoint { header, checksum: listed.checksum };
+        self.scrub_ask(now, address, 1, reading, next, effects);
     }
 
     /// `index` is slot and page of the next map page to look at.
@@ -497,8 +486,7 @@ impl Serving {
         let damage = |part| Damage { part, address, unreadable };
         match piece.reading {
             // A checkpoint that began since is about to write it, or has.
-            Reading::Superblock | Reading::Checkpoint { .. } | Reading::Root
-                if !self.checkpoint.is_idle() => {}
+            Reading::Superblock | Reading::Checkpoint { .. } if !self.checkpoint.is_idle() => {}
             Reading::Superblock => {
                 if !parse_superblock(bytes).is_ok_and(|found| found == self.superblock) {
                     self.scrub_found(damage(DamagedPart::Superblock), effects);
@@ -517,12 +505,6 @@ impl Serving {
                 if !parse_checkpoint_page(bytes, header, checksum) {
                     self.scrub_found(damage(DamagedPart::Checkpoint), effects);
                     self.checkpoint.write_again(header);
-                }
-            }
-            Reading::Root => {
-                if parse_root(bytes, self.superblock.root_checksum).is_none() {
-                    self.scrub_found(damage(DamagedPart::Checkpoint), effects);
-                    self.checkpoint.request();
                 }
             }
             Reading::MapPage { slot, name, checksum } => {

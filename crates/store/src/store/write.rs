@@ -202,7 +202,7 @@ impl Serving {
         write: &Write,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let waiter = Waiter::Queue((write.lineage, write.key.index));
+        let waiter = Some(Waiter::Queue((write.lineage, write.key.index)));
         let mut all = true;
         for touched in self.touched(shown, write.key.layer, blocks) {
             if let Some(source) = touched.wanted() {

@@ -2,6 +2,7 @@
 
 use super::*;
 use proto::BlockState;
+use proto::limits::{REQUEST_PIECES_MAX, SESSION_BYTES_MAX};
 
 const CALM: Faults = Faults { busy: 0, no_space: 0, corrupt: 0 };
 
@@ -181,6 +182,78 @@ fn zeros_keep_their_space_unless_it_may_be_given_back() {
     world.settle();
     let wanted = [(1, BlockState::Zero), (1, BlockState::Data), (2, BlockState::Absent)];
     assert_eq!(states(&mut world), wanted);
+}
+
+/// What a request asks of the disk while nothing is answered, in bytes of content; and how many
+/// questions that are.
+fn asked_without_answers(world: &mut World, requests: u64, operation: fn() -> Operation) -> usize {
+    let length = world.sectors() * SECTOR;
+    for _ in 0..requests {
+        let open = Open { place: 0, error: None, what: What::Other };
+        world.submit(0, length, operation(), open);
+    }
+    let bytes = |request: &MemberRequest| match request {
+        MemberRequest::Read { blocks, .. } => blocks.bytes(),
+        _ => 0,
+    };
+    world.disk.questions.iter().map(|(_, request)| bytes(request)).sum()
+}
+
+/// Prefetches were not counted: a client could have a session hold four times what it may.
+#[test]
+fn prefetches_count_for_what_a_session_holds() {
+    let mut world = world(1 << 30);
+    let asked = asked_without_answers(&mut world, 40, || Operation::Prefetch);
+    assert!(asked > 0 && asked <= SESSION_BYTES_MAX, "{asked} bytes at once");
+    world.settle();
+}
+
+/// Each status of a volume in small runs read the maps of all its objects, up to 4 GiB of it, and
+/// kept a million runs of which 4096 went into the answer.
+#[test]
+fn a_status_looks_no_further_than_its_answer_goes() {
+    let mut world = world(1 << 30);
+    for place in (0..131_072).step_by(16) {
+        world.write(place, 8, false);
+        if place % 4096 == 0 {
+            world.settle();
+        }
+    }
+    world.settle();
+    let sectors = world.sectors();
+    let what = What::Status { first: 0, sectors };
+    world.request(0, sectors, Operation::Status, what, None);
+    let mut questions = 0;
+    while !world.open.is_empty() {
+        questions += usize::from(!world.disk.questions.is_empty());
+        world.advance();
+    }
+    assert!(questions <= 2 * REQUEST_PIECES_MAX, "{questions} questions for one answer");
+}
+
+/// What a client that is gone had asked for and that was not begun went on, gigabytes of zeros
+/// perhaps, and whoever wanted the volume next waited for it.
+#[test]
+fn a_close_begins_nothing_more_of_what_was_asked_for() {
+    let mut world = world(1 << 30);
+    let sectors = world.sectors();
+    for _ in 0..3 {
+        let operation = Operation::WriteZeroes { may_unmap: false, fast_only: false, fua: false };
+        let open = Open { place: 0, error: None, what: What::Other };
+        world.submit(0, sectors * SECTOR, operation, open);
+    }
+    world.submit(0, 0, Operation::Flush, Open { place: 0, error: None, what: What::Other });
+    world.abandoned = true;
+    world.tell(Event::Close);
+    for _ in 0..100_000 {
+        if world.closed {
+            break;
+        }
+        world.advance();
+    }
+    assert!(world.closed && world.open.is_empty());
+    let blocks = world.disk.entries();
+    assert!(blocks <= REQUEST_PIECES_MAX * 256, "{blocks} blocks were written for nobody");
 }
 
 fn zero_write() -> Operation {

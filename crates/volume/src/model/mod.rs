@@ -46,6 +46,8 @@ struct World {
     next: u64,
     opened: Option<Result<(), Error>>,
     closed: bool,
+    /// The session is closed over requests that nobody waits for any more.
+    abandoned: bool,
     fenced: bool,
     /// Acknowledged writes were lost, and no flush has said so yet.
     unreported: bool,
@@ -99,6 +101,7 @@ impl World {
             next: 0,
             opened: None,
             closed: false,
+            abandoned: false,
             fenced: false,
             unreported: false,
             completed: 0,
@@ -394,6 +397,7 @@ impl World {
                 assert!(faults.corrupt > 0 && !matches!(what, What::Flush { .. }));
             }
             Error::Fenced => assert!(self.fenced || self.opened == Some(Err(Error::Fenced))),
+            Error::Io(_) if self.abandoned => {}
             Error::Io(_) => {
                 let flushes = matches!(what, What::Flush { .. } | What::Change { fua: true, .. });
                 assert!(self.register.failures() > 0 && flushes, "{error}");

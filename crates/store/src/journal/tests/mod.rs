@@ -409,6 +409,42 @@ fn without_space_an_append_is_refused_and_nothing_is_lost() {
     assert_eq!(bench.take_done(), Some(Ok(())), "space is there again");
 }
 
+/// The half for the next snapshot has space from when it was made, or from its last time; but a
+/// snapshot was refused because there was none to prepare blocks behind it ahead of need.
+#[test]
+fn without_space_a_snapshot_that_fits_into_its_half_is_taken() {
+    let mut bench = Bench::create(Medium::default(), HALF_BLOCKS, 1);
+    bench.opened().expect("created");
+    bench.medium.pages_max = Some(0);
+    for length in [100, 5000, 13_000] {
+        let wish = Wish::Snapshot(vec![1; length]);
+        wish.begin(&mut bench);
+        assert!(bench.run(usize::MAX));
+        assert_eq!(bench.take_done(), Some(Ok(())), "a snapshot of {length} bytes");
+        let reopened = Bench::open(bench.medium.crash(&[], Crash::AllOld), 1).opened();
+        assert_eq!(reopened.map(Content::of), Ok(wish.applied_to(&Content::default())));
+    }
+    let wish = Wish::Snapshot(vec![1; 17_000]);
+    wish.begin(&mut bench);
+    assert!(bench.run(usize::MAX));
+    assert_eq!(bench.take_done(), Some(Err(AppendError::NoSpace)), "there is no more");
+}
+
+/// Want of space in one copy hid that the other one had failed, and the medium was used again.
+#[test]
+fn a_failure_beside_want_of_space_is_a_failure() {
+    for seed in 0..8 {
+        let mut bench = Bench::create(Medium::default(), HALF_BLOCKS, seed);
+        bench.opened().expect("created");
+        bench.medium.pages_max = Some(0);
+        bench.fail_after = Some(1);
+        Wish::Snapshot(vec![1; 17_000]).begin(&mut bench);
+        assert!(bench.run(usize::MAX));
+        let failed = Some(Err(AppendError::Failed(DiskError::Io(5))));
+        assert_eq!(bench.take_done(), failed, "seed {seed}");
+    }
+}
+
 #[test]
 fn after_a_failed_operation_nothing_more_is_taken() {
     for fails in 0..8 {

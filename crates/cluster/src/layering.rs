@@ -1,0 +1,234 @@
+//! The commands that make and drop layers: snapshots, clones, rollback, flattening.
+
+use crate::command::Answer;
+use crate::layer::{Layer, Snapshot, prune};
+use crate::map::Map;
+use crate::refusal::Refusal;
+use crate::state::State;
+use crate::volume::{Attachment, Volume, check_name, check_tag, printable};
+use proto::limits::{ATTACHMENTS_MAX, HOLDER_BYTES_MAX, SNAPSHOTS_MAX, VOLUMES_MAX};
+use proto::{Generation, LayerId, LineageId, NodeId, VolumeId};
+use std::sync::Arc;
+
+/// Puts a new layer into the map.
+pub(crate) fn add_layer(map: &mut Map, layer: impl FnOnce(LayerId) -> Layer) -> LayerId {
+    let id = map.next_layer;
+    map.next_layer = LayerId(id.0 + 1);
+    Arc::make_mut(&mut map.layers).insert(id, layer(id));
+    id
+}
+
+impl State {
+    fn snapshot(&self, volume: VolumeId, tag: &str) -> Result<(&Volume, &Snapshot), Refusal> {
+        check_tag(tag)?;
+        let volume = self.volume(volume)?;
+        match volume.snapshot(tag) {
+            Some(snapshot) => Ok((volume, snapshot)),
+            None => {
+                Err(Refusal::UnknownSnapshot { name: volume.name.clone(), tag: tag.to_owned() })
+            }
+        }
+    }
+
+    /// A snapshot whose layer is sealed for good.
+    fn sealed_snapshot(
+        &self,
+        volume: VolumeId,
+        tag: &str,
+    ) -> Result<(&Volume, &Snapshot), Refusal> {
+        let (volume, snapshot) = self.snapshot(volume, tag)?;
+        if self.map.sealing(volume) == Some(snapshot.layer) {
+            return Err(Refusal::Sealing { name: volume.name.clone() });
+        }
+        Ok((volume, snapshot))
+    }
+
+    fn not_sealing(&self, volume: &Volume) -> Result<(), Refusal> {
+        match self.map.sealing(volume) {
+            Some(_) => Err(Refusal::Sealing { name: volume.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn create_snapshot(
+        &mut self,
+        id: VolumeId,
+        tag: &str,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        check_tag(tag)?;
+        let volume = self.volume(id)?;
+        if volume.snapshot(tag).is_some() {
+            return Err(Refusal::TagTaken { name: volume.name.clone(), tag: tag.to_owned() });
+        }
+        self.not_sealing(volume)?;
+        if volume.pending_discard.is_some() {
+            return Err(Refusal::ShrinkPending { name: volume.name.clone() });
+        }
+        // Readers of the head would have to move to the new one.
+        if let Some(reader) = volume.attachments.iter().find(|held| held.read_only) {
+            return Err(self.attached(volume, reader));
+        }
+        if self.map.snapshots >= SNAPSHOTS_MAX {
+            return Err(Refusal::TooManySnapshots);
+        }
+        let (lineage, sealed, bytes) = (volume.lineage, volume.head, volume.bytes);
+        let overlap = self.map.layers[&sealed].overlap;
+        let map = self.change();
+        map.snapshots += 1;
+        let head = add_layer(map, |_| Layer { lineage, parent: sealed, overlap, opened: false });
+        let volume = self.volume_again(id);
+        volume.head = head;
+        let (tag, readers) = (tag.to_owned(), Vec::new());
+        let snapshot = Snapshot { tag, layer: sealed, bytes, created_unix_s: unix_s, readers };
+        volume.snapshots.push(snapshot);
+        Ok(Answer::SnapshotCreated { layer: sealed })
+    }
+
+    pub(crate) fn layer_opened(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+        layer: LayerId,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.writer().is_none_or(|writer| writer.generation != generation) {
+            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
+        }
+        if volume.head != layer || self.map.layers[&layer].opened {
+            return Ok(Answer::Done);
+        }
+        let layers = Arc::make_mut(&mut self.change().layers);
+        layers.get_mut(&layer).expect("a volume has its head").opened = true;
+        Ok(Answer::Done)
+    }
+
+    pub(crate) fn delete_snapshot(&mut self, id: VolumeId, tag: &str) -> Result<Answer, Refusal> {
+        let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
+        if let Some(reader) = snapshot.readers.first() {
+            return Err(self.attached(volume, reader));
+        }
+        let layer = snapshot.layer;
+        self.change_volume(id).snapshots.retain(|snapshot| snapshot.layer != layer);
+        let map = Arc::make_mut(&mut self.map);
+        map.snapshots -= 1;
+        Ok(Answer::Dropped(prune(map, [layer])))
+    }
+
+    pub(crate) fn clone_snapshot(
+        &mut self,
+        id: VolumeId,
+        tag: &str,
+        name: &str,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        check_name(name)?;
+        let (_, snapshot) = self.sealed_snapshot(id, tag)?;
+        self.vet_new_volume(name)?;
+        let (parent, bytes) = (snapshot.layer, snapshot.bytes);
+        let layer = |id: LayerId| {
+            let lineage = LineageId(id.0);
+            Layer { lineage, parent, overlap: bytes, opened: true }
+        };
+        Ok(self.add_volume(name, bytes, layer, unix_s))
+    }
+
+    /// Whether a volume of that name may be added.
+    pub(crate) fn vet_new_volume(&self, name: &str) -> Result<(), Refusal> {
+        if self.map.names.contains_key(name) {
+            return Err(Refusal::NameTaken { name: name.to_owned() });
+        }
+        if self.map.volumes.len() >= VOLUMES_MAX {
+            return Err(Refusal::TooManyVolumes);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn rollback(&mut self, id: VolumeId, tag: &str) -> Result<Answer, Refusal> {
+        let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
+        // The layer below an unopened head, were that head to go, would never be settled.
+        self.not_sealing(volume)?;
+        if let Some(by) = volume.attachments.first() {
+            return Err(self.attached(volume, by));
+        }
+        let (lineage, parent, bytes) = (volume.lineage, snapshot.layer, snapshot.bytes);
+        let (former, present) = (volume.head, volume.bytes);
+        // What shows through the lineage is what did when the snapshot was taken.
+        let overlap = self.map.layers[&parent].overlap;
+        let map = self.change();
+        let head = add_layer(map, |_| Layer { lineage, parent, overlap, opened: false });
+        map.provisioned_bytes = map.provisioned_bytes - u128::from(present) + u128::from(bytes);
+        let volume = self.volume_again(id);
+        volume.head = head;
+        volume.bytes = bytes;
+        volume.pending_discard = None;
+        volume.flattening &= overlap > 0;
+        Ok(Answer::Dropped(prune(Arc::make_mut(&mut self.map), [former])))
+    }
+
+    pub(crate) fn set_flatten(&mut self, id: VolumeId, wanted: bool) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.flattening == wanted {
+            return Ok(Answer::Done);
+        }
+        if wanted && self.map.layers[&volume.head].overlap == 0 {
+            return Err(Refusal::NothingToFlatten { name: volume.name.clone() });
+        }
+        self.change_volume(id).flattening = wanted;
+        Ok(Answer::Done)
+    }
+
+    pub(crate) fn flattened(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.writer().is_none_or(|writer| writer.generation != generation) {
+            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
+        }
+        let head = volume.head;
+        let layer = self.map.layers[&head];
+        if layer.overlap == 0 {
+            return Ok(Answer::Dropped(Vec::new()));
+        }
+        let is_lowest = self.map.parent_in_lineage(head).is_none();
+        self.change_volume(id).flattening = false;
+        let map = Arc::make_mut(&mut self.map);
+        let flat = Arc::make_mut(&mut map.layers).get_mut(&head).expect("a volume has its head");
+        flat.overlap = 0;
+        if !is_lowest {
+            // Older layers of the lineage may still show the parent.
+            return Ok(Answer::Dropped(Vec::new()));
+        }
+        flat.parent = LayerId(0);
+        Ok(Answer::Dropped(prune(map, [layer.parent])))
+    }
+
+    pub(crate) fn attach_snapshot(
+        &mut self,
+        id: VolumeId,
+        tag: &str,
+        node: NodeId,
+        holder: &str,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        let layer = self.sealed_snapshot(id, tag)?.1.layer;
+        if self.map.node(node).is_none() {
+            return Err(Refusal::UnknownNode { node });
+        }
+        if self.map.attachments >= ATTACHMENTS_MAX {
+            return Err(Refusal::TooManyAttachments);
+        }
+        let volume = self.change_volume(id);
+        let generation = Generation(volume.generation.0 + 1);
+        volume.generation = generation;
+        let holder = printable(holder, HOLDER_BYTES_MAX);
+        let reader = Attachment { node, generation, holder, read_only: true, since_unix_s: unix_s };
+        let mut snapshots = volume.snapshots.iter_mut();
+        let snapshot = snapshots.find(|snapshot| snapshot.layer == layer).expect("found above");
+        snapshot.readers.push(reader);
+        Arc::make_mut(&mut self.map).attachments += 1;
+        Ok(Answer::Attached { generation })
+    }
+}

@@ -1,0 +1,159 @@
+//! What follows when a command has been applied to the agreed state, or refused.
+
+use super::{Engine, Purpose, Work, administer::refused};
+use crate::{
+    NoticeLevel, Output,
+    admin::AdminReply,
+    attach::{Duty, HeldId},
+};
+use cluster::{Answer, Map, Refusal, RefusalKind, Volume};
+use proto::{LayerId, LineageId, Time, VolumeId};
+
+impl Engine {
+    /// Hands the present map to all sessions, and new sizes to the clients.
+    pub(super) fn learn_map(&mut self, outputs: &mut Vec<Output>) {
+        let map = self.voter.as_ref().expect("it just applied").map();
+        if map.epoch() == self.map.epoch() {
+            return;
+        }
+        let old = std::mem::replace(&mut self.map, map);
+        let mut flattens = Vec::new();
+        for (id, held) in &self.held {
+            let (Some(generation), true) = (held.generation, held.session.is_some()) else {
+                continue;
+            };
+            let event = volume::Event::Map(self.map.clone());
+            self.work.push_back(Work::Session(*id, generation, event));
+            // Nothing of a snapshot ever changes.
+            let HeldId::Head(volume) = *id else { continue };
+            let bytes = |map: &Map| map.volume(volume).map(Volume::served_bytes);
+            if let (Some(before), Some(after)) = (bytes(&old), bytes(&self.map))
+                && before != after
+            {
+                for connection in held.connections.iter().copied() {
+                    outputs.push(Output::Resized { connection, bytes: after });
+                }
+            }
+            let flattening = |map: &Map| map.volume(volume).is_some_and(|known| known.flattening);
+            let (before, after) = (flattening(&old), flattening(&self.map));
+            if before != after && held.duty != Some(Duty::Finish) {
+                flattens.push((*id, after));
+            }
+        }
+        for (id, start) in flattens {
+            self.tell_flatten(id, start);
+        }
+    }
+
+    /// The end of a proposal.
+    pub(super) fn applied(
+        &mut self,
+        now: Time,
+        purpose: Purpose,
+        result: Result<Answer, Refusal>,
+        outputs: &mut Vec<Output>,
+    ) {
+        if let Ok(Answer::Dropped(layers)) = &result {
+            self.drop_layers(layers);
+        }
+        match (purpose, result) {
+            (Purpose::Boot, Ok(_)) => {
+                self.boot_commands -= 1;
+                self.advance_boot(outputs);
+            }
+            (Purpose::Boot, Err(refusal)) => self.fail(refusal.to_string(), outputs),
+            (Purpose::Attach(id), Ok(Answer::Attached { generation })) => {
+                self.attached(now, id, generation, outputs);
+            }
+            (Purpose::Attach(id), Err(refusal)) => {
+                self.attach_refused(now, id, &refusal.to_string(), outputs);
+            }
+            (Purpose::Detach(id), Ok(_)) => self.detached(id, outputs),
+            (Purpose::Detach(id), Err(refusal)) => {
+                let sentence = format!("a volume could not be detached: {refusal}");
+                outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
+                self.detached(id, outputs);
+            }
+            // Whatever needs it is refused if it was.
+            (Purpose::DetachForgotten, _) => {}
+            (Purpose::Duty(volume), result) => self.duty_reported(now, volume, result, outputs),
+            (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
+            (purpose, Err(refusal)) => {
+                let token = purpose.token().expect("the others are matched above");
+                outputs.push(Output::Admin { token, result: Err(refused(&refusal)) });
+            }
+        }
+        self.answer_sealed(now, outputs);
+    }
+
+    /// What an administrator asked for was carried out.
+    fn carried_out(
+        &mut self,
+        now: Time,
+        purpose: Purpose,
+        answer: Answer,
+        outputs: &mut Vec<Output>,
+    ) {
+        match (purpose, answer) {
+            (Purpose::AdminResize(token, volume), Answer::Resized { pending_discard }) => {
+                if pending_discard.is_some() {
+                    self.shrinking.push((token, volume));
+                    self.attend(volume);
+                } else {
+                    self.answer_volume(now, token, volume, outputs);
+                }
+            }
+            (Purpose::AdminSeal(token, volume, what), _) => {
+                self.await_seal(now, token, volume, what);
+            }
+            (Purpose::AdminSame(token, volume), _) => {
+                self.attend(volume);
+                self.duty_done(volume);
+                self.answer_volume(now, token, volume, outputs);
+            }
+            (Purpose::AdminVolume(token, name), _) => {
+                let result = self.volume_named(now, &name).map(AdminReply::Volume);
+                outputs.push(Output::Admin { token, result });
+            }
+            (Purpose::AdminDone(token), _) => {
+                outputs.push(Output::Admin { token, result: Ok(AdminReply::Done) });
+            }
+            (purpose, answer) => panic!("{purpose:?} was answered {answer:?}"),
+        }
+    }
+
+    /// A session's report of a step of what its volume wants has arrived, or could not.
+    fn duty_reported(
+        &mut self,
+        now: Time,
+        volume: VolumeId,
+        result: Result<Answer, Refusal>,
+        outputs: &mut Vec<Output>,
+    ) {
+        match result {
+            Ok(_) => {}
+            // The session reports again, and `status` says what is wrong with the journal.
+            Err(refusal) if refusal.kind() == RefusalKind::Unavailable => {}
+            Err(refusal) => {
+                let sentence = format!(
+                    "a snapshot, rollback, resize or flattening could not be completed: {refusal}"
+                );
+                outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
+            }
+        }
+        // Made smaller again meanwhile: the session has the new map and goes on.
+        let discards = |volume: &Volume| volume.pending_discard.is_some();
+        if !self.map.volume(volume).is_some_and(discards) {
+            self.answer_shrunk(now, volume, outputs);
+        }
+        self.duty_done(volume);
+    }
+
+    fn drop_layers(&mut self, layers: &[(LineageId, LayerId)]) {
+        for disk in self.disks.keys() {
+            for &(lineage, layer) in layers {
+                self.work.push_back(Work::Store(*disk, store::Event::DropLayer { lineage, layer }));
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Administrators' requests that take more than one step: those that wait until nobody has a
+//! volume any more who is on the way out, and those that wait for the disks to seal a layer.
+
+use super::{Engine, Purpose, Work, administer::refused};
+use crate::{
+    Output,
+    admin::{AdminError, AdminErrorKind, AdminReply, AdminToken},
+    attach::HeldId,
+};
+use cluster::{Command, Refusal};
+use proto::{Duration, LayerId, Time, VolumeId, limits::SEAL_ANSWER_MS_MAX};
+
+/// What must not be held for a command to be carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Needs {
+    /// The volume's head.
+    Head,
+    /// A snapshot.
+    Snapshot(LayerId),
+    /// The volume's head and all of its snapshots.
+    Everything,
+}
+
+impl Needs {
+    fn covers(self, id: HeldId) -> bool {
+        match (self, id) {
+            (Needs::Everything, _) | (Needs::Head, HeldId::Head(_)) => true,
+            (Needs::Snapshot(wanted), HeldId::Snapshot { layer, .. }) => layer == wanted,
+            _ => false,
+        }
+    }
+}
+
+/// A command that waits until its volume is given back.
+#[derive(Debug)]
+pub(super) struct Errand {
+    volume: VolumeId,
+    needs: Needs,
+    command: Command,
+    purpose: Purpose,
+}
+
+/// An administrator who waits until a layer is sealed.
+#[derive(Debug)]
+pub(super) struct Sealing {
+    token: AdminToken,
+    volume: VolumeId,
+    layer: LayerId,
+    what: Sealed,
+    until: Time,
+}
+
+/// What the layer is being sealed for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Sealed {
+    /// A snapshot with this tag.
+    Snapshot(String),
+    /// A rollback to the snapshot with this tag.
+    Rollback(String),
+}
+
+impl Engine {
+    /// Proposes a command that is refused while somebody has its volume; at once, unless all who
+    /// have it are on the way out, or the node itself, which gives way.
+    pub(super) fn propose_when_free(
+        &mut self,
+        volume: VolumeId,
+        needs: Needs,
+        command: Command,
+        purpose: Purpose,
+    ) {
+        if self.is_about_to_be_free(volume, needs) {
+            if needs.covers(HeldId::Head(volume)) {
+                self.release(HeldId::Head(volume));
+            }
+            self.errands.push(Errand { volume, needs, command, purpose });
+        } else {
+            self.detach_forgotten(volume);
+            self.work.push_back(Work::Propose(command, purpose));
+        }
+    }
+
+    fn is_about_to_be_free(&self, volume: VolumeId, needs: Needs) -> bool {
+        let first = HeldId::Snapshot { volume, layer: LayerId(0), reader: 0 };
+        let last = HeldId::Snapshot { volume, layer: LayerId(u64::MAX), reader: u64::MAX };
+        let head = self.held.get_key_value(&HeldId::Head(volume));
+        let in_the_way = head.into_iter().chain(self.held.range(first..=last));
+        let mut in_the_way = in_the_way.filter(|(id, _)| needs.covers(**id)).peekable();
+        in_the_way.peek().is_some() && in_the_way.all(|(_, held)| held.is_ending())
+    }
+
+    /// Somebody is gone: goes on with those errands that waited for it.
+    pub(super) fn retry_errands(&mut self) {
+        for errand in std::mem::take(&mut self.errands) {
+            let Errand { volume, needs, command, purpose } = errand;
+            self.propose_when_free(volume, needs, command, purpose);
+        }
+    }
+
+    /// A layer is to be sealed before the administrator has the answer.
+    pub(super) fn await_seal(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        volume: VolumeId,
+        what: Sealed,
+    ) {
+        let known = self.map.volume(volume);
+        let layer = known.and_then(|volume| self.map.sealing(volume)).unwrap_or_default();
+        let until = now + Duration::from_millis(SEAL_ANSWER_MS_MAX);
+        self.sealing.push(Sealing { token, volume, layer, what, until });
+        self.attend(volume);
+    }
+
+    /// Answers those whose layer is sealed, and those who waited too long for it.
+    pub(super) fn answer_sealed(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        for waiting in std::mem::take(&mut self.sealing) {
+            let volume = self.map.volume(waiting.volume);
+            let sealing = volume.and_then(|volume| self.map.sealing(volume));
+            let result = if sealing.is_none_or(|layer| layer != waiting.layer) {
+                self.sealed(now, waiting.volume, &waiting.what)
+            } else if waiting.until <= now {
+                Err(self.not_sealed(now, &waiting))
+            } else {
+                self.sealing.push(waiting);
+                continue;
+            };
+            outputs.push(Output::Admin { token: waiting.token, result });
+        }
+    }
+
+    fn sealed(&self, now: Time, id: VolumeId, what: &Sealed) -> Result<AdminReply, AdminError> {
+        // It may have been deleted, or renamed, since it was asked for.
+        let Some(volume) = self.map.volume(id) else {
+            return Err(refused(&Refusal::UnknownVolume { volume: id }));
+        };
+        match what {
+            Sealed::Rollback(_) => Ok(AdminReply::Volume(self.volume_named(now, &volume.name)?)),
+            Sealed::Snapshot(tag) => match volume.snapshot(tag) {
+                Some(snapshot) => Ok(AdminReply::Snapshot(self.snapshot_report(volume, snapshot))),
+                None => {
+                    let (name, tag) = (volume.name.clone(), tag.clone());
+                    Err(refused(&Refusal::UnknownSnapshot { name, tag }))
+                }
+            },
+        }
+    }
+
+    fn not_sealed(&self, now: Time, waiting: &Sealing) -> AdminError {
+        let name = self.map.volume(waiting.volume).map_or("", |volume| &volume.name);
+        let held = self.held.get(&HeldId::Head(waiting.volume));
+        let session = held.and_then(|held| held.session.as_ref());
+        let why = match session.and_then(|session| session.waiting(now)) {
+            Some(waiting) => waiting.reason,
+            None => "waiting for the disks to answer".into(),
+        };
+        let seconds = SEAL_ANSWER_MS_MAX / 1000;
+        let (done, later) = match &waiting.what {
+            Sealed::Snapshot(tag) => (
+                format!("snapshot {name}@{tag} was taken"),
+                "it can be read, cloned and deleted as soon as they have",
+            ),
+            Sealed::Rollback(tag) => (
+                format!("volume {name} was rolled back to {tag}"),
+                "it can be snapshotted and rolled back again as soon as they have",
+            ),
+        };
+        let sentence = format!(
+            "{done}, but for {seconds} s the disks have not settled it ({why}); {later}, and \
+             `dog status` says what is wrong"
+        );
+        AdminError { kind: AdminErrorKind::Unavailable, sentence }
+    }
+
+    /// When an administrator has waited long enough.
+    pub(super) fn errands_deadline(&self) -> Option<Time> {
+        self.sealing.iter().map(|waiting| waiting.until).min()
+    }
+
+    /// The node stops: what was not begun is not, and what goes on is finished at the next start.
+    pub(super) fn abandon_errands(&mut self, outputs: &mut Vec<Output>) {
+        let errands = std::mem::take(&mut self.errands).into_iter();
+        let tokens = errands.filter_map(|errand| errand.purpose.token());
+        let sealing = std::mem::take(&mut self.sealing).into_iter().map(|waiting| waiting.token);
+        let shrinking = std::mem::take(&mut self.shrinking).into_iter().map(|(token, _)| token);
+        for token in tokens.chain(sealing).chain(shrinking) {
+            let (kind, sentence) = (AdminErrorKind::Unavailable, self.not_serving());
+            outputs.push(Output::Admin { token, result: Err(AdminError { kind, sentence }) });
+        }
+    }
+
+    /// Asserts that nobody waits for nothing.
+    pub(super) fn check_errands(&self) {
+        for waiting in &self.sealing {
+            let volume = self.map.volume(waiting.volume);
+            let sealing = volume.and_then(|volume| self.map.sealing(volume));
+            assert_eq!(sealing, Some(waiting.layer), "somebody waits for what is sealed");
+        }
+        for errand in &self.errands {
+            let waits = self.is_about_to_be_free(errand.volume, errand.needs);
+            assert!(waits, "{errand:?} waits for nobody");
+        }
+    }
+}
