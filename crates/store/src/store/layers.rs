@@ -91,15 +91,9 @@ impl Serving {
             // What lies above it has been shown without it.
             return tree.is_named(layer).then_some(MemberError::Invalid("a layer above is open"));
         }
-        // A parent that was dropped may be gone here already, or not yet.
-        let mut known = tree.parent(layer).unwrap_or_default();
-        if !tree.contains(parent) && parent.0 != 0 {
-            return None;
-        }
-        while known != parent && self.drops.contains(known) {
-            known = tree.parent(known).unwrap_or_default();
-        }
-        (known != parent).then_some(MemberError::Invalid("the layer has another parent"))
+        // Layers between the two that were dropped may be gone here already, or not yet.
+        let known = parent.0 == 0 || !tree.contains(parent) || tree.is_below(parent, layer);
+        (!known).then_some(MemberError::Invalid("the layer has another parent"))
     }
 
     /// Notes that a lineage has a layer, if that is new.
