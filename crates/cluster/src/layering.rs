@@ -6,7 +6,7 @@ use crate::map::Map;
 use crate::refusal::Refusal;
 use crate::state::State;
 use crate::volume::{Attachment, Volume, check_name, check_tag, printable};
-use proto::limits::{ATTACHMENTS_MAX, HOLDER_BYTES_MAX, SNAPSHOTS_MAX, VOLUMES_MAX};
+use proto::limits::{ATTACHMENTS_MAX, HOLDER_BYTES_MAX, LAYERS_MAX, SNAPSHOTS_MAX, VOLUMES_MAX};
 use proto::{Generation, LayerId, LineageId, NodeId, VolumeId};
 use std::sync::Arc;
 
@@ -50,6 +50,15 @@ impl State {
         }
     }
 
+    /// Whether a layer may be added.
+    fn vet_new_layer(&self) -> Result<(), Refusal> {
+        // Hidden layers are as many as clones of clones were deleted.
+        match self.map.layers.len() >= LAYERS_MAX {
+            true => Err(Refusal::TooManyLayers),
+            false => Ok(()),
+        }
+    }
+
     pub(crate) fn create_snapshot(
         &mut self,
         id: VolumeId,
@@ -72,6 +81,7 @@ impl State {
         if self.map.snapshots >= SNAPSHOTS_MAX {
             return Err(Refusal::TooManySnapshots);
         }
+        self.vet_new_layer()?;
         let (lineage, sealed, bytes) = (volume.lineage, volume.head, volume.bytes);
         let overlap = self.map.layers[&sealed].overlap;
         let map = self.change();
@@ -141,7 +151,7 @@ impl State {
         if self.map.volumes.len() >= VOLUMES_MAX {
             return Err(Refusal::TooManyVolumes);
         }
-        Ok(())
+        self.vet_new_layer()
     }
 
     pub(crate) fn rollback(&mut self, id: VolumeId, tag: &str) -> Result<Answer, Refusal> {
@@ -151,6 +161,7 @@ impl State {
         if let Some(by) = volume.attachments.first() {
             return Err(self.attached(volume, by));
         }
+        self.vet_new_layer()?;
         let (lineage, parent, bytes) = (volume.lineage, snapshot.layer, snapshot.bytes);
         let (former, present) = (volume.head, volume.bytes);
         // What shows through the lineage is what did when the snapshot was taken.

@@ -1,7 +1,7 @@
-//! The obvious version of layers: every volume and snapshot keeps a whole copy of its content. Under
-//! random commands it is compared with what a disk would show that keeps, for each layer, only what
-//! was written to it, knows the trees only from the layers it was told to open, and drops what it
-//! is told to drop.
+//! The obvious version of layers: every volume and snapshot keeps a whole copy of its content.
+//! Under random commands it is compared with what a disk would show that keeps, for each layer,
+//! only what was written to it, knows the trees only from the layers it was told to open, and drops
+//! what it is told to drop.
 
 use crate::model::Dice;
 use crate::{Answer, Command, Layer, Map, Refusal, RefusalKind, State, Volume};
@@ -389,8 +389,8 @@ fn refusals_about_snapshots_say_what_to_do() {
     );
     state.apply(&Command::Detach { volume, generation: Generation(1) }).expect("held");
     state.apply(&read("a")).expect("sealed");
-    let held = "volume \"vm1\" is attached read-only by reader on node alpha; stop it or wait until \
-                it closes the volume";
+    let held = "volume \"vm1\" is attached read-only by reader on node alpha; stop it or wait \
+                until it closes the volume";
     check(&mut state, delete("a"), RefusalKind::Busy, held);
     let whole = Command::DeleteVolume { volume, with_snapshots: true };
     check(&mut state, whole, RefusalKind::Busy, held);

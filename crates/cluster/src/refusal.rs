@@ -2,8 +2,8 @@
 
 use crate::PersistError;
 use proto::limits::{
-    ATTACHMENTS_MAX, DISKS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, SNAPSHOTS_MAX,
-    VOLUMES_MAX,
+    ATTACHMENTS_MAX, DISKS_MAX, LAYERS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX,
+    SNAPSHOTS_MAX, VOLUMES_MAX,
 };
 use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
 
@@ -169,6 +169,13 @@ pub enum Refusal {
         max = SNAPSHOTS_MAX
     )]
     TooManySnapshots,
+    /// A limit.
+    #[error(
+        "the cluster has {max} layers of volumes and snapshots, the most it can have; delete \
+         snapshots, or flatten clones of what was deleted",
+        max = LAYERS_MAX
+    )]
+    TooManyLayers,
     /// Two volumes of one name.
     #[error("a volume named \"{name}\" exists already; choose another name")]
     NameTaken {
@@ -308,7 +315,7 @@ impl Refusal {
             | Attached { .. }
             | NotTheWriter { .. }
             | TooManyProposals => RefusalKind::Busy,
-            TooManyNodes | TooManyDisks | TooManyVolumes | TooManySnapshots
+            TooManyNodes | TooManyDisks | TooManyVolumes | TooManySnapshots | TooManyLayers
             | TooManyAttachments => RefusalKind::Full,
             NotLogged(_) => RefusalKind::Unavailable,
         }

@@ -10,7 +10,7 @@ use crate::volume::{
     Attachment, PendingDiscard, Volume, check_name, check_size, check_tag, printable,
 };
 use proto::limits::{
-    ATTACHMENTS_MAX, DISKS_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
+    ATTACHMENTS_MAX, DISKS_MAX, HOLDER_BYTES_MAX, LAYERS_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
     PARTITION_BITS_MAX, SNAPSHOTS_MAX, VOLUMES_MAX,
 };
 use proto::{
@@ -442,6 +442,7 @@ impl State {
         hold(map.disks.len() <= DISKS_MAX, "too many disks")?;
         hold(map.attachments <= ATTACHMENTS_MAX, "too many attachments")?;
         hold(map.snapshots <= SNAPSHOTS_MAX, "too many snapshots")?;
+        hold(map.layers.len() <= LAYERS_MAX, "too many layers")?;
         if map.cluster == ClusterId(0) {
             return hold(*map == Map::empty(), "things without a cluster");
         }

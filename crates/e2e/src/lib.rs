@@ -13,6 +13,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes are started, timed and awaited")]
 
 mod guest;
+mod load;
 pub mod nbd;
 mod node;
 mod programs;
@@ -21,6 +22,7 @@ mod scratch;
 mod tool;
 
 pub use guest::{DiskSetup, Guest, GuestOutput, Machine};
+pub use load::{History, Load, Moment, NEVER};
 pub use node::{LogLine, Node};
 pub use programs::{dog, guest_file, repository, sheep};
 pub use qmp::Qmp;

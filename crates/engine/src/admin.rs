@@ -395,6 +395,8 @@ pub struct FlattenReport {
     pub done_bytes: u64,
     /// Of so many.
     pub total_bytes: u64,
+    /// Why it came to a halt. It is tried again after a while.
+    pub error: Option<String>,
 }
 
 /// One snapshot.

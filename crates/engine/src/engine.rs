@@ -172,6 +172,10 @@ pub struct Engine {
     turns: BTreeSet<VolumeId>,
     /// When it is looked at again whose turn it is.
     turns_at: Option<Time>,
+    /// The volume whose turn was last.
+    last_turn: VolumeId,
+    /// When flattenings are looked after.
+    flattens_at: Option<Time>,
     /// Questions what deleting snapshots would free.
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
@@ -210,6 +214,8 @@ impl Engine {
             errands: Vec::new(),
             turns: BTreeSet::new(),
             turns_at: None,
+            last_turn: VolumeId(0),
+            flattens_at: None,
             surveys: BTreeMap::new(),
             next_survey: 0,
             work: effects.into_iter().map(Work::FromJournal).collect(),
@@ -274,7 +280,8 @@ impl Engine {
         let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
         let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
         let journal = self.can_verify_journal().then_some(self.verify_journal_at);
-        let own = [self.turns_at, self.errands_deadline(), self.surveys_deadline()];
+        let own =
+            [self.turns_at, self.flattens_at, self.errands_deadline(), self.surveys_deadline()];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
 
@@ -380,6 +387,9 @@ impl Engine {
         if self.turns_at.is_some_and(|due| due <= now) {
             self.turns_at = None;
             self.take_turns();
+        }
+        if self.flattens_at.is_some_and(|due| due <= now) {
+            self.look_after_flattens(now);
         }
         self.answer_sealed(now, outputs);
         self.advance_surveys(now, outputs);
@@ -488,7 +498,7 @@ impl Engine {
                     outputs.push(Output::Complete { connection, id, result });
                 }
             }
-            volume::Effect::Opened(result) => self.session_opened(id, result, outputs),
+            volume::Effect::Opened(result) => self.session_opened(now, id, result, outputs),
             volume::Effect::ShrinkDone { discarded } => {
                 let command = Command::ShrinkDone { volume, generation, discarded };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
@@ -608,7 +618,7 @@ impl Engine {
             }
             cluster::Effect::Applied { token, result } => {
                 let purpose = self.proposals.remove(token.0);
-                self.learn_map(outputs);
+                self.learn_map(now, outputs);
                 self.applied(now, purpose, result, outputs);
             }
         }

@@ -200,7 +200,7 @@ pub enum Output {
         /// That of the request.
         token: AdminToken,
         /// The answer.
-        result: Result<AdminReply, AdminError>,
+        result: Box<Result<AdminReply, AdminError>>,
     },
     /// Something for the log.
     Notice {

@@ -165,11 +165,14 @@ pub(crate) fn volume(
         let total = origin.as_ref().map_or(0, |origin| origin.bytes);
         match session.and_then(Session::flattening) {
             Some(running) => FlattenReport {
-                running: true,
+                running: running.error.is_none(),
                 done_bytes: running.done_bytes,
                 total_bytes: running.total_bytes,
+                error: running.error.map(|error| error.to_string()),
             },
-            None => FlattenReport { running: false, done_bytes: 0, total_bytes: total },
+            None => {
+                FlattenReport { running: false, done_bytes: 0, total_bytes: total, error: None }
+            }
         }
     });
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
@@ -253,6 +256,13 @@ pub(crate) fn status(
         if let Some(waiting) = &volume.waiting {
             healthy = false;
             warnings.push(format!("volume {} waits: {waiting}", volume.name));
+        }
+        if let Some(error) = volume.flatten.as_ref().and_then(|flatten| flatten.error.as_ref()) {
+            warnings.push(format!(
+                "volume {name} is not being flattened: {error}; it is tried again by itself, and \
+                 `dog volume flatten --stop {name}` ends that",
+                name = volume.name
+            ));
         }
     }
     StatusReport {

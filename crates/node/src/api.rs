@@ -22,8 +22,11 @@ pub const PATH_STATUS: &str = "/v1/status";
 pub const PATH_NODE: &str = "/v1/node";
 /// `GET` the list of `DiskReport`.
 pub const PATH_DISKS: &str = "/v1/disks";
-/// `GET` the list of `VolumeReport`; with `/NAME` behind it, one of them.
+/// `GET` the list of `VolumeReport`; with `/NAME` behind it, one of them; with `/NAME/snapshots`
+/// behind it, the list of its `SnapshotReport`.
 pub const PATH_VOLUMES: &str = "/v1/volumes";
+/// `GET` the list of `LayerReport`: which volume, snapshot and clone builds on which.
+pub const PATH_LAYERS: &str = "/v1/layers";
 /// `GET` 200 or 503 with sentences: is all well?
 pub const PATH_HEALTH: &str = "/health";
 /// `GET` the metrics in Prometheus' text format.

@@ -15,7 +15,8 @@ pub const SNAPSHOTS_MAX: usize = 65_536;
 /// Layers per cluster: the heads, the snapshots' and the hidden ones, of which each carries two
 /// others, or a clone.
 pub const LAYERS_MAX: usize = 2 * (VOLUMES_MAX + SNAPSHOTS_MAX);
-/// Length of a volume name, or of a snapshot's tag, in bytes. Names are printable, without '/', '@' or white space.
+/// Length of a volume name, or of a snapshot's tag, in bytes. Names are printable, without '/', '@'
+/// or white space.
 pub const VOLUME_NAME_BYTES_MAX: usize = 255;
 /// Partitions a new cluster starts with, unless it is told another power of two.
 pub const PARTITIONS_DEFAULT: u32 = 4096;
@@ -139,8 +140,8 @@ pub const DESCRIPTORS_WANTED: u64 = 4096;
 
 /// Longest request of an administrator, in bytes: a name and some numbers.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Longest answer to an administrator, in bytes: the list of all volumes.
-pub const ADMIN_REPLY_BYTES_MAX: usize = 64 << 20;
+/// Longest answer to an administrator, in bytes: the tree of all layers, or the list of all volumes.
+pub const ADMIN_REPLY_BYTES_MAX: usize = 256 << 20;
 /// Requests of administrators in flight; more are answered "busy".
 pub const ADMIN_REQUESTS_MAX: usize = 64;
 /// Those of them that change something. They may have to wait, and the others tell for what.
@@ -159,6 +160,8 @@ pub const NODE_FINISHES_MAX: usize = 16;
 pub const NODE_FLATTENS_MAX: usize = 4;
 /// After how long a node tries again to hold a volume when it was refused, in milliseconds.
 pub const NODE_HOLD_RETRY_MS: u64 = 1_000;
+/// How often a node looks after flattenings that came to a halt, in milliseconds.
+pub const FLATTEN_LOOK_MS: u64 = 30_000;
 /// How long the answer to a snapshot or a rollback waits for the disks, in milliseconds. It goes on
 /// without the asker then.
 pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
@@ -177,7 +180,8 @@ const _: () = assert!(REQUEST_PIECES_MAX < SESSION_PIECES_MAX);
 const _: () = assert!(NBD_REQUESTS_PER_CONNECTION_MAX <= SESSION_REQUESTS_MAX);
 const _: () = assert!(MEMBER_REQUEST_BLOCKS_MAX as usize * BLOCK_SIZE <= OBJECT_SIZE);
 const _: () = assert!(NBD_HANDSHAKES_PER_CLIENT_MAX <= NBD_CONNECTIONS_PER_CLIENT_MAX);
-const _: () = assert!(VOLUMES_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(LAYERS_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(VOLUMES_MAX * 4096 <= ADMIN_REPLY_BYTES_MAX);
 const _: () = assert!(PARTITIONS_DEFAULT.is_power_of_two());
 const _: () = assert!(PARTITIONS_DEFAULT <= 1 << PARTITION_BITS_MAX);
 const _: () = assert!(

@@ -345,9 +345,10 @@ impl Bench {
             }
             Step::DeleteVolume => {
                 self.may_be_gone = true;
-                Some(Step::Deleting(
-                    self.administer(AdminRequest::VolumeDelete { name: NAME.into() }),
-                ))
+                Some(Step::Deleting(self.administer(AdminRequest::VolumeDelete {
+                    name: NAME.into(),
+                    with_snapshots: false,
+                })))
             }
             Step::Deleting(token) => match self.replies.remove(&token) {
                 None => {
@@ -494,7 +495,7 @@ impl Bench {
         if exists {
             self.hang_up();
             self.idle(Duration::from_millis(1));
-            self.consult(AdminRequest::VolumeDelete { name: NAME.into() })?;
+            self.consult(AdminRequest::VolumeDelete { name: NAME.into(), with_snapshots: false })?;
         }
         self.idle(Duration::from_secs(5));
         match self.consult(AdminRequest::DiskList)? {
@@ -625,7 +626,7 @@ impl Bench {
                     assert!(before.is_none(), "a request is answered once");
                 }
                 Said::Admin { token, result } => {
-                    self.replies.insert(token, result.map_err(|error| error.sentence));
+                    self.replies.insert(token, (*result).map_err(|error| error.sentence));
                 }
                 _ => {}
             }

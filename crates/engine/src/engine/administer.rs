@@ -25,7 +25,7 @@ impl Engine {
         outputs: &mut Vec<Output>,
     ) {
         if let Some(result) = self.administer(now, token, request, outputs).transpose() {
-            outputs.push(Output::Admin { token, result });
+            outputs.push(Output::Admin { token, result: Box::new(result) });
         }
     }
 
@@ -297,7 +297,7 @@ impl Engine {
                  that is done when it is attached, or when the node can have it"
             );
             let result = Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
-            outputs.push(Output::Admin { token, result });
+            outputs.push(Output::Admin { token, result: Box::new(result) });
         }
     }
 
@@ -310,7 +310,7 @@ impl Engine {
     ) {
         let name = self.map.volume(volume).map(|volume| volume.name.clone()).unwrap_or_default();
         let result = self.volume_named(now, &name).map(AdminReply::Volume);
-        outputs.push(Output::Admin { token, result });
+        outputs.push(Output::Admin { token, result: Box::new(result) });
     }
 }
 

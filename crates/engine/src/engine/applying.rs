@@ -11,7 +11,7 @@ use proto::{LayerId, LineageId, Time, VolumeId};
 
 impl Engine {
     /// Hands the present map to all sessions, and new sizes to the clients.
-    pub(super) fn learn_map(&mut self, outputs: &mut Vec<Output>) {
+    pub(super) fn learn_map(&mut self, now: Time, outputs: &mut Vec<Output>) {
         let map = self.voter.as_ref().expect("it just applied").map();
         if map.epoch() == self.map.epoch() {
             return;
@@ -41,7 +41,7 @@ impl Engine {
             }
         }
         for (id, start) in flattens {
-            self.tell_flatten(id, start);
+            self.tell_flatten(now, id, start);
         }
     }
 
@@ -80,7 +80,7 @@ impl Engine {
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (purpose, Err(refusal)) => {
                 let token = purpose.token().expect("the others are matched above");
-                outputs.push(Output::Admin { token, result: Err(refused(&refusal)) });
+                outputs.push(Output::Admin { token, result: Box::new(Err(refused(&refusal))) });
             }
         }
         self.answer_sealed(now, outputs);
@@ -113,10 +113,10 @@ impl Engine {
             }
             (Purpose::AdminVolume(token, name), _) => {
                 let result = self.volume_named(now, &name).map(AdminReply::Volume);
-                outputs.push(Output::Admin { token, result });
+                outputs.push(Output::Admin { token, result: Box::new(result) });
             }
             (Purpose::AdminDone(token), _) => {
-                outputs.push(Output::Admin { token, result: Ok(AdminReply::Done) });
+                outputs.push(Output::Admin { token, result: Box::new(Ok(AdminReply::Done)) });
             }
             (purpose, answer) => panic!("{purpose:?} was answered {answer:?}"),
         }

@@ -7,7 +7,7 @@ use crate::{
     names,
 };
 use cluster::Command;
-use proto::{Generation, Time, VolumeId};
+use proto::{Duration, Generation, Time, VolumeId, limits::FLATTEN_LOOK_MS};
 use volume::{Session, View};
 
 impl Engine {
@@ -210,6 +210,7 @@ impl Engine {
     /// The session is ready, or cannot be had.
     pub(super) fn session_opened(
         &mut self,
+        now: Time,
         id: HeldId,
         result: Result<(), volume::Error>,
         outputs: &mut Vec<Output>,
@@ -229,7 +230,7 @@ impl Engine {
                     && flattens
                     && self.map.volume(volume).is_some_and(|volume| volume.flattening)
                 {
-                    self.tell_flatten(id, true);
+                    self.tell_flatten(now, id, true);
                 }
             }
             Err(error) => {
@@ -245,12 +246,15 @@ impl Engine {
     }
 
     /// Starts or stops flattening in an open session.
-    pub(super) fn tell_flatten(&mut self, id: HeldId, start: bool) {
+    pub(super) fn tell_flatten(&mut self, now: Time, id: HeldId, start: bool) {
         let Some(held) = self.held.get(&id).filter(|held| held.stage == Stage::Open) else {
             return;
         };
         let generation = held.generation.expect("known since it was attached");
         self.work.push_back(Work::Session(id, generation, volume::Event::Flatten { start }));
+        if start && self.flattens_at.is_none() {
+            self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
+        }
     }
 
     /// Nobody wants it any more: the session drains and flushes, then it is detached.
@@ -274,11 +278,12 @@ impl Engine {
         assert!(held.connections.is_empty(), "nobody joins a volume on its way out");
         // What an administrator wants to do while nobody has it comes first.
         self.retry_errands();
-        if !self.admit_next(held.next) {
-            self.attend(id.volume());
-        }
+        let is_wanted = self.admit_next(held.next);
         if held.duty.is_some() {
             self.take_turns();
+        }
+        if !is_wanted {
+            self.attend(id.volume());
         }
         self.advance_stop(outputs);
     }

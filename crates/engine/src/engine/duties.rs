@@ -5,12 +5,16 @@
 use super::{Engine, Phase};
 use crate::{
     Client,
-    attach::{Duty, Held, HeldId},
+    attach::{Duty, Held, HeldId, Stage},
 };
 use proto::{
     Duration, Time, VolumeId,
-    limits::{NODE_FINISHES_MAX, NODE_FLATTENS_MAX, NODE_HOLD_RETRY_MS},
+    limits::{FLATTEN_LOOK_MS, NODE_FINISHES_MAX, NODE_FLATTENS_MAX, NODE_HOLD_RETRY_MS},
 };
+use std::ops::Bound::{Excluded, Unbounded};
+use volume::Session;
+
+const _: () = assert!(NODE_FLATTENS_MAX <= NODE_FINISHES_MAX, "so many turns are given at once");
 
 impl Engine {
     /// What a volume wants of its session, whoever has it.
@@ -46,11 +50,7 @@ impl Engine {
 
     /// Whether the node may hold one more volume for this.
     fn has_room_for(&self, duty: Duty) -> bool {
-        let limit = match duty {
-            Duty::Finish => NODE_FINISHES_MAX,
-            Duty::Flatten => NODE_FLATTENS_MAX,
-        };
-        self.held.values().filter(|held| held.duty == Some(duty)).count() < limit
+        self.held.values().filter(|held| held.duty == Some(duty)).count() < limit(duty)
     }
 
     /// Attends to a volume after a while: just now it could not be had.
@@ -65,11 +65,44 @@ impl Engine {
     /// Attends to those that wait for their turn, as far as there is room.
     pub(super) fn take_turns(&mut self) {
         for duty in [Duty::Finish, Duty::Flatten] {
+            // Round and round, so that one that comes back does not come first.
+            let (done, next) = (..=self.last_turn, (Excluded(self.last_turn), Unbounded));
+            let in_turn = self.turns.range(next).chain(self.turns.range(done));
             let wants_it = |volume: &&VolumeId| self.duty(**volume) == Some(duty);
-            let mut next: Vec<VolumeId> = self.turns.iter().filter(wants_it).copied().collect();
-            next.truncate(NODE_FINISHES_MAX.max(NODE_FLATTENS_MAX));
+            let next: Vec<VolumeId> =
+                in_turn.filter(wants_it).take(NODE_FINISHES_MAX).copied().collect();
             for volume in next {
-                self.attend(volume);
+                if self.has_room_for(duty) {
+                    self.last_turn = volume;
+                    self.attend(volume);
+                }
+            }
+        }
+    }
+
+    /// Looks after the flattenings that came to a halt: each is begun again, those that the node
+    /// itself has a volume for after the others that wait for their turn.
+    pub(super) fn look_after_flattens(&mut self, now: Time) {
+        self.flattens_at = None;
+        let mut halted = Vec::new();
+        for (id, held) in &self.held {
+            let HeldId::Head(volume) = *id else { continue };
+            let wanted = self.map.volume(volume).is_some_and(|volume| volume.flattening);
+            if !wanted || held.duty == Some(Duty::Finish) {
+                continue;
+            }
+            self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
+            let session = held.session.as_ref().filter(|_| held.stage == Stage::Open);
+            let state = session.map(Session::flattening);
+            if state.is_some_and(|state| state.is_none_or(|state| state.error.is_some())) {
+                halted.push((*id, held.duty));
+            }
+        }
+        for (id, duty) in halted {
+            if duty.is_some() && !self.turns.is_empty() {
+                self.release(id);
+            } else {
+                self.tell_flatten(now, id, true);
             }
         }
     }
@@ -106,8 +139,15 @@ impl Engine {
         }
         for duty in [Duty::Finish, Duty::Flatten] {
             let count = self.held.values().filter(|held| held.duty == Some(duty)).count();
-            let limit = NODE_FINISHES_MAX.max(NODE_FLATTENS_MAX);
-            assert!(count <= limit, "the node holds too many volumes");
+            assert!(count <= limit(duty), "the node holds too many volumes");
         }
+    }
+}
+
+/// How many volumes the node may hold at once for this.
+fn limit(duty: Duty) -> usize {
+    match duty {
+        Duty::Finish => NODE_FINISHES_MAX,
+        Duty::Flatten => NODE_FLATTENS_MAX,
     }
 }

@@ -125,7 +125,7 @@ impl Engine {
                 self.sealing.push(waiting);
                 continue;
             };
-            outputs.push(Output::Admin { token: waiting.token, result });
+            outputs.push(Output::Admin { token: waiting.token, result: Box::new(result) });
         }
     }
 
@@ -185,7 +185,10 @@ impl Engine {
         let shrinking = std::mem::take(&mut self.shrinking).into_iter().map(|(token, _)| token);
         for token in tokens.chain(sealing).chain(shrinking) {
             let (kind, sentence) = (AdminErrorKind::Unavailable, self.not_serving());
-            outputs.push(Output::Admin { token, result: Err(AdminError { kind, sentence }) });
+            outputs.push(Output::Admin {
+                token,
+                result: Box::new(Err(AdminError { kind, sentence })),
+            });
         }
     }
 

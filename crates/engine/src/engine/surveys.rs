@@ -156,7 +156,7 @@ impl Engine {
             }
             None => Err(refused(&Refusal::UnknownVolume { volume: survey.volume })),
         };
-        outputs.push(Output::Admin { token: survey.token, result });
+        outputs.push(Output::Admin { token: survey.token, result: Box::new(result) });
     }
 }
 

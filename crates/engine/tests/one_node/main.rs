@@ -4,6 +4,7 @@
 mod orders;
 mod snapshots;
 mod support;
+mod trees;
 
 use engine::{
     Answer, Input, Output,
@@ -144,7 +145,7 @@ fn reconnecting_asks_every_connection_of_the_client() {
     for _ in 0..3 {
         match world.hear() {
             Output::Disconnect { connection, .. } => asked.push(connection.0),
-            Output::Admin { result, .. } => assert_eq!(result, Ok(AdminReply::Done)),
+            Output::Admin { result, .. } => assert_eq!(*result, Ok(AdminReply::Done)),
             other => panic!("{other:?}"),
         }
     }

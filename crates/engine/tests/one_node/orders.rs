@@ -30,7 +30,7 @@ fn a_shrink_whose_volume_is_deleted_meanwhile_is_answered() {
     let mut answers = Vec::new();
     for _ in 0..2 {
         match world.hear() {
-            Output::Admin { token, result } => answers.push((token.0, result)),
+            Output::Admin { token, result } => answers.push((token.0, *result)),
             other => panic!("{other:?}"),
         }
     }

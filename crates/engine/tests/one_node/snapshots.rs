@@ -446,7 +446,7 @@ fn what_waits_for_the_node_itself_is_done_when_it_gives_way() {
     world.unstall();
     match world.hear() {
         Output::Admin { token, result } => {
-            assert_eq!((token, result), (AdminToken(900), Ok(AdminReply::Done)));
+            assert_eq!((token, *result), (AdminToken(900), Ok(AdminReply::Done)));
         }
         other => panic!("{other:?}"),
     }
@@ -480,9 +480,10 @@ fn a_stop_finds_everything_under_way_and_the_next_start_finishes_it() {
             other => panic!("{other:?}"),
         }
     }
-    let unavailable = AdminErrorKind::Unavailable;
+    // The rollback had its turn, and there was no such snapshot; the snapshot had to wait.
     answered.sort_by_key(|(token, _)| *token);
-    assert_eq!(answered, [(900, unavailable), (901, unavailable)]);
+    let expected = [(900, AdminErrorKind::Unavailable), (901, AdminErrorKind::NotFound)];
+    assert_eq!(answered, expected);
     let (disk, journal) = world.kill();
     let mut world = World::start(disk, journal, false);
     settle(&mut world, "copy");
@@ -513,4 +514,106 @@ fn a_volume_outlives_its_first_layer_and_every_start() {
     }
     assert_eq!(world.admin(delete("vm1", true)), Ok(AdminReply::Done));
     assert_eq!(world.used_bytes(), 0);
+}
+
+/// A rollback makes a second branch of a snapshot. When that snapshot and then the other branch
+/// are deleted, what they had below goes too, as far as it was overwritten since.
+#[test]
+fn deleting_the_end_of_a_branch_frees_what_only_it_showed_of_the_layers_below() {
+    let mut world = World::found();
+    world.create("vm1", 16 * MIB);
+    fill(&mut world, "vm1", 0, 1, 3 * BLOCK);
+    world.snapshot("vm1", "below");
+    fill(&mut world, "vm1", 0, 2, BLOCK);
+    world.snapshot("vm1", "branch");
+    world.volume(rollback("vm1", "below"));
+    fill(&mut world, "vm1", BLOCK, 3, BLOCK);
+
+    let reclaimable = |world: &mut World| -> Vec<_> {
+        world.snapshots("vm1", true).into_iter().map(|s| (s.tag, s.reclaimable_bytes)).collect()
+    };
+    let named = |tag: &str, bytes: u64| (tag.to_owned(), Some(bytes));
+    // The one is needed by both branches, the other is the end of one.
+    assert_eq!(reclaimable(&mut world), [named("below", 0), named("branch", BLOCK)]);
+    assert_eq!(world.used_bytes(), 5 * BLOCK);
+    assert_eq!(world.admin(drop("vm1", "below")), Ok(AdminReply::Done));
+    assert_eq!(world.used_bytes(), 5 * BLOCK);
+    assert_eq!(reclaimable(&mut world), [named("branch", 2 * BLOCK)]);
+    assert_eq!(world.admin(drop("vm1", "branch")), Ok(AdminReply::Done));
+    assert_eq!(world.used_bytes(), 3 * BLOCK);
+    let shown = [0, BLOCK, 2 * BLOCK].map(|offset| look(&mut world, "vm1", offset));
+    assert_eq!(shown, [1, 3, 1]);
+}
+
+/// Flattening cannot copy what is damaged. Those volumes must not keep the others from their turn,
+/// and somebody must be told.
+#[test]
+fn volumes_that_cannot_be_flattened_do_not_keep_others_from_it() {
+    let mut world = World::found();
+    filled(&mut world, "bad", 0xb5);
+    filled(&mut world, "good", 5);
+    world.snapshot("bad", "a");
+    world.snapshot("good", "a");
+    let names: Vec<String> = (0..6).map(|number| format!("copy{number}")).collect();
+    for name in &names {
+        world.volume(clone("bad", "a", name));
+    }
+    world.volume(clone("good", "a", "last"));
+    let damaged = [0xb5; 4096];
+    let block = world.disk.bytes.chunks_mut(4096).find(|block| **block == damaged[..]);
+    block.expect("it was written")[7] ^= 1;
+    world.noisy = true;
+    for name in &names {
+        world.volume(flatten(name, FlattenAction::Start));
+    }
+    world.volume(flatten("last", FlattenAction::Start));
+    world.pass(1);
+    let error = world.info("copy0").flatten.expect("it is wanted").error.expect("it halted");
+    assert!(error.contains("is damaged on every disk that has it"), "{error}");
+    match world.admin(AdminRequest::Status) {
+        Ok(AdminReply::Status(status)) => {
+            let told = "volume copy0 is not being flattened: the data at byte 0 is damaged";
+            let is_told = |warning: &String| warning.starts_with(told);
+            assert!(status.warnings.iter().any(is_told), "{:?}", status.warnings);
+        }
+        other => panic!("{other:?}"),
+    }
+    world.pass(300);
+    assert!(world.info("last").origin.is_none());
+    assert_eq!(look(&mut world, "last", 0), 5);
+    // What a guest overwrites need not be copied.
+    fill(&mut world, "copy5", 0, 6, BLOCK);
+    world.pass(300);
+    assert!(world.info("copy5").origin.is_none());
+    assert!(world.info("copy0").origin.is_some());
+}
+
+/// The journal may be full when the disks have sealed a layer: that is said again until it is not.
+#[test]
+fn a_snapshot_is_answered_when_the_journal_takes_it_at_last() {
+    let mut world = World::found();
+    filled(&mut world, "vm1", 1);
+    world.create("vm2", MIB);
+    world.stalled = true;
+    world.tell(Input::Admin { token: AdminToken(900), request: take("vm1", "a") });
+    (world.journal.full, world.noisy) = (true, true);
+    let names = ["vm2", "vm3"];
+    let refused = (0..1000).find_map(|number| {
+        let (name, new_name) = (names[number % 2].into(), names[(number + 1) % 2].into());
+        world.admin(AdminRequest::VolumeRename { name, new_name }).err()
+    });
+    assert!(refused.expect("the journal has an end").sentence.contains("is full"));
+    world.unstall();
+    world.pass(5);
+    assert!(world.info("vm1").sealing && world.said.is_empty(), "{:?}", world.said);
+    world.journal.full = false;
+    match world.hear() {
+        Output::Admin { token, result } => {
+            assert_eq!(token, AdminToken(900));
+            assert!(matches!(*result, Ok(AdminReply::Snapshot(_))), "{result:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    settle(&mut world, "vm1");
+    assert_eq!(look(&mut world, "vm1@a", 0), 1);
 }

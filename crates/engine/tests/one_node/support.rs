@@ -234,7 +234,7 @@ impl World {
         self.next += 1;
         self.tell(Input::Admin { token, request });
         match self.hear() {
-            Output::Admin { token: answered, result } if answered == token => result,
+            Output::Admin { token: answered, result } if answered == token => *result,
             other => panic!("{other:?}"),
         }
     }

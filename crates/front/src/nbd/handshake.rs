@@ -12,6 +12,9 @@ use proto::{BLOCK_SIZE, Duration, SECTOR_SIZE, Time, limits};
 const NO_NAME: &str = "No volume is named: add its name to the address, as in \
     nbd+unix:///NAME?socket=PATH or nbd://HOST/NAME; `nbdinfo --list` shows which there are.";
 
+/// A snapshot's export is named VOLUME@TAG.
+const EXPORT_NAME_BYTES_MAX: usize = 2 * limits::VOLUME_NAME_BYTES_MAX + 1;
+
 /// What was negotiated so far.
 #[derive(Debug, Default)]
 pub struct Handshake {
@@ -362,13 +365,13 @@ impl Connection {
     }
 }
 
-/// The volume a client names, or how to refuse it.
+/// The volume or snapshot a client names, or how to refuse it.
 fn volume_name(bytes: &[u8]) -> Result<String, (u32, &'static str)> {
     if bytes.is_empty() {
         return Err((option_reply::ERR_UNKNOWN, NO_NAME));
     }
-    if bytes.len() > limits::VOLUME_NAME_BYTES_MAX {
-        return Err((option_reply::ERR_UNKNOWN, "No volume has a name that long."));
+    if bytes.len() > EXPORT_NAME_BYTES_MAX {
+        return Err((option_reply::ERR_UNKNOWN, "No volume or snapshot has a name that long."));
     }
     match std::str::from_utf8(bytes) {
         Ok(name) if !name.contains('\0') => Ok(name.to_owned()),

@@ -518,7 +518,7 @@ impl DataThread {
             }
             Output::Admin { token, result } => {
                 if let Some(reply) = self.asked.remove(&token) {
-                    reply.send(result);
+                    reply.send(*result);
                 }
             }
             Output::Notice { level, sentence } => match level {

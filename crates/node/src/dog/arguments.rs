@@ -1,7 +1,10 @@
 //! Every command, option and default of `dog`, once: parsing, help, man pages and completions are
 //! produced from here.
 
-use super::failure::EXIT_CODES_HELP;
+use super::{
+    failure::EXIT_CODES_HELP,
+    name::{Name, SnapshotName, VolumeName},
+};
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
     size::Size,
@@ -52,7 +55,7 @@ pub struct Global {
 /// What a command is about.
 #[derive(Debug, Subcommand)]
 pub enum Noun {
-    /// Virtual disks: create, list, resize, import, export, attach
+    /// Virtual disks: create, list, resize, snapshot, clone, import, export, attach
     #[command(subcommand)]
     Volume(VolumeVerb),
     /// Disks of the node: list, scrub
@@ -89,15 +92,15 @@ pub enum VolumeVerb {
     },
     /// List all volumes
     List,
-    /// Show everything about one volume
+    /// Show everything about one volume or snapshot
     Info {
-        /// Its name
-        name: String,
+        /// A volume, or a snapshot as NAME@TAG
+        name: Name,
     },
     /// Change a volume's size, while it is attached or not
     Resize {
         /// Its name
-        name: String,
+        name: VolumeName,
         /// The new size, a multiple of 4096 bytes
         size: Size,
         /// Allow a smaller size: what lies beyond it is lost
@@ -107,26 +110,79 @@ pub enum VolumeVerb {
     /// Give a volume another name
     Rename {
         /// Its name
-        name: String,
+        name: VolumeName,
         /// The name it gets
         new_name: String,
     },
-    /// Delete a volume and all its data
+    /// Delete a volume and all its data, or one snapshot
     Delete {
-        /// Its name
-        name: String,
+        /// A volume, or a snapshot as NAME@TAG
+        name: Name,
         /// Really delete it: this cannot be undone
         #[arg(long, short)]
         yes: bool,
+        /// Delete the volume's snapshots too. Its clones stay
+        #[arg(long)]
+        with_snapshots: bool,
+    },
+    /// Take a snapshot of a volume, while it is attached or not. It can be read when this returns
+    Snapshot {
+        /// The volume and the new snapshot's tag
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+    },
+    /// List the snapshots of a volume
+    Snapshots {
+        /// The volume's name
+        name: VolumeName,
+        /// Show what deleting each would free. This looks at every object of the volume, so it
+        /// takes a while for large ones
+        #[arg(long)]
+        reclaimable: bool,
+    },
+    /// Make a new volume with the content of a snapshot, at once; both share their data
+    Clone {
+        /// The snapshot
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        /// The new volume's name
+        new_name: String,
+    },
+    /// Give a volume that nobody has attached the content and size of one of its snapshots. All its
+    /// snapshots stay
+    Rollback {
+        /// The snapshot
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        /// Really do it: what was written since the last snapshot is lost
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Copy what a clone shares with its snapshot, so that it needs it no more. This goes on in the
+    /// background, also after a restart
+    Flatten {
+        /// The clone's name
+        name: VolumeName,
+        /// Stop it instead; what was copied stays copied
+        #[arg(long, conflicts_with = "wait")]
+        stop: bool,
+        /// Show the progress and return when it is done
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Show which volumes, snapshots and clones build on which
+    Tree {
+        /// Only what belongs to this volume, and what it builds on
+        name: Option<VolumeName>,
     },
     /// Fill a volume from a disk image or from standard input
     Import(Import),
-    /// Save a volume as a disk image or to standard output
+    /// Save a volume or a snapshot as a disk image or to standard output
     Export(Export),
-    /// Read bytes of a volume
+    /// Read bytes of a volume or snapshot
     Read {
-        /// Its name
-        name: String,
+        /// A volume, or a snapshot as NAME@TAG
+        name: Name,
         #[command(flatten)]
         range: Range,
         /// File to write them to; without it, standard output
@@ -135,7 +191,7 @@ pub enum VolumeVerb {
     /// Write bytes into a volume
     Write {
         /// Its name
-        name: String,
+        name: VolumeName,
         /// Where to, a multiple of 512 bytes
         #[arg(long)]
         offset: Size,
@@ -149,7 +205,7 @@ pub enum VolumeVerb {
     /// Make a range of a volume read as zeros
     Zero {
         /// Its name
-        name: String,
+        name: VolumeName,
         #[command(flatten)]
         range: Range,
         /// Keep the space allocated
@@ -162,24 +218,25 @@ pub enum VolumeVerb {
     /// Give a range of a volume back as unused
     Discard {
         /// Its name
-        name: String,
+        name: VolumeName,
         #[command(flatten)]
         range: Range,
     },
     /// Put everything written to a volume on stable media
     Flush {
         /// Its name
-        name: String,
+        name: VolumeName,
     },
-    /// Show which ranges of a volume hold data
+    /// Show which ranges of a volume or snapshot hold data
     Map {
-        /// Its name
-        name: String,
+        /// A volume, or a snapshot as NAME@TAG
+        name: Name,
     },
-    /// Print the QEMU arguments and the libvirt XML that attach a volume to a virtual machine
+    /// Print the QEMU arguments and the libvirt XML that attach a volume to a virtual machine, or a
+    /// snapshot, read-only, to any number of them
     Attach {
-        /// Its name
-        name: String,
+        /// A volume, or a snapshot as NAME@TAG
+        name: Name,
         /// How long a guest's I/O waits for a sheep that went away before it fails, in seconds
         #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
         reconnect_delay: u32,
@@ -190,7 +247,7 @@ pub enum VolumeVerb {
     /// Drop the connection of a volume's client, so that it reconnects and learns a new size
     Reconnect {
         /// Its name
-        name: String,
+        name: VolumeName,
     },
 }
 
@@ -230,8 +287,9 @@ pub struct Import {
 /// `dog volume export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The volume's name
-    pub name: String,
+    /// A volume, or a snapshot as NAME@TAG. While somebody has the volume attached, take a snapshot
+    /// and export that
+    pub name: Name,
     /// The file, or - for standard output
     pub file: PathBuf,
     /// The image's format
@@ -337,10 +395,27 @@ mod tests {
             "dog volume resize disk1 10G --yes",
             "dog volume rename disk1 disk2",
             "dog volume delete disk1 --yes",
+            "dog volume delete disk1 --yes --with-snapshots",
+            "dog volume delete disk1@monday --yes",
+            "dog volume snapshot disk1@monday",
+            "dog volume snapshots disk1",
+            "dog volume snapshots disk1 --reclaimable --json",
+            "dog volume info disk1@monday",
+            "dog volume clone disk1@monday disk2",
+            "dog volume rollback disk1@monday --yes",
+            "dog volume flatten disk2",
+            "dog volume flatten disk2 --stop",
+            "dog volume flatten disk2 --wait",
+            "dog volume tree",
+            "dog volume tree disk2",
             "dog volume import - disk1 --size 1G",
             "dog volume import image.qcow2 disk1 --format qcow2 --overwrite",
             "dog volume export disk1 -",
             "dog volume export disk1 disk1.qcow2 --format qcow2",
+            "dog volume export disk1@monday disk1.raw",
+            "dog volume read disk1@monday --offset 0 --length 4K",
+            "dog volume map disk1@monday",
+            "dog volume attach disk1@monday",
             "dog volume read disk1 --offset 0 --length 4K",
             "dog volume read disk1 --offset 0 --length 4K file",
             "dog volume write disk1 --offset 1M file --fua",
@@ -376,6 +451,14 @@ mod tests {
             "dog volume create disk1 -5",
             "dog volume read disk1 --offset 0",
             "dog volume export disk1 file --format vmdk",
+            "dog volume snapshot disk1",
+            "dog volume snapshot disk1@",
+            "dog volume snapshot disk1@a@b",
+            "dog volume snapshots disk1@monday",
+            "dog volume resize disk1@monday 20G",
+            "dog volume write disk1@monday --offset 0",
+            "dog volume clone disk1 disk2",
+            "dog volume flatten disk2 --stop --wait",
             "dog disk scrub",
             "dog bench --seconds 0",
             "dog completions cmd",

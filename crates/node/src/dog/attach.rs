@@ -1,6 +1,6 @@
 //! `dog volume attach`: what to tell QEMU or libvirt.
 
-use super::{Context, Failure, foreign, print};
+use super::{Context, Failure, foreign, name::Name, print};
 use serde::Serialize;
 use std::{path::Path, process};
 
@@ -10,10 +10,12 @@ const LIBVIRT_RECONNECTS: (u32, u32) = (9, 1);
 
 /// Everything that describes one disk of a virtual machine.
 struct Disk<'a> {
-    /// The volume's name.
+    /// The volume's or snapshot's name.
     name: &'a str,
-    /// The volume's number: part of QEMU's node name, which may not hold all that a name may.
-    number: u64,
+    /// QEMU's name for it, which may not hold all that a name may.
+    node: String,
+    /// Whether it is a snapshot.
+    read_only: bool,
     socket: &'a Path,
     reconnect_delay_s: u32,
     target: &'a str,
@@ -23,6 +25,7 @@ struct Disk<'a> {
 #[derive(Serialize)]
 struct Report {
     uri: String,
+    read_only: bool,
     qemu_arguments: Vec<String>,
     libvirt_xml: String,
     libvirt_command_line_xml: String,
@@ -31,7 +34,7 @@ struct Report {
 /// Runs the command.
 pub fn run(
     context: &Context,
-    name: &str,
+    name: &Name,
     reconnect_delay_s: u32,
     target: &str,
 ) -> Result<(), Failure> {
@@ -40,18 +43,32 @@ pub fn run(
             "`{target}` is no name of a disk in a guest; use vda, vdb and so on"
         )));
     }
-    let volume = context.volume(name)?;
+    let (node, note) = match name {
+        Name::Volume(name) => {
+            let volume = context.volume(name)?;
+            let note = volume.attachment.map(|attachment| {
+                format!(
+                    "note: {} has the volume now; another client is refused until it lets go",
+                    attachment.holder
+                )
+            });
+            (format!("sheep-{}", volume.volume), note)
+        }
+        Name::Snapshot(name) => (format!("sheep-layer-{}", context.snapshot(name)?.layer), None),
+    };
     let socket = std::path::absolute(&context.nbd_socket).map_err(|error| {
         Failure::failed(format!("the current directory is gone: {error}; change to another"))
     })?;
-    let number = volume.volume.0;
-    let disk = Disk { name, number, socket: &socket, reconnect_delay_s, target };
+    let read_only = matches!(name, Name::Snapshot(_));
+    let name = name.to_string();
+    let disk = Disk { name: &name, node, read_only, socket: &socket, reconnect_delay_s, target };
     // The socket is a local one, so it is the local libvirt that will read the XML.
     let libvirt = local_libvirt();
     let reconnects = libvirt.is_none_or(|version| version >= LIBVIRT_RECONNECTS);
     if context.json {
         return print::json(&Report {
             uri: disk.uri(),
+            read_only,
             qemu_arguments: disk.qemu_arguments(),
             libvirt_xml: disk.libvirt_xml(reconnects),
             libvirt_command_line_xml: disk.libvirt_command_line_xml(),
@@ -75,31 +92,31 @@ pub fn run(
     }
     page += &format!("\n# NBD URI, for nbdinfo, nbdcopy, qemu-img and others\n{}\n", disk.uri());
     print::text(&page)?;
-    if let Some(attachment) = &volume.attachment {
-        context.note(&format!(
-            "note: {} has the volume now; another client is refused until it lets go",
-            attachment.holder
-        ));
+    if let Some(note) = note {
+        context.note(&note);
     }
     Ok(())
 }
 
 impl Disk<'_> {
     fn qemu_arguments(&self) -> Vec<String> {
-        let node = format!("sheep-{}", self.number);
+        let node = &self.node;
         let escape = |value: &std::ffi::OsStr| foreign::escape(value).to_string_lossy().to_string();
+        let mode =
+            if self.read_only { "read-only=on" } else { "discard=unmap,detect-zeroes=unmap" };
         let blockdev = format!(
             "driver=nbd,node-name={node},server.type=unix,server.path={},export={},\
-             reconnect-delay={},cache.direct=on,cache.no-flush=off,discard=unmap,\
-             detect-zeroes=unmap",
+             reconnect-delay={},cache.direct=on,cache.no-flush=off,{mode}",
             escape(self.socket.as_os_str()),
             escape(self.name.as_ref()),
             self.reconnect_delay_s
         );
-        let device = format!(
-            "virtio-blk-pci,drive={node},id={node}-disk,discard=on,write-zeroes=on,\
-             write-cache=on,werror=enospc,rerror=report"
-        );
+        // Nothing is written to a snapshot, so there is nothing to say about how.
+        let writing = match self.read_only {
+            true => "",
+            false => "discard=on,write-zeroes=on,write-cache=on,werror=enospc,",
+        };
+        let device = format!("virtio-blk-pci,drive={node},id={node}-disk,{writing}rerror=report");
         vec!["-blockdev".to_string(), blockdev, "-device".to_string(), device]
     }
 
@@ -109,15 +126,19 @@ impl Disk<'_> {
         } else {
             String::new()
         };
+        let writing = match self.read_only {
+            true => "",
+            false => "error_policy='enospace' discard='unmap' detect_zeroes='unmap' ",
+        };
+        let read_only = if self.read_only { "\n  <readonly/>" } else { "" };
         format!(
             "\
 <disk type='network' device='disk'>
-  <driver name='qemu' type='raw' cache='none' error_policy='enospace' rerror_policy='report' \
-discard='unmap' detect_zeroes='unmap'/>
+  <driver name='qemu' type='raw' cache='none' {writing}rerror_policy='report'/>
   <source protocol='nbd' name='{name}'>
     <host transport='unix' socket='{socket}'/>{reconnect}
   </source>
-  <target dev='{target}' bus='virtio'/>
+  <target dev='{target}' bus='virtio'/>{read_only}
 </disk>
 ",
             name = xml_escape(self.name),
@@ -201,7 +222,18 @@ mod tests {
     use std::io::Write;
 
     fn disk<'a>(name: &'a str, socket: &'a str) -> Disk<'a> {
-        Disk { name, number: 7, socket: Path::new(socket), reconnect_delay_s: 60, target: "vda" }
+        Disk {
+            name,
+            node: "sheep-7".to_string(),
+            read_only: false,
+            socket: Path::new(socket),
+            reconnect_delay_s: 60,
+            target: "vda",
+        }
+    }
+
+    fn snapshot<'a>(name: &'a str, socket: &'a str) -> Disk<'a> {
+        Disk { node: "sheep-layer-9".to_string(), read_only: true, ..disk(name, socket) }
     }
 
     #[test]
@@ -216,6 +248,23 @@ mod tests {
         );
         assert!(arguments[3].starts_with("virtio-blk-pci,drive=sheep-7,"), "{}", arguments[3]);
         assert!(arguments[3].contains(",werror=enospc,"), "{}", arguments[3]);
+    }
+
+    #[test]
+    fn a_snapshot_is_attached_for_reading_only() {
+        let disk = snapshot("disk1@monday", "/run/nbd.sock");
+        let arguments = disk.qemu_arguments();
+        assert_eq!(
+            arguments[1],
+            "driver=nbd,node-name=sheep-layer-9,server.type=unix,server.path=/run/nbd.sock,\
+             export=disk1@monday,reconnect-delay=60,cache.direct=on,cache.no-flush=off,read-only=on"
+        );
+        let device = "virtio-blk-pci,drive=sheep-layer-9,id=sheep-layer-9-disk,rerror=report";
+        assert_eq!(arguments[3], device);
+        let xml = disk.libvirt_xml(true);
+        assert!(xml.contains("<target dev='vda' bus='virtio'/>\n  <readonly/>\n</disk>"), "{xml}");
+        assert!(!xml.contains("discard") && !xml.contains("enospace"), "{xml}");
+        assert_eq!(disk.uri(), "nbd+unix:///disk1%40monday?socket=/run/nbd.sock");
     }
 
     #[test]
@@ -267,5 +316,7 @@ mod tests {
         };
         check(&disk.libvirt_xml(version >= LIBVIRT_RECONNECTS), "");
         check("", &disk.libvirt_command_line_xml());
+        let snapshot = snapshot("a@b", "/var/lib/sheepdog/nbd.sock");
+        check(&snapshot.libvirt_xml(version >= LIBVIRT_RECONNECTS), "");
     }
 }

@@ -6,6 +6,7 @@ use super::{
     arguments::{Export, ExportFormat},
     foreign,
     interrupt::Interrupt,
+    name::Name,
     nbd_client::NbdClient,
     print,
     progress::Progress,
@@ -33,24 +34,25 @@ pub fn run(context: &Context, options: &Export) -> Result<(), Failure> {
         return to_output(context, options, &interrupt);
     }
     check_target(&options.file, options.overwrite)?;
-    let volume = context.volume(&options.name)?;
-    let mut progress = Progress::new("exporting", Some(volume.bytes));
+    let bytes = size_of(context, &options.name)?;
+    let name = options.name.to_string();
+    let mut progress = Progress::new("exporting", Some(bytes));
     let partial = Partial::beside(&options.file);
     match options.format {
         ExportFormat::Raw => {
-            let mut client = context.attach(&options.name, &interrupt)?;
+            let mut client = context.attach(&name, &interrupt)?;
             let file = partial.create()?;
             copy_to_file(&mut client, &file, &partial.path, &mut progress)?;
             client.disconnect()?;
         }
         ExportFormat::Qcow2 => {
-            let remote = foreign::Remote { socket: &context.nbd_socket, name: &options.name };
+            let remote = foreign::Remote { socket: &context.nbd_socket, name: &name };
             // Created by us, so that it is ours alone to remove; qemu-img fills it.
             partial.create()?;
             foreign::export(remote, &partial.path, &interrupt, |part| {
-                progress.reach((volume.bytes as f64 * part) as u64);
+                progress.reach((bytes as f64 * part) as u64);
             })?;
-            progress.reach(volume.bytes);
+            progress.reach(bytes);
         }
     }
     source::interrupted(&interrupt)?;
@@ -60,11 +62,29 @@ pub fn run(context: &Context, options: &Export) -> Result<(), Failure> {
     drop(progress);
     if context.json {
         let file = options.file.display().to_string();
-        let report =
-            serde_json::json!({ "file": file, "bytes": volume.bytes, "export_s": seconds });
+        let report = serde_json::json!({ "file": file, "bytes": bytes, "export_s": seconds });
         return print::json(&report);
     }
     print::text(&format!("{summary} to {}\n", options.file.display()))
+}
+
+/// The size of what is to be exported, if it can be: a volume that a client writes has no content
+/// that stands still.
+fn size_of(context: &Context, name: &Name) -> Result<u64, Failure> {
+    let name = match name {
+        Name::Snapshot(name) => return Ok(context.snapshot(name)?.bytes),
+        Name::Volume(name) => name,
+    };
+    let volume = context.volume(name)?;
+    // Without connections it is the node itself that has it, and gives it up to who wants it.
+    match volume.attachment.filter(|attachment| attachment.connections > 0) {
+        None => Ok(volume.bytes),
+        Some(attachment) => Err(Failure::conflict(format!(
+            "volume {name} is attached by {}; take a snapshot and export that: `dog volume \
+             snapshot {name}@backup`, then export {name}@backup",
+            attachment.holder
+        ))),
+    }
 }
 
 /// Everything, zeros included, to standard output.
@@ -79,7 +99,8 @@ fn to_output(context: &Context, options: &Export, interrupt: &Interrupt) -> Resu
             "a volume's bytes would spoil the terminal; name a file, or use a pipe",
         ));
     }
-    let mut client = context.attach(&options.name, interrupt)?;
+    size_of(context, &options.name)?;
+    let mut client = context.attach(&options.name.to_string(), interrupt)?;
     let bytes = client.export().bytes;
     let mut progress = Progress::new("exporting", Some(bytes));
     let mut reached = 0;

@@ -19,14 +19,17 @@ mod import;
 mod interrupt;
 mod jobs;
 mod manual;
+mod name;
 mod nbd_client;
 mod nbd_handshake;
 mod nbd_wire;
 mod print;
 mod progress;
+mod snapshot;
 mod source;
 mod status;
 mod transfer;
+mod tree;
 mod volume;
 
 use crate::{

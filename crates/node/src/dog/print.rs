@@ -1,6 +1,7 @@
 //! What people and scripts see: tables, fields, JSON, times; and failures.
 
 use super::failure::Failure;
+use crate::size::Size;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -71,6 +72,14 @@ pub fn fields(fields: &[(&str, String)]) -> String {
         lines += &format!("{:<width$} {value}\n", format!("{name}:"));
     }
     lines
+}
+
+/// A number of bytes, rounded and exactly.
+pub fn exact(bytes: u64) -> String {
+    match bytes {
+        0..1024 => Size(bytes).to_string(),
+        _ => format!("{} ({bytes} bytes)", Size(bytes)),
+    }
 }
 
 /// A point in time in words, in universal time: `2026-11-21 05:33:19 UTC`.

@@ -19,6 +19,8 @@ pub struct Progress {
     verb: &'static str,
     /// How much there is, where that is known.
     total: Option<u64>,
+    /// What was done before: it counts, but says nothing about the pace.
+    before: u64,
     done: u64,
     started: Instant,
     shown: Instant,
@@ -37,7 +39,14 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Progress { verb, total, done: 0, started: now, shown: now, bar }
+        Progress { verb, total, before: 0, done: 0, started: now, shown: now, bar }
+    }
+
+    /// Work of `total` bytes goes on, of which `before` are done.
+    pub fn resumed(verb: &'static str, before: u64, total: u64) -> Progress {
+        let mut progress = Progress::new(verb, Some(total));
+        (progress.before, progress.done) = (before, before);
+        progress
     }
 
     /// `bytes` more are done.
@@ -54,7 +63,8 @@ impl Progress {
             return;
         }
         self.shown = now;
-        let line = describe(self.verb, self.done, self.total, now.duration_since(self.started));
+        let took = now.duration_since(self.started);
+        let line = describe(self.verb, self.before, self.done, self.total, took);
         match &self.bar {
             Some(bar) => {
                 bar.set_message(line);
@@ -83,6 +93,35 @@ impl Drop for Progress {
     }
 }
 
+/// Shows on a terminal that something goes on of which nobody knows how far it is, until it is
+/// dropped.
+pub struct Waiting {
+    spinner: Option<ProgressBar>,
+}
+
+impl Waiting {
+    /// It begins.
+    pub fn new(what: &'static str) -> Waiting {
+        let spinner = io::stderr().is_terminal().then(|| {
+            let spinner = ProgressBar::new_spinner();
+            let template = "{spinner} {msg}: {elapsed}";
+            spinner.set_style(ProgressStyle::with_template(template).expect("a constant template"));
+            spinner.set_message(what);
+            spinner.enable_steady_tick(BAR_INTERVAL);
+            spinner
+        });
+        Waiting { spinner }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(spinner) = &self.spinner {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
 /// A span of time, with a tenth of a second where that says something.
 fn span(took: Duration) -> String {
     match took.as_secs() {
@@ -97,19 +136,20 @@ fn rate(bytes: u64, took: Duration) -> String {
 }
 
 /// One line: how far, how fast, how long it will still take at this pace.
-fn describe(verb: &str, done: u64, total: Option<u64>, took: Duration) -> String {
+fn describe(verb: &str, before: u64, done: u64, total: Option<u64>, took: Duration) -> String {
+    let since = done.saturating_sub(before);
     let Some(total) = total else {
-        return format!("{verb}: {}, {}", Size(done), rate(done, took));
+        return format!("{verb}: {}, {}", Size(done), rate(since, took));
     };
     let percent = if total == 0 { 100.0 } else { done as f64 * 100.0 / total as f64 };
-    let left = if done == 0 {
+    let left = if since == 0 {
         "time left unknown".to_string()
     } else {
-        let seconds = took.as_secs_f64() * total.saturating_sub(done) as f64 / done as f64;
+        let seconds = took.as_secs_f64() * total.saturating_sub(done) as f64 / since as f64;
         format!("{} left", print::span(seconds.ceil() as u64))
     };
     let (done_size, total_size) = (Size(done), Size(total));
-    format!("{verb}: {done_size} of {total_size} ({percent:.0} %), {}, {left}", rate(done, took))
+    format!("{verb}: {done_size} of {total_size} ({percent:.0} %), {}, {left}", rate(since, took))
 }
 
 #[cfg(test)]
@@ -118,9 +158,11 @@ mod tests {
 
     #[test]
     fn lines_tell_rate_and_time_left() {
-        let check = |done, total, seconds, text: &str| {
-            assert_eq!(describe("importing", done, total, Duration::from_secs(seconds)), text);
+        let check_resumed = |before, done, total, seconds, text: &str| {
+            let took = Duration::from_secs(seconds);
+            assert_eq!(describe("importing", before, done, total, took), text);
         };
+        let check = |done, total, seconds, text: &str| check_resumed(0, done, total, seconds, text);
         check(
             1 << 30,
             Some(4 << 30),
@@ -131,5 +173,19 @@ mod tests {
         check(2048, None, 2, "importing: 2.0 KiB, 1.0 KiB/s");
         check(0, Some(0), 0, "importing: 0 B of 0 B (100 %), 0 B/s, time left unknown");
         check(10, Some(5), 1, "importing: 10 B of 5 B (200 %), 10 B/s, 0 s left");
+        check_resumed(
+            3 << 10,
+            4 << 10,
+            Some(6 << 10),
+            1,
+            "importing: 4.0 KiB of 6.0 KiB (67 %), 1.0 KiB/s, 2 s left",
+        );
+        check_resumed(
+            3 << 10,
+            3 << 10,
+            Some(6 << 10),
+            1,
+            "importing: 3.0 KiB of 6.0 KiB (50 %), 0 B/s, time left unknown",
+        );
     }
 }

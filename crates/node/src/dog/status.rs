@@ -61,6 +61,23 @@ fn node_fields(node: &NodeReport) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The number of snapshots, and what is kept beside them.
+fn snapshots(report: &StatusReport) -> String {
+    match report.hidden_layers {
+        0 => report.snapshots.to_string(),
+        1 => format!(
+            "{}, and 1 hidden layer that others build on ({})",
+            report.snapshots,
+            Size(report.hidden_bytes)
+        ),
+        hidden => format!(
+            "{}, and {hidden} hidden layers that others build on ({})",
+            report.snapshots,
+            Size(report.hidden_bytes)
+        ),
+    }
+}
+
 fn describe(report: &StatusReport) -> String {
     let part = |bytes: u64| match report.capacity_bytes {
         0 => String::new(),
@@ -71,6 +88,7 @@ fn describe(report: &StatusReport) -> String {
     fields.extend(node_fields(&report.node));
     fields.extend([
         ("Volumes", format!("{}, {} attached", report.volumes, report.attached)),
+        ("Snapshots", snapshots(report)),
         ("Capacity", Size(report.capacity_bytes).to_string()),
         ("Used", format!("{}{}", Size(report.used_bytes), part(report.used_bytes))),
         (
@@ -112,6 +130,9 @@ mod tests {
             provisioned_bytes,
             capacity_bytes: 100 << 30,
             used_bytes: 25 << 30,
+            snapshots: 3,
+            hidden_layers: 1,
+            hidden_bytes: 1 << 30,
         }
     }
 
@@ -127,9 +148,12 @@ mod tests {
     #[test]
     fn status_shows_health_space_and_warnings() {
         let page = describe(&report(0));
-        for part in
-            ["Health:      ok\n", "Used:        25.0 GiB (25 %)\n", "warning: something to know\n"]
-        {
+        for part in [
+            "Health:      ok\n",
+            "Snapshots:   3, and 1 hidden layer that others build on (1.0 GiB)\n",
+            "Used:        25.0 GiB (25 %)\n",
+            "warning: something to know\n",
+        ] {
             assert!(page.contains(part), "{part} is not in\n{page}");
         }
     }

@@ -5,11 +5,14 @@ use super::{
     arguments::VolumeVerb,
     attach, content, export,
     failure::FailureKind,
-    import, print,
+    import,
+    name::Name,
+    print, snapshot,
     status::{overcommit_warning, status_report},
+    tree,
 };
 use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, VolumeReport};
+use engine::admin::{AdminReply, AdminRequest, FlattenReport, OriginReport, VolumeReport};
 use std::{
     thread,
     time::{Duration, Instant},
@@ -25,38 +28,55 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
     match verb {
         VolumeVerb::Create { name, size } => create(context, name, size),
         VolumeVerb::List => list(context),
-        VolumeVerb::Info { name } => {
+        VolumeVerb::Info { name: Name::Snapshot(name) } => snapshot::info(context, &name),
+        VolumeVerb::Info { name: Name::Volume(name) } => {
             let volume = context.volume(&name)?;
             if context.json { print::json(&volume) } else { print::text(&describe(&volume)) }
         }
         VolumeVerb::Resize { name, size, allow_shrink } => {
-            resize(context, name, size, allow_shrink)
+            resize(context, name.0, size, allow_shrink)
         }
         VolumeVerb::Rename { name, new_name } => {
-            let request = AdminRequest::VolumeRename { name: name.clone(), new_name };
+            let request = AdminRequest::VolumeRename { name: name.0.clone(), new_name };
             let volume = context.ask_for_volume(&request)?;
             context.show_changed(&volume, &format!("volume {name} is now {}", volume.name))
         }
-        VolumeVerb::Delete { name, yes } => delete(context, name, yes),
+        VolumeVerb::Delete { name: Name::Volume(name), yes, with_snapshots } => {
+            delete(context, name, yes, with_snapshots)
+        }
+        VolumeVerb::Delete { with_snapshots: true, .. } => Err(Failure::usage(
+            "a snapshot has no snapshots; leave --with-snapshots out, or name the volume alone",
+        )),
+        VolumeVerb::Delete { name: Name::Snapshot(name), yes, .. } => {
+            snapshot::delete(context, name, yes)
+        }
+        VolumeVerb::Snapshot { name } => snapshot::create(context, name),
+        VolumeVerb::Snapshots { name, reclaimable } => {
+            snapshot::list(context, &name.0, reclaimable)
+        }
+        VolumeVerb::Clone { name, new_name } => snapshot::clone(context, name, new_name),
+        VolumeVerb::Rollback { name, yes } => snapshot::rollback(context, name, yes),
+        VolumeVerb::Flatten { name, stop, wait } => snapshot::flatten(context, &name.0, stop, wait),
+        VolumeVerb::Tree { name } => tree::run(context, name),
         VolumeVerb::Import(options) => import::run(context, &options),
         VolumeVerb::Export(options) => export::run(context, &options),
         VolumeVerb::Read { name, range, file } => {
-            content::read(context, &name, &range, file.as_deref())
+            content::read(context, &name.to_string(), &range, file.as_deref())
         }
         VolumeVerb::Write { name, offset, file, fua } => {
-            content::write(context, &name, offset, file.as_deref(), fua)
+            content::write(context, &name.0, offset, file.as_deref(), fua)
         }
         VolumeVerb::Zero { name, range, no_unmap, fast } => {
-            content::zero(context, &name, &range, no_unmap, fast)
+            content::zero(context, &name.0, &range, no_unmap, fast)
         }
-        VolumeVerb::Discard { name, range } => content::discard(context, &name, &range),
-        VolumeVerb::Flush { name } => content::flush(context, &name),
-        VolumeVerb::Map { name } => content::map(context, &name),
+        VolumeVerb::Discard { name, range } => content::discard(context, &name.0, &range),
+        VolumeVerb::Flush { name } => content::flush(context, &name.0),
+        VolumeVerb::Map { name } => content::map(context, &name.to_string()),
         VolumeVerb::Attach { name, reconnect_delay, target } => {
             attach::run(context, &name, reconnect_delay, &target)
         }
         VolumeVerb::Reconnect { name } => {
-            context.tell(&AdminRequest::VolumeReconnect { name: name.clone() })?;
+            context.tell(&AdminRequest::VolumeReconnect { name: name.0.clone() })?;
             context.done(&format!("the client of volume {name} reconnects now"))
         }
     }
@@ -85,7 +105,11 @@ impl Context {
     }
 
     /// Shows a volume that was made or changed.
-    fn show_changed(&self, volume: &VolumeReport, sentence: &str) -> Result<(), Failure> {
+    pub(super) fn show_changed(
+        &self,
+        volume: &VolumeReport,
+        sentence: &str,
+    ) -> Result<(), Failure> {
         if self.json {
             return print::json(volume);
         }
@@ -95,7 +119,7 @@ impl Context {
     /// Deletes a scratch volume once its last connection, which we closed, is gone.
     pub(super) fn delete_when_free(&self, name: &str) -> Result<(), Failure> {
         let until = Instant::now() + REMOVAL_PATIENCE;
-        let request = AdminRequest::VolumeDelete { name: name.to_string() };
+        let request = AdminRequest::VolumeDelete { name: name.to_string(), with_snapshots: false };
         loop {
             match self.tell(&request) {
                 Err(refused) if refused.kind == FailureKind::Conflict && Instant::now() < until => {
@@ -151,15 +175,20 @@ fn resize(context: &Context, name: String, size: Size, allow_shrink: bool) -> Re
     context.warn_of_overcommit()
 }
 
-fn delete(context: &Context, name: String, yes: bool) -> Result<(), Failure> {
+fn delete(context: &Context, name: String, yes: bool, with_snapshots: bool) -> Result<(), Failure> {
     if !yes {
         let volume = context.volume(&name)?;
+        let with = match (with_snapshots, volume.snapshots) {
+            (true, 1..) => format!(" and its {} snapshots", volume.snapshots),
+            _ => String::new(),
+        };
         return Err(Failure::conflict(format!(
-            "deleting volume {name} destroys its {} of data for good; say --yes if you mean it",
-            Size(volume.used_bytes)
+            "deleting volume {name}{with} destroys its {} of data for good; say --yes if you mean \
+             it",
+            Size(if with_snapshots { volume.used_bytes } else { volume.head_bytes })
         )));
     }
-    context.tell(&AdminRequest::VolumeDelete { name: name.clone() })?;
+    context.tell(&AdminRequest::VolumeDelete { name: name.clone(), with_snapshots })?;
     context.done(&format!("volume {name} deleted; its space comes back in the background"))
 }
 
@@ -169,6 +198,7 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
         ("NAME", false),
         ("SIZE", true),
         ("USED", true),
+        ("SNAPSHOTS", true),
         ("COPIES", true),
         ("ATTACHED TO", false),
         ("STATE", false),
@@ -178,29 +208,50 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
             volume.name.clone(),
             Size(volume.bytes).to_string(),
             Size(volume.used_bytes).to_string(),
+            volume.snapshots.to_string(),
             volume.copies.to_string(),
             volume.attachment.as_ref().map_or_else(|| "-".to_string(), |a| a.holder.clone()),
-            volume.waiting.clone().unwrap_or_else(|| "ok".to_string()),
+            state(volume),
         ]
     });
     print::table(&columns, rows.collect())
 }
 
+fn state(volume: &VolumeReport) -> String {
+    match &volume.waiting {
+        Some(waiting) => waiting.clone(),
+        None if volume.sealing => "settling the last snapshot or rollback".to_string(),
+        None => "ok".to_string(),
+    }
+}
+
 /// One volume in full.
 fn describe(volume: &VolumeReport) -> String {
-    let exact = |bytes: u64| match bytes {
-        0..1024 => Size(bytes).to_string(),
-        _ => format!("{} ({bytes} bytes)", Size(bytes)),
-    };
+    let exact = print::exact;
     let mut fields = vec![
         ("Name", volume.name.clone()),
         ("Id", volume.volume.to_string()),
         ("Size", exact(volume.bytes)),
         ("Used", exact(volume.used_bytes)),
+    ];
+    if volume.snapshots > 0 {
+        fields.push(("  by the volume", exact(volume.head_bytes)));
+        fields.push(("  by snapshots", exact(volume.snapshots_bytes)));
+    }
+    fields.extend([
         ("Used by maps", exact(volume.metadata_bytes)),
+        ("Snapshots", volume.snapshots.to_string()),
+    ]);
+    if let Some(origin) = &volume.origin {
+        fields.push(("Cloned from", origin_words(origin)));
+    }
+    if let Some(flatten) = &volume.flatten {
+        fields.push(("Flattening", flatten_words(flatten)));
+    }
+    fields.extend([
         ("Copies", volume.copies.to_string()),
         ("Created", print::date(volume.created_unix_s)),
-    ];
+    ]);
     match &volume.attachment {
         None => fields.push(("Attached to", "nobody".to_string())),
         Some(attachment) => {
@@ -217,15 +268,38 @@ fn describe(volume: &VolumeReport) -> String {
             fields.push(("Generation", attachment.generation.to_string()));
         }
     }
-    fields.push(("State", volume.waiting.clone().unwrap_or_else(|| "ok".to_string())));
+    fields.push(("State", state(volume)));
     print::fields(&fields)
+}
+
+fn origin_words(origin: &OriginReport) -> String {
+    match &origin.name {
+        Some(name) => format!("{name}, the first {}", Size(origin.bytes)),
+        None => format!(
+            "a snapshot that was deleted and is kept for its clones (layer {}), the first {}",
+            origin.layer,
+            Size(origin.bytes)
+        ),
+    }
+}
+
+fn flatten_words(flatten: &FlattenReport) -> String {
+    if let Some(error) = &flatten.error {
+        return format!("came to a halt: {error}; it is tried again after a while");
+    }
+    if !flatten.running {
+        return "waits; it goes on by itself".to_string();
+    }
+    let percent = flatten.done_bytes as f64 * 100.0 / flatten.total_bytes.max(1) as f64;
+    let (done, total) = (Size(flatten.done_bytes), Size(flatten.total_bytes));
+    format!("{done} of {total} ({percent:.0} %)")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use engine::admin::AttachmentReport;
-    use proto::{Generation, NodeId, VolumeId};
+    use proto::{Generation, LayerId, NodeId, VolumeId};
 
     fn volume(name: &str, attached: bool) -> VolumeReport {
         let attachment = attached.then(|| AttachmentReport {
@@ -240,7 +314,13 @@ mod tests {
             name: name.to_string(),
             bytes: 20 << 30,
             used_bytes: 4096,
+            head_bytes: 4096,
+            snapshots_bytes: 0,
             metadata_bytes: 0,
+            snapshots: 0,
+            sealing: false,
+            origin: None,
+            flatten: None,
             copies: 1,
             created_unix_s: 1_700_000_000,
             attachment,
@@ -252,9 +332,10 @@ mod tests {
     fn volumes_are_tabulated() {
         let printed = tabulate(&[volume("a", false), volume("long-name", true)]);
         let expected = "\
-NAME           SIZE     USED  COPIES  ATTACHED TO                     STATE
-a          20.0 GiB  4.0 KiB       1  -                               ok
-long-name  20.0 GiB  4.0 KiB       1  process 4711 (qemu-system-x86)  waiting for disk 1, 12 s
+NAME           SIZE     USED  SNAPSHOTS  COPIES  ATTACHED TO                     STATE
+a          20.0 GiB  4.0 KiB          0       1  -                               ok
+long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86)  waiting for disk \
+1, 12 s
 ";
         assert_eq!(printed, expected);
     }
@@ -271,5 +352,56 @@ long-name  20.0 GiB  4.0 KiB       1  process 4711 (qemu-system-x86)  waiting fo
             assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
         }
         assert!(describe(&volume("a", false)).contains("Attached to:  nobody"));
+    }
+
+    #[test]
+    fn a_clone_shows_what_it_builds_on_and_what_its_snapshots_keep() {
+        let mut clone = volume("a", false);
+        let (layer, bytes) = (LayerId(12), 10 << 30);
+        clone.snapshots = 2;
+        clone.snapshots_bytes = 1 << 20;
+        clone.used_bytes = (1 << 20) + 4096;
+        clone.sealing = true;
+        clone.origin = Some(OriginReport { name: Some("golden@v1".to_string()), layer, bytes });
+        let flatten = FlattenReport {
+            running: true,
+            done_bytes: 5 << 30,
+            total_bytes: 10 << 30,
+            error: None,
+        };
+        clone.flatten = Some(flatten.clone());
+        let check = |volume: &VolumeReport, lines: &[&str]| {
+            let printed = describe(volume);
+            for line in lines {
+                let found = printed.lines().any(|printed| printed == *line);
+                assert!(found, "{line} is not in\n{printed}");
+            }
+        };
+        check(
+            &clone,
+            &[
+                "  by the volume: 4.0 KiB (4096 bytes)",
+                "  by snapshots:  1.0 MiB (1048576 bytes)",
+                "Snapshots:       2",
+                "Cloned from:     golden@v1, the first 10.0 GiB",
+                "Flattening:      5.0 GiB of 10.0 GiB (50 %)",
+                "State:           settling the last snapshot or rollback",
+            ],
+        );
+        clone.origin = Some(OriginReport { name: None, layer, bytes });
+        clone.flatten = Some(FlattenReport { running: false, ..flatten.clone() });
+        check(
+            &clone,
+            &[
+                "Cloned from:     a snapshot that was deleted and is kept for its clones (layer \
+                 12), the first 10.0 GiB",
+                "Flattening:      waits; it goes on by itself",
+            ],
+        );
+        let error = Some("no space is left".to_string());
+        clone.flatten = Some(FlattenReport { error, ..flatten });
+        let halted = "Flattening:      came to a halt: no space is left; it is tried again after a \
+                      while";
+        check(&clone, &[halted]);
     }
 }

@@ -68,6 +68,9 @@ fn add_node(registry: &mut Registry, status: &StatusReport) {
     plain("uptime", "Since the program started.", Some(Unit::Seconds), node.uptime_s as f64);
     plain("epoch", "The agreed state's epoch.", None, node.epoch as f64);
     plain("volumes", "Volumes there are.", None, status.volumes as f64);
+    plain("snapshots", "Snapshots there are.", None, status.snapshots as f64);
+    let help = "Layers that nothing names, but others build on.";
+    plain("hidden_layers", help, None, status.hidden_layers as f64);
     plain("volumes_attached", "Volumes somebody holds.", None, status.attached as f64);
     let bytes = Some(Unit::Bytes);
     plain(
@@ -77,7 +80,8 @@ fn add_node(registry: &mut Registry, status: &StatusReport) {
         status.provisioned_bytes as f64,
     );
     plain("capacity", "What the disks could hold.", bytes.clone(), status.capacity_bytes as f64);
-    plain("used", "What guests' data takes.", bytes, status.used_bytes as f64);
+    plain("used", "What guests' data takes.", bytes.clone(), status.used_bytes as f64);
+    plain("hidden", "Data of hidden layers, part of used.", bytes, status.hidden_bytes as f64);
 }
 
 fn add_disks(registry: &mut Registry, disks: &[DiskReport]) {
@@ -144,7 +148,11 @@ fn add_volumes(registry: &mut Registry, volumes: &[VolumeReport]) {
     };
     let bytes = || Some(Unit::Bytes);
     gauge("volume_size", "What a guest sees.", bytes(), &|volume| volume.bytes as f64);
-    gauge("volume_used", "What its data takes.", bytes(), &|volume| volume.used_bytes as f64);
+    let help = "What its data takes with that of its snapshots.";
+    gauge("volume_used", help, bytes(), &|volume| volume.used_bytes as f64);
+    let help = "What its snapshots keep, part of used.";
+    gauge("volume_snapshots_used", help, bytes(), &|volume| volume.snapshots_bytes as f64);
+    gauge("volume_snapshots", "Snapshots it has.", None, &|volume| f64::from(volume.snapshots));
     gauge("volume_connections", "NBD connections that hold it.", None, &|volume| {
         volume.attachment.as_ref().map_or(0.0, |attachment| f64::from(attachment.connections))
     });

@@ -20,6 +20,9 @@ use proto::limits::{ADMIN_READ_MS_MAX, ADMIN_REQUEST_BYTES_MAX};
 use serde::Serialize;
 use std::{fmt::Write, time::Duration};
 
+/// The question behind [`api::PATH_LAYERS`].
+const ALL_LAYERS: AdminRequest = AdminRequest::LayerList { name: None };
+
 /// What the admin socket serves.
 pub fn admin_router(asker: Asker) -> Router {
     Router::new()
@@ -29,6 +32,8 @@ pub fn admin_router(asker: Asker) -> Router {
         .route(api::PATH_DISKS, get(|State(asker)| answer(asker, AdminRequest::DiskList)))
         .route(api::PATH_VOLUMES, get(|State(asker)| answer(asker, AdminRequest::VolumeList)))
         .route(&format!("{}/{{name}}", api::PATH_VOLUMES), get(answer_volume))
+        .route(&format!("{}/{{name}}/snapshots", api::PATH_VOLUMES), get(answer_snapshots))
+        .route(api::PATH_LAYERS, get(|State(asker)| answer(asker, ALL_LAYERS)))
         .merge(watching_routes())
         .fallback(answer_unknown)
         .method_not_allowed_fallback(answer_method)
@@ -81,12 +86,20 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Disks(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Volumes(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Volume(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Snapshot(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Snapshots(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Layers(reports)) => json(StatusCode::OK, &reports),
         Err(error) => error_response(&error),
     }
 }
 
 async fn answer_volume(State(asker): State<Asker>, Path(name): Path<String>) -> Response {
     answer(asker, AdminRequest::VolumeInfo { name }).await
+}
+
+/// Without what deleting each would free: that takes long, and is asked for by `POST`.
+async fn answer_snapshots(State(asker): State<Asker>, Path(name): Path<String>) -> Response {
+    answer(asker, AdminRequest::SnapshotList { name, reclaimable: false }).await
 }
 
 /// 200 if all is well, else 503; either way sentences, one a line.

@@ -6,9 +6,10 @@ use crate::{
     client::{Client, ClientError},
 };
 use engine::admin::{
-    AttachmentReport, DiskCounters, DiskReport, NodeReport, ScrubReport, StatusReport, VolumeReport,
+    AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScrubReport,
+    SnapshotReport, StatusReport, VolumeReport,
 };
-use proto::{ClusterId, DiskId, Generation, Incarnation, NodeId, VolumeId};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use std::{
     io::{Read, Write as _},
     os::unix::net::UnixStream,
@@ -111,7 +112,13 @@ fn volume() -> VolumeReport {
         name: "we\"ird\\name".to_string(),
         bytes: 1 << 30,
         used_bytes: 4096,
+        head_bytes: 0,
+        snapshots_bytes: 4096,
         metadata_bytes: 4096,
+        snapshots: 1,
+        sealing: false,
+        origin: None,
+        flatten: None,
         copies: 1,
         created_unix_s: 0,
         attachment: Some(AttachmentReport {
@@ -136,6 +143,38 @@ fn status(healthy: bool) -> StatusReport {
         provisioned_bytes: 1 << 30,
         capacity_bytes: 1 << 40,
         used_bytes: 4096,
+        snapshots: 1,
+        hidden_layers: 0,
+        hidden_bytes: 0,
+    }
+}
+
+fn snapshot() -> SnapshotReport {
+    SnapshotReport {
+        volume: "a b".to_string(),
+        tag: "monday".to_string(),
+        layer: LayerId(3),
+        bytes: 1 << 30,
+        created_unix_s: 0,
+        used_bytes: 4096,
+        metadata_bytes: 4096,
+        reclaimable_bytes: None,
+        sealing: false,
+        readers: Vec::new(),
+        clones: vec!["c".to_string()],
+    }
+}
+
+fn layer() -> LayerReport {
+    LayerReport {
+        layer: LayerId(3),
+        parent: None,
+        kind: LayerKind::Snapshot,
+        name: Some("a b@monday".to_string()),
+        volume: Some("a b".to_string()),
+        bytes: Some(1 << 30),
+        used_bytes: 4096,
+        sealing: false,
     }
 }
 
@@ -151,6 +190,11 @@ fn well(request: AdminRequest) -> Result<AdminReply, AdminError> {
             kind: AdminErrorKind::NotFound,
             sentence: format!("there is no volume `{name}`"),
         }),
+        AdminRequest::SnapshotList { name, reclaimable: false } if name == "a b" => {
+            Ok(AdminReply::Snapshots(vec![snapshot()]))
+        }
+        AdminRequest::SnapshotCreate { .. } => Ok(AdminReply::Snapshot(snapshot())),
+        AdminRequest::LayerList { name: None } => Ok(AdminReply::Layers(vec![layer()])),
         AdminRequest::VolumeCreate { .. } => {
             Err(AdminError { kind: AdminErrorKind::Conflict, sentence: "it exists".to_string() })
         }
@@ -164,8 +208,14 @@ fn requests_and_refusals_come_through_unchanged() {
     let client = Client::new(rig.socket());
     let reply = client.request(&AdminRequest::Status).expect("answered");
     assert_eq!(reply, AdminReply::Status(status(true)));
-    let reply = client.request(&AdminRequest::VolumeDelete { name: "x".into() });
+    let reply =
+        client.request(&AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: true });
     assert_eq!(reply.expect("answered"), AdminReply::Done);
+    let taken = AdminRequest::SnapshotCreate { name: "a b".into(), tag: "monday".into() };
+    let reply = client.request(&taken).expect("answered");
+    assert_eq!(reply, AdminReply::Snapshot(snapshot()));
+    let reply = client.request(&AdminRequest::LayerList { name: None }).expect("answered");
+    assert_eq!(reply, AdminReply::Layers(vec![layer()]));
     match client.request(&AdminRequest::VolumeCreate { name: "x".into(), bytes: 1 }) {
         Err(ClientError::Refused(error)) => assert_eq!(error.kind, AdminErrorKind::Conflict),
         other => panic!("{other:?}"),
@@ -185,6 +235,8 @@ fn people_with_curl_get_the_same_content() {
     check("/v1/disks", 200, "\"path\":\"/data/disk\"");
     check("/v1/volumes", 200, "\"used_bytes\":4096");
     check("/v1/volumes/a%20b", 200, "\"copies\":1");
+    check("/v1/volumes/a%20b/snapshots", 200, "\"clones\":[\"c\"]");
+    check("/v1/layers", 200, "\"kind\":\"snapshot\"");
     check("/v1/volumes/none", 404, "there is no volume `none`");
     check("/v2/status", 404, "there is nothing at this path");
     check("/v1/request", 405, "POST at /v1/request");
@@ -204,7 +256,9 @@ fn a_network_address_tells_and_changes_nothing_else() {
     let rig = Rig::new(watching_router, well);
     assert_eq!(rig.get("/v1/status").0, 404);
     assert_eq!(rig.get("/v1/volumes").0, 404);
-    let error = Client::new(rig.socket()).request(&AdminRequest::VolumeDelete { name: "x".into() });
+    assert_eq!(rig.get("/v1/layers").0, 404);
+    let delete = AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: false };
+    let error = Client::new(rig.socket()).request(&delete);
     assert!(matches!(error, Err(ClientError::Refused(_))), "{error:?}");
     assert_eq!(rig.get("/metrics").0, 200);
 }
@@ -217,6 +271,10 @@ fn metrics_carry_units_and_quote_names() {
     for line in [
         "sheep_healthy 1.0".to_string(),
         "sheep_volumes_attached 1.0".to_string(),
+        "sheep_snapshots 1.0".to_string(),
+        "sheep_hidden_bytes 0.0".to_string(),
+        "sheep_volume_snapshots_used_bytes{volume=\"we\\\"ird\\\\name\",id=\"1\"} 4096.0"
+            .to_string(),
         format!("sheep_disk_capacity_bytes{{disk=\"{id}\"}} 1099511627776.0"),
         format!("sheep_disk_writes_total{{disk=\"{id}\"}} 42"),
         format!("sheep_disk_damage_found_total{{disk=\"{id}\"}} 3"),

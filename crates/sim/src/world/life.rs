@@ -214,7 +214,9 @@ impl World {
 
     fn delete_whenever_possible(&mut self, name: &str) -> Result<(), String> {
         for _ in 0..1_000 {
-            match self.consult(AdminRequest::VolumeDelete { name: name.into() }) {
+            match self
+                .consult(AdminRequest::VolumeDelete { name: name.into(), with_snapshots: false })
+            {
                 Ok(_) => return Ok(()),
                 Err(_) if self.node.next_due().is_some() => {
                     self.now = self.now.max(self.node.next_due().expect("just seen"));

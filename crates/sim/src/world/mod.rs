@@ -251,7 +251,7 @@ impl World {
                         guest.link = Link::Closing(connection);
                     }
                 }
-                Said::Admin { token, result } => self.errand_answered(token, result)?,
+                Said::Admin { token, result } => self.errand_answered(token, *result)?,
                 Said::Notice { level, sentence } => {
                     self.trace.line(self.now, format_args!("notice {level:?}: {sentence}"));
                 }

@@ -66,7 +66,10 @@ impl World {
         // It waits until the outcome is known.
         guest.next_at = proto::Time(u64::MAX);
         let name = guest.name.clone();
-        self.send(Errand::Delete { volume }, AdminRequest::VolumeDelete { name });
+        self.send(
+            Errand::Delete { volume },
+            AdminRequest::VolumeDelete { name, with_snapshots: false },
+        );
     }
 
     fn rename_volume(&mut self, volume: u64) {

@@ -1,0 +1,142 @@
+//! Names on the command line: `NAME` is a volume, `NAME@TAG` a snapshot of it. Whether such a name
+//! may exist is the cluster's to say; here it is only taken apart.
+
+use std::{fmt, str::FromStr};
+
+/// What stands between a volume's name and a tag. Neither may contain it.
+const SEPARATOR: char = '@';
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeName(pub String);
+
+/// A snapshot of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotName {
+    /// The volume's name.
+    pub volume: String,
+    /// The snapshot's own.
+    pub tag: String,
+}
+
+/// What can be read: a volume or a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Name {
+    /// A volume's content as it is now.
+    Volume(String),
+    /// What it was once.
+    Snapshot(SnapshotName),
+}
+
+/// Why a text is no such name: one sentence with the remedy.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NameError(String);
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Name, NameError> {
+        match text.split_once(SEPARATOR) {
+            None => Ok(Name::Volume(text.to_string())),
+            Some((volume, tag))
+                if !volume.is_empty() && !tag.is_empty() && !tag.contains(SEPARATOR) =>
+            {
+                let (volume, tag) = (volume.to_string(), tag.to_string());
+                Ok(Name::Snapshot(SnapshotName { volume, tag }))
+            }
+            Some(_) => Err(NameError(format!(
+                "`{text}` names no snapshot; write the volume's name, one `@`, and the \
+                 snapshot's tag, as in disk1@monday"
+            ))),
+        }
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<SnapshotName, NameError> {
+        match text.parse()? {
+            Name::Snapshot(name) => Ok(name),
+            Name::Volume(name) => Err(NameError(format!(
+                "`{name}` names no snapshot; write the tag too, as in {name}@monday"
+            ))),
+        }
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<VolumeName, NameError> {
+        match text.parse()? {
+            Name::Volume(name) => Ok(VolumeName(name)),
+            Name::Snapshot(SnapshotName { volume, .. }) => Err(NameError(format!(
+                "`{text}` names a snapshot, and this needs a volume; say `{volume}`, or make a \
+                 volume of the snapshot with `dog volume clone {text} NEW`"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{SEPARATOR}{}", self.volume, self.tag)
+    }
+}
+
+/// As an NBD export's name too.
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Name::Volume(name) => f.write_str(name),
+            Name::Snapshot(name) => name.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart_and_put_together() {
+        let check = |text: &str, parts: Option<(&str, &str)>| {
+            let name: Name = text.parse().expect(text);
+            let expected = match parts {
+                None => Name::Volume(text.to_string()),
+                Some((volume, tag)) => {
+                    Name::Snapshot(SnapshotName { volume: volume.into(), tag: tag.into() })
+                }
+            };
+            assert_eq!(name, expected);
+            assert_eq!(name.to_string(), text);
+            assert_eq!(text.parse::<VolumeName>().is_ok(), parts.is_none());
+            assert_eq!(text.parse::<SnapshotName>().is_ok(), parts.is_some());
+        };
+        check("disk1", None);
+        check("disk1@monday", Some(("disk1", "monday")));
+        check("a b", None);
+        check("\u{e9}@\u{e8}", Some(("\u{e9}", "\u{e8}")));
+    }
+
+    #[test]
+    fn half_names_are_refused_with_a_remedy() {
+        for text in ["@", "a@", "@b", "a@b@c", "a@@b"] {
+            let error = text.parse::<Name>().expect_err(text);
+            assert!(error.to_string().contains("as in disk1@monday"), "{error}");
+            assert!(text.parse::<SnapshotName>().is_err() && text.parse::<VolumeName>().is_err());
+        }
+        let error = "a".parse::<SnapshotName>().expect_err("a volume");
+        assert!(error.to_string().contains("as in a@monday"), "{error}");
+        let error = "a@b".parse::<VolumeName>().expect_err("a snapshot");
+        assert!(error.to_string().contains("dog volume clone a@b NEW"), "{error}");
+    }
+}

@@ -1,0 +1,293 @@
+//! `dog volume snapshot | snapshots | clone | rollback | flatten`, and what other verbs do with a
+//! snapshot.
+
+use super::{
+    Context, Failure,
+    interrupt::Interrupt,
+    name::SnapshotName,
+    print,
+    progress::{Progress, Waiting},
+};
+use crate::size::Size;
+use engine::admin::{AdminReply, AdminRequest, FlattenAction, SnapshotReport, VolumeReport};
+use std::{thread, time::Duration};
+
+/// How often flattening is looked at by who waits for it.
+const FLATTEN_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Context {
+    /// All snapshots of a volume, oldest first.
+    fn snapshots(&self, name: &str, reclaimable: bool) -> Result<Vec<SnapshotReport>, Failure> {
+        let request = AdminRequest::SnapshotList { name: name.to_string(), reclaimable };
+        match self.ask(&request)? {
+            AdminReply::Snapshots(snapshots) => Ok(snapshots),
+            _ => Err(Failure::mismatch()),
+        }
+    }
+
+    /// The snapshot of this name.
+    pub(super) fn snapshot(&self, name: &SnapshotName) -> Result<SnapshotReport, Failure> {
+        let snapshots = self.snapshots(&name.volume, false)?;
+        snapshots.into_iter().find(|snapshot| snapshot.tag == name.tag).ok_or_else(|| {
+            Failure::not_found(format!(
+                "volume {volume} has no snapshot {tag}; `dog volume snapshots {volume}` shows \
+                 those it has",
+                volume = name.volume,
+                tag = name.tag
+            ))
+        })
+    }
+}
+
+/// Takes a snapshot.
+pub fn create(context: &Context, name: SnapshotName) -> Result<(), Failure> {
+    let SnapshotName { volume, tag } = name.clone();
+    let reply = context.ask(&AdminRequest::SnapshotCreate { name: volume, tag })?;
+    let AdminReply::Snapshot(snapshot) = reply else { return Err(Failure::mismatch()) };
+    if context.json {
+        return print::json(&snapshot);
+    }
+    print::text(&format!("snapshot {name} of {} taken\n", Size(snapshot.bytes)))
+}
+
+/// Lists the snapshots of a volume.
+pub fn list(context: &Context, name: &str, reclaimable: bool) -> Result<(), Failure> {
+    let waiting =
+        reclaimable.then(|| Waiting::new("computing what deleting each snapshot would free"));
+    let snapshots = context.snapshots(name, reclaimable);
+    drop(waiting);
+    let snapshots = snapshots?;
+    if context.json {
+        return print::json(&snapshots);
+    }
+    print::text(&tabulate(&snapshots, reclaimable))
+}
+
+/// Shows one snapshot.
+pub fn info(context: &Context, name: &SnapshotName) -> Result<(), Failure> {
+    let snapshot = context.snapshot(name)?;
+    if context.json { print::json(&snapshot) } else { print::text(&describe(&snapshot)) }
+}
+
+/// Makes a volume of a snapshot.
+pub fn clone(context: &Context, name: SnapshotName, new_name: String) -> Result<(), Failure> {
+    let SnapshotName { volume, tag } = name.clone();
+    let request = AdminRequest::VolumeClone { name: volume, tag, new_name };
+    let clone = context.ask_for_volume(&request)?;
+    let sentence = format!("volume {} of {} cloned from {name}", clone.name, Size(clone.bytes));
+    context.show_changed(&clone, &sentence)?;
+    context.warn_of_overcommit()
+}
+
+/// Takes a volume back to a snapshot.
+pub fn rollback(context: &Context, name: SnapshotName, yes: bool) -> Result<(), Failure> {
+    if !yes {
+        context.snapshot(&name)?;
+        let volume = context.volume(&name.volume)?;
+        return Err(Failure::conflict(format!(
+            "going back to {name} destroys what was written to volume {} since its last snapshot \
+             or rollback ({}); take another snapshot to keep that, and say --yes if you mean it",
+            volume.name,
+            Size(volume.head_bytes)
+        )));
+    }
+    let SnapshotName { volume, tag } = name.clone();
+    let volume = context.ask_for_volume(&AdminRequest::VolumeRollback { name: volume, tag })?;
+    context.show_changed(&volume, &format!("volume {} is what it was at {name}", volume.name))
+}
+
+/// Deletes a snapshot.
+pub fn delete(context: &Context, name: SnapshotName, yes: bool) -> Result<(), Failure> {
+    if !yes {
+        context.snapshot(&name)?;
+        return Err(Failure::conflict(format!(
+            "without snapshot {name} there is no way back to that moment; say --yes if you mean it"
+        )));
+    }
+    let SnapshotName { volume, tag } = name.clone();
+    context.tell(&AdminRequest::SnapshotDelete { name: volume, tag })?;
+    context.done(&format!(
+        "snapshot {name} deleted; the space of what only it showed comes back in the background"
+    ))
+}
+
+/// Starts or stops copying what a clone shares, and shows how far that is.
+pub fn flatten(context: &Context, name: &str, stop: bool, wait: bool) -> Result<(), Failure> {
+    let interrupt = Interrupt::listen()?;
+    let action = if stop { FlattenAction::Stop } else { FlattenAction::Start };
+    let request = AdminRequest::VolumeFlatten { name: name.to_string(), action };
+    let mut volume = context.ask_for_volume(&request)?;
+    if wait {
+        volume = wait_for_flatten(context, volume, &interrupt)?;
+    }
+    let sentence = match (&volume.origin, stop) {
+        (None, _) => format!("volume {name} shares nothing with another volume's snapshot"),
+        (Some(_), true) => format!("flattening of volume {name} is stopped"),
+        (Some(_), false) => format!(
+            "volume {name} is being flattened in the background; `dog volume info {name}` shows \
+             how far it is"
+        ),
+    };
+    context.show_changed(&volume, &sentence)
+}
+
+fn wait_for_flatten(
+    context: &Context,
+    mut volume: VolumeReport,
+    interrupt: &Interrupt,
+) -> Result<VolumeReport, Failure> {
+    let mut progress: Option<Progress> = None;
+    let mut told = None;
+    let name = volume.name.clone();
+    while volume.origin.is_some() {
+        let Some(flatten) = &volume.flatten else {
+            return Err(Failure::conflict(format!(
+                "somebody stopped the flattening of volume {name}; say `dog volume flatten \
+                 {name}` again to go on"
+            )));
+        };
+        if flatten.running {
+            // What an earlier run copied counts as done, but not for the rate.
+            progress
+                .get_or_insert_with(|| {
+                    Progress::resumed("flattening", flatten.done_bytes, flatten.total_bytes)
+                })
+                .reach(flatten.done_bytes);
+        }
+        if flatten.error != told {
+            told.clone_from(&flatten.error);
+            if let Some(error) = &told {
+                context.note(&format!("{error}; it is tried again after a while"));
+            }
+        }
+        if interrupt.requested() {
+            return Err(Failure::interrupted(format!(
+                "interrupted; flattening goes on in the background: `dog volume info {name}` \
+                 shows how far it is, `dog volume flatten {name} --stop` stops it"
+            )));
+        }
+        thread::sleep(FLATTEN_INTERVAL);
+        volume = context.volume(&name)?;
+    }
+    Ok(volume)
+}
+
+/// Snapshots as a table.
+fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
+    let mut columns = vec![("TAG", false), ("CREATED", false), ("SIZE", true), ("USED", true)];
+    if reclaimable {
+        columns.push(("WOULD FREE", true));
+    }
+    columns.extend([("READERS", true), ("CLONES", false), ("STATE", false)]);
+    let rows = snapshots.iter().map(|snapshot| {
+        let mut row = vec![
+            snapshot.tag.clone(),
+            print::date(snapshot.created_unix_s),
+            Size(snapshot.bytes).to_string(),
+            Size(snapshot.used_bytes).to_string(),
+        ];
+        if reclaimable {
+            let bytes = snapshot.reclaimable_bytes.map(|bytes| Size(bytes).to_string());
+            row.push(bytes.unwrap_or_else(|| "unknown".to_string()));
+        }
+        row.extend([snapshot.readers.len().to_string(), clones(snapshot), state(snapshot)]);
+        row
+    });
+    print::table(&columns, rows.collect())
+}
+
+fn clones(snapshot: &SnapshotReport) -> String {
+    if snapshot.clones.is_empty() { "-".to_string() } else { snapshot.clones.join(", ") }
+}
+
+fn state(snapshot: &SnapshotReport) -> String {
+    if snapshot.sealing { "being taken".to_string() } else { "ok".to_string() }
+}
+
+/// One snapshot in full.
+fn describe(snapshot: &SnapshotReport) -> String {
+    let mut fields = vec![
+        ("Name", format!("{}@{}", snapshot.volume, snapshot.tag)),
+        ("Layer", snapshot.layer.to_string()),
+        ("Size", print::exact(snapshot.bytes)),
+        ("Used", print::exact(snapshot.used_bytes)),
+        ("Used by maps", print::exact(snapshot.metadata_bytes)),
+        ("Created", print::date(snapshot.created_unix_s)),
+        ("Clones", clones(snapshot)),
+    ];
+    for reader in &snapshot.readers {
+        fields.push(("Read by", reader.holder.clone()));
+    }
+    fields.push(("State", state(snapshot)));
+    print::fields(&fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::admin::AttachmentReport;
+    use proto::{Generation, LayerId, NodeId};
+
+    fn snapshot(tag: &str, reclaimable_bytes: Option<u64>) -> SnapshotReport {
+        SnapshotReport {
+            volume: "web".to_string(),
+            tag: tag.to_string(),
+            layer: LayerId(5),
+            bytes: 20 << 30,
+            created_unix_s: 1_700_000_000,
+            used_bytes: 3 << 20,
+            metadata_bytes: 4096,
+            reclaimable_bytes,
+            sealing: false,
+            readers: Vec::new(),
+            clones: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn snapshots_are_tabulated() {
+        let mut used = snapshot("before-upgrade", None);
+        used.sealing = true;
+        used.clones = vec!["test".to_string(), "test2".to_string()];
+        let printed = tabulate(&[snapshot("monday", None), used], false);
+        let expected = "\
+TAG             CREATED                      SIZE     USED  READERS  CLONES       STATE
+monday          2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  -            ok
+before-upgrade  2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  test, test2  being taken
+";
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn what_deleting_would_free_is_a_column_when_asked_for() {
+        let printed = tabulate(&[snapshot("a", Some(1 << 20)), snapshot("b", None)], true);
+        let expected = "\
+TAG  CREATED                      SIZE     USED  WOULD FREE  READERS  CLONES  STATE
+a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     1.0 MiB        0  -       ok
+b    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     unknown        0  -       ok
+";
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn one_snapshot_is_described_in_full() {
+        let mut read = snapshot("monday", None);
+        read.readers.push(AttachmentReport {
+            node: NodeId(1),
+            generation: Generation(3),
+            holder: "process 4711 (qemu-img)".to_string(),
+            connections: 1,
+            read_only: true,
+        });
+        let printed = describe(&read);
+        for line in [
+            "Name:         web@monday",
+            "Size:         20.0 GiB (21474836480 bytes)",
+            "Read by:      process 4711 (qemu-img)",
+            "Clones:       -",
+            "State:        ok",
+        ] {
+            assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
+        }
+    }
+}
