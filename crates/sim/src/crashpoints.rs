@@ -351,12 +351,27 @@ fn begin_step(
 ) -> Result<(), String> {
     ledger.prepare(disk)?;
     if step == Step::DropLower {
+        // A flush covers what was answered before it.
+        for (token, _) in open.extract_if(.., |(_, asked)| matches!(asked, Asked::Open)) {
+            ledger.answered(Asked::Open, disk.wait(token))?;
+        }
         ledger.seal(disk)?;
     }
     match ledger.begin(step) {
         (_, None) => {
             for (lineage, layer) in ledger.take_drops() {
                 disk.event(Event::DropLayer { lineage, layer });
+            }
+        }
+        (Asked::Open, Some(request)) => {
+            let token = disk.ask(request.clone());
+            match disk.answer(token) {
+                // Nothing may be sent to a layer before it is open.
+                Some(Err(proto::MemberError::Busy)) => {
+                    ledger.answered(Asked::Open, disk.call(request))?;
+                }
+                Some(answer) => ledger.answered(Asked::Open, answer)?,
+                None => open.push((token, Asked::Open)),
             }
         }
         (asked, Some(request)) => open.push((disk.ask(request), asked)),
