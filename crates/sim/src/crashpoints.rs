@@ -11,6 +11,10 @@ use proto::Duration;
 use std::collections::BTreeSet;
 use store::Event;
 
+/// The operations on layers that workloads are extended by.
+pub const LAYER_STEPS: [Step; 5] =
+    [Step::Open, Step::Write(0, 1, 2), Step::Write(1, 5, 1), Step::DropUpper, Step::DropLower];
+
 /// The eight operations that workloads are made of.
 pub const STEPS: [Step; 8] = [
     Step::Write(0, 0, 2),
@@ -28,14 +32,19 @@ pub const MIXTURES: u64 = 16;
 
 /// All workloads of one up to `longest` operations.
 pub fn workloads(longest: usize) -> Vec<Vec<Step>> {
+    workloads_of(&STEPS, longest)
+}
+
+/// The same of other operations.
+pub fn workloads_of(steps: &[Step], longest: usize) -> Vec<Vec<Step>> {
     let mut all: Vec<Vec<Step>> = vec![Vec::new()];
     let mut from = 0;
     for _ in 0..longest {
         let end = all.len();
         for at in from..end {
-            for step in STEPS {
+            for step in steps {
                 let mut longer = all[at].clone();
-                longer.push(step);
+                longer.push(*step);
                 all.push(longer);
             }
         }
@@ -93,10 +102,21 @@ impl Base {
 
     /// A disk with data in both objects, closed in order, so that maps and table are on it.
     pub fn used(setup: Setup) -> Base {
+        Base::after(setup, &[Step::Write(0, 0, 4), Step::Zero(0, 6, 2), Step::Write(1, 4, 3)])
+    }
+
+    /// The same with two layers: the upper one has changed a part of one object.
+    pub fn layered(setup: Setup) -> Base {
+        let lower = [Step::Write(0, 0, 4), Step::Zero(0, 6, 2), Step::Write(1, 4, 3)];
+        let upper = [Step::Open, Step::Write(0, 2, 1), Step::Absent(0, 0, 1)];
+        Base::after(setup, &[&lower[..], &upper[..]].concat())
+    }
+
+    fn after(setup: Setup, steps: &[Step]) -> Base {
         let mut base = Base::fresh(setup);
         let mut disk = OneDisk::open(&base.setup, base.image, Order::FirstFirst).expect("opens");
-        for step in [Step::Write(0, 0, 4), Step::Zero(0, 6, 2), Step::Write(1, 4, 3), Step::Flush] {
-            run_step(&mut disk, &mut base.ledger, step).expect("no fault, no refusal");
+        for step in steps.iter().chain(&[Step::Flush]) {
+            run_step(&mut disk, &mut base.ledger, *step).expect("no fault, no refusal");
         }
         let medium = disk.close();
         base.image = medium.crashed(&CrashState::New);
@@ -330,10 +350,29 @@ fn begin_step(
     open: &mut Open,
 ) -> Result<(), String> {
     ledger.prepare(disk)?;
+    if step == Step::DropLower {
+        // A flush covers what was answered before it.
+        for (token, _) in open.extract_if(.., |(_, asked)| matches!(asked, Asked::Open)) {
+            ledger.answered(Asked::Open, disk.wait(token))?;
+        }
+        ledger.seal(disk)?;
+    }
     match ledger.begin(step) {
         (_, None) => {
-            let (lineage, layer) = ledger.next_layer();
-            disk.event(Event::DropLayer { lineage, layer });
+            for (lineage, layer) in ledger.take_drops() {
+                disk.event(Event::DropLayer { lineage, layer });
+            }
+        }
+        (Asked::Open, Some(request)) => {
+            let token = disk.ask(request.clone());
+            match disk.answer(token) {
+                // Nothing may be sent to a layer before it is open.
+                Some(Err(proto::MemberError::Busy)) => {
+                    ledger.answered(Asked::Open, disk.call(request))?;
+                }
+                Some(answer) => ledger.answered(Asked::Open, answer)?,
+                None => open.push((token, Asked::Open)),
+            }
         }
         (asked, Some(request)) => open.push((disk.ask(request), asked)),
     }
@@ -435,12 +474,15 @@ fn random_step(random: &mut Random) -> Step {
     let index = random.weighted(&[6, 3, 1]) as u32;
     let first = random.below(12) as u32;
     let count = random.between(1, u64::from(16 - first)) as u32;
-    match random.weighted(&[40, 4, 8, 10, 2, 12]) {
+    match random.weighted(&[40, 4, 8, 10, 2, 12, 4, 1, 4]) {
         0 => Step::Write(index, first, count),
         1 => Step::WriteZeros(index, first, count),
         2 => Step::Zero(index, first, count),
         3 => Step::Absent(index, first, count),
         4 => Step::Drop,
+        6 => Step::Open,
+        7 => Step::DropUpper,
+        8 => Step::DropLower,
         _ => Step::Flush,
     }
 }

@@ -48,8 +48,14 @@ pub enum Step {
     Zero(u32, u32, u32),
     /// No entries any more for some blocks of an object.
     Absent(u32, u32, u32),
-    /// The layer goes; the next write begins another one.
+    /// The lineage goes with all its layers; the next write begins another one.
     Drop,
+    /// A snapshot: the layer is sealed, a new one is opened above it.
+    Open,
+    /// The layer written goes, another one is opened above the snapshot below it.
+    DropUpper,
+    /// The oldest snapshot goes: it is merged into the layer above.
+    DropLower,
     /// What is acknowledged shall be durable.
     Flush,
 }
@@ -69,7 +75,15 @@ pub struct Ledger {
     objects: BTreeMap<ObjectKey, History>,
     /// Layers that the map says are gone.
     dropped: BTreeSet<LayerId>,
+    /// The layer that is written, and whether the disk was told of it.
     layer: LayerId,
+    opened: bool,
+    /// Its lineage, and the snapshots below it, the oldest first.
+    lineage: LineageId,
+    below: Vec<LayerId>,
+    lineages: BTreeMap<LayerId, LineageId>,
+    /// Layers that the map has just dropped.
+    dropping: Vec<LayerId>,
     generation: Generation,
     fenced: bool,
     sequence: u64,
@@ -82,6 +96,11 @@ impl Default for Ledger {
             objects: BTreeMap::new(),
             dropped: BTreeSet::new(),
             layer: LayerId(1),
+            opened: true,
+            lineage: LineageId(1),
+            below: Vec::new(),
+            lineages: BTreeMap::from([(LayerId(1), LineageId(1))]),
+            dropping: Vec::new(),
             generation: Generation(1),
             fenced: false,
             sequence: 0,
@@ -97,6 +116,8 @@ pub enum Asked {
     Write(ObjectKey, usize),
     /// A flush: what it covers.
     Flush(Vec<(ObjectKey, usize)>),
+    /// A new layer.
+    Open,
     /// A dropped layer: never answered.
     Drop,
 }
@@ -104,35 +125,112 @@ pub enum Asked {
 impl Ledger {
     /// Makes sure that the present layer is fenced for the present attachment.
     pub fn prepare(&mut self, disk: &mut OneDisk) -> Result<(), String> {
-        if self.fenced {
-            return Ok(());
+        let (lineage, generation) = (self.lineage, self.generation);
+        if !self.fenced {
+            match disk.call(MemberRequest::Fence { lineage, generation }) {
+                Ok(MemberReply::Fenced { .. }) => self.fenced = true,
+                other => return Err(format!("the fence was answered {other:?}")),
+            }
         }
-        let (lineage, generation) = (LineageId(self.layer.0), self.generation);
-        match disk.call(MemberRequest::Fence { lineage, generation }) {
-            Ok(MemberReply::Fenced { .. }) => self.fenced = true,
-            other => return Err(format!("the fence was answered {other:?}")),
+        if !self.opened {
+            self.opened = true;
+            self.open_layer(disk, self.below.len())?;
         }
         Ok(())
+    }
+
+    /// Tells the disk of a layer above the first so many snapshots.
+    fn open_layer(&self, disk: &mut OneDisk, at: usize) -> Result<(), String> {
+        let layer = self.below.get(at).copied().unwrap_or(self.layer);
+        if layer.0 == self.lineage.0 {
+            return Ok(());
+        }
+        let parent = at.checked_sub(1).map_or(LayerId(0), |at| self.below[at]);
+        let (lineage, generation) = (self.lineage, self.generation);
+        match disk.call(MemberRequest::OpenLayer { lineage, generation, layer, parent }) {
+            Ok(MemberReply::Done) => Ok(()),
+            other => Err(format!("opening layer {layer} was answered {other:?}")),
+        }
+    }
+
+    /// A layer leaves the map once the disks know for good what lies above it.
+    pub fn seal(&self, disk: &mut OneDisk) -> Result<(), String> {
+        let (lineage, generation) = (self.lineage, self.generation);
+        match disk.call(MemberRequest::Flush { lineage, generation }) {
+            Ok(MemberReply::Flushed { .. }) => Ok(()),
+            other => Err(format!("the flush was answered {other:?}")),
+        }
+    }
+
+    /// A new layer is written from now on: it shows what the newest snapshot does.
+    fn begin_layer(&mut self) {
+        let last = self.lineages.keys().next_back().expect("there is one");
+        self.layer = LayerId(last.0 + 1);
+        self.lineages.insert(self.layer, self.lineage);
+        let below = self.below.last().copied();
+        let shown = self.objects.iter().filter(|(key, _)| Some(key.layer) == below);
+        let shown: Vec<(ObjectKey, History)> =
+            shown.map(|(key, h)| (ObjectKey { layer: self.layer, ..*key }, h.clone())).collect();
+        self.objects.extend(shown);
+    }
+
+    /// Notes that the map has dropped a layer.
+    fn drop_layer(&mut self, layer: LayerId) {
+        self.dropped.insert(layer);
+        self.dropping.push(layer);
+    }
+
+    fn lineage_of(&self, layer: LayerId) -> LineageId {
+        self.lineages[&layer]
     }
 
     /// Books a step and returns what to send to the disk; nothing for a dropped layer, whose event
     /// is no request.
     pub fn begin(&mut self, step: Step) -> (Asked, Option<MemberRequest>) {
-        let (lineage, generation) = (LineageId(self.layer.0), self.generation);
+        let (lineage, generation) = (self.lineage, self.generation);
         let (index, change) = match step {
             Step::Flush => {
                 let covers = self.objects.iter().map(|(key, h)| (*key, h.acknowledged)).collect();
                 let request = MemberRequest::Flush { lineage, generation };
                 return (Asked::Flush(covers), Some(request));
             }
-            Step::Drop => {
-                self.dropped.insert(self.layer);
+            Step::Open => {
+                let parent = self.layer;
+                self.below.push(parent);
+                self.begin_layer();
+                let layer = self.layer;
+                let request = MemberRequest::OpenLayer { lineage, generation, layer, parent };
+                return (Asked::Open, Some(request));
+            }
+            Step::DropUpper if !self.below.is_empty() => {
+                self.drop_layer(self.layer);
+                self.begin_layer();
+                self.opened = false;
+                return (Asked::Drop, None);
+            }
+            Step::DropLower => {
+                if !self.below.is_empty() {
+                    let oldest = self.below.remove(0);
+                    self.drop_layer(oldest);
+                }
+                return (Asked::Drop, None);
+            }
+            Step::Drop | Step::DropUpper => {
+                for layer in std::mem::take(&mut self.below) {
+                    self.drop_layer(layer);
+                }
+                self.drop_layer(self.layer);
+                let last = self.lineages.keys().next_back().expect("there is one");
+                self.layer = LayerId(last.0 + 1);
+                self.lineage = LineageId(self.layer.0);
+                self.lineages.insert(self.layer, self.lineage);
+                (self.fenced, self.opened) = (false, true);
                 return (Asked::Drop, None);
             }
             Step::Write(index, first, count) => {
                 self.serial += 1;
                 let key = ObjectKey { layer: self.layer, index };
-                let payload = content(key, first, count, self.serial);
+                let payload = content(lineage, key, first, count, self.serial);
                 (index, Change::Data { first, payload, detect_zeroes: true })
             }
             Step::WriteZeros(index, first, count) => {
@@ -166,12 +264,10 @@ impl Ledger {
         (asked, Some(MemberRequest::Write(write)))
     }
 
-    /// The layer that [`Step::Drop`] drops, and its lineage. The next write begins another layer.
-    pub fn next_layer(&mut self) -> (LineageId, LayerId) {
-        let gone = self.layer;
-        self.layer = LayerId(gone.0 + 1);
-        self.fenced = false;
-        (LineageId(gone.0), gone)
+    /// The layers that a step has dropped, with their lineages.
+    pub fn take_drops(&mut self) -> Vec<(LineageId, LayerId)> {
+        let layers = std::mem::take(&mut self.dropping);
+        layers.into_iter().map(|layer| (self.lineage_of(layer), layer)).collect()
     }
 
     /// Books an answer.
@@ -190,7 +286,9 @@ impl Ledger {
                     history.flushed = history.flushed.max(state);
                 }
             }
+            (Asked::Open, Ok(MemberReply::Done)) => {}
             // What is on its way to a layer that goes may be refused.
+            (Asked::Open, Err(_)) if !self.dropped.is_empty() => {}
             (Asked::Write(key, _), Err(_)) if self.dropped.contains(&key.layer) => {}
             (asked, answer) => return Err(format!("{asked:?} was answered {answer:?}")),
         }
@@ -200,6 +298,7 @@ impl Ledger {
     /// A number that is equal for books that allow the same states after a crash.
     pub fn key(&self, crash: Crash) -> u64 {
         let mut key = mix(self.layer.0) ^ mix(self.generation.0 << 32);
+        key ^= self.below.iter().fold(0, |key, layer| mix(key ^ layer.0));
         for (at, history) in &self.objects {
             let floor = history.floor(crash) as u64;
             let last = history.states.len() as u64;
@@ -213,9 +312,14 @@ impl Ledger {
     /// then on what was found is what is owed.
     pub fn verify(&mut self, disk: &mut OneDisk, crash: Crash) -> Result<(), String> {
         self.generation = Generation(self.generation.0 + 1);
+        // What the map has is told before what it has no more.
+        for at in 0..=self.below.len() {
+            self.open_layer(disk, at)?;
+        }
+        self.opened = true;
         self.finish_drops(disk)?;
         let lineages: BTreeSet<LineageId> =
-            self.objects.keys().map(|key| LineageId(key.layer.0)).collect();
+            self.objects.keys().map(|key| self.lineage_of(key.layer)).collect();
         let generation = self.generation;
         let mut unsettled = Vec::new();
         for lineage in lineages {
@@ -229,12 +333,17 @@ impl Ledger {
         }
         // Nothing was ever said to be settled: all that was written is to be settled now.
         let listed = unsettled.iter().map(|object| (object.key, object.stamp));
-        let owed = self.objects.iter().map(|(key, history)| (*key, history.states[0].0));
+        // A layer that was not written has no object of its own.
+        let own = self.objects.iter().filter(|(key, history)| {
+            let below = self.shown_below(key);
+            below.is_none_or(|below| below.states[0].0 != history.states[0].0)
+        });
+        let owed = own.map(|(key, history)| (*key, history.states[0].0));
         if listed.ne(owed.filter(|(_, stamp)| *stamp != Stamp::default())) {
             return Err(format!("the fence lists {unsettled:?} as unsettled"));
         }
         self.sequence = 0;
-        self.fenced = self.objects.keys().any(|key| key.layer == self.layer);
+        self.fenced = self.objects.keys().any(|key| self.lineage_of(key.layer) == self.lineage);
         self.verify_usage(disk)
     }
 
@@ -242,7 +351,7 @@ impl Ledger {
     /// are.
     fn finish_drops(&mut self, disk: &mut OneDisk) -> Result<(), String> {
         for layer in self.dropped.iter().copied() {
-            disk.event(Event::DropLayer { lineage: LineageId(layer.0), layer });
+            disk.event(Event::DropLayer { lineage: self.lineage_of(layer), layer });
         }
         disk.round();
         let dropped = &self.dropped;
@@ -255,6 +364,22 @@ impl Ledger {
         Ok(())
     }
 
+    /// What the snapshot below an object's layer shows.
+    fn shown_below(&self, key: &ObjectKey) -> Option<&History> {
+        let at = self.below.iter().position(|layer| *layer == key.layer);
+        let at = at.or((key.layer == self.layer).then_some(self.below.len()))?;
+        let layer = *self.below.get(at.checked_sub(1)?)?;
+        self.objects.get(&ObjectKey { layer, ..*key })
+    }
+
+    /// Blocks of data that a layer's object has and the snapshot below does not show.
+    fn own_blocks(&self, key: &ObjectKey, history: &History) -> u64 {
+        let nothing = Blocks::new();
+        let below = self.shown_below(key).map_or(&nothing, History::last);
+        let data = history.last().iter().filter(|(_, kept)| matches!(kept, Kept::Data(_)));
+        data.filter(|(block, kept)| below.get(block) != Some(kept)).count() as u64
+    }
+
     /// Compares one object.
     fn verify_object(
         &mut self,
@@ -262,7 +387,7 @@ impl Ledger {
         key: ObjectKey,
         crash: Crash,
     ) -> Result<(), String> {
-        let (lineage, generation) = (LineageId(key.layer.0), self.generation);
+        let (lineage, generation) = (self.lineage_of(key.layer), self.generation);
         let stamp = match disk.call(MemberRequest::Stamp { lineage, key, generation }) {
             Ok(MemberReply::Stamp(stamp)) => stamp.stamp,
             other => return Err(format!("the question for a stamp was answered {other:?}")),
@@ -285,7 +410,7 @@ impl Ledger {
 
     /// Compares one object's entries and content with what they must be.
     fn compare(&self, disk: &mut OneDisk, key: ObjectKey, blocks: &Blocks) -> Result<(), String> {
-        let (lineage, generation) = (LineageId(key.layer.0), self.generation);
+        let (lineage, generation) = (self.lineage_of(key.layer), self.generation);
         let whole = range(0, BLOCKS_SEEN);
         let map = MemberRequest::Map { lineage, key, generation, blocks: BlockRange::whole() };
         let runs = match disk.call(map) {
@@ -308,7 +433,7 @@ impl Ledger {
         }
         let read = MemberRequest::Read { lineage, key, generation, blocks: whole };
         let data = match disk.call(read) {
-            Ok(MemberReply::Data(data)) => data,
+            Ok(MemberReply::Data { content, .. }) => content,
             other => return Err(format!("the read of {key} was answered {other:?}")),
         };
         let bytes: Vec<u8> = data.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
@@ -321,7 +446,9 @@ impl Ledger {
         }
         for (block, found) in (0u32..).zip(bytes.chunks(BLOCK_SIZE)) {
             let right = match blocks.get(&block) {
-                Some(Kept::Data(serial)) => content(key, block, 1, *serial).as_slice() == found,
+                Some(Kept::Data(serial)) => {
+                    content(lineage, key, block, 1, *serial).as_slice() == found
+                }
                 _ => proto::is_zero(found),
             };
             if !right {
@@ -341,7 +468,7 @@ impl Ledger {
                 .objects
                 .iter()
                 .filter(|(key, _)| key.layer == layer)
-                .map(|(_, history)| history.data_blocks())
+                .map(|(key, history)| self.own_blocks(key, history))
                 .sum();
             let found = disk.store().usage(layer).data_blocks;
             if found != owed {
@@ -363,7 +490,7 @@ impl Ledger {
         let generation = self.generation;
         let mut survey = Survey::default();
         for (key, history) in &self.objects {
-            let (key, lineage) = (*key, LineageId(key.layer.0));
+            let (key, lineage) = (*key, self.lineage_of(key.layer));
             match disk.call(MemberRequest::Fence { lineage, generation }) {
                 Ok(MemberReply::Fenced { .. }) => {}
                 other => return Err(format!("the fence was answered {other:?}")),
@@ -373,7 +500,7 @@ impl Ledger {
                 let read =
                     MemberRequest::Read { lineage, key, generation, blocks: range(block, 1) };
                 let data = match disk.call(read) {
-                    Ok(MemberReply::Data(data)) => data,
+                    Ok(MemberReply::Data { content, .. }) => content,
                     Err(MemberError::Corrupt { .. }) => {
                         survey.refused.push((key.index, block));
                         continue;
@@ -382,7 +509,9 @@ impl Ledger {
                 };
                 let bytes: Vec<u8> = data.iter().flat_map(|p| p.as_slice().to_vec()).collect();
                 let right = match blocks.get(&block) {
-                    Some(Kept::Data(serial)) => content(key, block, 1, *serial).as_slice() == bytes,
+                    Some(Kept::Data(serial)) => {
+                        content(lineage, key, block, 1, *serial).as_slice() == bytes
+                    }
                     _ => proto::is_zero(&bytes),
                 };
                 if !right {
@@ -399,7 +528,9 @@ impl Ledger {
         let key = ObjectKey { layer: self.layer, index };
         let (_, blocks) = self.objects.get(&key)?.states.last()?;
         match blocks.get(&block) {
-            Some(Kept::Data(serial)) => Some(content(key, block, 1, *serial).as_slice().to_vec()),
+            Some(Kept::Data(serial)) => {
+                Some(content(self.lineage, key, block, 1, *serial).as_slice().to_vec())
+            }
             _ => None,
         }
     }
@@ -407,7 +538,9 @@ impl Ledger {
     /// Every layer with an object, for dropping all of them.
     pub fn layers(&self) -> Vec<(LineageId, LayerId)> {
         let layers: BTreeSet<LayerId> = self.objects.keys().map(|key| key.layer).collect();
-        layers.into_iter().map(|layer| (LineageId(layer.0), layer)).collect()
+        let alive = self.below.iter().copied().chain([self.layer]);
+        let layers: BTreeSet<LayerId> = layers.into_iter().chain(alive).collect();
+        layers.into_iter().map(|layer| (self.lineage_of(layer), layer)).collect()
     }
 }
 
@@ -432,9 +565,9 @@ impl History {
         }
     }
 
-    fn data_blocks(&self) -> u64 {
+    fn last(&self) -> &Blocks {
         let (_, blocks) = self.states.last().expect("never empty");
-        blocks.values().filter(|kept| matches!(kept, Kept::Data(_))).count() as u64
+        blocks
     }
 }
 
@@ -452,7 +585,9 @@ fn change_blocks(blocks: &mut Blocks, step: Step, serial: u64) {
             (first, count, Some(Kept::Zero))
         }
         Step::Absent(_, first, count) => (first, count, None),
-        Step::Drop | Step::Flush => unreachable!("changes no block"),
+        Step::Drop | Step::Flush | Step::Open | Step::DropUpper | Step::DropLower => {
+            unreachable!("changes no block")
+        }
     };
     for block in first..first + count {
         match kept {
@@ -463,13 +598,13 @@ fn change_blocks(blocks: &mut Blocks, step: Step, serial: u64) {
 }
 
 /// What the write with this serial puts into these blocks.
-fn content(key: ObjectKey, first: u32, count: u32, serial: u64) -> Payload {
+fn content(lineage: LineageId, key: ObjectKey, first: u32, count: u32, serial: u64) -> Payload {
     let mut buffer = Buffer::stale(count as usize * BLOCK_SIZE);
     let sectors_per_block = (BLOCK_SIZE / SECTOR_SIZE) as u64;
     let start = (u64::from(key.index) * u64::from(proto::BLOCKS_PER_OBJECT) + u64::from(first))
         * sectors_per_block;
     for (sector, place) in (start..).zip(buffer.as_mut_slice().chunks_exact_mut(SECTOR_SIZE)) {
-        let volume = key.layer.0;
+        let volume = lineage.0;
         stamp::Stamp { volume, sector, writer: 0, serial, epoch: 0, generation: 0 }.fill(place);
     }
     buffer.freeze()

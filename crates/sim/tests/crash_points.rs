@@ -1,7 +1,10 @@
 //! Every crash point of small workloads on one disk, then longer random ones.
 
 use sim::{
-    crashpoints::{Base, Explorer, Pace, Tally, random_bases, random_workload, workloads},
+    crashpoints::{
+        Base, Explorer, LAYER_STEPS, Pace, Tally, random_bases, random_workload, workloads,
+        workloads_of,
+    },
     entropy,
     ledger::Step,
     onedisk::{Order, Setup},
@@ -10,13 +13,17 @@ use store::MediumKind;
 
 /// Explores every workload of up to `longest` operations and says what that was.
 fn explore(base: &Base, longest: usize, order: Order, pace: Pace) -> Tally {
+    explore_all(base, workloads(longest), order, pace)
+}
+
+fn explore_all(base: &Base, workloads: Vec<Vec<Step>>, order: Order, pace: Pace) -> Tally {
     let mut explorer = Explorer::new(base, order, pace);
-    for workload in workloads(longest) {
+    for workload in workloads {
         if let Err(error) = explorer.explore(&workload) {
             panic!("{error}");
         }
     }
-    println!("{order:?} {pace:?}, up to {longest} operations: {:?}", explorer.tally);
+    println!("{order:?} {pace:?}: {:?}", explorer.tally);
     explorer.tally
 }
 
@@ -25,6 +32,15 @@ fn every_crash_point_of_three_operations_on_a_used_disk() {
     let base = Base::used(Setup::default());
     let tally = explore(&base, 3, Order::FirstFirst, Pace::OneByOne);
     assert_eq!(tally.workloads, 8 + 64 + 512);
+}
+
+#[test]
+fn every_crash_point_of_three_operations_on_layers() {
+    let base = Base::layered(Setup::default());
+    let workloads = workloads_of(&LAYER_STEPS, 3);
+    let tally = explore_all(&base, workloads, Order::FirstFirst, Pace::OneByOne);
+    assert_eq!(tally.workloads, 5 + 25 + 125);
+    explore_all(&base, workloads_of(&LAYER_STEPS, 2), Order::LastFirst, Pace::AllAtOnce);
 }
 
 #[test]

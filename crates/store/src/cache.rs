@@ -58,6 +58,11 @@ impl Cache {
         self.dirty
     }
 
+    /// Pages it holds at most.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Whether a checkpoint should begin to make pages clean.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         self.dirty * 2 > self.limit
@@ -144,6 +149,18 @@ impl Cache {
         cached
     }
 
+    /// A clean page belongs to another row of the same index from now on.
+    pub(crate) fn adopt(&mut self, table: &mut Table, index: CacheIndex, slot: Slot) {
+        let cached = self.pages[index as usize].as_mut().expect("the page is cached");
+        assert!(cached.dirty_since == 0 && !cached.writing, "only clean pages change hands");
+        let (page, old) = (usize::from(cached.page), cached.slot);
+        cached.slot = slot;
+        table.quietly(old).cached[page] = NOT_CACHED;
+        let place = &mut table.quietly(slot).cached[page];
+        assert_eq!(*place, NOT_CACHED, "a page is cached twice");
+        *place = index;
+    }
+
     /// The changed pages: index, slot and page, in slot order.
     pub(crate) fn dirty_list(&self) -> Vec<(CacheIndex, Slot, u8)> {
         let pages = self.pages.iter().enumerate();
@@ -197,11 +214,11 @@ impl Cache {
     }
 }
 
-/// What a page names as data, as runs in block order.
+/// What a page names as data of its own, as runs in block order.
 pub(crate) fn data_of(map: &MapPage, runs: &mut Vec<Run>) {
     for at in 0..crate::layout::BLOCKS_PER_PAGE {
         let entry = map.entry(at);
-        if entry.kind == crate::layout::Kind::Data {
+        if entry.kind == crate::layout::Kind::Data && entry.owner {
             crate::layout::push_block(runs, entry.address);
         }
     }

@@ -1,5 +1,5 @@
-//! The offline check of a whole disk: every block owned exactly once, the bitmap equal to the
-//! maps, every checksum right. For tests, and for a disk that nobody has open.
+//! The offline check of a whole disk: every block owned exactly once, every borrowed one by a layer
+//! below, the bitmap equal to the maps, every checksum right. For tests, and for a disk that nobody has open.
 
 use crate::layout::{
     BLOCKS_PER_PAGE, Entry, Kind, PAGES_PER_OBJECT, PageName, Run, parse_checkpoint_page,
@@ -10,7 +10,8 @@ use crate::space::CHUNK_BLOCKS;
 use crate::table::{NOT_CACHED, Row, Slot};
 use crate::{Damage, DamagedPart, Effect, OpenError, Options, Usage};
 use proto::{
-    BLOCK_SIZE, DiskDone, DiskOp, DiskRequest, LayerId, ObjectKey, Stamp, Time, block_checksum,
+    BLOCK_SIZE, DiskDone, DiskOp, DiskRequest, LayerId, LineageId, ObjectKey, Stamp, Time,
+    block_checksum,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -64,6 +65,8 @@ pub fn check(medium: &mut dyn ReadMedium) -> Result<Report, OpenError> {
         medium,
         first: offline.replay.superblock.space_first,
         owned: vec![false; blocks as usize],
+        owners: BTreeMap::new(),
+        borrowed: Vec::new(),
         report: Report { records: offline.replay.records, ..Report::default() },
     };
     for damage in &offline.damages {
@@ -73,6 +76,7 @@ pub fn check(medium: &mut dyn ReadMedium) -> Result<Report, OpenError> {
     for (slot, row) in offline.replay.table.slots() {
         check.object(&offline, slot, row);
     }
+    check.borrowed(&offline.replay);
     check.space(&offline.replay);
     Ok(check.report)
 }
@@ -109,7 +113,19 @@ struct Check<'a> {
     first: u64,
     /// By block of space.
     owned: Vec<bool>,
+    /// The blocks of data by their addresses.
+    owners: BTreeMap<u64, Block>,
+    borrowed: Vec<(u64, Block)>,
     report: Report,
+}
+
+/// A block of data as a map names it.
+#[derive(Clone, Copy)]
+struct Block {
+    lineage: LineageId,
+    key: ObjectKey,
+    block: u32,
+    checksum: u64,
 }
 
 impl Check<'_> {
@@ -210,6 +226,12 @@ impl Check<'_> {
         if entry.kind != Kind::Data {
             return;
         }
+        let named = Block { lineage: name.lineage, key: name.key, block, checksum: entry.checksum };
+        if !entry.owner {
+            self.borrowed.push((entry.address, named));
+            return;
+        }
+        self.owners.insert(entry.address, named);
         self.own(replay, entry.address, "a block of data");
         let bytes = self.read(entry.address);
         let unreadable = bytes.is_err();
@@ -219,6 +241,29 @@ impl Check<'_> {
         if !good {
             let part = DamagedPart::Data { lineage: name.lineage, key: name.key, block };
             self.damage(Damage { part, address: entry.address, unreadable });
+        }
+    }
+
+    /// Every borrowed block belongs to a layer below, as the same block with the same content.
+    fn borrowed(&mut self, replay: &Replay) {
+        // Of a page that was damaged nobody knows the owners.
+        if replay.lost_blocks > 0 || !self.report.damages.is_empty() {
+            return;
+        }
+        for (address, named) in std::mem::take(&mut self.borrowed) {
+            let tree = replay.lineages.get(&named.lineage).map(|known| &known.tree);
+            let sound = self.owners.get(&address).is_some_and(|owner| {
+                let below = owner.key.layer < named.key.layer
+                    && tree.is_some_and(|tree| tree.is_below(owner.key.layer, named.key.layer));
+                let place = |at: &Block| (at.lineage, at.key.index, at.block, at.checksum);
+                below && place(owner) == place(&named)
+            });
+            if !sound {
+                let Block { key, block, .. } = named;
+                self.problem(format!(
+                    "block {block} of object {key} is borrowed at block {address}, which no layer below owns"
+                ));
+            }
         }
     }
 

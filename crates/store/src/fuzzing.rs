@@ -2,8 +2,8 @@
 
 use crate::layout::{
     BATCH_HEADER_BYTES, PageName, encode_record, parse_batch, parse_bitmap, parse_drops,
-    parse_lineages, parse_map_page, parse_records, parse_root, parse_state, parse_superblock,
-    parse_table,
+    parse_layers, parse_lineages, parse_map_page, parse_records, parse_root, parse_state,
+    parse_superblock, parse_table,
 };
 use proto::{BLOCK_SIZE, LayerId, LineageId, ObjectKey};
 
@@ -81,7 +81,8 @@ fn checkpoint_page(kind: u8, bytes: &mut Vec<u8>, fitting: bool) {
         4 | 5 => drop(parse_table(bytes, number, sum)),
         6 | 7 => drop(parse_bitmap(bytes, number, sum)),
         8 | 9 => drop(parse_lineages(bytes, number, sum)),
-        10 | 11 => drop(parse_drops(bytes, number, sum)),
+        10 => drop(parse_drops(bytes, number, sum)),
+        11 => drop(parse_layers(bytes, number, sum)),
         12 | 13 => drop(parse_state(bytes, sum).is_some()),
         _ => drop(parse_root(bytes, number, sum)),
     }

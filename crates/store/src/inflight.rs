@@ -1,9 +1,9 @@
 //! Records on their way: from the moment one is applied in memory until it, and the data it names,
 //! are on the medium, and everything that must come before it too.
 
-use crate::table::Slot;
-use proto::{BlockRange, MemberToken, ObjectKey};
-use std::collections::VecDeque;
+use crate::table::History;
+use proto::{BlockRange, LineageId, MemberToken, ObjectKey};
+use std::collections::{BTreeMap, VecDeque};
 
 /// What is answered when a record is complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,22 +11,22 @@ pub(crate) enum Acknowledgement {
     Written(MemberToken),
     Done(MemberToken),
     /// The stamp of the object, as it then is.
-    Stamp(MemberToken, ObjectKey),
+    Stamp(MemberToken, LineageId, ObjectKey),
 }
 
 /// One record under way.
 pub(crate) struct Entry {
-    /// The object it changes, if any.
-    pub(crate) slot: Option<Slot>,
+    /// Whose object it changes, if any.
+    history: Option<History>,
     /// The blocks whose data is being written.
-    pub(crate) blocks: Option<BlockRange>,
-    /// The record of the same object before it; 0: none under way.
+    blocks: Option<BlockRange>,
+    /// The record of the same history before it; 0: none under way.
     previous: u64,
-    /// The record of the same object after it; 0: none.
+    /// The record of the same history after it; 0: none.
     next: u64,
     /// Data writes not completed.
     data_pending: u32,
-    /// Its data, and that of all earlier records of the object, has completed.
+    /// Its data, and that of all earlier records of the history, has completed.
     chain_done: bool,
     /// Bytes of data of all records up to this one.
     data_bytes_until: u64,
@@ -45,6 +45,8 @@ pub(crate) struct Ready {
 /// The records under way, in order.
 pub(crate) struct InFlight {
     entries: VecDeque<Entry>,
+    /// The last record under way of each history.
+    last: BTreeMap<History, u64>,
     /// Number of the first entry; all records before it are complete, with their data.
     first_lsn: u64,
     /// Records up to here are in completed batches.
@@ -59,6 +61,7 @@ impl InFlight {
     pub(crate) fn new(next_lsn: u64) -> InFlight {
         InFlight {
             entries: VecDeque::new(),
+            last: BTreeMap::new(),
             first_lsn: next_lsn,
             logged_lsn: next_lsn - 1,
             data_bytes: 0,
@@ -96,27 +99,25 @@ impl InFlight {
         &mut self.entries[index]
     }
 
-    /// Adds a record: of an object whose last record was `previous`, or of none.
+    /// Adds a record: of an object, or of none.
     pub(crate) fn push(
         &mut self,
         lsn: u64,
-        object: Option<(Slot, u64)>,
+        history: Option<History>,
         blocks: Option<BlockRange>,
         data_writes: u32,
         data_bytes: u64,
         acknowledgement: Option<Acknowledgement>,
     ) {
         assert_eq!(lsn, self.first_lsn + self.entries.len() as u64, "records come in order");
-        let previous = object
-            .and_then(|(slot, previous)| {
-                let index = self.index(previous)?;
-                (self.entries[index].slot == Some(slot)).then_some(index)
-            })
+        let previous = history
+            .and_then(|history| self.last.insert(history, lsn))
+            .and_then(|previous| self.index(previous))
             .inspect(|&index| self.entries[index].next = lsn);
         let earlier_done = previous.is_none_or(|index| self.entries[index].chain_done);
         self.data_bytes += data_bytes;
         self.entries.push_back(Entry {
-            slot: object.map(|(slot, _)| slot),
+            history,
             blocks,
             previous: previous.map_or(0, |index| self.first_lsn + index as u64),
             next: 0,
@@ -140,12 +141,12 @@ impl InFlight {
         true
     }
 
-    /// The last record of the object up to `lsn` whose data is being written to any of the blocks.
-    pub(crate) fn writing(&self, slot: Slot, lsn: u64, blocks: &BlockRange) -> Option<u64> {
-        let mut lsn = lsn;
+    /// The last record of any layer's object whose data is being written to any of the blocks.
+    pub(crate) fn writing(&self, history: History, blocks: &BlockRange) -> Option<u64> {
+        let mut lsn = *self.last.get(&history)?;
         while let Some(index) = self.index(lsn) {
             let entry = &self.entries[index];
-            if entry.slot != Some(slot) || entry.chain_done {
+            if entry.chain_done {
                 return None;
             }
             if entry.data_pending > 0 && entry.blocks.is_some_and(|other| other.overlaps(blocks)) {
@@ -205,6 +206,11 @@ impl InFlight {
             let Some(entry) = self.entries.front().filter(|entry| entry.chain_done) else { break };
             assert!(entry.acknowledgements.is_empty(), "a complete record was not acknowledged");
             self.complete_bytes = entry.data_bytes_until;
+            if let Some(history) = entry.history
+                && self.last.get(&history) == Some(&self.first_lsn)
+            {
+                self.last.remove(&history);
+            }
             self.entries.pop_front();
             self.first_lsn += 1;
         }
@@ -239,20 +245,21 @@ mod tests {
         let mut in_flight = InFlight::new(1);
         let mut ready = Ready::default();
         let written = |n| Some(Acknowledgement::Written(MemberToken(n)));
-        in_flight.push(1, Some((7, 0)), BlockRange::new(0, 1), 1, 4096, written(1));
-        in_flight.push(2, Some((8, 0)), BlockRange::new(0, 1), 1, 4096, written(2));
-        in_flight.push(3, Some((7, 1)), BlockRange::new(5, 1), 1, 4096, written(3));
+        let history = |index| Some((LineageId(1), index));
+        in_flight.push(1, history(7), BlockRange::new(0, 1), 1, 4096, written(1));
+        in_flight.push(2, history(8), BlockRange::new(0, 1), 1, 4096, written(2));
+        in_flight.push(3, history(7), BlockRange::new(5, 1), 1, 4096, written(3));
         in_flight.data_done(3, &mut ready);
         in_flight.logged(3, &mut ready);
         assert!(acknowledged(&mut ready).is_empty());
-        assert_eq!(in_flight.writing(7, 3, &BlockRange::whole()), Some(1));
+        assert_eq!(in_flight.writing((LineageId(1), 7), &BlockRange::whole()), Some(1));
         in_flight.data_done(2, &mut ready);
         assert_eq!(acknowledged(&mut ready), [2]);
         assert_eq!(in_flight.complete_lsn(), 0);
         in_flight.data_done(1, &mut ready);
         assert_eq!(acknowledged(&mut ready), [1, 3]);
         assert_eq!(in_flight.complete_lsn(), 3);
-        in_flight.push(4, Some((7, 3)), None, 0, 0, written(4));
+        in_flight.push(4, history(7), None, 0, 0, written(4));
         assert!(acknowledged(&mut ready).is_empty());
         in_flight.logged(4, &mut ready);
         assert_eq!(acknowledged(&mut ready), [4]);

@@ -25,6 +25,7 @@ mod space;
 mod status;
 mod store;
 mod table;
+mod tree;
 
 pub use error::OpenError;
 pub use event::{Effect, Event, Notice, Opened, ScrubCommand};

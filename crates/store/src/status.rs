@@ -129,6 +129,8 @@ pub struct Counters {
     pub map_page_reads: u64,
     /// Blocks whose checksum was wrong.
     pub checksum_errors: u64,
+    /// Rows of the object table looked at to find what a layer shows.
+    pub rows_visited: u64,
     /// Reads that the medium failed.
     pub read_errors: u64,
     /// Bytes of holes given back to the file system.
@@ -159,7 +161,7 @@ pub struct ScrubStatus {
 pub struct Usage {
     /// Objects with a row in the table.
     pub objects: u64,
-    /// Blocks of data.
+    /// Blocks of data that belong to the layer.
     pub data_blocks: u64,
     /// Blocks of map pages. Grows when a checkpoint writes the maps of new objects.
     pub map_blocks: u64,

@@ -48,6 +48,32 @@ fn write_body() -> Vec<u8> {
     body.extend([0xaa; 16]); // their checksums
     body.extend([5, 0, 1, 0, 1]); // block 5 is zero
     body.extend([1, 0, 8, 0, 0, 0, 0, 1, 0]); // address 8 is free
+    body.extend([0, 0]); // nothing copied, no new row
+    body
+}
+
+/// The same in a layer above, whose page 1 is copied from the one below.
+fn copying_write_body() -> Vec<u8> {
+    let mut body = write_body();
+    body[8] = 9; // layer
+    body.truncate(body.len() - 2);
+    body.extend([1, 1, 7, 0, 0, 0, 0, 0, 0, 0]); // page 1 of layer 7
+    body.push(1);
+    body.extend(4u64.to_le_bytes()); // settled by
+    body
+}
+
+/// A merge that moves one page, keeps one and frees a block.
+fn merge_body() -> Vec<u8> {
+    let mut body = [7u64, 7, 9].map(u64::to_le_bytes).concat(); // lineage, layer, target
+    body.extend(3u32.to_le_bytes()); // index
+    body.push(1);
+    body.extend([1u64, 5, 4].map(u64::to_le_bytes).concat()); // stamp, settled by
+    body.extend([0, 1, 9, 0, 0, 0, 0]); // page 0 stays, page 1 is at address 9
+    body.extend([0xbb; 8]); // its checksum
+    body.extend([3, 0, 2, 0]); // three blocks; page 2 is in both, page 3 in neither
+    body.extend([1, 0, 0, 2, 4, 0]); // blocks 512 to 515 are owned now
+    body.extend([1, 0, 8, 0, 0, 0, 0, 1, 0]); // address 8 is free
     body
 }
 
@@ -87,12 +113,26 @@ fn disk_seeds() -> Seeds {
         ("batch-shorter-than-its-header", batch(71, 0)),
         ("batch-of-nothing", batch(72, 0)),
         ("records-write", records(1, write.clone())),
+        ("records-write-that-copies", records(1, record(1, &copying_write_body()))),
         ("records-write-cut", records(1, write[..write.len() - 1].to_vec())),
         ("records-fence-and-layer", { records(2, [record(2, &ids), record(5, &ids)].concat()) }),
         ("records-chunks", records(1, record(6, &[1, 0, 0, 0, 2, 0, 0, 0, 1]))),
         ("records-chunks-overflow", records(1, record(6, &[0xff; 9]))),
         ("records-scrub", records(1, record(7, &[1; 32]))),
         ("records-cut", records(1, record(8, &[1; 20]))),
+        ("records-layer-and-gone", {
+            let layer = [7u64, 9, 7].map(u64::to_le_bytes).concat();
+            records(2, [record(9, &layer), record(10, &layer)].concat())
+        }),
+        ("records-layer-below-itself", {
+            records(1, record(9, &[7u64, 9, 9].map(u64::to_le_bytes).concat()))
+        }),
+        ("records-merge", records(1, record(11, &merge_body()))),
+        ("records-merge-downwards", {
+            let mut body = merge_body();
+            body[8] = 10;
+            records(1, record(11, &body))
+        }),
         ("records-of-no-type", records(1, record(99, &ids))),
         ("records-all-ones", records(255, vec![0xff; 300])),
         ("map-page-empty", with(3, map.clone())),
@@ -101,6 +141,7 @@ fn disk_seeds() -> Seeds {
         ("bitmap-page", page(6, 2, 2)),
         ("lineages-page", page(8, 3, 3)),
         ("drops-page", page(10, 6, 3)),
+        ("layers-page", page(11, 7, 3)),
         ("state-page", page(12, 4, 1)),
         ("root", page(14, 5, 2)),
         ("root-count-too-large", page(14, 5, u32::MAX)),

@@ -107,7 +107,10 @@ impl Model {
             }
         };
         let new = match &change {
-            Change::Data { payload, .. } => values(&MemberReply::Data(vec![payload.clone()])),
+            Change::Data { payload, .. } => {
+                let content = vec![payload.clone()];
+                values(&MemberReply::Data { content, absent: Vec::new() })
+            }
             _ => vec![0; count],
         };
         let object = self.objects.entry(key).or_default();
@@ -149,6 +152,24 @@ impl Model {
         self.host.event(Event::DropLayer { lineage: LINEAGE, layer: LayerId(self.layer) });
         self.layer += 1;
         self.objects.clear();
+        self.open_layer();
+    }
+
+    /// Without a parent: what was below is gone.
+    fn open_layer(&mut self) {
+        if self.layer == 1 {
+            return;
+        }
+        let request = MemberRequest::OpenLayer {
+            lineage: LINEAGE,
+            generation: GENERATION,
+            layer: LayerId(self.layer),
+            parent: LayerId(0),
+        };
+        while let Err(error) = self.host.ask(request.clone()) {
+            assert_eq!(error, MemberError::Busy);
+            self.host.complete(0);
+        }
     }
 
     /// Looks at the answers that have come.
@@ -231,6 +252,7 @@ impl Model {
         for layer in 1..self.layer {
             self.host.event(Event::DropLayer { lineage: LINEAGE, layer: LayerId(layer) });
         }
+        self.open_layer();
         let keys: Vec<ObjectKey> = self.objects.keys().copied().collect();
         for key in keys {
             let steps = self.stamp_of(key).sequence as usize;

@@ -10,10 +10,11 @@ const MAGIC: u32 = u32::from_le_bytes(*b"SCKP");
 const VERSION: u16 = 1;
 const CHECKSUM_AT: usize = 8;
 pub(super) const HEADER_BYTES: usize = 64;
-const ROW_BYTES: usize = 113;
+const ROW_BYTES: usize = 115;
 const CHUNK_BYTES: usize = 33;
 const LINEAGE_BYTES: usize = 32;
 const DROP_BYTES: usize = 16;
+const LAYER_BYTES: usize = 24;
 pub(super) const BODY_BYTES: usize = BLOCK_SIZE - HEADER_BYTES;
 
 /// Rows of the object table in one page.
@@ -24,6 +25,8 @@ pub(crate) const BITMAP_CHUNKS_PER_PAGE: usize = 120;
 pub(crate) const LINEAGES_PER_PAGE: usize = BODY_BYTES / LINEAGE_BYTES;
 /// Layers being dropped in one page.
 pub(crate) const DROPS_PER_PAGE: usize = BODY_BYTES / DROP_BYTES;
+/// Layers in one page.
+pub(crate) const LAYERS_PER_PAGE: usize = BODY_BYTES / LAYER_BYTES;
 
 const _: () = assert!(BITMAP_CHUNKS_PER_PAGE * CHUNK_BYTES <= BODY_BYTES);
 
@@ -36,6 +39,7 @@ pub(crate) enum CheckpointKind {
     State = 4,
     Root = 5,
     Drops = 6,
+    Layers = 7,
 }
 
 impl CheckpointKind {
@@ -48,6 +52,7 @@ impl CheckpointKind {
             4 => CheckpointKind::State,
             5 => CheckpointKind::Root,
             6 => CheckpointKind::Drops,
+            7 => CheckpointKind::Layers,
             _ => return None,
         })
     }
@@ -69,10 +74,21 @@ pub(crate) struct TableRow {
     pub(crate) settled_generation: Generation,
     /// Address (0: no page) and checksum of each map page.
     pub(crate) pages: [(u64, u64); PAGES_PER_OBJECT],
-    /// Data blocks in each map page.
+    /// Data blocks that each map page owns.
     pub(crate) counts: [u16; PAGES_PER_OBJECT],
     /// The last record contained in the row.
     pub(crate) lsn: u64,
+    /// Bit n: page n belongs to the row. Others have neither address nor data.
+    pub(crate) owned: u8,
+}
+
+/// One layer above the first of its lineage, as a checkpoint has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LayerRow {
+    pub(crate) lineage: LineageId,
+    pub(crate) layer: LayerId,
+    /// 0: none.
+    pub(crate) parent: LayerId,
 }
 
 /// One lineage, as a checkpoint has it.
@@ -149,6 +165,8 @@ pub(crate) fn encode_table<'a>(
             out.put_u16(count);
         }
         out.put_u64(row.lsn);
+        out.put_u8(row.owned);
+        out.put_u8(0);
     }
     let header = PageHeader { kind: CheckpointKind::Table, number };
     finish(page, header, ROWS_PER_PAGE)
@@ -187,6 +205,7 @@ fn parse_row(fields: &mut Reader) -> Option<Option<TableRow>> {
         pages: [(0, 0); PAGES_PER_OBJECT],
         counts: [0; PAGES_PER_OBJECT],
         lsn: 0,
+        owned: 0,
     };
     for page in &mut row.pages {
         *page = (fields.u40()?, fields.u64()?);
@@ -201,7 +220,11 @@ fn parse_row(fields: &mut Reader) -> Option<Option<TableRow>> {
         }
     }
     row.lsn = fields.u64()?;
-    Some(Some(row))
+    row.owned = fields.u8()?;
+    let sound = (0..PAGES_PER_OBJECT).all(|page| {
+        row.owned & (1 << page) != 0 || (row.pages[page] == (0, 0) && row.counts[page] == 0)
+    });
+    (sound && row.owned >> PAGES_PER_OBJECT == 0).then_some(Some(row))
 }
 
 /// Writes a page of the space bitmap: for each chunk whether it is allocated, and its used bits.
@@ -295,6 +318,37 @@ pub(crate) fn parse_drops(
         .collect()
 }
 
+/// Writes a page of layers.
+pub(crate) fn encode_layers(rows: &[LayerRow], number: u32, page: &mut [u8]) -> u64 {
+    assert!(rows.len() <= LAYERS_PER_PAGE, "layers of one page");
+    page.fill(0);
+    let mut out = Cursor::new(&mut page[HEADER_BYTES..]);
+    for row in rows {
+        out.put_u64(row.lineage.0);
+        out.put_u64(row.layer.0);
+        out.put_u64(row.parent.0);
+    }
+    let header = PageHeader { kind: CheckpointKind::Layers, number };
+    finish(page, header, rows.len())
+}
+
+/// Parses a page of layers: each above its parent.
+pub(crate) fn parse_layers(bytes: &[u8], number: u32, checksum: u64) -> Option<Vec<LayerRow>> {
+    let header = PageHeader { kind: CheckpointKind::Layers, number };
+    let (count, body) = open(bytes, header, checksum)?;
+    let mut fields = Reader::new(body);
+    (0..count.min(LAYERS_PER_PAGE))
+        .map(|_| {
+            let row = LayerRow {
+                lineage: LineageId(fields.u64()?),
+                layer: LayerId(fields.u64()?),
+                parent: LayerId(fields.u64()?),
+            };
+            (row.parent < row.layer).then_some(row)
+        })
+        .collect()
+}
+
 /// Writes the page of single values.
 pub(crate) fn encode_state(state: &StatePage, page: &mut [u8]) -> u64 {
     page.fill(0);
@@ -329,6 +383,7 @@ pub(crate) fn parse_checkpoint_page(bytes: &[u8], header: PageHeader, checksum: 
         CheckpointKind::Bitmap => parse_bitmap(bytes, number, checksum).is_some(),
         CheckpointKind::Lineages => parse_lineages(bytes, number, checksum).is_some(),
         CheckpointKind::Drops => parse_drops(bytes, number, checksum).is_some(),
+        CheckpointKind::Layers => parse_layers(bytes, number, checksum).is_some(),
         CheckpointKind::State => parse_state(bytes, checksum).is_some(),
         CheckpointKind::Root => parse_root(bytes, number, checksum).is_some(),
     }

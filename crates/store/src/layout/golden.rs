@@ -1,5 +1,5 @@
-//! The bytes of every record, so that the format cannot change unseen. A test that fails here means
-//! a new format version, not a new number.
+//! The bytes of every record, so that the format cannot change unseen. From the first release on a
+//! test that fails here means a new format version, not a new number.
 
 use super::*;
 use crate::{Identity, MediumKind};
@@ -29,6 +29,8 @@ fn records() -> Vec<Record> {
             ],
             checksums: vec![0x1111, 0x2222],
             freed: vec![Run { address: 77, count: 3 }],
+            copies: vec![PageCopy { page: 2, source: LayerId(2) }],
+            settled_generation: Some(Generation(6)),
         }),
         Record::Fence { lineage, generation: Generation(9) },
         Record::Settle { lineage, key: KEY, generation: Generation(9), stamp: stamp(2) },
@@ -36,7 +38,24 @@ fn records() -> Vec<Record> {
         Record::DropLayer { lineage, layer: LayerId(3) },
         Record::Chunks { first: 6, count: 2, allocated: true },
         Record::Scrub { pass: 1, position: 2, errors: 3, passes_done: 4 },
-        Record::Cut { key: KEY, from_lsn: 12 },
+        Record::Cut { lineage, index: 4, from_lsn: 12 },
+        Record::Layer { lineage, layer: LayerId(3), parent: LayerId(2) },
+        Record::LayerGone { lineage, layer: LayerId(3), parent: LayerId(2) },
+        Record::Merge(MergeRecord {
+            lineage,
+            source: LayerId(3),
+            target: LayerId(5),
+            index: 4,
+            new_row: Some((stamp(8), Generation(7))),
+            pages: [
+                MergedPage::Nothing,
+                MergedPage::Moved { address: 0x02_0304_0506, checksum: 0x3333, data: 200 },
+                MergedPage::Merged,
+                MergedPage::Nothing,
+            ],
+            owned: vec![BlockRun { first: 512, count: 3 }],
+            freed: vec![Run { address: 78, count: 2 }],
+        }),
     ]
 }
 
@@ -78,12 +97,24 @@ fn every_record_has_the_bytes_it_always_had_and_comes_back() {
         encode_record(&record, &mut bytes);
         sums.push(crc64(&bytes[start..]));
     }
-    assert_eq!(parse_records(&bytes, 8), Some(records()));
-    assert_eq!(parse_records(&bytes, 7), None);
+    assert_eq!(parse_records(&bytes, 11), Some(records()));
+    assert_eq!(parse_records(&bytes, 10), None);
     for cut in 0..bytes.len() {
-        assert_eq!(parse_records(&bytes[..cut], 8), None);
+        assert_eq!(parse_records(&bytes[..cut], 11), None);
     }
-    let names = ["write", "fence", "settle", "drop object", "drop layer", "chunks", "scrub", "cut"];
+    let names = [
+        "write",
+        "fence",
+        "settle",
+        "drop object",
+        "drop layer",
+        "chunks",
+        "scrub",
+        "cut",
+        "layer",
+        "layer gone",
+        "merge",
+    ];
     let found: Vec<(&str, u64)> = names.into_iter().zip(sums).collect();
     check(&found, &RECORDS);
 }
@@ -113,15 +144,20 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
 
     let name = PageName { lineage: LineageId(2), key: KEY, page: 1 };
     let mut map = MapPage::new();
-    for (at, entry) in [Entry::data(0x99, 0x1234), Entry::ZERO, Entry::LOST].into_iter().enumerate()
-    {
-        map.replace(at as u32 * 100, entry);
+    let borrowed = Entry::data(0x98, 0x4321).borrowed();
+    let entries = [Entry::data(0x99, 0x1234), Entry::ZERO, Entry::LOST, borrowed];
+    for (at, entry) in entries.into_iter().enumerate() {
+        map.replace(at as u32 * 80, entry);
     }
     let mut bytes = block();
     let sum = map.encode(&name, 17, &mut bytes);
     let parsed = parse_map_page(&bytes, &name, sum).expect("it comes back");
     assert!((0..BLOCKS_PER_PAGE).all(|at| parsed.entry(at) == map.entry(at)));
+    assert_eq!((map.data(), parsed.data()), (1, 1));
     assert!(parse_map_page(&bytes, &PageName { page: 2, ..name }, sum).is_none());
+    // The layer is the one that wrote it, not the name.
+    let moved = PageName { key: ObjectKey { layer: LayerId(9), ..KEY }, ..name };
+    assert!(parse_map_page(&bytes, &moved, sum).is_some());
     found.push(("map page", sum));
 
     let row = TableRow {
@@ -132,6 +168,7 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
         pages: [(1, 2), (0, 0), (3, 4), (5, 6)],
         counts: [1, 0, 256, 3],
         lsn: 8,
+        owned: 0b1101,
     };
     let mut bytes = block();
     let mut rows = vec![None; ROWS_PER_PAGE];
@@ -155,6 +192,11 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
     assert_eq!(parse_drops(&bytes, 0, sum), Some(drops.to_vec()));
     found.push(("drops", sum));
 
+    let layers = [LayerRow { lineage: LineageId(1), layer: LayerId(3), parent: LayerId(2) }];
+    let sum = encode_layers(&layers, 0, &mut bytes);
+    assert_eq!(parse_layers(&bytes, 0, sum), Some(layers.to_vec()));
+    found.push(("layers", sum));
+
     let state = StatePage { scrub_pass: 1, lost_blocks: 5, ..StatePage::default() };
     let sum = encode_state(&state, &mut bytes);
     assert_eq!(parse_state(&bytes, sum), Some(state));
@@ -168,24 +210,28 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
     check(&found, &PAGES);
 }
 
-const RECORDS: [(&str, u64); 8] = [
-    ("write", 0x4021_b2d1_983d_9bb2),
+const RECORDS: [(&str, u64); 11] = [
+    ("write", 0x1b07_c120_6bfa_c55a),
     ("fence", 0xf449_cc17_0aa0_46a6),
     ("settle", 0xc4ea_924e_da42_3ccc),
     ("drop object", 0x41f6_32a6_31a7_8466),
     ("drop layer", 0x9867_f543_b815_94c4),
     ("chunks", 0x3ef9_3891_4f6d_b2cc),
     ("scrub", 0x0ec4_6470_ea3f_fd34),
-    ("cut", 0x6fc8_d60a_98b2_dd8f),
+    ("cut", 0x68b1_a049_1bad_0484),
+    ("layer", 0xb53e_dad7_7bb1_00ab),
+    ("layer gone", 0x418a_485c_3218_2022),
+    ("merge", 0x034f_9885_e11e_2f86),
 ];
-const PAGES: [(&str, u64); 9] = [
+const PAGES: [(&str, u64); 10] = [
     ("superblock", 0xda0e_1cf7_23dd_cd85),
     ("batch", 0x1d6d_3a79_f0ec_867a),
-    ("map page", 0x3d77_393c_3c42_627a),
-    ("table", 0xba83_1bbd_fa4a_e11e),
+    ("map page", 0xfd01_0242_b35f_3259),
+    ("table", 0x45ff_bdc9_5a1e_f053),
     ("bitmap", 0xa8b9_c322_f999_1e44),
     ("lineages", 0x0463_e8f0_b3f1_8ff7),
     ("drops", 0x8018_0cec_0a64_4527),
+    ("layers", 0xe9fc_aed5_a633_19d8),
     ("state", 0xd45b_80ae_d3de_6849),
     ("root", 0x8536_cce9_50f1_28aa),
 ];

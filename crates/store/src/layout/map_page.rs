@@ -32,21 +32,41 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Entry {
     pub(crate) kind: Kind,
+    /// Whether the block belongs to this map. Data of a layer below is borrowed.
+    pub(crate) owner: bool,
     pub(crate) address: u64,
     pub(crate) checksum: u64,
 }
 
 impl Entry {
-    pub(crate) const ABSENT: Entry = Entry { kind: Kind::Absent, address: 0, checksum: 0 };
-    pub(crate) const ZERO: Entry = Entry { kind: Kind::Zero, address: 0, checksum: 0 };
-    pub(crate) const LOST: Entry = Entry { kind: Kind::Lost, address: 0, checksum: 0 };
+    pub(crate) const ABSENT: Entry =
+        Entry { kind: Kind::Absent, owner: false, address: 0, checksum: 0 };
+    pub(crate) const ZERO: Entry =
+        Entry { kind: Kind::Zero, owner: false, address: 0, checksum: 0 };
+    pub(crate) const LOST: Entry =
+        Entry { kind: Kind::Lost, owner: false, address: 0, checksum: 0 };
 
+    /// Data that belongs to the map.
     pub(crate) fn data(address: u64, checksum: u64) -> Entry {
-        Entry { kind: Kind::Data, address, checksum }
+        Entry { kind: Kind::Data, owner: true, address, checksum }
+    }
+
+    fn is_owned(&self) -> bool {
+        self.kind == Kind::Data && self.owner
+    }
+
+    /// The same content, as a layer above has it.
+    pub(crate) fn borrowed(self) -> Entry {
+        Entry { owner: false, ..self }
+    }
+
+    /// Whether both show the same content, whoever owns it.
+    pub(crate) fn shows_same(&self, other: &Entry) -> bool {
+        self.borrowed() == other.borrowed()
     }
 }
 
-/// Whose page it is.
+/// Whose page it is. Pages move between layers, so a page may say another layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageName {
     pub(crate) lineage: LineageId,
@@ -76,7 +96,16 @@ impl MapPage {
         page
     }
 
-    /// How many blocks are data.
+    /// The same content as a layer above has it: nothing of it owned.
+    pub(crate) fn borrowed(&self) -> MapPage {
+        let mut page = MapPage { bytes: self.bytes.clone(), data: 0, present: self.present };
+        for at in 0..BLOCKS_PER_PAGE as usize {
+            page.bytes[ENTRIES_AT + at * ENTRY_BYTES + 5] &= !OWNER;
+        }
+        page
+    }
+
+    /// How many blocks are data that belongs to the page.
     pub(crate) fn data(&self) -> u16 {
         self.data
     }
@@ -97,7 +126,7 @@ impl MapPage {
                 let mut fields = Reader::new(bytes);
                 let address = fields.u40().unwrap_or(0);
                 let checksum = u64::from_le_bytes(bytes[6..14].try_into().unwrap_or([0; 8]));
-                Entry::data(address, checksum)
+                Entry { kind: Kind::Data, owner: bytes[5] & OWNER != 0, address, checksum }
             }
             _ => Entry::LOST,
         }
@@ -106,14 +135,14 @@ impl MapPage {
     /// Changes the entry of a block of the page; returns what it was.
     pub(crate) fn replace(&mut self, at: u32, entry: Entry) -> Entry {
         let old = self.entry(at);
-        self.data -= u16::from(old.kind == Kind::Data);
+        self.data -= u16::from(old.is_owned());
         self.present -= u16::from(old.kind != Kind::Absent);
-        self.data += u16::from(entry.kind == Kind::Data);
+        self.data += u16::from(entry.is_owned());
         self.present += u16::from(entry.kind != Kind::Absent);
         let flags = match entry.kind {
             Kind::Absent => 0,
             Kind::Zero => 1,
-            Kind::Data => 2 | OWNER,
+            Kind::Data => 2 | if entry.owner { OWNER } else { 0 },
             Kind::Lost => 3,
         };
         let start = ENTRIES_AT + at as usize * ENTRY_BYTES;
@@ -141,7 +170,7 @@ impl MapPage {
     }
 }
 
-/// Entry flag: the block belongs to this object (borrowed ones come with snapshots).
+/// Entry flag: the block belongs to this object; without it, to one of a layer below.
 const OWNER: u8 = 4;
 
 /// Parses a map page that must be the named one and have the checksum its parent holds.
@@ -154,12 +183,10 @@ pub(crate) fn parse_map_page(bytes: &[u8], name: &PageName, checksum: u64) -> Op
     if fields.u64()? != checksum || !is_sealed(bytes, CHECKSUM_AT) {
         return None;
     }
-    let found = PageName {
-        lineage: LineageId(fields.u64()?),
-        key: ObjectKey { layer: LayerId(fields.u64()?), index: fields.u32()? },
-        page: u8::try_from(fields.u32()?).ok()?,
-    };
-    if found != *name {
+    let lineage = LineageId(fields.u64()?);
+    let _written_by = LayerId(fields.u64()?);
+    let (index, page) = (fields.u32()?, fields.u32()?);
+    if (lineage, index, page) != (name.lineage, name.key.index, u32::from(name.page)) {
         return None;
     }
     let mut page = MapPage { bytes: Box::new([0; BLOCK_SIZE]), data: 0, present: 0 };
@@ -169,13 +196,13 @@ pub(crate) fn parse_map_page(bytes: &[u8], name: &PageName, checksum: u64) -> Op
         let flags = bytes[start + 5];
         let entry = page.entry(at);
         let sound = match entry.kind {
-            Kind::Data => flags == 2 | OWNER && entry.address != 0 && entry.address < ADDRESS_MAX,
+            Kind::Data => flags & !OWNER == 2 && entry.address != 0 && entry.address < ADDRESS_MAX,
             _ => flags & !3 == 0,
         };
         if !sound {
             return None;
         }
-        page.data += u16::from(entry.kind == Kind::Data);
+        page.data += u16::from(entry.is_owned());
         page.present += u16::from(entry.kind != Kind::Absent);
     }
     Some(page)

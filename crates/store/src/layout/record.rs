@@ -1,6 +1,7 @@
 //! The records of the log.
 
 use super::codec::{Put, Reader};
+use super::map_page::{BLOCKS_PER_PAGE, PAGES_PER_OBJECT};
 use super::{ADDRESS_MAX, Run};
 use proto::{BLOCKS_PER_OBJECT, Generation, LayerId, LineageId, ObjectKey, Stamp};
 
@@ -13,8 +14,12 @@ const TYPE_DROP_LAYER: u8 = 5;
 const TYPE_CHUNKS: u8 = 6;
 const TYPE_SCRUB: u8 = 7;
 const TYPE_CUT: u8 = 8;
+const TYPE_LAYER: u8 = 9;
+const TYPE_LAYER_GONE: u8 = 10;
+const TYPE_MERGE: u8 = 11;
 
-/// Longest record: a write of single blocks that replaces single blocks, or a dropped object.
+/// Longest record: a write of single blocks that replaces single blocks, or a dropped or merged
+/// object.
 pub(crate) const RECORD_BYTES_MAX: usize = 8192;
 
 /// One change of what the disk holds.
@@ -34,8 +39,14 @@ pub(crate) enum Record {
     Chunks { first: u32, count: u32, allocated: bool },
     /// How far scrub came.
     Scrub { pass: u64, position: u64, errors: u64, passes_done: u64 },
-    /// The records of the object from `from_lsn` up to this one never happened.
-    Cut { key: ObjectKey, from_lsn: u64 },
+    /// The records of the index in all layers, from `from_lsn` up to this one, never happened.
+    Cut { lineage: LineageId, index: u32, from_lsn: u64 },
+    /// The lineage has a layer, above its parent (0: none).
+    Layer { lineage: LineageId, layer: LayerId, parent: LayerId },
+    /// Nothing is left of a layer; those above it have this parent (0: none).
+    LayerGone { lineage: LineageId, layer: LayerId, parent: LayerId },
+    /// An object of a layer becomes part of the one of the layer above.
+    Merge(MergeRecord),
 }
 
 /// A change of some blocks of one object.
@@ -50,8 +61,54 @@ pub(crate) struct WriteRecord {
     pub(crate) runs: Vec<MapRun>,
     /// Of the data blocks, in the order of `runs`.
     pub(crate) checksums: Vec<u64>,
-    /// What the entries named before.
+    /// What the entries named before and owned.
     pub(crate) freed: Vec<Run>,
+    /// Pages that are copied from a layer below before anything else.
+    pub(crate) copies: Vec<PageCopy>,
+    /// The row is new and goes on with an object of a layer below, settled by this generation.
+    pub(crate) settled_generation: Option<Generation>,
+}
+
+/// A map page that a layer copies from one below.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PageCopy {
+    pub(crate) page: u8,
+    pub(crate) source: LayerId,
+}
+
+/// An object of a layer that becomes part of the one of the layer above.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct MergeRecord {
+    pub(crate) lineage: LineageId,
+    pub(crate) source: LayerId,
+    pub(crate) target: LayerId,
+    pub(crate) index: u32,
+    /// Stamp and settled generation, where the target had no object.
+    pub(crate) new_row: Option<(Stamp, Generation)>,
+    pub(crate) pages: [MergedPage; PAGES_PER_OBJECT],
+    /// Blocks that the target shows already and owns from now on, in block order.
+    pub(crate) owned: Vec<BlockRun>,
+    /// Pages and blocks that nothing shows any more.
+    pub(crate) freed: Vec<Run>,
+}
+
+/// What becomes of a page of a merged object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum MergedPage {
+    /// The source does not own it.
+    #[default]
+    Nothing,
+    /// The target has it from now on: address, checksum, owned blocks of data.
+    Moved { address: u64, checksum: u64, data: u16 },
+    /// Both own it: the target's stays.
+    Merged,
+}
+
+/// Some blocks of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BlockRun {
+    pub(crate) first: u16,
+    pub(crate) count: u16,
 }
 
 /// Some blocks that get entries of one kind.
@@ -77,6 +134,8 @@ impl WriteRecord {
         self.runs.clear();
         self.checksums.clear();
         self.freed.clear();
+        self.copies.clear();
+        self.settled_generation = None;
     }
 }
 
@@ -84,6 +143,7 @@ impl WriteRecord {
 pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
     let kind = match record {
         Record::Write(write) => return encode_write(write, out),
+        Record::Merge(merge) => return encode_merge(merge, out),
         Record::Fence { .. } => TYPE_FENCE,
         Record::Settle { .. } => TYPE_SETTLE,
         Record::DropObject { .. } => TYPE_DROP_OBJECT,
@@ -91,9 +151,11 @@ pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
         Record::Chunks { .. } => TYPE_CHUNKS,
         Record::Scrub { .. } => TYPE_SCRUB,
         Record::Cut { .. } => TYPE_CUT,
+        Record::Layer { .. } => TYPE_LAYER,
+        Record::LayerGone { .. } => TYPE_LAYER_GONE,
     };
     framed(kind, out, |out| match record {
-        Record::Write(_) => {}
+        Record::Write(_) | Record::Merge(_) => {}
         Record::Fence { lineage, generation } => {
             out.put_u64(lineage.0);
             out.put_u64(generation.0);
@@ -122,10 +184,15 @@ pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
             out.put_u64(*errors);
             out.put_u64(*passes_done);
         }
-        Record::Cut { key, from_lsn } => {
-            out.put_u64(key.layer.0);
-            out.put_u32(key.index);
+        Record::Cut { lineage, index, from_lsn } => {
+            out.put_u64(lineage.0);
+            out.put_u32(*index);
             out.put_u64(*from_lsn);
+        }
+        Record::Layer { lineage, layer, parent } | Record::LayerGone { lineage, layer, parent } => {
+            out.put_u64(lineage.0);
+            out.put_u64(layer.0);
+            out.put_u64(parent.0);
         }
     });
 }
@@ -155,6 +222,48 @@ pub(crate) fn encode_write(write: &WriteRecord, out: &mut Vec<u8>) {
             }
         }
         put_runs(&write.freed, out);
+        out.put_u8(write.copies.len() as u8);
+        for copy in &write.copies {
+            out.put_u8(copy.page);
+            out.put_u64(copy.source.0);
+        }
+        out.put_u8(u8::from(write.settled_generation.is_some()));
+        if let Some(generation) = write.settled_generation {
+            out.put_u64(generation.0);
+        }
+    });
+}
+
+/// Puts a merge record behind `out`.
+fn encode_merge(merge: &MergeRecord, out: &mut Vec<u8>) {
+    framed(TYPE_MERGE, out, |out| {
+        out.put_u64(merge.lineage.0);
+        out.put_u64(merge.source.0);
+        out.put_u64(merge.target.0);
+        out.put_u32(merge.index);
+        out.put_u8(u8::from(merge.new_row.is_some()));
+        if let Some((stamp, settled_generation)) = merge.new_row {
+            put_stamp(stamp, out);
+            out.put_u64(settled_generation.0);
+        }
+        for page in merge.pages {
+            match page {
+                MergedPage::Nothing => out.put_u8(0),
+                MergedPage::Moved { address, checksum, data } => {
+                    out.put_u8(1);
+                    out.put_u40(address);
+                    out.put_u64(checksum);
+                    out.put_u16(data);
+                }
+                MergedPage::Merged => out.put_u8(2),
+            }
+        }
+        out.put_u16(merge.owned.len() as u16);
+        for run in &merge.owned {
+            out.put_u16(run.first);
+            out.put_u16(run.count);
+        }
+        put_runs(&merge.freed, out);
     });
 }
 
@@ -244,9 +353,21 @@ fn parse_body(kind: u8, body: &mut Reader) -> Option<Record> {
             passes_done: body.u64()?,
         },
         TYPE_CUT => {
-            let key = ObjectKey { layer: parse_layer(body)?, index: body.u32()? };
-            Record::Cut { key, from_lsn: body.u64()? }
+            let (lineage, index) = (LineageId(body.u64()?), body.u32()?);
+            Record::Cut { lineage, index, from_lsn: body.u64()? }
         }
+        TYPE_LAYER | TYPE_LAYER_GONE => {
+            let (lineage, layer) = (LineageId(body.u64()?), parse_layer(body)?);
+            let parent = LayerId(body.u64()?);
+            if parent >= layer {
+                return None;
+            }
+            match kind {
+                TYPE_LAYER => Record::Layer { lineage, layer, parent },
+                _ => Record::LayerGone { lineage, layer, parent },
+            }
+        }
+        TYPE_MERGE => Record::Merge(parse_merge(body)?),
         _ => return None,
     })
 }
@@ -288,7 +409,70 @@ fn parse_write(body: &mut Reader) -> Option<WriteRecord> {
         write.runs.push(MapRun { first, count, content });
     }
     write.freed = parse_runs(body)?;
+    for _ in 0..body.u8()? {
+        let copy = PageCopy { page: body.u8()?, source: parse_layer(body)? };
+        if usize::from(copy.page) >= PAGES_PER_OBJECT || copy.source >= key.layer {
+            return None;
+        }
+        write.copies.push(copy);
+    }
+    if parse_flag(body)? {
+        write.settled_generation = Some(Generation(body.u64()?));
+    }
     Some(write)
+}
+
+fn parse_merge(body: &mut Reader) -> Option<MergeRecord> {
+    let mut merge = MergeRecord {
+        lineage: LineageId(body.u64()?),
+        source: parse_layer(body)?,
+        target: parse_layer(body)?,
+        index: body.u32()?,
+        new_row: None,
+        pages: [MergedPage::Nothing; PAGES_PER_OBJECT],
+        owned: Vec::new(),
+        freed: Vec::new(),
+    };
+    if merge.source >= merge.target {
+        return None;
+    }
+    if parse_flag(body)? {
+        merge.new_row = Some((parse_stamp(body)?, Generation(body.u64()?)));
+    }
+    for page in &mut merge.pages {
+        *page = match body.u8()? {
+            0 => MergedPage::Nothing,
+            1 => {
+                let (address, checksum, data) = (body.u40()?, body.u64()?, body.u16()?);
+                if address >= ADDRESS_MAX || u32::from(data) > BLOCKS_PER_PAGE {
+                    return None;
+                }
+                MergedPage::Moved { address, checksum, data }
+            }
+            2 => MergedPage::Merged,
+            _ => return None,
+        };
+    }
+    let mut end = 0;
+    for _ in 0..body.u16()? {
+        let run = BlockRun { first: body.u16()?, count: body.u16()? };
+        let run_end = u32::from(run.first) + u32::from(run.count);
+        if u32::from(run.first) < end || run.count == 0 || run_end > BLOCKS_PER_OBJECT {
+            return None;
+        }
+        end = run_end;
+        merge.owned.push(run);
+    }
+    merge.freed = parse_runs(body)?;
+    Some(merge)
+}
+
+fn parse_flag(body: &mut Reader) -> Option<bool> {
+    match body.u8()? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
 }
 
 fn parse_object(body: &mut Reader) -> Option<(LineageId, ObjectKey)> {

@@ -108,11 +108,11 @@ impl Finishing {
             self.replay.durable_lsn
         };
         let mut batches = Vec::new();
-        for (key, from_lsn) in std::mem::take(&mut self.replay.cuts) {
+        for ((lineage, index), from_lsn) in std::mem::take(&mut self.replay.cuts) {
             if self.log.is_batch_full() {
                 batches.push(self.log.seal(durable_lsn));
             }
-            self.log.append(&Record::Cut { key, from_lsn });
+            self.log.append(&Record::Cut { lineage, index, from_lsn });
         }
         // Opening again and again must not fill the log with batches that say little.
         if self.log.has_pending() || self.log.has_room_for_background() {
@@ -163,6 +163,7 @@ impl Finishing {
             lineages: self.replay.lineages,
             layers: self.layers,
             dropping,
+            copied: self.replay.copied,
             left_chunks,
             listing: self.replay.listing,
             scrub: self.replay.scrub,
@@ -173,13 +174,28 @@ impl Finishing {
     }
 }
 
-/// Counts what each layer and each lineage has.
+/// Counts what each layer and each lineage has. Every object's layer must be known.
 fn count_layers(replay: &mut Replay) -> Result<BTreeMap<LayerId, Layer>, OpenError> {
     let mut layers: BTreeMap<LayerId, Layer> = BTreeMap::new();
+    let damaged = OpenError::TableDamaged { address: 0 };
     for (_, row) in replay.table.slots() {
-        let layer = layers
-            .entry(row.key.layer)
-            .or_insert(Layer { lineage: row.lineage, usage: Usage::default() });
+        // First layers are there when they have an object; others were opened.
+        let tree = &mut replay.lineages.entry(row.lineage).or_default().tree;
+        if row.key.layer.0 == row.lineage.0 && !tree.contains(row.key.layer) {
+            tree.insert(row.key.layer, LayerId(0));
+        }
+    }
+    for (&lineage, known) in &replay.lineages {
+        for (layer, _) in known.tree.iter() {
+            let before = layers.insert(layer, Layer { lineage, usage: Usage::default() });
+            if before.is_some() {
+                return Err(damaged);
+            }
+        }
+    }
+    for (_, row) in replay.table.slots() {
+        let layer = layers.get_mut(&row.key.layer).filter(|l| l.lineage == row.lineage);
+        let layer = layer.ok_or_else(|| damaged.clone())?;
         layer.usage.objects += 1;
         for page in 0..PAGES_PER_OBJECT {
             layer.usage.data_blocks += u64::from(row.counts[page]);

@@ -4,8 +4,8 @@
 use super::replay::Replay;
 use super::{Common, Fetched};
 use crate::layout::{
-    CheckpointKind, LineageRow, RootEntry, StatePage, Superblock, TableRow, may_follow,
-    parse_bitmap, parse_drops, parse_lineages, parse_root, parse_state, parse_table,
+    CheckpointKind, LayerRow, LineageRow, RootEntry, StatePage, Superblock, TableRow, may_follow,
+    parse_bitmap, parse_drops, parse_layers, parse_lineages, parse_root, parse_state, parse_table,
 };
 use crate::space::Space;
 use crate::store::{Lineage, Listed, Listing, ScrubPlace};
@@ -39,6 +39,7 @@ struct Loaded {
     table: BTreeMap<u32, Vec<Option<TableRow>>>,
     bitmap: BTreeMap<u32, Vec<(bool, [u64; 4])>>,
     lineages: Vec<LineageRow>,
+    layers: Vec<LayerRow>,
     drops: Vec<(LineageId, LayerId)>,
     state: StatePage,
 }
@@ -59,6 +60,9 @@ impl Loaded {
             }
             CheckpointKind::Drops => {
                 self.drops.extend(parse_drops(bytes, number, entry.checksum)?);
+            }
+            CheckpointKind::Layers => {
+                self.layers.extend(parse_layers(bytes, number, entry.checksum)?);
             }
             CheckpointKind::State => self.state = parse_state(bytes, entry.checksum)?,
             CheckpointKind::Root => {
@@ -207,13 +211,17 @@ impl Loading {
             }
         }
         let lineage = |row: LineageRow| {
-            let known = Lineage { fence: row.fence, settled: row.settled, objects: 0 };
+            let (fence, settled) = (row.fence, row.settled);
+            let known = Lineage { fence, settled, ..Lineage::default() };
             (row.lineage, known)
         };
         let state = self.loaded.state;
         space.clean();
         let mut replay = Replay::new(self.superblock, space, table, self.listing);
         replay.lineages = self.loaded.lineages.into_iter().map(lineage).collect();
+        for LayerRow { lineage, layer, parent } in self.loaded.layers {
+            replay.add_layer(lineage, layer, parent);
+        }
         replay.dropping = self.loaded.drops.into_iter().map(|(l, layer)| (layer, l)).collect();
         replay.scrub = ScrubPlace {
             pass: state.scrub_pass,

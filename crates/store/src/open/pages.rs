@@ -1,44 +1,54 @@
-//! Bringing up the map pages that the log changed: the page as the checkpoint has it, with the
-//! entries of the log on top.
+//! Bringing up the map pages that the log changed: the page as the checkpoint has it, or a copy of
+//! one that a layer below has, with what the log says on top.
 
-use super::replay::{Patch, Replay};
+use super::replay::Replay;
 use super::{Common, Fetched};
 use crate::cache::Cache;
-use crate::layout::{BLOCKS_PER_PAGE, MapPage, PageName, parse_map_page};
+use crate::layout::{MapPage, PageName, parse_map_page};
 use crate::table::{NOT_CACHED, Slot};
 use crate::{DamagedPart, OpenError};
 use proto::BLOCK_SIZE;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module's description.
 pub(super) struct PageLoading {
     pub(super) replay: Replay,
     pub(super) cache: Cache,
     expected: BTreeMap<usize, Vec<(Slot, u8)>>,
+    /// Pages as the checkpoint has them.
+    bases: BTreeMap<(Slot, u8), MapPage>,
     /// Pages whose read failed together with others: each is to be read alone.
     again: Vec<(Slot, u8)>,
 }
 
 impl PageLoading {
-    /// Begins with all pages that the log changed and the checkpoint has.
+    /// Begins with all pages that the log changed or copied and the checkpoint has.
     pub(super) fn new(common: &mut Common, mut replay: Replay) -> Result<PageLoading, OpenError> {
         replay.own_pages()?;
         replay.vet_length(&common.options)?;
-        let mut wanted: Vec<(u64, Slot, u8)> = Vec::new();
-        for (&(slot, page), patch) in &replay.patches {
-            let (address, _) = replay.table.row(slot).page(usize::from(page));
-            if address != 0 && patch.len() < BLOCKS_PER_PAGE as usize {
-                wanted.push((address, slot, page));
+        // Where the checkpoint has the copy, it has it with what it was copied from.
+        let table = &replay.table;
+        let address = |slot: Slot, page: u8| table.row(slot).page(usize::from(page)).0;
+        let patches = &replay.patches;
+        let is_whole = |at: &(Slot, u8)| patches.get(at).is_some_and(|patch| patch.is_whole());
+        replay.copies.retain(|&(slot, page), _| address(slot, page) == 0);
+        let copied = replay.copies.iter().filter(|(at, _)| !is_whole(at));
+        let sources = copied.map(|(&(_, page), &source)| (source, page));
+        let mut wanted: BTreeSet<(u64, Slot, u8)> = BTreeSet::new();
+        for (slot, page) in patches.keys().copied().chain(sources) {
+            let address = address(slot, page);
+            if address != 0 && !is_whole(&(slot, page)) {
+                wanted.insert((address, slot, page));
             }
         }
-        wanted.sort_unstable();
         let mut expected: BTreeMap<usize, Vec<(Slot, u8)>> = BTreeMap::new();
         for (address, slot, page) in wanted {
             let (item, _) = common.fetch.add_block(address);
             expected.entry(item).or_default().push((slot, page));
         }
         let cache = Cache::new(common.options.map_cache_bytes);
-        Ok(PageLoading { replay, cache, expected, again: Vec::new() })
+        let (bases, again) = (BTreeMap::new(), Vec::new());
+        Ok(PageLoading { replay, cache, expected, bases, again })
     }
 
     /// Takes one read.
@@ -64,8 +74,7 @@ impl PageLoading {
                 // What the log says of it is known; the rest is lost for good.
                 MapPage::lost()
             });
-            let patch = self.replay.patches.remove(&(slot, page)).unwrap_or_default();
-            self.merge(slot, page, map, &patch);
+            self.bases.insert((slot, page), map);
         }
     }
 
@@ -79,10 +88,25 @@ impl PageLoading {
         self.expected.is_empty()
     }
 
-    /// Puts the entries of the log on a page and the page into the cache.
-    fn merge(&mut self, slot: Slot, page: u8, mut map: MapPage, patch: &Patch) {
-        for (&at, &entry) in patch {
-            map.replace(u32::from(at), entry);
+    /// The page that a copy is made of, as it is at the end of the log: nothing was written to it
+    /// after it was copied, and it was brought up before.
+    fn source(&self, slot: Slot, page: u8) -> MapPage {
+        let index = self.replay.table.row(slot).cached[usize::from(page)];
+        match self.bases.get(&(slot, page)) {
+            _ if index != NOT_CACHED => self.cache.peek(index).map.borrowed(),
+            Some(base) => base.borrowed(),
+            None => MapPage::new(),
+        }
+    }
+
+    /// Brings one page up and puts it into the cache.
+    fn bring_up(&mut self, slot: Slot, page: u8) {
+        let mut map = match self.replay.copies.get(&(slot, page)) {
+            Some(&source) => self.source(source, page),
+            None => self.bases.remove(&(slot, page)).unwrap_or_else(MapPage::new),
+        };
+        if let Some(patch) = self.replay.patches.get(&(slot, page)) {
+            patch.apply(&mut map);
         }
         let data = map.data();
         let known = self.replay.table.row(slot).page(usize::from(page)).0 != 0;
@@ -96,11 +120,18 @@ impl PageLoading {
         self.replay.table.change(slot).counts[usize::from(page)] = data;
     }
 
-    /// All pages are read: those that exist in the log alone are added.
+    /// All pages are read: they are brought up, those of lower layers before their copies.
     pub(super) fn finish(mut self) -> PageLoading {
-        for ((slot, page), patch) in std::mem::take(&mut self.replay.patches) {
-            self.merge(slot, page, MapPage::new(), &patch);
+        let table = &self.replay.table;
+        let pages = self.replay.patches.keys().chain(self.replay.copies.keys());
+        let pages: BTreeSet<_> =
+            pages.map(|&(slot, page)| (table.row(slot).key.layer, slot, page)).collect();
+        for (_, slot, page) in pages {
+            self.bring_up(slot, page);
         }
+        self.replay.patches.clear();
+        self.replay.copies.clear();
+        self.bases.clear();
         self
     }
 }

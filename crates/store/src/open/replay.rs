@@ -1,18 +1,51 @@
 //! What the log does to the checkpoint: the state that replay builds up, record by record.
 
 use crate::layout::{
-    BLOCKS_PER_PAGE, Content, Entry, PAGES_PER_OBJECT, Record, Run, Superblock, WriteRecord,
+    BLOCKS_PER_PAGE, Content, Entry, Kind, MapPage, MergeRecord, MergedPage, PAGES_PER_OBJECT,
+    Record, Run, Superblock, WriteRecord,
 };
 use crate::log::{LiveBatch, LogPlace};
 use crate::space::{CHUNK_BLOCKS, ChunkState, Space};
 use crate::store::{Lineage, Listing, ScrubPlace};
-use crate::table::{Row, Slot, Table};
+use crate::table::{History, Row, Slot, Table};
 use crate::{MediumKind, OpenError, Options};
 use proto::{BLOCK_SIZE, LayerId, LineageId, ObjectKey};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// What the log says of one map page: the last entry of each block it names.
-pub(super) type Patch = BTreeMap<u8, Entry>;
+/// What the log says of one block.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Patched {
+    /// Its entry.
+    Entry(Entry),
+    /// What the page shows there belongs to the page.
+    Owned,
+}
+
+/// What the log says of one map page: the last word on each block it names.
+#[derive(Default, Debug)]
+pub(super) struct Patch(BTreeMap<u8, Patched>);
+
+impl Patch {
+    /// Whether it says everything about the page.
+    pub(super) fn is_whole(&self) -> bool {
+        let entries = self.0.values().filter(|patched| matches!(patched, Patched::Entry(_)));
+        entries.count() == BLOCKS_PER_PAGE as usize
+    }
+
+    /// Puts it on the page.
+    pub(super) fn apply(&self, map: &mut MapPage) {
+        for (&at, patched) in &self.0 {
+            let entry = match *patched {
+                Patched::Entry(entry) => entry,
+                Patched::Owned => {
+                    let entry = map.entry(u32::from(at));
+                    Entry { owner: entry.kind == Kind::Data, ..entry }
+                }
+            };
+            map.replace(u32::from(at), entry);
+        }
+    }
+}
 
 /// See the module's description.
 pub(crate) struct Replay {
@@ -20,12 +53,16 @@ pub(crate) struct Replay {
     pub(crate) space: Space,
     pub(crate) table: Table,
     pub(crate) listing: Listing,
-    pub(super) lineages: BTreeMap<LineageId, Lineage>,
+    pub(crate) lineages: BTreeMap<LineageId, Lineage>,
     pub(super) dropping: BTreeMap<LayerId, LineageId>,
     pub(super) scrub: ScrubPlace,
     /// Blocks that the checkpoint knows to have no owner any more.
     pub(crate) lost_blocks: u64,
     pub(super) patches: BTreeMap<(Slot, u8), Patch>,
+    /// Pages that the log copied, and the rows they were copied from.
+    pub(super) copies: BTreeMap<(Slot, u8), Slot>,
+    /// Objects that pages were copied from, and the last record that did.
+    pub(super) copied: BTreeMap<ObjectKey, u64>,
     /// Records of objects that were perhaps not flushed, in order.
     pub(super) held: VecDeque<(u64, Record)>,
     /// All records up to here are durable, with their data, as far as is known.
@@ -36,8 +73,8 @@ pub(crate) struct Replay {
     /// Where replay began and where the log goes on.
     pub(super) tail: LogPlace,
     pub(super) head: LogPlace,
-    /// Objects whose records from some number on never happened.
-    pub(super) cuts: Vec<(ObjectKey, u64)>,
+    /// Histories whose records from some number on never happened.
+    pub(super) cuts: Vec<(History, u64)>,
     pub(super) records_cut: u64,
     /// The batches of the chain.
     pub(super) live: VecDeque<LiveBatch>,
@@ -68,6 +105,8 @@ impl Replay {
             scrub: ScrubPlace::default(),
             lost_blocks: 0,
             patches: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            copied: BTreeMap::new(),
             held: VecDeque::new(),
             left_chunks: BTreeSet::new(),
             records: 0,
@@ -120,11 +159,15 @@ impl Replay {
         for (lsn, record) in (first_lsn..).zip(records) {
             self.records += 1;
             match record {
-                Record::Write(_) | Record::Settle { .. } | Record::DropObject { .. } => {
+                Record::Write(_)
+                | Record::Settle { .. }
+                | Record::DropObject { .. }
+                | Record::Merge(_) => {
                     self.held.push_back((lsn, record));
                 }
-                Record::Cut { key, from_lsn } => {
-                    self.held.retain(|(lsn, held)| *lsn < from_lsn || key_of(held) != Some(key));
+                Record::Cut { lineage, index, from_lsn } => {
+                    let cut = Some((lineage, index));
+                    self.held.retain(|(lsn, held)| *lsn < from_lsn || history_of(held) != cut);
                 }
                 other => self.apply_other(other)?,
             }
@@ -137,11 +180,30 @@ impl Replay {
         Some(())
     }
 
+    /// Notes that a lineage has a layer. One that is known stays where it is: the checkpoint knows
+    /// more than the record.
+    pub(super) fn add_layer(&mut self, lineage: LineageId, layer: LayerId, parent: LayerId) {
+        let tree = &mut self.lineages.entry(lineage).or_default().tree;
+        if tree.contains(layer) {
+            return;
+        }
+        if parent.0 == lineage.0 && !tree.contains(parent) {
+            tree.insert(parent, LayerId(0));
+        }
+        tree.insert(layer, parent);
+    }
+
     fn apply_other(&mut self, record: Record) -> Option<()> {
         match record {
             Record::Fence { lineage, generation } => {
                 let known = self.lineages.entry(lineage).or_default();
                 known.fence = known.fence.max(generation);
+            }
+            Record::Layer { lineage, layer, parent } => self.add_layer(lineage, layer, parent),
+            Record::LayerGone { lineage, layer, parent } => {
+                let known = self.lineages.entry(lineage).or_default();
+                known.tree.remove(layer);
+                known.tree.raise(layer, parent);
             }
             Record::DropLayer { lineage, layer } => {
                 self.dropping.insert(layer, lineage);
@@ -173,8 +235,8 @@ impl Replay {
     pub(super) fn apply(&mut self, lsn: u64, record: Record) -> Option<()> {
         match record {
             Record::Write(write) => self.apply_write(lsn, &write),
-            Record::Settle { key, generation, .. } => {
-                if let Some(slot) = self.table.find(key)
+            Record::Settle { lineage, key, generation, .. } => {
+                if let Some(slot) = self.table.find(lineage, key)
                     && self.table.row(slot).lsn < lsn
                 {
                     let row = self.table.change(slot);
@@ -183,20 +245,34 @@ impl Replay {
                 }
                 Some(())
             }
-            Record::DropObject { key, freed, .. } => self.apply_drop(lsn, key, &freed),
+            Record::DropObject { lineage, key, freed } => {
+                self.apply_drop(lsn, lineage, key, &freed)
+            }
+            Record::Merge(merge) => self.apply_merge(lsn, &merge),
             _ => unreachable!("only records of objects are held"),
         }
     }
 
     fn apply_write(&mut self, lsn: u64, write: &WriteRecord) -> Option<()> {
-        let slot = match self.table.find(write.key) {
+        let slot = match self.table.find(write.lineage, write.key) {
             Some(slot) => slot,
-            None => self.table.insert(Row::new(write.lineage, write.key)),
+            None => {
+                let mut row = Row::new(write.lineage, write.key);
+                row.settled_generation = write.settled_generation.unwrap_or_default();
+                self.table.insert(row)
+            }
         };
         if self.table.row(slot).lsn < lsn {
             let row = self.table.change(slot);
             row.stamp = write.stamp;
             row.lsn = lsn;
+        }
+        for copy in &write.copies {
+            // No object goes while a record to be replayed has copied from it.
+            let key = ObjectKey { layer: copy.source, ..write.key };
+            let source = self.table.find(write.lineage, key)?;
+            self.copies.insert((slot, copy.page), source);
+            self.copied.insert(key, lsn);
         }
         let lineage = self.lineages.entry(write.lineage).or_default();
         lineage.settled = lineage.settled.max(write.settled);
@@ -218,20 +294,85 @@ impl Replay {
                     }
                 };
                 let page = (block / BLOCKS_PER_PAGE) as u8;
-                let patch = self.patches.entry((slot, page)).or_default();
-                patch.insert((block % BLOCKS_PER_PAGE) as u8, entry);
+                self.table.change(slot).own(usize::from(page));
+                let patch = &mut self.patches.entry((slot, page)).or_default().0;
+                patch.insert((block % BLOCKS_PER_PAGE) as u8, Patched::Entry(entry));
             }
         }
         Some(())
     }
 
-    fn apply_drop(&mut self, lsn: u64, key: ObjectKey, freed: &[Run]) -> Option<()> {
+    fn apply_merge(&mut self, lsn: u64, merge: &MergeRecord) -> Option<()> {
+        let MergeRecord { lineage, index, .. } = *merge;
+        for run in &merge.freed {
+            self.space.replay_free(*run)?;
+        }
+        let gone = ObjectKey { layer: merge.source, index };
+        let source = self.table.find(lineage, gone);
+        let key = ObjectKey { layer: merge.target, index };
+        let target = self.table.find(lineage, key);
+        // The object goes when no record to be replayed changes it or copies from it.
+        if self.copied.contains_key(&gone) || source.is_some_and(|slot| self.is_patched(slot)) {
+            return None;
+        }
+        let slot = match (source, target) {
+            (Some(source), None) => {
+                self.table.change_layer(source, merge.target);
+                source
+            }
+            (Some(source), Some(target)) => {
+                self.table.remove(source);
+                target
+            }
+            (None, Some(target)) => target,
+            (None, None) => self.table.insert(Row::new(lineage, key)),
+        };
+        if self.table.row(slot).lsn < lsn {
+            let row = self.table.change(slot);
+            row.lsn = lsn;
+            if let Some((stamp, settled_generation)) = merge.new_row {
+                (row.stamp, row.settled_generation) = (stamp, settled_generation);
+            }
+            for (page, merged) in merge.pages.iter().enumerate() {
+                if let MergedPage::Moved { address, checksum, data } = *merged {
+                    row.own(page);
+                    row.set_page(page, address, checksum);
+                    row.counts[page] = data;
+                }
+            }
+        }
+        for run in &merge.owned {
+            for block in u32::from(run.first)..u32::from(run.first + run.count) {
+                let page = (block / BLOCKS_PER_PAGE) as u8;
+                let patch = &mut self.patches.entry((slot, page)).or_default().0;
+                patch.entry((block % BLOCKS_PER_PAGE) as u8).or_insert(Patched::Owned);
+            }
+        }
+        Some(())
+    }
+
+    fn is_patched(&self, slot: Slot) -> bool {
+        self.patches.range((slot, 0)..=(slot, u8::MAX)).next().is_some()
+    }
+
+    fn apply_drop(
+        &mut self,
+        lsn: u64,
+        lineage: LineageId,
+        key: ObjectKey,
+        freed: &[Run],
+    ) -> Option<()> {
+        // It goes when no record to be replayed copies from it.
+        if self.copied.contains_key(&key) {
+            return None;
+        }
         for run in freed {
             self.space.replay_free(*run)?;
         }
-        let Some(slot) = self.table.find(key) else { return Some(()) };
+        let Some(slot) = self.table.find(lineage, key) else { return Some(()) };
         for page in 0..PAGES_PER_OBJECT {
             self.patches.remove(&(slot, page as u8));
+            self.copies.remove(&(slot, page as u8));
         }
         if self.table.row(slot).lsn > lsn {
             return Some(());
@@ -303,11 +444,14 @@ impl Replay {
     }
 }
 
-/// The object of a held record.
-pub(super) fn key_of(record: &Record) -> Option<ObjectKey> {
+/// Whose object a held record changes.
+pub(super) fn history_of(record: &Record) -> Option<History> {
     match record {
-        Record::Write(write) => Some(write.key),
-        Record::Settle { key, .. } | Record::DropObject { key, .. } => Some(*key),
+        Record::Write(write) => Some((write.lineage, write.key.index)),
+        Record::Settle { lineage, key, .. } | Record::DropObject { lineage, key, .. } => {
+            Some((*lineage, key.index))
+        }
+        Record::Merge(merge) => Some((merge.lineage, merge.index)),
         _ => None,
     }
 }

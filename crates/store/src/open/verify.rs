@@ -1,13 +1,14 @@
-//! Verifying what was perhaps not flushed: of each object, the data that is live at the end of
-//! the log and was written after the last known flush. The first bad block ends the object's
-//! records there; what was live before them is live again and verified in turn.
+//! Verifying what was perhaps not flushed: of each layer's object, the data that is live at the end
+//! of the log and was written after the last known flush. The first bad block ends the records of
+//! its history there, in all layers; what was live before them is live again and verified in turn.
 //!
 //! Only bytes that were read can prove a block bad. What the medium cannot read stays: the device
 //! may have confirmed it, and cutting it off would silently undo a write that was acknowledged.
 
-use super::replay::{Replay, key_of};
+use super::replay::{Replay, history_of};
 use super::{Common, Fetched};
 use crate::layout::{Content, LOG_FIRST, Record};
+use crate::table::History;
 use crate::{DAMAGES_MAX, DamagedPart, OpenError};
 use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, LineageId, ObjectKey, block_checksum};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,12 @@ struct Wanted {
     lsn: u64,
 }
 
+impl Wanted {
+    fn history(&self) -> History {
+        (self.lineage, self.key.index)
+    }
+}
+
 /// See the module's description.
 pub(super) struct Verifying {
     replay: Replay,
@@ -30,8 +37,8 @@ pub(super) struct Verifying {
     expected: BTreeMap<usize, Vec<Wanted>>,
     /// Verified already, by record and block.
     good: BTreeSet<(u64, u32)>,
-    /// The first bad record of each object in this round.
-    bad: BTreeMap<ObjectKey, u64>,
+    /// The first bad record of each history in this round.
+    bad: BTreeMap<History, u64>,
     /// Of reads of several blocks that failed: each is to be read alone.
     again: Vec<Wanted>,
     /// Cannot be read even alone, by record and block.
@@ -39,7 +46,7 @@ pub(super) struct Verifying {
 }
 
 impl Verifying {
-    /// Begins with all objects that have held records.
+    /// Begins with all histories that have held records.
     pub(super) fn new(common: &mut Common, replay: Replay) -> Verifying {
         let mut verifying = Verifying {
             replay,
@@ -53,12 +60,13 @@ impl Verifying {
         verifying
     }
 
-    /// Asks for the live blocks of some objects that were not verified yet.
-    fn fetch(&mut self, common: &mut Common, which: impl Fn(ObjectKey) -> bool) {
+    /// Asks for the live blocks of some histories that were not verified yet. A merge concerns none:
+    /// no change of the object that goes can be among the records that are replayed.
+    fn fetch(&mut self, common: &mut Common, which: impl Fn(History) -> bool) {
         let mut live: BTreeMap<(ObjectKey, u32), Wanted> = BTreeMap::new();
         for (lsn, record) in &self.replay.held {
             match record {
-                Record::Write(write) if which(write.key) => {
+                Record::Write(write) if which((write.lineage, write.key.index)) => {
                     let mut checksums = write.checksums.iter();
                     for run in &write.runs {
                         for at in 0..run.count {
@@ -103,7 +111,7 @@ impl Verifying {
     }
 
     fn fail(&mut self, block: &Wanted) {
-        let first = self.bad.entry(block.key).or_insert(block.lsn);
+        let first = self.bad.entry(block.history()).or_insert(block.lsn);
         *first = block.lsn.min(*first);
     }
 
@@ -141,27 +149,28 @@ impl Verifying {
         if !bad.is_empty() {
             self.cut(common, &bad);
         }
-        for block in again.into_iter().filter(|block| !bad.contains_key(&block.key)) {
+        for block in again.into_iter().filter(|block| !bad.contains_key(&block.history())) {
             let item = common.fetch.add(block.address, 1);
             self.expected.insert(item, vec![block]);
         }
         false
     }
 
-    /// Cuts each of some objects off before its first bad record, and asks for what is live then.
-    fn cut(&mut self, common: &mut Common, bad: &BTreeMap<ObjectKey, u64>) {
+    /// Cuts each of some histories off before its first bad record, and asks for what is live then.
+    fn cut(&mut self, common: &mut Common, bad: &BTreeMap<History, u64>) {
         let before = self.replay.held.len();
         self.replay.held.retain(|(lsn, record)| {
-            key_of(record).and_then(|key| bad.get(&key)).is_none_or(|first| lsn < first)
+            let first = history_of(record).and_then(|history| bad.get(&history));
+            first.is_none_or(|first| lsn < first)
         });
         self.replay.records_cut += (before - self.replay.held.len()) as u64;
-        for (&key, &from_lsn) in bad {
-            self.replay.cuts.retain(|(cut, _)| *cut != key);
-            self.replay.cuts.push((key, from_lsn));
+        for (&history, &from_lsn) in bad {
+            self.replay.cuts.retain(|(cut, _)| *cut != history);
+            self.replay.cuts.push((history, from_lsn));
         }
         self.unreadable
-            .retain(|_, block| bad.get(&block.key).is_none_or(|&first| block.lsn < first));
-        self.fetch(common, |key| bad.contains_key(&key));
+            .retain(|_, block| bad.get(&block.history()).is_none_or(|&first| block.lsn < first));
+        self.fetch(common, |history| bad.contains_key(&history));
     }
 
     /// Notes the blocks that stay although they cannot be read: reading them is an error until

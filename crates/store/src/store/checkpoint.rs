@@ -10,9 +10,9 @@ use super::root::RootLevel;
 use super::{Lineage, Operation, Serving};
 use crate::Effect;
 use crate::layout::{
-    CheckpointKind, DROPS_PER_PAGE, LINEAGES_PER_PAGE, LineageRow, PageHeader, PageName, RootEntry,
-    Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_lineages, encode_state,
-    encode_table,
+    CheckpointKind, DROPS_PER_PAGE, LAYERS_PER_PAGE, LINEAGES_PER_PAGE, LayerRow, LineageRow,
+    PageHeader, PageName, RootEntry, Run, StatePage, Superblock, encode_bitmap, encode_drops,
+    encode_layers, encode_lineages, encode_state, encode_table,
 };
 use crate::log::LogPlace;
 use crate::space::Purpose;
@@ -67,9 +67,10 @@ pub(super) struct Checkpoint {
     maps: VecDeque<(u32, Slot, u8)>,
     pages: VecDeque<PageHeader>,
     hidden: Vec<Run>,
-    /// All lineages and all layers being dropped, at one moment: they are packed, so a page taken
-    /// later than its neighbour might miss one that moved.
+    /// All lineages, layers and layers being dropped, at one moment: they are packed, so a page
+    /// taken later than its neighbour might miss one that moved.
     lineages: Vec<LineageRow>,
+    layers: Vec<LayerRow>,
     drops: Vec<(LineageId, LayerId)>,
     /// Pages found damaged: they are written again even if nothing changed.
     again: BTreeSet<PageHeader>,
@@ -93,6 +94,7 @@ impl Checkpoint {
             pages: VecDeque::new(),
             hidden: Vec::new(),
             lineages: Vec::new(),
+            layers: Vec::new(),
             drops: Vec::new(),
             again: BTreeSet::new(),
             writes: 0,
@@ -110,6 +112,13 @@ impl Checkpoint {
     /// Takes a checkpoint soon.
     pub(super) fn request(&mut self) {
         self.requested = true;
+    }
+
+    /// Takes a checkpoint soon if none is under way after which replay begins behind a record.
+    pub(super) fn request_past(&mut self, lsn: u64) {
+        if self.phase == Phase::Idle || self.place.lsn <= lsn {
+            self.requested = true;
+        }
     }
 
     /// Takes a checkpoint soon that writes this page, too.
@@ -145,7 +154,10 @@ impl Checkpoint {
 impl Serving {
     /// Pages of a checkpoint that are made anew each time.
     pub(super) fn small_pages(&self) -> usize {
-        self.lineages.len() / LINEAGES_PER_PAGE + self.drops.count() / DROPS_PER_PAGE + 3
+        self.lineages.len() / LINEAGES_PER_PAGE
+            + self.drops.count() / DROPS_PER_PAGE
+            + self.layers.len() / LAYERS_PER_PAGE
+            + 4
     }
 
     /// Begins a checkpoint when one is due and takes the next steps of the one under way.
@@ -294,11 +306,14 @@ impl Serving {
         let (bitmap, hidden) = self.space.take_dirty();
         let lineages = self.lineages.len().div_ceil(LINEAGES_PER_PAGE) as u32;
         let drops = self.drops.count().div_ceil(DROPS_PER_PAGE) as u32;
+        self.checkpoint.layers = self.layer_rows();
+        let layers = self.checkpoint.layers.len().div_ceil(LAYERS_PER_PAGE) as u32;
         let mut pages: BTreeSet<PageHeader> = BTreeSet::new();
         pages.extend(self.table.take_dirty().into_iter().map(page(CheckpointKind::Table)));
         pages.extend(bitmap.into_iter().map(page(CheckpointKind::Bitmap)));
         pages.extend((0..lineages).map(page(CheckpointKind::Lineages)));
         pages.extend((0..drops).map(page(CheckpointKind::Drops)));
+        pages.extend((0..layers).map(page(CheckpointKind::Layers)));
         pages.insert(PageHeader { kind: CheckpointKind::State, number: 0 });
         let listing = &self.checkpoint.listing;
         pages.extend(self.checkpoint.again.iter().filter(|&header| listing.contains_key(header)));
@@ -313,6 +328,7 @@ impl Serving {
         self.checkpoint.drops = self.drops.list();
         self.unlist_from(PageHeader { kind: CheckpointKind::Lineages, number: lineages });
         self.unlist_from(PageHeader { kind: CheckpointKind::Drops, number: drops });
+        self.unlist_from(PageHeader { kind: CheckpointKind::Layers, number: layers });
     }
 
     /// The pages of a kind from a number on are not needed any more.
@@ -393,6 +409,10 @@ impl Serving {
                 let rows = self.checkpoint.drops.chunks(DROPS_PER_PAGE).nth(number as usize);
                 encode_drops(rows.unwrap_or(&[]), number, block)
             }
+            CheckpointKind::Layers => {
+                let rows = self.checkpoint.layers.chunks(LAYERS_PER_PAGE).nth(number as usize);
+                encode_layers(rows.unwrap_or(&[]), number, block)
+            }
             CheckpointKind::State => {
                 let place = self.scrub.place();
                 let state = StatePage {
@@ -470,6 +490,8 @@ impl Serving {
             Phase::Seal => {
                 self.superblock = self.checkpoint.next.take().expect("it was just written");
                 self.log.trim(self.checkpoint.place);
+                let replay_lsn = self.superblock.replay_lsn;
+                self.copied.retain(|_, lsn| *lsn >= replay_lsn);
                 self.space.checkpoint_done(self.reads.next());
                 self.counters.checkpoints += 1;
                 // A rotten superblock must not bring back the checkpoint before: both say the same.

@@ -27,6 +27,10 @@ impl Serving {
         if let Some(error) = self.fenced(lineage, generation) {
             return self.answer(token, Err(error), effects);
         }
+        if generation == Generation::SEALED {
+            let error = MemberError::Invalid("no attachment has this generation");
+            return self.answer(token, Err(error), effects);
+        }
         if !self.log.has_room_for_background() {
             self.checkpoint.request();
             return self.answer(token, Err(MemberError::Busy), effects);
@@ -57,9 +61,9 @@ impl Serving {
         let settled = self.lineages.get(&lineage).map_or(Stamp::default(), |known| known.settled);
         let mut unsettled: Vec<ObjectStamp> = self
             .table
-            .slots()
-            .filter(|(_, row)| row.lineage == lineage && row.stamp > settled)
-            .map(|(_, row)| ObjectStamp {
+            .rows_of(lineage)
+            .filter(|row| row.stamp > settled)
+            .map(|row| ObjectStamp {
                 key: row.key,
                 stamp: row.stamp,
                 settled_generation: row.settled_generation,

@@ -9,8 +9,8 @@ impl Serving {
         let table = &self.table;
         let is_mended = |damage: &Damage| match damage.part {
             DamagedPart::Superblock | DamagedPart::Log | DamagedPart::Checkpoint => true,
-            DamagedPart::MapPage { key, page, .. } => table
-                .find(key)
+            DamagedPart::MapPage { lineage, key, page } => table
+                .find(lineage, key)
                 .is_none_or(|slot| table.row(slot).page(usize::from(page)).0 != damage.address),
             DamagedPart::Data { .. } => false,
         };

@@ -6,8 +6,10 @@ mod drops;
 mod fence;
 mod flush;
 mod growth;
+mod layers;
 mod medium;
 mod mend;
+mod merge;
 mod pages;
 mod read;
 mod requests;
@@ -133,7 +135,8 @@ impl Store {
         }
     }
 
-    /// The layers with any object here, and for a lineage that has only a fence its first layer.
+    /// The layers that were opened or written here, and for a lineage that has only a fence its
+    /// first layer.
     pub fn layers(&self) -> Vec<LayerHere> {
         match &self.stage {
             Stage::Serving(serving) => serving.layers_here(),

@@ -1,18 +1,17 @@
 //! Loading map pages that are not cached.
 
-use super::write::pages_of;
 use super::{Operation, Serving};
 use crate::layout::{MapPage, PageName, parse_map_page};
-use crate::table::{NOT_CACHED, Slot};
+use crate::table::{History, NOT_CACHED, Slot};
 use crate::{Damage, DamagedPart, Effect};
-use proto::{BlockRange, Buffer, DiskError, ObjectKey, Time};
+use proto::{Buffer, DiskError, ObjectKey, Time};
 use std::collections::BTreeMap;
 
 /// Who waits for a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Waiter {
-    /// The first request in the queue of an object.
-    Queue(ObjectKey),
+    /// The first request in the queue of a history.
+    Queue(History),
     /// A parked read.
     Read(u64),
 }
@@ -54,36 +53,37 @@ impl Loads {
 }
 
 impl Serving {
-    /// Whether all pages of the range that exist are cached. If not, their loads are under way and
-    /// will wake the waiter, once for each. Without one, the caller looks again by itself.
-    pub(super) fn load_pages(
+    /// Whether a page of a row is on the medium alone.
+    pub(super) fn is_missing(&self, slot: Slot, page: usize) -> bool {
+        let row = self.table.row(slot);
+        row.page(page).0 != 0 && row.cached[page] == NOT_CACHED
+    }
+
+    /// Whether a page that a row owns is cached or does not exist. If not, its load is under way
+    /// and will wake the waiter, if there is one: without, the caller looks again by itself.
+    pub(super) fn load_page(
         &mut self,
         slot: Slot,
-        blocks: &BlockRange,
+        page: usize,
         waiter: Option<Waiter>,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let mut all = true;
-        for (page, ..) in pages_of(blocks) {
-            let row = self.table.row(slot);
-            let (address, checksum) = row.page(page);
-            if address == 0 || row.cached[page] != NOT_CACHED {
-                continue;
-            }
-            all = false;
-            let key = row.key;
-            let page = page as u8;
-            if let Some(load) = self.loads.loads.get_mut(&(slot, page)) {
-                load.add(waiter);
-                continue;
-            }
-            let hold = self.reads.hold();
-            let load = Load { key, address, checksum, hold, waiters: Vec::from_iter(waiter) };
-            self.loads.loads.insert((slot, page), load);
-            self.counters.map_page_reads += 1;
-            self.operations.read(Operation::LoadPage { slot, page }, address, 1, effects);
+        if !self.is_missing(slot, page) {
+            return true;
         }
-        all
+        let row = self.table.row(slot);
+        let (key, (address, checksum)) = (row.key, row.page(page));
+        let page = page as u8;
+        if let Some(load) = self.loads.loads.get_mut(&(slot, page)) {
+            load.add(waiter);
+            return false;
+        }
+        let hold = self.reads.hold();
+        let load = Load { key, address, checksum, hold, waiters: Vec::from_iter(waiter) };
+        self.loads.loads.insert((slot, page), load);
+        self.counters.map_page_reads += 1;
+        self.operations.read(Operation::LoadPage { slot, page }, address, 1, effects);
+        false
     }
 
     /// A page has been read, or not.
@@ -124,7 +124,7 @@ impl Serving {
         }
         for waiter in load.waiters {
             match waiter {
-                Waiter::Queue(key) => self.run_queue(now, key, effects),
+                Waiter::Queue(history) => self.run_queue(now, history, effects),
                 Waiter::Read(parked) => self.retry_read(now, parked, effects),
             }
         }

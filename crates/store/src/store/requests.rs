@@ -1,7 +1,10 @@
-//! Member requests: their entry, and the queues of those that change an object and must wait.
+//! Member requests: their entry, and the queues of those that change an object and must wait. All
+//! layers' objects of one index share a queue, because their stamps are one history.
 
 use super::Serving;
+use super::read::Question;
 use crate::inflight::Acknowledgement;
+use crate::table::History;
 use crate::{Effect, Waiting};
 use proto::{
     BlockRange, Generation, LineageId, MemberError, MemberReply, MemberRequest, MemberToken,
@@ -14,13 +17,13 @@ use std::collections::{BTreeMap, VecDeque};
 pub(super) enum Queued {
     Write(MemberToken, Write),
     Settle(MemberToken, Settle),
-    Stamp(MemberToken, LineageId, Generation),
+    Stamp(MemberToken, ObjectKey, Generation),
 }
 
 /// See [`MemberRequest::Settle`].
 #[derive(Debug)]
 pub(super) struct Settle {
-    pub(super) lineage: LineageId,
+    pub(super) key: ObjectKey,
     pub(super) generation: Generation,
     pub(super) stamp: Stamp,
 }
@@ -44,19 +47,19 @@ pub(super) enum Outcome {
     Resource(Waiting),
 }
 
-/// Requests of one object that wait, in order.
+/// Requests of one history that wait, in order.
 #[derive(Default)]
 struct Queue {
     requests: VecDeque<Queued>,
     stalled: bool,
 }
 
-/// The requests that wait, by object.
+/// The requests that wait, by history.
 #[derive(Default)]
 pub(super) struct Queues {
-    queues: BTreeMap<ObjectKey, Queue>,
-    /// Objects whose first request waits for a shared resource, in order.
-    stalled: VecDeque<ObjectKey>,
+    queues: BTreeMap<History, Queue>,
+    /// Histories whose first request waits for a shared resource, in order.
+    stalled: VecDeque<History>,
     waiting: Option<Waiting>,
 }
 
@@ -71,13 +74,13 @@ impl Queues {
         !self.stalled.is_empty()
     }
 
-    fn stall(&mut self, key: ObjectKey, reason: Waiting) {
+    fn stall(&mut self, history: History, reason: Waiting) {
         self.waiting = Some(reason);
-        if let Some(queue) = self.queues.get_mut(&key)
+        if let Some(queue) = self.queues.get_mut(&history)
             && !queue.stalled
         {
             queue.stalled = true;
-            self.stalled.push_back(key);
+            self.stalled.push_back(history);
         }
     }
 
@@ -98,7 +101,13 @@ impl Serving {
         request: MemberRequest,
         effects: &mut Vec<Effect>,
     ) {
-        let only_reads = matches!(request, MemberRequest::Read { .. } | MemberRequest::Map { .. });
+        let only_reads = matches!(
+            request,
+            MemberRequest::Read { .. }
+                | MemberRequest::Map { .. }
+                | MemberRequest::Difference { .. }
+                | MemberRequest::Reclaimable { .. }
+        );
         let refusal = if self.closing || (self.retired.is_some() && !only_reads) {
             Some(MemberError::Retired)
         } else if self.requests >= limits::STORE_REQUESTS_MAX {
@@ -112,21 +121,34 @@ impl Serving {
         }
         match request {
             MemberRequest::Write(write) => {
-                let key = write.key;
-                self.enqueue(now, key, Queued::Write(token, write), effects);
+                let history = (write.lineage, write.key.index);
+                self.enqueue(now, history, Queued::Write(token, write), effects);
             }
             MemberRequest::Settle { lineage, key, generation, stamp } => {
-                let settle = Settle { lineage, generation, stamp };
-                self.enqueue(now, key, Queued::Settle(token, settle), effects);
+                let settle = Settle { key, generation, stamp };
+                self.enqueue(now, (lineage, key.index), Queued::Settle(token, settle), effects);
             }
             MemberRequest::Stamp { lineage, key, generation } => {
-                self.enqueue(now, key, Queued::Stamp(token, lineage, generation), effects);
+                let queued = Queued::Stamp(token, key, generation);
+                self.enqueue(now, (lineage, key.index), queued, effects);
             }
             MemberRequest::Read { lineage, key, generation, blocks } => {
-                self.read(now, token, lineage, key, generation, blocks, false, effects);
+                self.read(now, token, lineage, key, generation, blocks, Question::Content, effects);
             }
             MemberRequest::Map { lineage, key, generation, blocks } => {
-                self.read(now, token, lineage, key, generation, blocks, true, effects);
+                self.read(now, token, lineage, key, generation, blocks, Question::Map, effects);
+            }
+            MemberRequest::Difference { lineage, key, generation, base, blocks } => {
+                let question = Question::Difference(base);
+                self.read(now, token, lineage, key, generation, blocks, question, effects);
+            }
+            MemberRequest::Reclaimable { lineage, generation, layer, index } => {
+                let (key, blocks) = (ObjectKey { layer, index }, BlockRange::whole());
+                let question = Question::Reclaimable;
+                self.read(now, token, lineage, key, generation, blocks, question, effects);
+            }
+            MemberRequest::OpenLayer { lineage, generation, layer, parent } => {
+                self.open_layer(token, lineage, generation, layer, parent, effects);
             }
             MemberRequest::Fence { lineage, generation } => {
                 self.fence(token, lineage, generation, effects);
@@ -143,52 +165,57 @@ impl Serving {
         (generation < fence).then_some(MemberError::Fenced { newer: fence })
     }
 
-    /// The error for a request whose lineage is not the object's.
+    /// The error for a request on a layer that is not there, or is another lineage's.
     pub(super) fn foreign(&self, lineage: LineageId, key: ObjectKey) -> Option<MemberError> {
         if key.layer.0 == 0 {
             return Some(MemberError::Invalid("layer 0 does not exist"));
         }
-        let known = self.layers.get(&key.layer)?.lineage;
-        (known != lineage).then_some(MemberError::Invalid("the layer belongs to another lineage"))
+        match self.layers.get(&key.layer) {
+            Some(known) if known.lineage == lineage => None,
+            Some(_) => Some(MemberError::Invalid("the layer belongs to another lineage")),
+            None if key.layer.0 == lineage.0 => None,
+            // What it shows of the layers below it is not known.
+            None => Some(MemberError::Invalid("the layer was not opened")),
+        }
     }
 
-    fn enqueue(&mut self, now: Time, key: ObjectKey, request: Queued, effects: &mut Vec<Effect>) {
-        if let Some(queue) = self.queues.queues.get_mut(&key) {
+    fn enqueue(&mut self, now: Time, history: History, request: Queued, effects: &mut Vec<Effect>) {
+        if let Some(queue) = self.queues.queues.get_mut(&history) {
             queue.requests.push_back(request);
             return;
         }
-        let outcome = self.attempt(now, key, &request, effects);
+        let outcome = self.attempt(now, history, &request, effects);
         if outcome == Outcome::Done {
             return;
         }
         self.queues
             .queues
-            .insert(key, Queue { requests: VecDeque::from([request]), stalled: false });
+            .insert(history, Queue { requests: VecDeque::from([request]), stalled: false });
         if let Outcome::Resource(reason) = outcome {
-            self.queues.stall(key, reason);
+            self.queues.stall(history, reason);
         }
     }
 
-    /// Handles the waiting requests of an object as far as they can be.
-    pub(super) fn run_queue(&mut self, now: Time, key: ObjectKey, effects: &mut Vec<Effect>) {
+    /// Handles the waiting requests of a history as far as they can be.
+    pub(super) fn run_queue(&mut self, now: Time, history: History, effects: &mut Vec<Effect>) {
         loop {
-            let Some(queue) = self.queues.queues.get_mut(&key) else { return };
+            let Some(queue) = self.queues.queues.get_mut(&history) else { return };
             if queue.stalled {
                 return;
             }
             let Some(request) = queue.requests.pop_front() else {
-                self.queues.queues.remove(&key);
+                self.queues.queues.remove(&history);
                 return;
             };
-            let outcome = self.attempt(now, key, &request, effects);
+            let outcome = self.attempt(now, history, &request, effects);
             if outcome == Outcome::Done {
                 continue;
             }
-            if let Some(queue) = self.queues.queues.get_mut(&key) {
+            if let Some(queue) = self.queues.queues.get_mut(&history) {
                 queue.requests.push_front(request);
             }
             if let Outcome::Resource(reason) = outcome {
-                self.queues.stall(key, reason);
+                self.queues.stall(history, reason);
             }
             return;
         }
@@ -198,12 +225,12 @@ impl Serving {
     /// next lack.
     pub(super) fn run_stalled(&mut self, now: Time, effects: &mut Vec<Effect>) {
         for _ in 0..self.queues.stalled.len() {
-            let Some(key) = self.queues.stalled.pop_front() else { return };
-            if let Some(queue) = self.queues.queues.get_mut(&key) {
+            let Some(history) = self.queues.stalled.pop_front() else { return };
+            if let Some(queue) = self.queues.queues.get_mut(&history) {
                 queue.stalled = false;
             }
-            self.run_queue(now, key, effects);
-            if self.queues.stalled.back() == Some(&key) {
+            self.run_queue(now, history, effects);
+            if self.queues.stalled.back() == Some(&history) {
                 // It waits again: it keeps its place, and so do those behind it.
                 self.queues.stalled.rotate_right(1);
                 return;
@@ -214,21 +241,24 @@ impl Serving {
     fn attempt(
         &mut self,
         now: Time,
-        key: ObjectKey,
+        history: History,
         request: &Queued,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
         match request {
             Queued::Write(token, write) => self.write(now, *token, write, effects),
-            Queued::Settle(token, settle) => self.settle(*token, key, settle, effects),
-            Queued::Stamp(token, lineage, generation) => {
+            Queued::Settle(token, settle) => self.settle(*token, history.0, settle, effects),
+            Queued::Stamp(token, key, generation) => {
+                let (lineage, key) = (history.0, *key);
                 let refusal =
-                    self.fenced(*lineage, *generation).or_else(|| self.foreign(*lineage, key));
+                    self.fenced(lineage, *generation).or_else(|| self.foreign(lineage, key));
                 match refusal {
                     Some(error) => self.answer(*token, Err(error), effects),
                     None => {
-                        let lsn = self.table.find(key).map_or(0, |slot| self.table.row(slot).lsn);
-                        self.acknowledge_after(lsn, Acknowledgement::Stamp(*token, key), effects);
+                        let shown = self.shown(lineage, key);
+                        let lsn = shown.map_or(0, |slot| self.table.row(slot).lsn);
+                        let acknowledgement = Acknowledgement::Stamp(*token, lineage, key);
+                        self.acknowledge_after(lsn, acknowledgement, effects);
                     }
                 }
                 Outcome::Done
@@ -258,7 +288,9 @@ impl Serving {
         let (token, reply) = match acknowledgement {
             Acknowledgement::Written(token) => (token, MemberReply::Written { incarnation }),
             Acknowledgement::Done(token) => (token, MemberReply::Done),
-            Acknowledgement::Stamp(token, key) => (token, MemberReply::Stamp(self.stamp_of(key))),
+            Acknowledgement::Stamp(token, lineage, key) => {
+                (token, MemberReply::Stamp(self.stamp_of(lineage, key)))
+            }
         };
         if !matches!(acknowledgement, Acknowledgement::Stamp(..)) {
             self.flusher.acknowledged();
@@ -266,9 +298,9 @@ impl Serving {
         self.answer(token, Ok(reply), effects);
     }
 
-    /// Where an object stands.
-    pub(super) fn stamp_of(&self, key: ObjectKey) -> ObjectStamp {
-        match self.table.find(key).map(|slot| self.table.row(slot)) {
+    /// Where the object stands that a layer shows.
+    pub(super) fn stamp_of(&self, lineage: LineageId, key: ObjectKey) -> ObjectStamp {
+        match self.shown(lineage, key).map(|slot| self.table.row(slot)) {
             None => ObjectStamp { key, stamp: Stamp::default(), settled_generation: Generation(0) },
             Some(row) => {
                 ObjectStamp { key, stamp: row.stamp, settled_generation: row.settled_generation }

@@ -18,7 +18,7 @@ impl Serving {
         for acknowledgement in ready.acknowledgements {
             let (Acknowledgement::Written(token)
             | Acknowledgement::Done(token)
-            | Acknowledgement::Stamp(token, _)) = acknowledgement;
+            | Acknowledgement::Stamp(token, ..)) = acknowledgement;
             self.answer(token, Err(MemberError::Retired), effects);
         }
         for read in ready.readers {

@@ -382,12 +382,13 @@ impl Serving {
         for at in 0..BLOCKS_PER_PAGE {
             let entry = map.entry(at);
             let block = u32::from(name.page) * BLOCKS_PER_PAGE + at;
-            if entry.kind != Kind::Data || block < from {
+            // Borrowed blocks are read where they belong.
+            if entry.kind != Kind::Data || !entry.owner || block < from {
                 continue;
             }
             // What is just being written is not there yet.
             let range = BlockRange::new(block, 1).expect("a block of the object");
-            if self.in_flight.writing(slot, row.lsn, &range).is_some() {
+            if self.in_flight.writing(row.history(), &range).is_some() {
                 continue;
             }
             match runs.back_mut() {
@@ -428,7 +429,8 @@ impl Serving {
     fn is_current(&mut self, run: &DataRun) -> bool {
         let Some((slot, name, listed)) = self.scrub.runs_of else { return false };
         let place = usize::from(name.page);
-        let Some(row) = self.table.row_in(slot).filter(|row| row.key == name.key) else {
+        let history = (name.lineage, name.key.index);
+        let Some(row) = self.table.row_in(slot).filter(|row| row.history() == history) else {
             self.scrub.runs.clear();
             return false;
         };
@@ -568,7 +570,7 @@ impl Serving {
             let part = DamagedPart::Data { lineage, key, block };
             let address = run.address + at as u64;
             // It may have been overwritten meanwhile; then nobody misses it.
-            if self.names(key, block, address) {
+            if self.names(lineage, key, block, address) {
                 self.scrub_found(Damage { part, address, unreadable }, effects);
             }
             if unreadable {
@@ -579,8 +581,8 @@ impl Serving {
     }
 
     /// Whether an object's map still names a block at an address, as far as memory can tell.
-    fn names(&self, key: ObjectKey, block: u32, address: u64) -> bool {
-        let Some(slot) = self.table.find(key) else { return false };
+    fn names(&self, lineage: LineageId, key: ObjectKey, block: u32, address: u64) -> bool {
+        let Some(slot) = self.table.find(lineage, key) else { return false };
         let index = self.table.row(slot).cached[(block / BLOCKS_PER_PAGE) as usize];
         index == NOT_CACHED || {
             let entry = self.cache.peek(index).map.entry(block % BLOCKS_PER_PAGE);

@@ -15,18 +15,19 @@ use crate::layout::{Run, Superblock, WriteRecord};
 use crate::log::Log;
 use crate::space::Space;
 use crate::table::Table;
+use crate::tree::LayerTree;
 use crate::{
     Counters, DAMAGES_MAX, Damage, Effect, Event, LayerHere, Notice, Options, ScrubStatus,
     SpaceStatus, State, Status, Usage, Waiting,
 };
 use proto::{
     BLOCK_SIZE, DiskDone, Generation, LayerId, LineageId, MemberError, MemberReply, MemberToken,
-    Stamp, Time,
+    ObjectKey, Stamp, Time,
 };
 use std::collections::BTreeMap;
 
 /// What is known of a lineage.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Lineage {
     /// Requests of lower generations are refused.
     pub(crate) fence: Generation,
@@ -34,9 +35,15 @@ pub(crate) struct Lineage {
     pub(crate) settled: Stamp,
     /// Rows of it in the table.
     pub(crate) objects: u64,
+    /// Its layers that were opened or written here.
+    pub(crate) tree: LayerTree,
+    /// The record that added the last of them.
+    pub(crate) opened_lsn: u64,
+    /// Its first layer was dropped: without any other, nothing of it needs keeping.
+    pub(crate) first_is_gone: bool,
 }
 
-/// What is known of a layer with objects.
+/// What is known of a layer of a lineage's tree.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layer {
     pub(crate) lineage: LineageId,
@@ -57,6 +64,7 @@ pub(crate) struct ServingParts {
     pub(crate) lineages: BTreeMap<LineageId, Lineage>,
     pub(crate) layers: BTreeMap<LayerId, Layer>,
     pub(crate) dropping: Vec<(LineageId, LayerId)>,
+    pub(crate) copied: BTreeMap<ObjectKey, u64>,
     pub(crate) left_chunks: Vec<u32>,
     pub(crate) listing: Listing,
     pub(crate) scrub: ScrubPlace,
@@ -76,6 +84,9 @@ pub(crate) struct Serving {
     pub(super) in_flight: InFlight,
     pub(super) lineages: BTreeMap<LineageId, Lineage>,
     pub(super) layers: BTreeMap<LayerId, Layer>,
+    /// Objects that pages were copied from, and the last record that did, as far as replay would
+    /// do it again.
+    pub(super) copied: BTreeMap<ObjectKey, u64>,
     pub(super) flusher: Flusher,
     pub(super) reads: Reads,
     pub(super) loads: Loads,
@@ -118,6 +129,7 @@ impl Serving {
             log: parts.log,
             lineages: parts.lineages,
             layers: parts.layers,
+            copied: parts.copied,
             reads: Reads::default(),
             loads: Loads::default(),
             queues: Queues::default(),
@@ -289,13 +301,13 @@ impl Serving {
 
     /// See [`crate::Store::layers`].
     pub(crate) fn layers_here(&self) -> Vec<LayerHere> {
-        let with_objects = self.layers.iter().map(|(&layer, known)| (known.lineage, layer));
+        let known = self.layers.iter().map(|(&layer, known)| (known.lineage, layer));
         let only_fenced = self
             .lineages
             .iter()
-            .filter(|(_, lineage)| lineage.objects == 0)
+            .filter(|(_, lineage)| lineage.tree.is_empty())
             .map(|(&lineage, _)| (lineage, LayerId(lineage.0)));
-        with_objects.chain(only_fenced).collect()
+        known.chain(only_fenced).collect()
     }
 
     fn used_data_and_maps(&self) -> (u64, u64) {
@@ -340,7 +352,7 @@ impl Serving {
             requests: self.requests as u64,
             waiting: self.waiting(),
             layers_dropping: self.drops.count() as u64,
-            counters: self.counters,
+            counters: Counters { rows_visited: self.table.steps(), ..self.counters },
             scrub: self.scrub_status(),
             damages: self.damages.clone(),
             damages_dropped: self.damages_dropped,
@@ -361,7 +373,9 @@ impl Serving {
         self.space.check();
         self.table.check();
         self.cache.check(&self.table);
-        let mut layers: BTreeMap<LayerId, Usage> = BTreeMap::new();
+        self.check_layers();
+        let mut layers: BTreeMap<LayerId, Usage> =
+            self.layers.keys().map(|&layer| (layer, Usage::default())).collect();
         let mut objects: BTreeMap<LineageId, u64> = BTreeMap::new();
         for (_, row) in self.table.slots() {
             let usage = layers.entry(row.key.layer).or_default();

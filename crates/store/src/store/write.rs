@@ -5,17 +5,17 @@
 use super::growth::{Admission, Class};
 use super::pages::Waiter;
 use super::requests::{Outcome, Settle};
-use super::{Layer, Operation, Serving};
+use super::{Operation, Serving};
 use crate::inflight::Acknowledgement;
 use crate::layout::{
-    BLOCKS_PER_PAGE, Content, Entry, Kind, MapPage, MapRun, Record, Run, push_block,
+    BLOCKS_PER_PAGE, Content, Entry, Kind, MapPage, MapRun, PageCopy, Record, Run, push_block,
 };
 use crate::space::Purpose;
 use crate::table::{NOT_CACHED, Row, Slot};
-use crate::{DamagedPart, Effect, Usage, Waiting};
+use crate::{DamagedPart, Effect, Waiting};
 use proto::{
-    BLOCK_SIZE, BlockRange, Change, MemberError, MemberToken, ObjectKey, Payload, Stamp, Time,
-    Write, block_checksum, is_zero,
+    BLOCK_SIZE, BlockRange, Change, Generation, LayerId, LineageId, MemberError, MemberToken,
+    Payload, Stamp, Time, Write, block_checksum, is_zero,
 };
 
 /// What a change needs.
@@ -23,12 +23,36 @@ use proto::{
 struct Needs {
     /// Blocks of space.
     data: u32,
-    /// Of these, blocks that replace one the object has.
+    /// Of these, blocks that replace one the object owns.
     replacing: u32,
     /// Map pages that become dirty.
     pages: u32,
     /// Map pages that did not exist.
     new_pages: u32,
+}
+
+/// A page of a map that a change touches.
+#[derive(Clone, Copy)]
+struct Touched {
+    page: usize,
+    /// The blocks touched.
+    first: u32,
+    end: u32,
+    /// The row whose page is changed or copied. Nobody's: all of it is absent.
+    source: Option<Slot>,
+    /// Whether that is a layer's below.
+    inherited: bool,
+}
+
+impl Touched {
+    fn is_whole(&self) -> bool {
+        self.end - self.first == BLOCKS_PER_PAGE
+    }
+
+    /// The page whose entries matter: of one from below that is replaced as a whole none does.
+    fn wanted(&self) -> Option<Slot> {
+        self.source.filter(|_| !(self.inherited && self.is_whole()))
+    }
 }
 
 /// The blocks of a change, or what is wrong with it.
@@ -92,8 +116,8 @@ impl Serving {
                 return Outcome::Done;
             }
         };
-        let slot = self.table.find(write.key);
-        let (have, lsn) = slot.map_or((Stamp::default(), 0), |slot| {
+        let shown = self.shown(write.lineage, write.key);
+        let (have, lsn) = shown.map_or((Stamp::default(), 0), |slot| {
             let row = self.table.row(slot);
             (row.stamp, row.lsn)
         });
@@ -106,12 +130,15 @@ impl Serving {
             self.answer(token, Err(MemberError::WrongStamp { have }), effects);
             return Outcome::Done;
         }
-        if let Some(slot) = slot
-            && !self.load_pages(slot, &blocks, Some(Waiter::Queue(write.key)), effects)
-        {
+        if self.table.is_covered(self.tree(write.lineage), write.lineage, write.key) {
+            let error = MemberError::Invalid("a layer above has the object");
+            self.answer(token, Err(error), effects);
+            return Outcome::Done;
+        }
+        if !self.load_for_write(shown, &blocks, write, effects) {
             return Outcome::Page;
         }
-        let needs = match self.needs(slot, &blocks, write) {
+        let needs = match self.needs(shown, &blocks, write) {
             Ok(needs) => needs,
             Err(error) => {
                 self.answer(token, Err(error), effects);
@@ -126,12 +153,15 @@ impl Serving {
                 return Outcome::Done;
             }
         }
-        self.apply(token, write, &blocks, slot, needs.data, effects);
+        self.apply(token, write, &blocks, shown, needs.data, effects);
         Outcome::Done
     }
 
     /// What is wrong with a write, whatever the disk holds.
     fn vet_write(&self, write: &Write) -> Result<BlockRange, MemberError> {
+        if write.stamp.generation == Generation::SEALED {
+            return Err(MemberError::Invalid("no attachment has this generation"));
+        }
         if let Some(error) = self.fenced(write.lineage, write.stamp.generation) {
             return Err(error);
         }
@@ -147,32 +177,70 @@ impl Serving {
         blocks_of(&write.change)
     }
 
-    /// What a write needs. The pages it touches are cached.
+    /// The pages that a change touches, with whose they are now.
+    fn touched(
+        &mut self,
+        shown: Option<Slot>,
+        layer: LayerId,
+        blocks: &BlockRange,
+    ) -> impl Iterator<Item = Touched> + use<> {
+        let own = shown.filter(|&slot| self.table.row(slot).key.layer == layer);
+        let mut touched = [None; crate::layout::PAGES_PER_OBJECT];
+        for (page, first, end) in pages_of(blocks) {
+            let source = shown.and_then(|slot| self.source(slot, page));
+            let inherited = source.is_some() && source != own;
+            touched[page] = Some(Touched { page, first, end, source, inherited });
+        }
+        touched.into_iter().flatten()
+    }
+
+    /// Whether the pages that a write must know are cached. If not, their loads are under way.
+    fn load_for_write(
+        &mut self,
+        shown: Option<Slot>,
+        blocks: &BlockRange,
+        write: &Write,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let waiter = Some(Waiter::Queue((write.lineage, write.key.index)));
+        let mut all = true;
+        for touched in self.touched(shown, write.key.layer, blocks) {
+            if let Some(source) = touched.wanted() {
+                all &= self.load_page(source, touched.page, waiter, effects);
+            }
+        }
+        all
+    }
+
+    /// What a write needs. The pages it must know are cached.
     fn needs(
-        &self,
-        slot: Option<Slot>,
+        &mut self,
+        shown: Option<Slot>,
         blocks: &BlockRange,
         write: &Write,
     ) -> Result<Needs, MemberError> {
         let mut needs = Needs::default();
-        for (page, first, end) in pages_of(blocks) {
-            let index = slot.map_or(NOT_CACHED, |slot| self.table.row(slot).cached[page]);
+        for touched in self.touched(shown, write.key.layer, blocks) {
+            let Touched { page, first, end, inherited, .. } = touched;
+            let index =
+                touched.wanted().map_or(NOT_CACHED, |slot| self.table.row(slot).cached[page]);
             let cached = (index != NOT_CACHED).then(|| self.cache.peek(index));
-            let whole = end - first == BLOCKS_PER_PAGE;
-            if cached.is_some_and(|cached| cached.damaged) && !whole {
+            if cached.is_some_and(|cached| cached.damaged) && !touched.is_whole() {
                 return Err(MemberError::Corrupt { key: write.key, block: first });
             }
-            let mut kept = false;
+            // What is copied needs a page of its own, unless nothing is in it.
+            let mut kept = inherited && cached.is_some_and(|cached| !cached.map.is_empty());
             for block in first..end {
                 let (kind, _) = content_at(&write.change, block);
                 kept |= kind != Kind::Absent;
                 if kind == Kind::Data {
                     needs.data += 1;
-                    let old = cached.map(|cached| cached.map.entry(block % BLOCKS_PER_PAGE).kind);
-                    needs.replacing += u32::from(old == Some(Kind::Data));
+                    let old = cached.map(|cached| cached.map.entry(block % BLOCKS_PER_PAGE));
+                    let owned = old.is_some_and(|old| old.kind == Kind::Data && old.owner);
+                    needs.replacing += u32::from(owned && !inherited);
                 }
             }
-            match cached {
+            match cached.filter(|_| !inherited) {
                 Some(cached) => needs.pages += u32::from(cached.dirty_since == 0),
                 None if kept => {
                     needs.pages += 1;
@@ -211,11 +279,10 @@ impl Serving {
         token: MemberToken,
         write: &Write,
         blocks: &BlockRange,
-        slot: Option<Slot>,
+        shown: Option<Slot>,
         data_blocks: u32,
         effects: &mut Vec<Effect>,
     ) {
-        let slot = slot.unwrap_or_else(|| self.new_object(write));
         let lsn = self.log.next_lsn();
         let mut runs = std::mem::take(&mut self.runs);
         runs.clear();
@@ -230,9 +297,12 @@ impl Serving {
         let lineage = self.lineages.entry(write.lineage).or_default();
         lineage.settled = lineage.settled.max(write.settled);
         record.settled = lineage.settled;
+        let own = shown.filter(|&slot| self.table.row(slot).key.layer == write.key.layer);
+        let slot = own.unwrap_or_else(|| self.new_object(write, shown, &mut record));
+        self.take_pages(slot, blocks, lsn, &mut record);
         self.change_map(slot, lsn, &mut record);
         let row = self.table.change(slot);
-        let previous_lsn = std::mem::replace(&mut row.lsn, lsn);
+        row.lsn = lsn;
         row.stamp = write.stamp;
         for run in &record.freed {
             self.space.free_after_record(*run, lsn, self.reads.next());
@@ -242,7 +312,7 @@ impl Serving {
         let writes = self.write_data(lsn, write, &record.runs, effects);
         self.in_flight.push(
             lsn,
-            Some((slot, previous_lsn)),
+            Some((write.lineage, write.key.index)),
             Some(*blocks),
             writes,
             u64::from(data_blocks) * BLOCK_SIZE as u64,
@@ -256,15 +326,58 @@ impl Serving {
         self.seal_full_batch(effects);
     }
 
-    /// Gives an object a row.
-    fn new_object(&mut self, write: &Write) -> Slot {
-        let layer = self
-            .layers
-            .entry(write.key.layer)
-            .or_insert(Layer { lineage: write.lineage, usage: Usage::default() });
-        layer.usage.objects += 1;
-        self.lineages.entry(write.lineage).or_default().objects += 1;
-        self.table.insert(Row::new(write.lineage, write.key))
+    /// Gives an object a row. It goes on with what its layer has shown so far.
+    fn new_object(
+        &mut self,
+        write: &Write,
+        shown: Option<Slot>,
+        record: &mut crate::layout::WriteRecord,
+    ) -> Slot {
+        let (lineage, layer) = (write.lineage, write.key.layer);
+        // Only the first layer of a lineage need not be opened.
+        self.add_layer(lineage, layer, LayerId(0));
+        let mut row = Row::new(lineage, write.key);
+        if let Some(shown) = shown {
+            let settled = self.table.row(shown).settled_generation;
+            row.settled_generation = settled;
+            record.settled_generation = Some(settled);
+        }
+        self.layers.get_mut(&layer).expect("it was just added").usage.objects += 1;
+        self.lineages.entry(lineage).or_default().objects += 1;
+        self.table.insert(row)
+    }
+
+    /// Makes the pages that a change touches the object's own. Where it replaces a part of a page
+    /// from below, it begins with a copy.
+    fn take_pages(
+        &mut self,
+        slot: Slot,
+        blocks: &BlockRange,
+        lsn: u64,
+        record: &mut crate::layout::WriteRecord,
+    ) {
+        for (page, first, end) in pages_of(blocks) {
+            let row = self.table.row(slot);
+            if row.owns(page) {
+                let index = row.cached[page];
+                if index != NOT_CACHED && self.cache.peek(index).damaged {
+                    self.give_up_page(slot, page, index);
+                }
+                continue;
+            }
+            let source = self.source(slot, page);
+            self.table.change(slot).own(page);
+            let Some(source) = source.filter(|_| end - first < BLOCKS_PER_PAGE) else { continue };
+            let (index, key) = (self.table.row(source).cached[page], self.table.row(source).key);
+            if index == NOT_CACHED || self.cache.peek(index).map.is_empty() {
+                continue;
+            }
+            let copy = self.cache.read(index).map.borrowed();
+            self.cache.insert(&mut self.table, slot, page as u8, copy);
+            self.cache.change(self.table.row(slot).cached[page], lsn);
+            record.copies.push(PageCopy { page: page as u8, source: key.layer });
+            self.copied.insert(key, lsn);
+        }
     }
 
     /// Fills in the runs of the record: data blocks take the allocated runs in order.
@@ -309,7 +422,7 @@ impl Serving {
                 unreachable!("runs lie inside the object")
             };
             for (page, first, end) in pages_of(&blocks) {
-                let Some(index) = self.page_to_change(slot, page, run.content, end - first) else {
+                let Some(index) = self.page_to_change(slot, page, run.content) else {
                     continue;
                 };
                 let cached = self.cache.change(index, lsn);
@@ -324,7 +437,7 @@ impl Serving {
                         ),
                     };
                     let old = cached.map.replace(block % BLOCKS_PER_PAGE, entry);
-                    if old.kind == Kind::Data {
+                    if old.kind == Kind::Data && old.owner {
                         push_block(&mut record.freed, old.address);
                     }
                 }
@@ -335,29 +448,18 @@ impl Serving {
     }
 
     /// The cached page to change, made if it does not exist and is needed.
-    fn page_to_change(
-        &mut self,
-        slot: Slot,
-        page: usize,
-        content: Content,
-        count: u32,
-    ) -> Option<u32> {
-        let index = self.table.row(slot).cached[page];
-        if index == NOT_CACHED {
+    fn page_to_change(&mut self, slot: Slot, page: usize, content: Content) -> Option<u32> {
+        if self.table.row(slot).cached[page] == NOT_CACHED {
             if content == Content::Absent {
                 return None;
             }
             self.cache.insert(&mut self.table, slot, page as u8, MapPage::new());
-            return Some(self.table.row(slot).cached[page]);
-        }
-        if self.cache.peek(index).damaged {
-            self.give_up_page(slot, page, index, count);
         }
         Some(self.table.row(slot).cached[page])
     }
 
     /// A damaged page is replaced as a whole: what it named belongs to nobody from now on.
-    fn give_up_page(&mut self, slot: Slot, page: usize, index: u32, _count: u32) {
+    fn give_up_page(&mut self, slot: Slot, page: usize, index: u32) {
         self.cache.remove(&mut self.table, index);
         let row = self.table.change(slot);
         let lost = std::mem::take(&mut row.counts[page]);
@@ -414,21 +516,24 @@ impl Serving {
     pub(super) fn settle(
         &mut self,
         token: MemberToken,
-        key: ObjectKey,
+        lineage: LineageId,
         settle: &Settle,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        let Settle { lineage, generation, stamp } = *settle;
-        let have = self.stamp_of(key).stamp;
-        let refusal = self
-            .fenced(lineage, generation)
+        let Settle { key, generation, stamp } = *settle;
+        let have = self.stamp_of(lineage, key).stamp;
+        let sealed = (generation == Generation::SEALED)
+            .then_some(MemberError::Invalid("no attachment has this generation"));
+        let refusal = sealed
+            .or_else(|| self.fenced(lineage, generation))
             .or_else(|| self.foreign(lineage, key))
             .or_else(|| (have != stamp).then_some(MemberError::WrongStamp { have }));
         if let Some(error) = refusal {
             self.answer(token, Err(error), effects);
             return Outcome::Done;
         }
-        let Some(slot) = self.table.find(key) else {
+        // The stamp belongs to the row that the layer shows.
+        let Some(slot) = self.shown(lineage, key) else {
             // Never written: there is nothing to settle.
             self.acknowledge_after(0, Acknowledgement::Done(token), effects);
             return Outcome::Done;
@@ -436,12 +541,14 @@ impl Serving {
         if !self.log.has_room() {
             return Outcome::Resource(Waiting::Log);
         }
-        let lsn = self.log.append(&Record::Settle { lineage, key, generation, stamp });
         let row = self.table.change(slot);
+        let key = row.key;
         row.settled_generation = row.settled_generation.max(generation);
-        let previous_lsn = std::mem::replace(&mut row.lsn, lsn);
+        row.lsn = self.log.next_lsn();
+        let lsn = self.log.append(&Record::Settle { lineage, key, generation, stamp });
         let acknowledgement = Some(Acknowledgement::Done(token));
-        self.in_flight.push(lsn, Some((slot, previous_lsn)), None, 0, 0, acknowledgement);
+        let history = Some((lineage, key.index));
+        self.in_flight.push(lsn, history, None, 0, 0, acknowledgement);
         self.seal_full_batch(effects);
         Outcome::Done
     }

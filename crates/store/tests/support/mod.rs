@@ -426,8 +426,8 @@ pub fn data(first: u32, values: &[u64]) -> Change {
 
 /// The numbers behind blocks that were read.
 pub fn values(reply: &MemberReply) -> Vec<u64> {
-    let MemberReply::Data(payloads) = reply else { panic!("{reply:?}") };
-    let bytes: Vec<u8> = payloads.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
+    let MemberReply::Data { content, .. } = reply else { panic!("{reply:?}") };
+    let bytes: Vec<u8> = content.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
     let value = |block: &[u8]| {
         let word = |at: usize| u64::from_le_bytes(block[at * 8..at * 8 + 8].try_into().unwrap());
         let first = word(0);
