@@ -5,11 +5,11 @@
 //! attaching (the command is on its way through the log) - opening (the session fences and
 //! settles) - open - closing (the session drains and flushes) - detaching - gone.
 
-use crate::{Answer, Client, ConnectionId};
+use crate::{Client, ConnectionId};
 use proto::limits::OPENS_WAITING_MAX;
 use proto::{Generation, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use volume::Session;
+use volume::{Answer, Session};
 
 /// Where a held volume is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

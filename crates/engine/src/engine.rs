@@ -9,7 +9,7 @@ mod attaching;
 mod boot;
 
 use crate::{
-    Answer, Client, ConnectionId, Input, NoticeLevel, Output, Settings,
+    Client, ConnectionId, Input, NoticeLevel, Output, Settings,
     admin::{AdminReply, AdminToken},
     attach::{Admission, Held, Stage},
     disks::{Disk, Disks},
@@ -26,7 +26,7 @@ use std::{
     sync::Arc,
 };
 use store::journal::Journal;
-use volume::{RequestId, Session};
+use volume::{Answer, RequestId, Session};
 
 const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
 
@@ -180,7 +180,12 @@ impl Engine {
                 outputs.push(Output::Answer { connection, answer });
             }
             Input::Describe { connection, name } => {
-                let answer = self.describe(&name);
+                let answer = match self.served(&name) {
+                    Ok(volume) => {
+                        Answer::Described { bytes: volume.served_bytes(), read_only: false }
+                    }
+                    Err(answer) => answer,
+                };
                 outputs.push(Output::Answer { connection, answer });
             }
             Input::Open { connection, client, name } => {
@@ -273,14 +278,13 @@ impl Engine {
         outputs.extend(ops.into_iter().map(|op| Output::Disk { disk, op }));
     }
 
-    fn describe(&self, name: &str) -> Answer {
+    /// The volume that a client names, or why it has none.
+    fn served(&self, name: &str) -> Result<&cluster::Volume, Answer> {
         if self.phase != Phase::Serving {
-            return Answer::Refused { sentence: self.not_serving() };
+            return Err(Answer::Refused { sentence: self.not_serving() });
         }
-        match self.map.volume_named(name) {
-            Some(volume) => Answer::Described { bytes: volume.served_bytes(), read_only: false },
-            None => Answer::Unknown { sentence: no_such_volume(name) },
-        }
+        let volume = self.map.volume_named(name);
+        volume.ok_or_else(|| Answer::Unknown { sentence: no_such_volume(name) })
     }
 
     fn handle_open(
@@ -291,13 +295,12 @@ impl Engine {
         outputs: &mut Vec<Output>,
     ) {
         assert!(!self.links.contains_key(&connection), "a connection opens one volume");
-        match self.describe(name) {
-            Answer::Described { .. } => {
-                let volume = self.map.volume_named(name).expect("described just now").id;
+        match self.served(name).map(|volume| volume.id) {
+            Ok(volume) => {
                 self.work.push_back(Work::Open(connection, client, volume));
                 self.links.insert(connection, Link { volume });
             }
-            answer => outputs.push(Output::Answer { connection, answer }),
+            Err(answer) => outputs.push(Output::Answer { connection, answer }),
         }
     }
 

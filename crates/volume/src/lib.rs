@@ -22,5 +22,5 @@ mod work;
 mod model;
 
 pub use event::{Effect, Event, Waiting};
-pub use request::{Completion, Error, Extent, Operation, Request, RequestId};
+pub use request::{Answer, Completion, Error, Extent, Operation, Request, RequestId};
 pub use session::Session;

@@ -2,12 +2,12 @@
 
 use super::{Admission, Engine, Link, Phase, Purpose, Work};
 use crate::{
-    Answer, Client, ConnectionId, Output,
+    Client, ConnectionId, Output,
     attach::{Held, Stage, admit},
 };
 use cluster::Command;
 use proto::{Generation, Time, VolumeId};
-use volume::Session;
+use volume::{Answer, Session};
 
 impl Engine {
     /// A connection wants a volume.

@@ -5,12 +5,12 @@ mod orders;
 mod support;
 
 use engine::{
-    Answer, Input, Output,
+    Input, Output,
     admin::{AdminErrorKind, AdminReply, AdminRequest, AdminToken},
 };
 use proto::Duration;
 use support::{MIB, World, opened};
-use volume::{Completion, Operation};
+use volume::{Answer, Completion, Operation};
 
 #[test]
 fn what_is_written_is_read_again_after_a_stop_and_after_a_kill() {

@@ -1,12 +1,12 @@
 //! One whole node on media of memory that do everything at once, and what it says.
 
 use engine::{
-    Answer, Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
+    Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
     admin::{AdminError, AdminReply, AdminRequest, AdminToken, VolumeReport},
 };
 use proto::{Buffer, ClusterId, DiskDone, DiskError, DiskId, DiskRequest, Duration, NodeId, Time};
 use std::collections::VecDeque;
-use volume::{Completion, Operation, Request, RequestId};
+use volume::{Answer, Completion, Operation, Request, RequestId};
 
 pub const DISK: DiskId = DiskId(3);
 pub const MIB: u64 = 1 << 20;

@@ -17,7 +17,7 @@ use crate::{
 };
 use caps::Caps;
 use engine::{
-    Answer, ConnectionId, Engine, Input, NoticeLevel, Output,
+    ConnectionId, Engine, Input, NoticeLevel, Output,
     admin::{AdminError, AdminErrorKind, AdminToken},
 };
 use front::nbd;
@@ -32,6 +32,7 @@ use std::{
 };
 use store::MediumKind;
 use tokio::sync::oneshot;
+use volume::Answer;
 
 /// Events taken in one round.
 const EVENTS_MAX: usize = 64;
@@ -564,13 +565,6 @@ impl DataThread {
             let client = &link.client.description;
             tracing::info!(connection = connection.0, %client, "volume attached");
         }
-        let answer = match answer {
-            Answer::Listed(names) => nbd::Answer::Listed(names),
-            Answer::Described { bytes, read_only } => nbd::Answer::Described { bytes, read_only },
-            Answer::Opened { bytes, read_only } => nbd::Answer::Opened { bytes, read_only },
-            Answer::Unknown { sentence } => nbd::Answer::Unknown { sentence },
-            Answer::Refused { sentence } => nbd::Answer::Refused { sentence },
-        };
         self.with_link(now, connection.0, |link, effects| {
             link.machine.handle_answer(now, answer, effects);
         });
