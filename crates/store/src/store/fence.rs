@@ -52,13 +52,13 @@ impl Serving {
         }
     }
 
-    /// The objects of a lineage above its settled point, in key order.
+    /// The objects of a lineage not below its settled point, in key order.
     fn unsettled(&self, lineage: LineageId) -> Vec<ObjectStamp> {
         let settled = self.lineages.get(&lineage).map_or(Stamp::default(), |known| known.settled);
         let mut unsettled: Vec<ObjectStamp> = self
             .table
             .slots()
-            .filter(|(_, row)| row.lineage == lineage && row.stamp > settled)
+            .filter(|(_, row)| row.lineage == lineage && row.stamp >= settled)
             .map(|(_, row)| ObjectStamp {
                 key: row.key,
                 stamp: row.stamp,
