@@ -405,7 +405,7 @@ impl Engine {
                 Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
                 Work::Propose(command, purpose) => self.propose(now, command, purpose),
                 Work::Open(connection, client, volume) => {
-                    self.open(connection, client, volume, outputs);
+                    self.open(now, connection, client, volume, outputs);
                 }
             }
         }
@@ -598,7 +598,7 @@ impl Engine {
         match (purpose, result) {
             (Purpose::Boot, Ok(_)) => {
                 self.boot_commands -= 1;
-                self.advance_boot(outputs);
+                self.advance_boot(now, outputs);
             }
             (Purpose::Boot, Err(refusal)) => self.fail(refusal.to_string(), outputs),
             (Purpose::Attach(volume), Ok(Applied::Attached { generation })) => {
@@ -607,11 +607,11 @@ impl Engine {
             (Purpose::Attach(volume), Err(refusal)) => {
                 self.attach_refused(volume, &refusal.to_string(), outputs);
             }
-            (Purpose::Detach(volume), Ok(_)) => self.detached(volume, outputs),
+            (Purpose::Detach(volume), Ok(_)) => self.detached(now, volume, outputs),
             (Purpose::Detach(volume), Err(refusal)) => {
                 let sentence = format!("a volume could not be detached: {refusal}");
                 outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
-                self.detached(volume, outputs);
+                self.detached(now, volume, outputs);
             }
             // Whatever needs it is refused if it was.
             (Purpose::DetachForgotten, _) => {}
@@ -625,7 +625,7 @@ impl Engine {
             (Purpose::AdminResize(token, volume), Ok(Applied::Resized { pending_discard })) => {
                 if pending_discard.is_some() {
                     self.shrinking.push((token, volume));
-                    self.begin_discard(volume);
+                    self.begin_discard(now, volume);
                 } else {
                     self.answer_volume(now, token, volume, outputs);
                 }

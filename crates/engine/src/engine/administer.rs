@@ -54,7 +54,7 @@ impl Engine {
                 AdminReply::Done
             }
             AdminRequest::VolumeCreate { name, bytes } => {
-                let unix_s = self.settings.unix_s + now.since(self.started).as_secs();
+                let unix_s = self.unix_s(now);
                 let command = Command::CreateVolume { name: name.clone(), bytes, unix_s };
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
                 return Ok(None);
@@ -90,6 +90,11 @@ impl Engine {
                 sentence: super::no_such_volume(name),
             }),
         }
+    }
+
+    /// Seconds since 1970, for people.
+    pub(super) fn unix_s(&self, now: Time) -> u64 {
+        self.settings.unix_s + now.since(self.started).as_secs()
     }
 
     pub(super) fn not_serving(&self) -> String {

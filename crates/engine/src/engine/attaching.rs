@@ -13,6 +13,7 @@ impl Engine {
     /// A connection wants a volume.
     pub(super) fn open(
         &mut self,
+        now: Time,
         connection: ConnectionId,
         client: Client,
         volume: VolumeId,
@@ -30,7 +31,7 @@ impl Engine {
             Admission::Attach => {
                 let mut held = Held::new(client, false);
                 held.join(connection);
-                self.begin_attach(volume, held);
+                self.begin_attach(now, volume, held);
             }
             Admission::Joined => self.answer_opened(volume, connection, outputs),
             Admission::Wait => {}
@@ -58,7 +59,7 @@ impl Engine {
     }
 
     /// Attaches a volume for the node itself, so that what lies beyond its smaller size goes.
-    pub(super) fn begin_discard(&mut self, volume: VolumeId) {
+    pub(super) fn begin_discard(&mut self, now: Time, volume: VolumeId) {
         if self.held.contains_key(&volume) {
             return; // its session does it
         }
@@ -69,17 +70,17 @@ impl Engine {
             identity: "sheep".into(),
             description: "this node, which discards what lay beyond its smaller size".into(),
         };
-        self.begin_attach(volume, Held::new(client, true));
+        self.begin_attach(now, volume, Held::new(client, true));
     }
 
-    fn begin_attach(&mut self, volume: VolumeId, held: Held) {
+    fn begin_attach(&mut self, now: Time, volume: VolumeId, held: Held) {
         self.detach_forgotten(volume);
         let command = Command::Attach {
             volume,
             node: self.settings.node,
             holder: held.client.description.clone(),
             read_only: false,
-            unix_s: self.settings.unix_s,
+            unix_s: self.unix_s(now),
         };
         self.held.insert(volume, held);
         self.work.push_back(Work::Propose(command, Purpose::Attach(volume)));
@@ -187,14 +188,14 @@ impl Engine {
     }
 
     /// The volume is detached, or cannot be: who waited gets the next turn.
-    pub(super) fn detached(&mut self, volume: VolumeId, outputs: &mut Vec<Output>) {
+    pub(super) fn detached(&mut self, now: Time, volume: VolumeId, outputs: &mut Vec<Output>) {
         let held = self.held.remove(&volume).expect("held while detaching");
         assert!(held.session.is_none(), "detached before its session closed");
         assert!(held.connections.is_empty(), "nobody joins a volume on its way out");
         self.admit_next(held.next);
         let shrinks = self.map.volume(volume).is_some_and(|v| v.pending_discard.is_some());
         if shrinks && self.phase == Phase::Serving {
-            self.begin_discard(volume);
+            self.begin_discard(now, volume);
         }
         self.advance_stop(outputs);
     }

@@ -136,7 +136,7 @@ impl Engine {
     }
 
     /// After each step of starting: serves once all are done.
-    pub(super) fn advance_boot(&mut self, outputs: &mut Vec<Output>) {
+    pub(super) fn advance_boot(&mut self, now: Time, outputs: &mut Vec<Output>) {
         if self.phase != Phase::Disks || self.boot_commands > 0 {
             return;
         }
@@ -151,7 +151,7 @@ impl Engine {
         let pending: Vec<_> = self.map.volumes().filter(|v| v.pending_discard.is_some()).collect();
         let pending: Vec<_> = pending.into_iter().map(|volume| volume.id).collect();
         for volume in pending {
-            self.begin_discard(volume);
+            self.begin_discard(now, volume);
         }
     }
 

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use volume::{Answer, Completion, Operation, Request, RequestId};
 
 pub const DISK: DiskId = DiskId(3);
+/// When the node starts.
+pub const UNIX_S: u64 = 1_000_000;
 pub const MIB: u64 = 1 << 20;
 
 /// A medium that does everything at once, and fails only when told to.
@@ -95,7 +97,7 @@ impl World {
                 log_bytes: None,
                 path: "disk".into(),
             }],
-            unix_s: 1_000_000,
+            unix_s: UNIX_S,
             version: "test".into(),
         };
         let mut outputs = Vec::new();
