@@ -197,8 +197,12 @@ impl Engine {
             }
             Input::Admin { token, request } => self.handle_admin(now, token, request, outputs),
             Input::MediumSpace { disk, free_bytes } => {
-                if let Some(disk) = self.disks.get_mut(&disk) {
-                    disk.free_bytes = Some(free_bytes);
+                if let Some(known) = self.disks.get_mut(&disk) {
+                    known.free_bytes = Some(free_bytes);
+                    if known.store().is_some() {
+                        let event = store::Event::MediumSpace { free_bytes };
+                        self.work.push_back(Work::Store(disk, event));
+                    }
                 }
             }
             Input::Tick => self.handle_tick(now),

@@ -131,7 +131,8 @@ pub enum Input {
         request: AdminRequest,
     },
     /// What the file system under a disk's file still has free: wanted once before the disk's
-    /// first operation and every few seconds. Only reports depend on it.
+    /// first operation and every few seconds. Reports depend on it, and how much is fetched of it
+    /// ahead of need.
     MediumSpace {
         /// Which disk.
         disk: DiskId,

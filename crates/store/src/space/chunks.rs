@@ -33,6 +33,7 @@ pub(crate) struct Chunks {
     classes: [BTreeSet<u32>; CLASSES],
     available: u64,
     allocated: u32,
+    holes: u32,
 }
 
 /// 0: none available; then classes of [`CLASS_BLOCKS`]; the last: all available.
@@ -70,6 +71,7 @@ impl Chunks {
             self.bits.push([0; 4]);
             self.states.push(ChunkState::Hole);
             self.counts.push(CHUNK_BLOCKS as u16);
+            self.holes += 1;
         }
         let at = chunk as usize;
         let count = self.counts[at];
@@ -78,6 +80,8 @@ impl Chunks {
             self.available -= u64::from(count);
             self.allocated -= 1;
         }
+        self.holes -= u32::from(self.states[at] == ChunkState::Hole);
+        self.holes += u32::from(state == ChunkState::Hole);
         self.states[at] = state;
         if state == ChunkState::Allocated {
             self.classes[class_of(count)].insert(chunk);
@@ -180,10 +184,27 @@ impl Chunks {
         (first, taken)
     }
 
-    /// The allocated chunk with the most blocks available, rather not `other`.
-    pub(crate) fn emptiest(&self, other: Option<u32>) -> Option<u32> {
-        let candidates = || self.classes[1..].iter().rev().flatten().copied();
-        candidates().find(|&chunk| Some(chunk) != other).or_else(|| candidates().next())
+    /// How many allocated chunks have nothing in them.
+    pub(crate) fn empty(&self) -> u32 {
+        self.classes[CLASSES - 1].len() as u32
+    }
+
+    /// Whether the chunk is allocated and has nothing in it.
+    pub(crate) fn is_empty(&self, chunk: u32) -> bool {
+        let known = self.states.get(chunk as usize);
+        known == Some(&ChunkState::Allocated) && self.available_in(chunk) == CHUNK_BLOCKS
+    }
+
+    /// The lowest allocated chunk that has nothing in it.
+    pub(crate) fn first_empty(&self, avoid: &[u32]) -> Option<u32> {
+        self.classes[CLASSES - 1].iter().copied().find(|chunk| !avoid.contains(chunk))
+    }
+
+    /// About the emptiest of the allocated chunks that have something in them and at least about
+    /// `least` blocks available.
+    pub(crate) fn emptiest_in_use(&self, least: u16, avoid: &[u32]) -> Option<u32> {
+        let classes = self.classes[class_of(least.max(1))..CLASSES - 1].iter().rev();
+        classes.flatten().copied().find(|chunk| !avoid.contains(chunk))
     }
 
     /// Whether it is allocated, and its bits.
@@ -193,12 +214,15 @@ impl Chunks {
     }
 
     pub(crate) fn find(&self, state: ChunkState, limit: u32) -> Option<(u32, u32)> {
+        if state == ChunkState::Hole && self.holes == 0 {
+            return None;
+        }
         let first = self.states.iter().position(|&s| s == state)?;
         let run = self.states[first..].iter().take(limit as usize).take_while(|&&s| s == state);
         Some((first as u32, run.count() as u32))
     }
 
-    pub(crate) fn find_empty(&self, limit: u32, avoid: [Option<u32>; 2]) -> Option<(u32, u32)> {
+    pub(crate) fn find_empty(&self, limit: u32, avoid: &[Option<u32>]) -> Option<(u32, u32)> {
         let empty = &self.classes[CLASSES - 1];
         let mut found = empty.iter().rev().filter(|&&chunk| !avoid.contains(&Some(chunk)));
         let last = *found.next()?;
@@ -214,6 +238,8 @@ impl Chunks {
 
     pub(crate) fn check(&self) {
         let (mut available, mut allocated) = (0, 0);
+        let holes = self.states.iter().filter(|&&state| state == ChunkState::Hole).count();
+        assert_eq!(holes, self.holes as usize, "holes miscounted");
         for chunk in 0..self.len() {
             let at = chunk as usize;
             let taken: u32 = self.bits[at].iter().map(|word| word.count_ones()).sum();

@@ -143,6 +143,7 @@ impl Serving {
             Event::Disk(done) => self.handle_disk(now, done, effects),
             Event::DropLayer { lineage, layer } => self.drop_layer(lineage, layer),
             Event::Scrub(command) => self.scrub_command(now, command),
+            Event::MediumSpace { free_bytes } => self.growth.medium_has(free_bytes),
             Event::Close => self.closing = true,
         }
     }
@@ -169,7 +170,10 @@ impl Serving {
         if self.retired.is_some() || self.closed {
             return None;
         }
-        [self.flush_deadline(), self.scrub_deadline()].into_iter().flatten().min()
+        [self.flush_deadline(), self.scrub_deadline(), self.growth.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn handle_disk(&mut self, now: Time, done: DiskDone, effects: &mut Vec<Effect>) {
