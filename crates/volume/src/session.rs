@@ -25,6 +25,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Session {
     pub(crate) now: Time,
+    /// When it began.
+    begun: Time,
     pub(crate) volume: VolumeId,
     pub(crate) read_only: bool,
     pub(crate) map: Arc<Map>,
@@ -114,6 +116,7 @@ impl Session {
             Coordinator::open(now, volume, generation, read_only, shared, &mut scratch);
         let mut session = Session {
             now,
+            begun: now,
             volume,
             read_only,
             map,
@@ -181,11 +184,13 @@ impl Session {
         [self.coordinator.deadline(), self.shrink.deadline(), closing].into_iter().flatten().min()
     }
 
-    /// Why the oldest unfinished request has not ended, and since when it has not.
+    /// Why the oldest unfinished request has not ended, and since when it has not; or why the
+    /// attachment itself is not open.
     pub fn waiting(&self, _now: Time) -> Option<Waiting> {
         let oldest = self.works.iter().map(|(_, work)| work).min_by_key(|work| work.number);
         let since = match (oldest, self.inbox.front()) {
             (Some(work), _) => work.since,
+            _ if self.life == Life::Opening => self.begun,
             (None, Some((since, _))) => *since,
             (None, None) => return None,
         };
