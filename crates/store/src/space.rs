@@ -44,6 +44,9 @@ const REFILL_BLOCKS: u16 = 128;
 const SCATTERED_DIVISOR: u64 = 4;
 const SCATTERED_BLOCKS_MIN: u64 = 1024;
 const EMPTY_CHUNKS_KEPT: u32 = 16;
+/// Long writes leave so many empty chunks that were written before to the others, if there are
+/// chunks that were not.
+const USED_CHUNKS_KEPT: u32 = 16;
 
 /// A freed run that waits until nothing can need its old content.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +164,19 @@ impl Space {
         }
     }
 
+    /// The medium has allocated chunks, and wrote zeros to them or left them as they are.
+    pub(crate) fn grow(&mut self, first: u32, count: u32, zeroed: bool) {
+        self.set_chunks(first, count, ChunkState::Allocated);
+        if !zeroed {
+            (first..first + count).for_each(|chunk| self.chunks.set_raw(chunk));
+        }
+    }
+
+    /// How many allocated chunks have nothing in them but were written before.
+    pub(crate) fn used_before(&self) -> u32 {
+        self.chunks.used_before()
+    }
+
     /// Blocks of allocated chunks that have nothing in them.
     pub(crate) fn empty(&self) -> u64 {
         u64::from(self.chunks.empty()) * u64::from(CHUNK_BLOCKS)
@@ -201,18 +217,23 @@ impl Space {
         }
         let others: Vec<u32> = self.cursors.iter().flatten().copied().collect();
         let next = cursor.map(|chunk| chunk + 1);
-        let next = next.filter(|chunk| chunks.is_empty(*chunk) && !others.contains(chunk));
-        let fresh = || next.or_else(|| chunks.first_empty(&others));
-        let used = |least| chunks.emptiest_in_use(least, &others);
+        let empty = |raw| chunks.first_empty(raw, next, &others);
+        let in_use = |least| chunks.emptiest_in_use(least, &others);
+        // What was written before is left to those whom it helps most, if it is little.
+        let raw_first = chunks.used_before() <= USED_CHUNKS_KEPT;
+        let fresh = |raw: bool| empty(raw).or_else(|| empty(!raw));
         let chosen = match filler {
-            Filler::Long => fresh().or_else(|| used(1)),
+            Filler::Long => fresh(raw_first).or_else(|| in_use(1)),
             Filler::Short | Filler::Metadata if self.may_scatter() => {
-                used(REFILL_BLOCKS).or_else(fresh).or_else(|| used(1))
+                in_use(REFILL_BLOCKS).or_else(|| fresh(false)).or_else(|| in_use(1))
             }
-            Filler::Short | Filler::Metadata => used(1).or_else(fresh),
+            Filler::Short | Filler::Metadata => in_use(1).or_else(|| fresh(false)),
         };
         // All that is left may be in the chunks of others.
-        let any = || chunks.emptiest_in_use(1, &[]).or_else(|| chunks.first_empty(&[]));
+        let any = || {
+            let empty = |raw| chunks.first_empty(raw, None, &[]);
+            chunks.emptiest_in_use(1, &[]).or_else(|| empty(false)).or_else(|| empty(true))
+        };
         chosen.or_else(any).expect("enough blocks are available")
     }
 

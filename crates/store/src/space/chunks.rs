@@ -31,6 +31,9 @@ pub(crate) struct Chunks {
     counts: Vec<u16>,
     /// Allocated chunks with available blocks, by class.
     classes: [BTreeSet<u32>; CLASSES],
+    /// Allocated chunks that were never written; they stand in no class. To write to them first
+    /// costs the file system a change of its own metadata, and the next flush a commit of that.
+    raw: BTreeSet<u32>,
     available: u64,
     allocated: u32,
     holes: u32,
@@ -76,7 +79,9 @@ impl Chunks {
         let at = chunk as usize;
         let count = self.counts[at];
         if self.states[at] == ChunkState::Allocated {
-            self.classes[class_of(count)].remove(&chunk);
+            if !self.raw.remove(&chunk) {
+                self.classes[class_of(count)].remove(&chunk);
+            }
             self.available -= u64::from(count);
             self.allocated -= 1;
         }
@@ -88,6 +93,12 @@ impl Chunks {
             self.available += u64::from(count);
             self.allocated += 1;
         }
+    }
+
+    /// Nothing was ever written to the chunk, which is allocated and has nothing in it.
+    pub(crate) fn set_raw(&mut self, chunk: u32) {
+        assert!(self.classes[CLASSES - 1].remove(&chunk), "a raw chunk was written");
+        self.raw.insert(chunk);
     }
 
     pub(crate) fn is_taken(&self, chunk: u32, at: u32) -> bool {
@@ -102,7 +113,9 @@ impl Chunks {
         }
         self.available = self.available - u64::from(old) + u64::from(count);
         let (from, to) = (class_of(old), class_of(count));
-        if from != to {
+        if self.raw.remove(&chunk) {
+            self.classes[to].insert(chunk);
+        } else if from != to {
             self.classes[from].remove(&chunk);
             self.classes[to].insert(chunk);
         }
@@ -186,18 +199,19 @@ impl Chunks {
 
     /// How many allocated chunks have nothing in them.
     pub(crate) fn empty(&self) -> u32 {
+        self.used_before() + self.raw.len() as u32
+    }
+
+    /// Of these, how many have been written before.
+    pub(crate) fn used_before(&self) -> u32 {
         self.classes[CLASSES - 1].len() as u32
     }
 
-    /// Whether the chunk is allocated and has nothing in it.
-    pub(crate) fn is_empty(&self, chunk: u32) -> bool {
-        let known = self.states.get(chunk as usize);
-        known == Some(&ChunkState::Allocated) && self.available_in(chunk) == CHUNK_BLOCKS
-    }
-
-    /// The lowest allocated chunk that has nothing in it.
-    pub(crate) fn first_empty(&self, avoid: &[u32]) -> Option<u32> {
-        self.classes[CLASSES - 1].iter().copied().find(|chunk| !avoid.contains(chunk))
+    /// The lowest allocated chunk that has nothing in it, raw or not; `next` if it is one.
+    pub(crate) fn first_empty(&self, raw: bool, next: Option<u32>, avoid: &[u32]) -> Option<u32> {
+        let chunks = if raw { &self.raw } else { &self.classes[CLASSES - 1] };
+        let next = next.filter(|chunk| chunks.contains(chunk) && !avoid.contains(chunk));
+        next.or_else(|| chunks.iter().copied().find(|chunk| !avoid.contains(chunk)))
     }
 
     /// About the emptiest of the allocated chunks that have something in them and at least about
@@ -223,7 +237,8 @@ impl Chunks {
     }
 
     pub(crate) fn find_empty(&self, limit: u32, avoid: &[Option<u32>]) -> Option<(u32, u32)> {
-        let empty = &self.classes[CLASSES - 1];
+        let others = &self.classes[CLASSES - 1];
+        let empty = if self.raw.is_empty() { others } else { &self.raw };
         let mut found = empty.iter().rev().filter(|&&chunk| !avoid.contains(&Some(chunk)));
         let last = *found.next()?;
         let mut first = last;
@@ -249,8 +264,10 @@ impl Chunks {
                 "chunk {chunk} miscounted"
             );
             let is_allocated = self.states[at] == ChunkState::Allocated;
+            let is_raw = self.raw.contains(&chunk);
             let listed = self.classes[class_of(self.counts[at])].contains(&chunk);
-            assert_eq!(is_allocated, listed, "chunk {chunk} is in the wrong class");
+            assert_eq!(is_allocated, listed != is_raw, "chunk {chunk} is in the wrong class");
+            assert!(!is_raw || taken == 0, "chunk {chunk} was never written but has blocks");
             assert!(is_allocated || taken == 0, "chunk {chunk} is a hole with blocks in use");
             if is_allocated {
                 available += u64::from(self.counts[at]);

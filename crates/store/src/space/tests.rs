@@ -115,3 +115,24 @@ fn everything_available_can_be_had() {
         volume.space.check();
     }
 }
+
+#[test]
+fn short_writes_go_to_chunks_written_before_and_long_ones_leave_them_these() {
+    let mut space = Space::new(0);
+    space.grow(0, 32, false);
+    space.grow(32, 8, true);
+    let mut take = |count| {
+        let mut runs = Vec::new();
+        space.allocate(Purpose::Data, count, &mut runs);
+        space.check();
+        runs[0].address / u64::from(CHUNK_BLOCKS)
+    };
+    assert_eq!((take(1), take(2), take(256), take(256)), (32, 32, 0, 1));
+    assert_eq!(space.used_before(), 7);
+    // What is given back has been written since.
+    space.give(Run { address: 0, count: 256 });
+    assert_eq!(space.used_before(), 8);
+    space.check();
+    // Chunks that were never written are the first to go.
+    assert_eq!(space.find_empty_chunks(4), Some((28, 4)));
+}

@@ -17,6 +17,12 @@ const SLACK_BLOCKS: u64 = 16_384;
 /// Blocks in chunks with nothing in them below which growth begins, so that long writes find them.
 /// Scattered blocks are not counted, so such growth has a bound: see [`Growth::wants_whole`].
 const WHOLE_BLOCKS: u64 = 8192;
+/// Empty chunks that were written before, below which some are fetched and written with zeros:
+/// short writes that are flushed one by one go there. The first write to a part of a file that is
+/// only allocated makes the next flush a commit of the file system, which takes many times as long.
+const USED_CHUNKS: u32 = 16;
+/// So many are fetched at once.
+const ZEROED_CHUNKS: u32 = 8;
 /// Blocks in quarantine that are worth a flush when space is short.
 const FLUSH_BLOCKS: u64 = 8192;
 /// Chunks are given back when they were not needed for this long: what a checkpoint or a flush sets
@@ -151,11 +157,20 @@ impl Growth {
     /// Whether chunks with nothing in them are few, and fetching more is no waste: what is free
     /// beyond `wanted` is less than what is in use, and than what the file system has left.
     fn wants_whole(&self, space: &Space, wanted: u64) -> bool {
+        space.empty() < self.whole_blocks() && self.may_exceed(space, wanted)
+    }
+
+    /// Whether chunks that were written before are few, and fetching some is no waste.
+    fn wants_used(&self, space: &Space, wanted: u64) -> bool {
+        let few = USED_CHUNKS.min((self.whole_blocks() / u64::from(CHUNK_BLOCKS)) as u32);
+        space.used_before() < few && self.may_exceed(space, wanted)
+    }
+
+    fn may_exceed(&self, space: &Space, wanted: u64) -> bool {
         let free = space.available() + space.quarantined();
         let excess = free.saturating_sub(wanted);
-        space.empty() < self.whole_blocks()
-            && excess < space.allocated() - free
-            && self.medium_free.is_none_or(|left| excess < left)
+        let bound = (space.allocated() - free).max(wanted);
+        excess < bound && self.medium_free.is_none_or(|left| excess < left)
     }
 
     /// The file system under the medium has so many bytes free.
@@ -216,7 +231,7 @@ impl Serving {
             self.flush_for_space();
             return Admission::Wait(Waiting::Space);
         }
-        if self.growth_step(now).is_some() {
+        if self.growth_step(now, 1).is_some() {
             return Admission::Wait(Waiting::Space);
         }
         let changed = self.cache.dirty() > 0;
@@ -245,13 +260,14 @@ impl Serving {
     }
 
     /// What growth would ask the medium for now.
-    fn growth_step(&self, now: Time) -> Option<(u32, u32)> {
+    fn growth_step(&self, now: Time, step: u32) -> Option<(u32, u32)> {
         let growth = &self.growth;
+        let step = step.min(growth.step);
         let refused = growth.refused_until.is_some_and(|until| now < until);
         if growth.kind == MediumKind::Device || growth.under_way || refused {
             return None;
         }
-        if let Some(holes) = self.space.find_chunks(ChunkState::Hole, growth.step) {
+        if let Some(holes) = self.space.find_chunks(ChunkState::Hole, step) {
             let limit = growth.limit_chunks.unwrap_or(u32::MAX);
             let count = holes.1.min(limit.saturating_sub(holes.0));
             return (count > 0).then_some((holes.0, count));
@@ -259,7 +275,7 @@ impl Serving {
         let first = self.space.chunk_count();
         let addresses = (crate::layout::ADDRESS_MAX - self.space.address_of(0)) / 256;
         let limit = growth.limit_chunks.unwrap_or(u32::MAX).min(addresses as u32);
-        let count = growth.step.min(limit.saturating_sub(first));
+        let count = step.min(limit.saturating_sub(first));
         (count > 0).then_some((first, count))
     }
 
@@ -274,28 +290,33 @@ impl Serving {
             // Before anybody has to wait for it, or to do with pieces.
             self.flush_for_space();
         }
-        if (demanded || short || self.growth.wants_whole(&self.space, wanted))
-            && self.log.has_room_for_growth()
-            && let Some((first, count)) = self.growth_step(now)
+        let needed = demanded || short || self.growth.wants_whole(&self.space, wanted);
+        if (needed || self.growth.wants_used(&self.space, wanted)) && self.log.has_room_for_growth()
         {
-            self.growth.under_way = true;
-            self.space.set_chunks(first, count, ChunkState::Growing);
-            let request = DiskRequest::Allocate {
-                offset: self.space.address_of(first) * BLOCK_SIZE as u64,
-                length: u64::from(count) * u64::from(CHUNK_BLOCKS) * BLOCK_SIZE as u64,
-                zero: false,
-            };
-            self.operations.submit(Operation::Grow { first, count }, request, effects);
+            self.begin_growth(now, !needed, effects);
         }
         self.give_back(now, wanted, effects);
+    }
+
+    /// Asks the medium for chunks; with `zeroed` for a few that are written once.
+    fn begin_growth(&mut self, now: Time, zeroed: bool, effects: &mut Vec<Effect>) {
+        let step = if zeroed { ZEROED_CHUNKS } else { GROWTH_CHUNKS_MAX };
+        let Some((first, count)) = self.growth_step(now, step) else { return };
+        self.growth.under_way = true;
+        self.space.set_chunks(first, count, ChunkState::Growing);
+        let request = DiskRequest::Allocate {
+            offset: self.space.address_of(first) * BLOCK_SIZE as u64,
+            length: u64::from(count) * u64::from(CHUNK_BLOCKS) * BLOCK_SIZE as u64,
+            zero: zeroed,
+        };
+        self.operations.submit(Operation::Grow { first, count, zeroed }, request, effects);
     }
 
     /// The medium has allocated chunks, or not.
     pub(super) fn grown(
         &mut self,
         now: Time,
-        first: u32,
-        count: u32,
+        (first, count, zeroed): (u32, u32, bool),
         result: Result<Option<Buffer>, DiskError>,
         effects: &mut Vec<Effect>,
     ) {
@@ -310,7 +331,7 @@ impl Serving {
                 let lsn = self.log.append(&Record::Chunks { first, count, allocated: true });
                 self.in_flight.push(lsn, None, None, 0, 0, None);
                 self.seal_full_batch(effects);
-                self.space.set_chunks(first, count, ChunkState::Allocated);
+                self.space.grow(first, count, zeroed);
             }
             Err(DiskError::NoSpace) => {
                 self.space.set_chunks(first, count, ChunkState::Hole);
@@ -398,6 +419,7 @@ mod tests {
         assert_eq!((space.available(), space.empty()), (12_800, 0));
         assert!(growth.wants_whole(&space, 100));
         assert!(!growth.wants_whole(&space, 0), "more is free than in use");
+        assert!(growth.wants_used(&space, 100));
         growth.medium_has(13_000 << 12);
         assert!(growth.wants_whole(&space, 100));
         growth.medium_has(12_000 << 12);
@@ -406,6 +428,7 @@ mod tests {
         assert!(growth.wants_whole(&space, 0));
         space.set_chunks(100, 32, ChunkState::Allocated);
         assert!(!growth.wants_whole(&space, 0), "there are enough");
+        assert!(!growth.wants_used(&space, 0), "there are enough");
     }
 
     #[test]

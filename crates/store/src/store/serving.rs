@@ -190,7 +190,9 @@ impl Serving {
                 self.page_loaded(now, slot, page, read(result), effects);
             }
             Operation::Scrub { piece } => self.scrub_read(now, piece, read(result), effects),
-            Operation::Grow { first, count } => self.grown(now, first, count, result, effects),
+            Operation::Grow { first, count, zeroed } => {
+                self.grown(now, (first, count, zeroed), result, effects);
+            }
             Operation::GiveBack { first, count } => self.given_back(first, count, result.is_ok()),
             write => match result {
                 Ok(_) => self.written(now, write, effects),
