@@ -20,8 +20,11 @@ fn listing(host: &mut Host) -> Listing {
 }
 
 fn damages_of_checkpoint(host: &Host) -> usize {
-    let of_checkpoint = |notice: &&Notice| matches!(notice, Notice::Damaged(damage) if damage.part == DamagedPart::Checkpoint);
-    host.notices.iter().filter(of_checkpoint).count()
+    let is_of_checkpoint = |notice: &&Notice| match notice {
+        Notice::Damaged(damage) => damage.part == DamagedPart::Checkpoint,
+        _ => false,
+    };
+    host.notices.iter().filter(is_of_checkpoint).count()
 }
 
 /// Leaves single free blocks, and takes a checkpoint into these.
