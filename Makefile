@@ -76,8 +76,9 @@ fuzz: build-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tools/fuzz
 
 .PHONY: bench
-bench: deps build ## measure one node against qemu-storage-daemon; see docs/performance.md
+bench: deps build ## measure one node, against qemu-storage-daemon and with 1 TiB described; see docs/performance.md
 	$(CARGO) run --locked --quiet --release --package xtask -- bench one
+	$(CARGO) run --locked --quiet --release --package xtask -- bench table
 
 .PHONY: install
 install: build ## install programs, manual pages, completions and the systemd unit below DESTDIR/PREFIX

@@ -5,12 +5,12 @@
 //! reads it. Its life: attaching (the command is on its way through the log) - opening (the session
 //! fences and settles) - open - closing (the session drains and flushes) - detaching - gone.
 
-use crate::{Answer, Client, ConnectionId};
+use crate::{Client, ConnectionId};
 use proto::limits::OPENS_WAITING_MAX;
 use proto::{Generation, LayerId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
-use volume::Session;
+use volume::{Answer, Session};
 
 /// Names one [`Held`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -13,7 +13,7 @@ mod errands;
 mod surveys;
 
 use crate::{
-    Answer, Client, ConnectionId, Input, Output, Settings,
+    Client, ConnectionId, Input, Output, Settings,
     admin::AdminToken,
     attach::{Admission, Held, HeldId, Stage},
     disks::{Disk, Disks},
@@ -32,7 +32,7 @@ use std::{
 };
 use store::journal::Journal;
 use surveys::Survey;
-use volume::{RequestId, Session};
+use volume::{Answer, RequestId, Session};
 
 const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
 
@@ -141,6 +141,8 @@ enum MemberRoute {
 pub struct Engine {
     settings: Settings,
     started: Time,
+    /// When the input being handled came.
+    present: Time,
     phase: Phase,
     journal: Journal,
     /// Why the journal's last request failed, if it did.
@@ -194,6 +196,7 @@ impl Engine {
         let mut engine = Engine {
             settings,
             started: now,
+            present: now,
             phase: Phase::Journal,
             journal,
             journal_failure: None,
@@ -226,6 +229,7 @@ impl Engine {
 
     /// Takes one input.
     pub fn handle(&mut self, now: Time, input: Input, outputs: &mut Vec<Output>) {
+        self.present = now;
         match input {
             Input::Disk { disk, done } => self.handle_disk(now, disk, done, outputs),
             Input::Journal(done) => {
@@ -252,8 +256,12 @@ impl Engine {
             }
             Input::Admin { token, request } => self.handle_admin(now, token, request, outputs),
             Input::MediumSpace { disk, free_bytes } => {
-                if let Some(disk) = self.disks.get_mut(&disk) {
-                    disk.free_bytes = Some(free_bytes);
+                if let Some(known) = self.disks.get_mut(&disk) {
+                    known.free_bytes = Some(free_bytes);
+                    if known.store().is_some() {
+                        let event = store::Event::MediumSpace { free_bytes };
+                        self.work.push_back(Work::Store(disk, event));
+                    }
                 }
             }
             Input::Tick => self.handle_tick(now, outputs),

@@ -133,7 +133,8 @@ pub enum Input {
         request: AdminRequest,
     },
     /// What the file system under a disk's file still has free: wanted once before the disk's
-    /// first operation and every few seconds. Only reports depend on it.
+    /// first operation and every few seconds. Reports depend on it, and how much is fetched of it
+    /// ahead of need.
     MediumSpace {
         /// Which disk.
         disk: DiskId,
@@ -169,7 +170,7 @@ pub enum Output {
         /// Whose question.
         connection: ConnectionId,
         /// The answer.
-        answer: Answer,
+        answer: volume::Answer,
     },
     /// The end of a request.
     Complete {
@@ -220,35 +221,4 @@ pub enum NoticeLevel {
     Warning,
     /// Somebody must act.
     Error,
-}
-
-/// What a connection learns about its question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The volumes' names, in order.
-    Listed(Vec<String>),
-    /// The volume can be attached.
-    Described {
-        /// Its size in bytes.
-        bytes: u64,
-        /// Whether only reads are possible.
-        read_only: bool,
-    },
-    /// The volume is attached: requests may come.
-    Opened {
-        /// Its size in bytes.
-        bytes: u64,
-        /// Whether only reads are possible.
-        read_only: bool,
-    },
-    /// No such volume.
-    Unknown {
-        /// One sentence for people.
-        sentence: String,
-    },
-    /// It exists but cannot be had: somebody else holds it, or the node is not ready.
-    Refused {
-        /// One sentence for people.
-        sentence: String,
-    },
 }

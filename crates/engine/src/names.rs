@@ -1,10 +1,10 @@
 //! What clients call volumes and snapshots: "vm1" and "vm1@monday".
 
-use crate::Answer;
 use crate::attach::HeldId;
 use cluster::{Map, Snapshot, Volume};
 use proto::{LayerId, VolumeId};
 use std::collections::BTreeMap;
+use volume::Answer;
 
 /// What a client can have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -166,12 +166,12 @@ pub enum Change {
 /// What a disk answers.
 #[derive(Clone, Debug)]
 pub enum MemberReply {
-    /// The fence holds. Lists the objects of the lineage whose stamp lies above the settled point
+    /// The fence holds. Lists the objects of the lineage whose stamp is not below the settled point
     /// this disk knows: what the new session has to settle before it serves them.
     Fenced {
         /// Which opening of the disk answers.
         incarnation: Incarnation,
-        /// The objects above the settled point, in key order.
+        /// The objects not below the settled point, in key order.
         unsettled: Vec<ObjectStamp>,
     },
     /// Done; nothing to tell.

@@ -16,7 +16,7 @@ pub(crate) struct Opening {
     stage: Stage,
     /// Who has put up the fence.
     fenced: BTreeSet<PeerIndex>,
-    /// Objects above a settled point, and what each member asked has of them.
+    /// Objects not below a settled point, and what each member asked has of them.
     answers: BTreeMap<ObjectKey, Vec<(PeerIndex, ObjectStamp)>>,
     /// What is still to be asked in this stage.
     queue: VecDeque<Pending>,
@@ -71,7 +71,7 @@ impl Coordinator {
         }
     }
 
-    /// A disk has put up the fence and listed what is above its settled point.
+    /// A disk has put up the fence and listed what is not below its settled point.
     pub(crate) fn opening_fenced(
         &mut self,
         peer: PeerIndex,

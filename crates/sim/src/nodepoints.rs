@@ -11,12 +11,12 @@ use crate::{
     random::mix,
 };
 use engine::{
-    Answer, Client, ConnectionId, Input,
+    Client, ConnectionId, Input,
     admin::{AdminReply, AdminRequest, AdminToken},
 };
 use proto::{BLOCK_SIZE, Buffer, Duration, Time};
 use std::collections::{BTreeMap, BTreeSet};
-use volume::{Completion, Operation, Request, RequestId};
+use volume::{Answer, Completion, Operation, Request, RequestId};
 
 /// The eight operations of the issue.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

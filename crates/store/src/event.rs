@@ -29,6 +29,12 @@ pub enum Event {
     },
     /// Directs the scrub.
     Scrub(ScrubCommand),
+    /// What the file system under the medium still has free. How much is fetched of it beyond need
+    /// depends on it.
+    MediumSpace {
+        /// Free for us, in bytes.
+        free_bytes: u64,
+    },
     /// Stop: finish what was asked, write a checkpoint, then [`Effect::Closed`]. Later requests
     /// are answered `Retired`.
     Close,

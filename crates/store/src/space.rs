@@ -5,6 +5,8 @@
 //! and blocks of a checkpoint; what a checkpoint stores as used are the used ones alone.
 
 mod chunks;
+#[cfg(test)]
+mod tests;
 
 use crate::layout::{BITMAP_CHUNKS_PER_PAGE, Run};
 use chunks::Chunks;
@@ -12,13 +14,39 @@ use std::collections::{BTreeSet, VecDeque};
 
 pub(crate) use chunks::{CHUNK_BLOCKS, ChunkState};
 
-/// What space is wanted for: each kind fills its own chunks, so that neither cuts the runs of the
-/// other.
+/// What space is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
     Data,
     Metadata,
 }
+
+/// Who fills a chunk: each fills its own, so that none cuts the runs of the others.
+#[derive(Clone, Copy)]
+enum Filler {
+    /// Data in pieces of less than [`LONG_BLOCKS`].
+    Short,
+    /// Longer data.
+    Long,
+    Metadata,
+}
+const FILLERS: usize = 3;
+
+/// A write from here on is long: it gets long runs, out of chunks that nothing else is in. 64 KiB.
+const LONG_BLOCKS: u32 = 16;
+/// A long write begins a new chunk rather than take a shorter run than this, in blocks.
+const RUN_BLOCKS_MIN: u32 = 32;
+/// Short writes and metadata fill a chunk in use if about this much of it is available, in blocks;
+/// else they begin a new one, so that what is written together lies together.
+const REFILL_BLOCKS: u16 = 128;
+/// They begin no new chunk while more than this part of the space in use lies scattered in chunks
+/// in use (and a little more), or when only these chunks are left that have nothing in them.
+const SCATTERED_DIVISOR: u64 = 4;
+const SCATTERED_BLOCKS_MIN: u64 = 1024;
+const EMPTY_CHUNKS_KEPT: u32 = 16;
+/// Long writes leave so many empty chunks that were written before to the others, if there are
+/// chunks that were not.
+const USED_CHUNKS_KEPT: u32 = 16;
 
 /// A freed run that waits until nothing can need its old content.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +71,8 @@ pub(crate) struct Space {
     freed_by_checkpoint_blocks: u64,
     /// Blocks of the checkpoint's pages, present and under way.
     checkpoint: BTreeSet<u64>,
-    /// Where the next block of each purpose is looked for: a chunk.
-    cursors: [Option<u32>; 2],
+    /// The chunk that each filler fills.
+    cursors: [Option<u32>; FILLERS],
     /// Pages of the bitmap that differ from the last checkpoint.
     dirty: BTreeSet<u32>,
 }
@@ -60,7 +88,7 @@ impl Space {
             freed_by_checkpoint: Vec::new(),
             freed_by_checkpoint_blocks: 0,
             checkpoint: BTreeSet::new(),
-            cursors: [None; 2],
+            cursors: [None; FILLERS],
             dirty: BTreeSet::new(),
         }
     }
@@ -136,38 +164,84 @@ impl Space {
         }
     }
 
-    /// Takes `count` available blocks and adds them to `runs`, in as few runs as can be found
-    /// quickly. The caller has made sure that there are enough.
-    pub(crate) fn allocate(&mut self, purpose: Purpose, count: u32, runs: &mut Vec<Run>) {
-        let mut left = count;
-        while left > 0 {
-            let cursor = &mut self.cursors[purpose as usize];
-            // A long request in the middle of a chunk would be cut: rather start a fresh one.
-            let at = match *cursor {
-                Some(chunk) if self.chunks.has_run(chunk, left.min(CHUNK_BLOCKS / 4)) => chunk,
-                _ => {
-                    let other = self.cursors[1 - purpose as usize];
-                    let chunk = self.chunks.emptiest(other).expect("enough blocks are available");
-                    let cursor = &mut self.cursors[purpose as usize];
-                    let keep = cursor.is_some_and(|old| {
-                        left >= CHUNK_BLOCKS / 4
-                            && self.chunks.available_in(old) > self.chunks.available_in(chunk) / 2
-                    });
-                    if !keep {
-                        *cursor = Some(chunk);
-                    }
-                    chunk
-                }
-            };
-            let (first, taken) = self.chunks.take_run(at, left);
-            self.dirty_chunk(purpose, at);
-            runs.push(Run { address: self.address_of(at) + u64::from(first), count: taken });
-            left -= taken;
+    /// The medium has allocated chunks, and wrote zeros to them or left them as they are.
+    pub(crate) fn grow(&mut self, first: u32, count: u32, zeroed: bool) {
+        self.set_chunks(first, count, ChunkState::Allocated);
+        if !zeroed {
+            (first..first + count).for_each(|chunk| self.chunks.set_raw(chunk));
         }
     }
 
-    fn dirty_chunk(&mut self, _purpose: Purpose, chunk: u32) {
-        self.dirty.insert(chunk / BITMAP_CHUNKS_PER_PAGE as u32);
+    /// How many allocated chunks have nothing in them but were written before.
+    pub(crate) fn used_before(&self) -> u32 {
+        self.chunks.used_before()
+    }
+
+    /// Blocks of allocated chunks that have nothing in them.
+    pub(crate) fn empty(&self) -> u64 {
+        u64::from(self.chunks.empty()) * u64::from(CHUNK_BLOCKS)
+    }
+
+    /// Takes `count` available blocks and adds them to `runs`, in as few runs as can be found
+    /// quickly. The caller has made sure that there are enough.
+    pub(crate) fn allocate(&mut self, purpose: Purpose, count: u32, runs: &mut Vec<Run>) {
+        let filler = match purpose {
+            Purpose::Metadata => Filler::Metadata,
+            Purpose::Data if count < LONG_BLOCKS => Filler::Short,
+            Purpose::Data => Filler::Long,
+        };
+        let from = runs.len();
+        let mut left = count;
+        while left > 0 {
+            let chunk = self.chunk_for(filler, left);
+            self.cursors[filler as usize] = Some(chunk);
+            let (first, taken) = self.chunks.take_run(chunk, left);
+            self.dirty.insert(chunk / BITMAP_CHUNKS_PER_PAGE as u32);
+            left -= taken;
+            let address = self.address_of(chunk) + u64::from(first);
+            match runs[from..].last_mut() {
+                // It goes on in the next chunk.
+                Some(last) if last.end() == address => last.count += taken,
+                _ => runs.push(Run { address, count: taken }),
+            }
+        }
+    }
+
+    /// The chunk where `left` blocks are looked for.
+    fn chunk_for(&self, filler: Filler, left: u32) -> u32 {
+        let chunks = &self.chunks;
+        let cursor = self.cursors[filler as usize];
+        let wanted = if matches!(filler, Filler::Long) { left.min(RUN_BLOCKS_MIN) } else { 1 };
+        if let Some(chunk) = cursor.filter(|&chunk| chunks.has_run(chunk, wanted)) {
+            return chunk;
+        }
+        let others: Vec<u32> = self.cursors.iter().flatten().copied().collect();
+        let next = cursor.map(|chunk| chunk + 1);
+        let empty = |raw| chunks.first_empty(raw, next, &others);
+        let in_use = |least| chunks.emptiest_in_use(least, &others);
+        // What was written before is left to those whom it helps most, if it is little.
+        let raw_first = chunks.used_before() <= USED_CHUNKS_KEPT;
+        let fresh = |raw: bool| empty(raw).or_else(|| empty(!raw));
+        let chosen = match filler {
+            Filler::Long => fresh(raw_first).or_else(|| in_use(1)),
+            Filler::Short | Filler::Metadata if self.may_scatter() => {
+                in_use(REFILL_BLOCKS).or_else(|| fresh(false)).or_else(|| in_use(1))
+            }
+            Filler::Short | Filler::Metadata => in_use(1).or_else(|| fresh(false)),
+        };
+        // All that is left may be in the chunks of others.
+        let any = || {
+            let empty = |raw| chunks.first_empty(raw, None, &[]);
+            chunks.emptiest_in_use(1, &[]).or_else(|| empty(false)).or_else(|| empty(true))
+        };
+        chosen.or_else(any).expect("enough blocks are available")
+    }
+
+    /// Whether short pieces may begin a chunk, and leave what is available elsewhere alone.
+    fn may_scatter(&self) -> bool {
+        let used = self.allocated() - self.available();
+        self.chunks.empty() > EMPTY_CHUNKS_KEPT
+            && self.available() - self.empty() <= used / SCATTERED_DIVISOR + SCATTERED_BLOCKS_MIN
     }
 
     /// A record freed the run: it becomes available once that is durable and all reads up to
@@ -370,7 +444,7 @@ impl Space {
 
     /// Up to `limit` neighbouring chunks, the highest ones, that have nothing in them.
     pub(crate) fn find_empty_chunks(&self, limit: u32) -> Option<(u32, u32)> {
-        self.chunks.find_empty(limit, self.cursors)
+        self.chunks.find_empty(limit, &self.cursors)
     }
 
     /// Asserts what must hold of the counts.

@@ -434,6 +434,26 @@ fn a_fence_is_durable_and_refuses_the_older_generation() {
     host.ask(fence(Generation(5))).expect("once more is the same");
 }
 
+/// The settled point is that below which every member has everything. The write at the point itself
+/// may be on this disk alone: it was left out, and with several copies one without it could have
+/// been read from.
+#[test]
+fn a_fence_lists_the_write_at_the_settled_point_and_none_before() {
+    let mut host = new_host();
+    for (index, sequence, settled) in [(0, 1, 1), (1, 2, 2), (2, 3, 2)] {
+        let key = ObjectKey { index, ..KEY };
+        let MemberRequest::Write(mut first) = write(key, sequence, data(0, &[7])) else {
+            unreachable!("it is a write")
+        };
+        (first.previous, first.settled) = (support::stamp(0), stamp(settled));
+        host.ask(MemberRequest::Write(first)).expect("written");
+    }
+    let fence = MemberRequest::Fence { lineage: LINEAGE, generation: Generation(5) };
+    let Ok(MemberReply::Fenced { unsettled, .. }) = host.ask(fence) else { panic!("it is fenced") };
+    let stamps: Vec<_> = unsettled.iter().map(|object| object.stamp).collect();
+    assert_eq!(stamps, [stamp(2), stamp(3)]);
+}
+
 #[test]
 fn deleting_gives_space_back_to_the_file_system() {
     let mut host = Host::formatted(600 << 20, None, 128 << 10);

@@ -232,3 +232,17 @@ fn an_unreadable_map_page_damages_none_of_its_neighbours() {
         .collect();
     assert_eq!(bad.iter().filter(|&&bad| bad).count(), 1, "{bad:?}");
 }
+
+/// What a truncation took of the log is not taken for blocks that cannot be read: without a
+/// checkpoint nothing else would be missed.
+#[test]
+fn a_medium_that_ends_within_its_log_is_refused() {
+    let (host, _) = flushed();
+    let needed = 3 * BLOCK_SIZE + (128 << 10);
+    for blocks in [3, 4, 8, needed / BLOCK_SIZE - 1] {
+        let mut host = Host::on(host.medium.clone());
+        host.medium.written.truncate(blocks * BLOCK_SIZE);
+        let (found, needed) = ((blocks * BLOCK_SIZE) as u64, needed as u64);
+        assert_eq!(host.open().err(), Some(OpenError::Truncated { found, needed }));
+    }
+}

@@ -78,10 +78,10 @@ pub enum Effect {
     Closed,
 }
 
-/// Why a session's oldest unfinished request has not ended.
+/// Why a session's oldest unfinished request has not ended, or the session is not open.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Waiting {
-    /// When the request came.
+    /// When the request came, or the session began.
     pub since: Time,
     /// "waiting for disk ..".
     pub reason: String,

@@ -27,5 +27,5 @@ mod model;
 pub use event::{Effect, Event, Waiting};
 pub use flatten::Flattening;
 pub use replica::View;
-pub use request::{Changed, Completion, Error, Extent, Operation, Request, RequestId};
+pub use request::{Answer, Changed, Completion, Error, Extent, Operation, Request, RequestId};
 pub use session::Session;

@@ -64,6 +64,37 @@ pub enum Operation {
     Prefetch,
 }
 
+/// What a front learns about the volumes, when it asks which there are or wants one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The volumes' names, in order.
+    Listed(Vec<String>),
+    /// The volume could be attached.
+    Described {
+        /// Its size in bytes, a multiple of 512.
+        bytes: u64,
+        /// Whether only reads are possible.
+        read_only: bool,
+    },
+    /// The volume is attached: requests may come.
+    Opened {
+        /// Its size in bytes, a multiple of 512.
+        bytes: u64,
+        /// Whether only reads are possible.
+        read_only: bool,
+    },
+    /// No such volume.
+    Unknown {
+        /// One sentence for people.
+        sentence: String,
+    },
+    /// It exists but cannot be had: somebody else holds it, or the node is not ready.
+    Refused {
+        /// One sentence for people.
+        sentence: String,
+    },
+}
+
 /// What a request that succeeded brings.
 #[derive(Debug)]
 pub enum Completion {

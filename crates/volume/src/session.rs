@@ -31,6 +31,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Session {
     pub(crate) now: Time,
+    /// When it began.
+    begun: Time,
     pub(crate) volume: VolumeId,
     view: View,
     /// How long a snapshot is.
@@ -152,6 +154,7 @@ impl Session {
         let coordinator = Coordinator::open(now, volume, generation, view, shared, &mut scratch);
         let mut session = Session {
             now,
+            begun: now,
             volume,
             view,
             sealed_bytes,
@@ -230,11 +233,13 @@ impl Session {
         all.flatten().min()
     }
 
-    /// Why the oldest unfinished request has not ended, and since when it has not.
+    /// Why the oldest unfinished request has not ended, and since when it has not; or why the
+    /// attachment itself is not open.
     pub fn waiting(&self, _now: Time) -> Option<Waiting> {
         let oldest = self.works.iter().map(|(_, work)| work).min_by_key(|work| work.number);
         let since = match (oldest, self.inbox.front()) {
             (Some(work), _) => work.since,
+            _ if self.life == Life::Opening => self.begun,
             (None, Some((since, _))) => *since,
             (None, None) => return None,
         };

@@ -6,6 +6,7 @@ mod fio;
 mod machine;
 mod report;
 mod server;
+mod table;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
@@ -24,6 +25,8 @@ use std::{
 pub enum Bench {
     /// One copy on one node, against qemu-storage-daemon on a raw file
     One(One),
+    /// Start and memory on a disk that describes a lot of data
+    Table(table::Described),
 }
 
 /// Options of `bench one`.
@@ -76,13 +79,16 @@ struct Costs {
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
-    let Bench::One(options) = bench;
+    match bench {
+        Bench::One(options) => run_one(options),
+        Bench::Table(options) => table::run(options),
+    }
+}
+
+fn run_one(options: &One) -> Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "give at least one round and one second");
     let root = crate::tidy::root();
-    let programs = match &options.programs {
-        Some(directory) => directory.clone(),
-        None => build(&root)?,
-    };
+    let programs = programs(&root, options.programs.as_deref())?;
     let size = fio::parse_size(&options.size)?;
     let fill = fio::parse_size(&options.fill)?;
     let scratch = Scratch::new(&root.join(&options.directory))?;
@@ -95,10 +101,15 @@ pub fn run(bench: &Bench) -> Result<()> {
     eprintln!("took {:.0} min", started.elapsed().as_secs_f64() / 60.0);
     if !options.print_only {
         let path = root.join("docs/performance.md");
-        report::put(&path, &text)?;
+        report::put(&path, "bench one", &text)?;
         eprintln!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// Where the programs are, built if nobody says so.
+fn programs(root: &Path, given: Option<&Path>) -> Result<PathBuf> {
+    given.map_or_else(|| build(root), |directory| Ok(directory.to_path_buf()))
 }
 
 /// Builds the programs; where they are then.
@@ -145,7 +156,7 @@ fn compare(
     size: u64,
     options: &One,
 ) -> Result<Vec<Row>> {
-    let sheep = Sheep::start(programs, &scratch.join("sheep"))?;
+    let sheep = Sheep::start(programs, &scratch.join("sheep"), &[])?;
     sheep.create("bench", size)?;
     let peer = StorageDaemon::start(&scratch.join("peer"), size)?;
     let systems: [&dyn Server; 2] = [&sheep, &peer];
@@ -185,7 +196,7 @@ fn costs(
     options: &One,
 ) -> Result<Costs> {
     let data = scratch.join("costs");
-    let mut sheep = Sheep::start(programs, &data)?;
+    let mut sheep = Sheep::start(programs, &data, &[])?;
     sheep.create("bench", size)?;
     let job = |name: &str| Job { name: name.to_string() };
     eprintln!("measuring memory ...");
@@ -205,7 +216,7 @@ fn costs(
     let stored_resident_bytes = machine::resident_bytes(sheep.process())?;
     sheep.kill()?;
     let started = Instant::now();
-    let sheep = Sheep::start(programs, &data)?;
+    let sheep = Sheep::start(programs, &data, &[])?;
     sheep.probe("bench")?;
     Ok(Costs {
         volume_bytes: size,

@@ -58,7 +58,7 @@ impl Engine {
                 AdminReply::Done
             }
             AdminRequest::VolumeCreate { name, bytes } => {
-                let unix_s = self.unix_s(now);
+                let unix_s = self.unix_s();
                 let command = Command::CreateVolume { name: name.clone(), bytes, unix_s };
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
                 return Ok(None);
@@ -97,7 +97,7 @@ impl Engine {
                 AdminReply::Snapshots(self.snapshot_reports(volume))
             }
             request => {
-                self.administer_layers(now, token, request)?;
+                self.administer_layers(token, request)?;
                 return Ok(None);
             }
         };
@@ -107,11 +107,10 @@ impl Engine {
     /// Begins what makes, drops or copies layers; the answer follows.
     fn administer_layers(
         &mut self,
-        now: Time,
         token: AdminToken,
         request: AdminRequest,
     ) -> Result<(), AdminError> {
-        let unix_s = self.unix_s(now);
+        let unix_s = self.unix_s();
         match request {
             AdminRequest::SnapshotCreate { name, tag } => {
                 let volume = self.find(&name)?;
@@ -151,11 +150,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Now, in seconds since 1970, for people.
-    fn unix_s(&self, now: Time) -> u64 {
-        self.settings.unix_s + now.since(self.started).as_secs()
-    }
-
     pub(super) fn snapshot_reports(&self, volume: &cluster::Volume) -> Vec<SnapshotReport> {
         layers::snapshots(&self.map, &self.disks, &self.held, volume)
     }
@@ -176,6 +170,11 @@ impl Engine {
                 sentence: names::no_such_volume(name),
             }),
         }
+    }
+
+    /// Seconds since 1970, for people.
+    pub(super) fn unix_s(&self) -> u64 {
+        self.settings.unix_s + self.present.since(self.started).as_secs()
     }
 
     pub(super) fn not_serving(&self) -> String {

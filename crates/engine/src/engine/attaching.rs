@@ -2,13 +2,13 @@
 
 use super::{Admission, Engine, Phase, Purpose, Work};
 use crate::{
-    Answer, Client, ConnectionId, Output,
+    Client, ConnectionId, Output,
     attach::{Duty, Held, HeldId, Stage, admit},
     names,
 };
 use cluster::Command;
 use proto::{Duration, Generation, Time, VolumeId, limits::FLATTEN_LOOK_MS};
-use volume::{Session, View};
+use volume::{Answer, Session, View};
 
 impl Engine {
     /// What a name that a client gave stands for, or the answer that it stands for nothing.
@@ -111,7 +111,7 @@ impl Engine {
 
     /// Proposes the attachment. A snapshot that is gone is refused by the agreed state.
     pub(super) fn begin_attach(&mut self, id: HeldId, held: Held) {
-        let (node, unix_s) = (self.settings.node, self.settings.unix_s);
+        let (node, unix_s) = (self.settings.node, self.unix_s());
         let holder = held.client.description.clone();
         let command = match id {
             HeldId::Head(volume) => {

@@ -7,12 +7,12 @@ mod support;
 mod trees;
 
 use engine::{
-    Answer, Input, Output,
+    Input, Output,
     admin::{AdminErrorKind, AdminReply, AdminRequest, AdminToken},
 };
 use proto::Duration;
-use support::{MIB, World, opened};
-use volume::{Completion, Operation};
+use support::{MIB, UNIX_S, World, opened};
+use volume::{Answer, Completion, Operation};
 
 #[test]
 fn what_is_written_is_read_again_after_a_stop_and_after_a_kill() {
@@ -50,13 +50,19 @@ fn a_volume_has_one_client_with_any_number_of_connections() {
         }
         other => panic!("{other:?}"),
     }
+    let since = |world: &World| {
+        world.engine.map().volume_named("vm1").expect("it exists").attachments[0].since_unix_s
+    };
+    assert_eq!(since(&world), UNIX_S);
     let attachment = world.info("vm1").attachment.expect("attached");
     assert_eq!((attachment.connections, attachment.holder.as_str()), (2, "process a"));
     world.close(1);
     world.write(2, 0, 1, 4096);
     world.close(2);
     assert!(world.info("vm1").attachment.is_none());
+    world.now = world.now + Duration::from_secs(100);
     assert_eq!(world.open(4, "b", "vm1"), opened(MIB));
+    assert!((UNIX_S + 100..UNIX_S + 110).contains(&since(&world)), "since when it is attached");
     assert_eq!(world.read(4, 0, 4096), vec![1; 4096]);
     match world.open(5, "b", "nowhere") {
         Answer::Unknown { sentence } => assert!(sentence.contains("nowhere"), "{sentence}"),

@@ -1,14 +1,16 @@
 //! One whole node on media of memory that do everything at once, and what it says.
 
 use engine::{
-    Answer, Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
+    Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
     admin::{AdminError, AdminReply, AdminRequest, AdminToken, SnapshotReport, VolumeReport},
 };
 use proto::{Buffer, ClusterId, DiskDone, DiskError, DiskId, DiskRequest, Duration, NodeId, Time};
 use std::collections::VecDeque;
-use volume::{Completion, Operation, Request, RequestId};
+use volume::{Answer, Completion, Operation, Request, RequestId};
 
 pub const DISK: DiskId = DiskId(3);
+/// When the node starts.
+pub const UNIX_S: u64 = 1_000_000;
 pub const MIB: u64 = 1 << 20;
 
 /// A medium that does everything at once, and fails only when told to.
@@ -98,7 +100,7 @@ impl World {
                 log_bytes: None,
                 path: "disk".into(),
             }],
-            unix_s: 1_000_000,
+            unix_s: UNIX_S,
             version: "test".into(),
         };
         let mut outputs = Vec::new();

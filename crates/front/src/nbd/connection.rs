@@ -9,7 +9,7 @@ use super::transmission::{Export, Pending};
 use super::wire::{self, OptionHeader, RequestHeader};
 use proto::{Duration, Time, limits};
 use std::collections::BTreeMap;
-use volume::RequestId;
+use volume::{Answer, RequestId};
 
 /// What a driver knows about a client before it says anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,37 +45,6 @@ pub enum Effect {
     Close {
         /// Why, for the log.
         reason: CloseReason,
-    },
-}
-
-/// The answer to a question among the effects.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answer {
-    /// The volumes' names.
-    Listed(Vec<String>),
-    /// The volume could be attached.
-    Described {
-        /// Its size in bytes, a multiple of 512.
-        bytes: u64,
-        /// Whether only reads are possible.
-        read_only: bool,
-    },
-    /// The volume is attached: requests may come.
-    Opened {
-        /// Its size in bytes, a multiple of 512.
-        bytes: u64,
-        /// Whether only reads are possible.
-        read_only: bool,
-    },
-    /// No such volume.
-    Unknown {
-        /// One sentence for people.
-        sentence: String,
-    },
-    /// It exists but cannot be had.
-    Refused {
-        /// One sentence for people.
-        sentence: String,
     },
 }
 

@@ -1,12 +1,13 @@
 //! The handshake: what the client asks before it serves itself, and how it is answered.
 
-use super::connection::{Answer, CloseReason, Connection, Effect, State};
+use super::connection::{CloseReason, Connection, Effect, State};
 use super::transmission::Export;
 use super::wire::{
     self, InfoQuery, MetaQuery, OptionHeader, Reader, handshake_flag, info, option, option_reply,
     transmission_flag,
 };
 use proto::{BLOCK_SIZE, Duration, SECTOR_SIZE, Time, limits};
+use volume::Answer;
 
 /// How to name a volume, for clients that name none.
 const NO_NAME: &str = "No volume is named: add its name to the address, as in \

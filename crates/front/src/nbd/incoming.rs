@@ -5,7 +5,7 @@ use proto::{BLOCK_SIZE, Buffer};
 
 /// How much more than what arrived is allocated for a payload. A client gets memory for what it
 /// sent, not for what it claims it will send.
-const GROWTH: usize = 8;
+const GROWTH: usize = 16;
 /// Memory that is allocated for any payload, in bytes.
 const FIRST_BYTES: usize = 64 << 10;
 /// From this many missing bytes on it pays to read the socket straight into the buffer. Below,
@@ -15,7 +15,7 @@ const DIRECT_BYTES_MIN: usize = 32 << 10;
 /// A write whose payload is arriving. The bytes go to their place in a buffer that covers whole
 /// blocks, so nobody has to move them later.
 ///
-/// Never holds more than eight times of what arrived, or 64 KiB.
+/// Never holds more than sixteen times of what arrived, or 64 KiB.
 #[derive(Debug)]
 pub struct Incoming {
     pub header: RequestHeader,

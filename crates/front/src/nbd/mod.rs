@@ -25,5 +25,5 @@ mod tests;
 mod transmission;
 mod wire;
 
-pub use connection::{Answer, CloseReason, Connection, Effect, Settings};
+pub use connection::{CloseReason, Connection, Effect, Settings};
 pub use output::Segment;

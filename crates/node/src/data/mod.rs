@@ -17,13 +17,13 @@ use crate::{
 };
 use caps::Caps;
 use engine::{
-    Answer, ConnectionId, Engine, Input, NoticeLevel, Output,
+    ConnectionId, Engine, Input, NoticeLevel, Output,
     admin::{AdminError, AdminErrorKind, AdminToken},
 };
 use front::nbd;
 use link::Link;
 use mio::{Events, Poll, Token, Waker};
-use proto::{DiskDone, DiskId, Duration, Time};
+use proto::{DiskDone, DiskId, DiskOp, Duration, Time};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -32,6 +32,7 @@ use std::{
 };
 use store::MediumKind;
 use tokio::sync::oneshot;
+use volume::Answer;
 
 /// Events taken in one round.
 const EVENTS_MAX: usize = 64;
@@ -41,6 +42,10 @@ const ACCEPTS_MAX: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How often the free space under the disks is looked at.
 const SPACE_PERIOD: Duration = Duration::from_secs(5);
+/// Reads that are handed to the kernel, and completions whose replies are written, before the next
+/// ones of a round are looked at: so that disks, clients and this thread work side by side. Writes
+/// are gathered instead, as those with neighbouring places become one operation of the device.
+const READS_AT_ONCE: usize = 8;
 /// How often replies are written and what they set free is handed in, in one round.
 const TURNS_MAX: usize = 4;
 
@@ -200,12 +205,16 @@ impl DataThread {
     }
 
     fn take_done(&mut self, now: Time, done: &mut Vec<(usize, DiskDone)>) {
-        for (medium, done) in done.drain(..) {
+        for (at, (medium, done)) in done.drain(..).enumerate() {
             let input = match medium {
                 JOURNAL => Input::Journal(done),
                 medium => Input::Disk { disk: self.disks[medium - 1], done },
             };
             self.tell(now, input);
+            if at % READS_AT_ONCE == READS_AT_ONCE - 1 {
+                self.perform(now);
+                self.write_replies(now);
+            }
         }
     }
 
@@ -300,6 +309,7 @@ impl DataThread {
 
     fn carry_out(&mut self, now: Time, id: u64, effects: Vec<nbd::Effect>) {
         let connection = ConnectionId(id);
+        let mut reads = 0;
         for effect in effects {
             match effect {
                 nbd::Effect::Send(segment) => {
@@ -319,7 +329,12 @@ impl DataThread {
                     self.tell(now, Input::Open { connection, client, name });
                 }
                 nbd::Effect::Request(request) => {
+                    reads += usize::from(matches!(request.operation, volume::Operation::Read));
                     self.tell(now, Input::Request { connection, request });
+                    if reads == READS_AT_ONCE {
+                        reads = 0;
+                        self.begin_operations();
+                    }
                 }
                 nbd::Effect::Close { reason } => return self.close(now, id, &reason),
             }
@@ -475,14 +490,35 @@ impl DataThread {
             }
             // The disks work while the replies are written.
             self.driver.enter();
-            for id in std::mem::take(&mut self.touched) {
-                let Some(link) = self.links.get_mut(&id) else { continue };
-                let mut effects = Vec::new();
-                link.touched = false;
-                link.write(now, self.poll.registry(), &mut effects);
-                self.carry_out(now, id, effects);
+            self.write_replies(now);
+        }
+    }
+
+    /// Writes what the sockets take of the replies there are.
+    fn write_replies(&mut self, now: Time) {
+        for id in std::mem::take(&mut self.touched) {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            let mut effects = Vec::new();
+            link.touched = false;
+            link.write(now, self.poll.registry(), &mut effects);
+            self.carry_out(now, id, effects);
+        }
+    }
+
+    /// Hands the disk operations among the outputs to the kernel, and leaves the rest for later.
+    fn begin_operations(&mut self) {
+        for output in std::mem::take(&mut self.outputs) {
+            match output {
+                Output::Disk { disk, op } => self.begin(disk, op),
+                other => self.outputs.push(other),
             }
         }
+        self.driver.enter();
+    }
+
+    fn begin(&mut self, disk: DiskId, op: DiskOp) {
+        let number = self.disks.iter().position(|&known| known == disk);
+        self.driver.begin(1 + number.expect("only disks of the settings are driven"), op);
     }
 
     /// Performs outputs until there are none.
@@ -496,10 +532,7 @@ impl DataThread {
 
     fn perform_one(&mut self, now: Time, output: Output) {
         match output {
-            Output::Disk { disk, op } => {
-                let number = self.disks.iter().position(|&known| known == disk);
-                self.driver.begin(1 + number.expect("only disks of the settings are driven"), op);
-            }
+            Output::Disk { disk, op } => self.begin(disk, op),
             Output::Journal(op) => self.driver.begin(JOURNAL, op),
             Output::Complete { connection, id, result } => {
                 self.with_link(now, connection.0, |link, effects| {
@@ -564,13 +597,6 @@ impl DataThread {
             let client = &link.client.description;
             tracing::info!(connection = connection.0, %client, "volume attached");
         }
-        let answer = match answer {
-            Answer::Listed(names) => nbd::Answer::Listed(names),
-            Answer::Described { bytes, read_only } => nbd::Answer::Described { bytes, read_only },
-            Answer::Opened { bytes, read_only } => nbd::Answer::Opened { bytes, read_only },
-            Answer::Unknown { sentence } => nbd::Answer::Unknown { sentence },
-            Answer::Refused { sentence } => nbd::Answer::Refused { sentence },
-        };
         self.with_link(now, connection.0, |link, effects| {
             link.machine.handle_answer(now, answer, effects);
         });

@@ -6,12 +6,19 @@ use mio::{
     event::Source,
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
-use rustix::net::sockopt::{set_tcp_nodelay, socket_peercred};
+use rustix::net::sockopt::{
+    set_socket_send_buffer_size, set_socket_send_buffer_size_force, set_tcp_nodelay,
+    socket_peercred,
+};
 use std::{
     fs,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     net::IpAddr,
 };
+
+/// Bytes of replies that a Unix socket holds for its client: a reply of a MiB goes out with two or
+/// three system calls instead of eight with as many changes between the processes.
+const SEND_BYTES: usize = 1 << 20;
 
 /// Where connections come from.
 #[derive(Debug)]
@@ -71,9 +78,14 @@ impl Listener {
 impl Socket {
     /// Events tell when it can be read.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        if let Socket::Tcp(stream) = self {
+        match self {
             // Replies are gathered by us; held back they would only be late.
-            set_tcp_nodelay(&*stream, true)?;
+            Socket::Tcp(stream) => set_tcp_nodelay(&*stream, true)?,
+            Socket::Unix(stream) => {
+                // Only root may go beyond the system's bound; that much is as good as can be then.
+                set_socket_send_buffer_size_force(&*stream, SEND_BYTES)
+                    .or_else(|_| set_socket_send_buffer_size(&*stream, SEND_BYTES))?;
+            }
         }
         self.source().register(registry, token, Interest::READABLE)
     }

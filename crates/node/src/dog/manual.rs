@@ -149,8 +149,8 @@ mod tests {
         let mut text = String::from(
             "# Reference: settings of sheep\n\nProduced from the program's own definitions. A flag \
              wins over the environment, that over the configuration file\n(`/etc/sheepdog/\
-             sheep.toml` unless `--config` names another). An unknown key there is refused, and so is an\n\
-             unknown environment variable that begins with `SHEEP_`.\n\n\
+             sheep.toml` unless `--config` names another). An unknown key there is refused, and \
+             so is an\nunknown environment variable that begins with `SHEEP_`.\n\n\
              | flag | environment | key | default | takes | meaning |\n\
              | --- | --- | --- | --- | --- | --- |\n",
         );

@@ -15,10 +15,11 @@ use crate::{
     random::Random,
     trace::Trace,
 };
-use engine::{Answer, Client, ConnectionId, Input};
+use engine::{Client, ConnectionId, Input};
 use office::Errand;
 use proto::{DiskError, Duration, Time};
 use std::collections::BTreeMap;
+use volume::Answer;
 
 /// What came of a run.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

@@ -31,8 +31,12 @@ pub(crate) struct Chunks {
     counts: Vec<u16>,
     /// Allocated chunks with available blocks, by class.
     classes: [BTreeSet<u32>; CLASSES],
+    /// Allocated chunks that were never written; they stand in no class. To write to them first
+    /// costs the file system a change of its own metadata, and the next flush a commit of that.
+    raw: BTreeSet<u32>,
     available: u64,
     allocated: u32,
+    holes: u32,
 }
 
 /// 0: none available; then classes of [`CLASS_BLOCKS`]; the last: all available.
@@ -70,20 +74,31 @@ impl Chunks {
             self.bits.push([0; 4]);
             self.states.push(ChunkState::Hole);
             self.counts.push(CHUNK_BLOCKS as u16);
+            self.holes += 1;
         }
         let at = chunk as usize;
         let count = self.counts[at];
         if self.states[at] == ChunkState::Allocated {
-            self.classes[class_of(count)].remove(&chunk);
+            if !self.raw.remove(&chunk) {
+                self.classes[class_of(count)].remove(&chunk);
+            }
             self.available -= u64::from(count);
             self.allocated -= 1;
         }
+        self.holes -= u32::from(self.states[at] == ChunkState::Hole);
+        self.holes += u32::from(state == ChunkState::Hole);
         self.states[at] = state;
         if state == ChunkState::Allocated {
             self.classes[class_of(count)].insert(chunk);
             self.available += u64::from(count);
             self.allocated += 1;
         }
+    }
+
+    /// Nothing was ever written to the chunk, which is allocated and has nothing in it.
+    pub(crate) fn set_raw(&mut self, chunk: u32) {
+        assert!(self.classes[CLASSES - 1].remove(&chunk), "a raw chunk was written");
+        self.raw.insert(chunk);
     }
 
     pub(crate) fn is_taken(&self, chunk: u32, at: u32) -> bool {
@@ -98,7 +113,9 @@ impl Chunks {
         }
         self.available = self.available - u64::from(old) + u64::from(count);
         let (from, to) = (class_of(old), class_of(count));
-        if from != to {
+        if self.raw.remove(&chunk) {
+            self.classes[to].insert(chunk);
+        } else if from != to {
             self.classes[from].remove(&chunk);
             self.classes[to].insert(chunk);
         }
@@ -180,10 +197,28 @@ impl Chunks {
         (first, taken)
     }
 
-    /// The allocated chunk with the most blocks available, rather not `other`.
-    pub(crate) fn emptiest(&self, other: Option<u32>) -> Option<u32> {
-        let candidates = || self.classes[1..].iter().rev().flatten().copied();
-        candidates().find(|&chunk| Some(chunk) != other).or_else(|| candidates().next())
+    /// How many allocated chunks have nothing in them.
+    pub(crate) fn empty(&self) -> u32 {
+        self.used_before() + self.raw.len() as u32
+    }
+
+    /// Of these, how many have been written before.
+    pub(crate) fn used_before(&self) -> u32 {
+        self.classes[CLASSES - 1].len() as u32
+    }
+
+    /// The lowest allocated chunk that has nothing in it, raw or not; `next` if it is one.
+    pub(crate) fn first_empty(&self, raw: bool, next: Option<u32>, avoid: &[u32]) -> Option<u32> {
+        let chunks = if raw { &self.raw } else { &self.classes[CLASSES - 1] };
+        let next = next.filter(|chunk| chunks.contains(chunk) && !avoid.contains(chunk));
+        next.or_else(|| chunks.iter().copied().find(|chunk| !avoid.contains(chunk)))
+    }
+
+    /// About the emptiest of the allocated chunks that have something in them and at least about
+    /// `least` blocks available.
+    pub(crate) fn emptiest_in_use(&self, least: u16, avoid: &[u32]) -> Option<u32> {
+        let classes = self.classes[class_of(least.max(1))..CLASSES - 1].iter().rev();
+        classes.flatten().copied().find(|chunk| !avoid.contains(chunk))
     }
 
     /// Whether it is allocated, and its bits.
@@ -193,13 +228,17 @@ impl Chunks {
     }
 
     pub(crate) fn find(&self, state: ChunkState, limit: u32) -> Option<(u32, u32)> {
+        if state == ChunkState::Hole && self.holes == 0 {
+            return None;
+        }
         let first = self.states.iter().position(|&s| s == state)?;
         let run = self.states[first..].iter().take(limit as usize).take_while(|&&s| s == state);
         Some((first as u32, run.count() as u32))
     }
 
-    pub(crate) fn find_empty(&self, limit: u32, avoid: [Option<u32>; 2]) -> Option<(u32, u32)> {
-        let empty = &self.classes[CLASSES - 1];
+    pub(crate) fn find_empty(&self, limit: u32, avoid: &[Option<u32>]) -> Option<(u32, u32)> {
+        let others = &self.classes[CLASSES - 1];
+        let empty = if self.raw.is_empty() { others } else { &self.raw };
         let mut found = empty.iter().rev().filter(|&&chunk| !avoid.contains(&Some(chunk)));
         let last = *found.next()?;
         let mut first = last;
@@ -214,6 +253,8 @@ impl Chunks {
 
     pub(crate) fn check(&self) {
         let (mut available, mut allocated) = (0, 0);
+        let holes = self.states.iter().filter(|&&state| state == ChunkState::Hole).count();
+        assert_eq!(holes, self.holes as usize, "holes miscounted");
         for chunk in 0..self.len() {
             let at = chunk as usize;
             let taken: u32 = self.bits[at].iter().map(|word| word.count_ones()).sum();
@@ -223,8 +264,10 @@ impl Chunks {
                 "chunk {chunk} miscounted"
             );
             let is_allocated = self.states[at] == ChunkState::Allocated;
+            let is_raw = self.raw.contains(&chunk);
             let listed = self.classes[class_of(self.counts[at])].contains(&chunk);
-            assert_eq!(is_allocated, listed, "chunk {chunk} is in the wrong class");
+            assert_eq!(is_allocated, listed != is_raw, "chunk {chunk} is in the wrong class");
+            assert!(!is_raw || taken == 0, "chunk {chunk} was never written but has blocks");
             assert!(is_allocated || taken == 0, "chunk {chunk} is a hole with blocks in use");
             if is_allocated {
                 available += u64::from(self.counts[at]);

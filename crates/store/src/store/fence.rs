@@ -56,13 +56,13 @@ impl Serving {
         }
     }
 
-    /// The objects of a lineage above its settled point, in key order.
+    /// The objects of a lineage not below its settled point, in key order.
     fn unsettled(&self, lineage: LineageId) -> Vec<ObjectStamp> {
         let settled = self.lineages.get(&lineage).map_or(Stamp::default(), |known| known.settled);
         let mut unsettled: Vec<ObjectStamp> = self
             .table
             .rows_of(lineage)
-            .filter(|row| row.stamp > settled)
+            .filter(|row| row.stamp >= settled)
             .map(|row| ObjectStamp {
                 key: row.key,
                 stamp: row.stamp,

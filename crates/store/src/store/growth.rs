@@ -3,7 +3,7 @@
 
 use super::{Operation, Serving};
 use crate::layout::{Record, root_pages};
-use crate::space::{CHUNK_BLOCKS, ChunkState};
+use crate::space::{CHUNK_BLOCKS, ChunkState, Space};
 use crate::{Effect, MediumKind, Notice, Waiting};
 use proto::{BLOCK_SIZE, Buffer, DiskError, DiskRequest, Duration, Time, limits};
 use std::collections::VecDeque;
@@ -14,6 +14,21 @@ const GROWTH_CHUNKS_MAX: u32 = 64;
 const AHEAD_BLOCKS: u64 = 4096;
 /// Blocks beyond the reserve and what growth would fetch again that stay before any are given back.
 const SLACK_BLOCKS: u64 = 16_384;
+/// Blocks in chunks with nothing in them below which growth begins, so that long writes find them.
+/// Scattered blocks are not counted, so such growth has a bound: see [`Growth::wants_whole`].
+const WHOLE_BLOCKS: u64 = 8192;
+/// Empty chunks that were written before, below which some are fetched and written with zeros:
+/// short writes that are flushed one by one go there. The first write to a part of a file that is
+/// only allocated makes the next flush a commit of the file system, which takes many times as long.
+const USED_CHUNKS: u32 = 16;
+/// So many are fetched at once.
+const ZEROED_CHUNKS: u32 = 8;
+/// Blocks in quarantine that are worth a flush when space is short.
+const FLUSH_BLOCKS: u64 = 8192;
+/// Chunks are given back when they were not needed for this long: what a checkpoint or a flush sets
+/// free is mostly written again at once, and giving it back and fetching it again costs more than
+/// keeping it.
+const SPARE_FOR: Duration = Duration::from_secs(10);
 /// The reserve is this part of the disk, within bounds. The lower one lets the longest overwrite
 /// use half of it; the upper one is what metadata and overwrites between two flushes want.
 const RESERVE_DIVISOR: u64 = 64;
@@ -43,6 +58,37 @@ pub(super) enum Admission {
     Refused,
 }
 
+/// Chunks that could be given back.
+#[derive(Default)]
+struct Spare {
+    /// Since when there were always some, and how few there were at the least.
+    since: Option<(Time, u32)>,
+    /// These were not needed for long enough.
+    settled: u32,
+}
+
+impl Spare {
+    /// So many are spare now. Returns how many of them may be given back.
+    fn observe(&mut self, now: Time, spare: u32) -> u32 {
+        self.settled = self.settled.min(spare);
+        if spare == 0 {
+            self.since = None;
+            return 0;
+        }
+        let (since, least) = self.since.get_or_insert((now, spare));
+        *least = (*least).min(spare);
+        if now >= *since + SPARE_FOR {
+            self.settled = self.settled.max(*least);
+            self.since = Some((now, spare));
+        }
+        self.settled
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        self.since.map(|(since, _)| since + SPARE_FOR)
+    }
+}
+
 /// See the module's description.
 pub(super) struct Growth {
     kind: MediumKind,
@@ -60,6 +106,9 @@ pub(super) struct Growth {
     /// Chunks recorded as holes by a record: first, count, record.
     leaving: VecDeque<(u32, u32, u64)>,
     giving_back: u32,
+    spare: Spare,
+    /// What the file system still has, in blocks, if that is known.
+    medium_free: Option<u64>,
     /// The medium cannot give space back.
     keeps_all: bool,
 }
@@ -82,6 +131,8 @@ impl Growth {
             demanded: false,
             leaving: left.into_iter().map(|chunk| (chunk, 1, 0)).collect(),
             giving_back: 0,
+            spare: Spare::default(),
+            medium_free: None,
             keeps_all: false,
         }
     }
@@ -96,6 +147,40 @@ impl Growth {
 
     pub(super) fn is_full(&self) -> bool {
         self.full
+    }
+
+    /// Blocks in chunks with nothing in them that there should be.
+    fn whole_blocks(&self) -> u64 {
+        self.limit_blocks().map_or(WHOLE_BLOCKS, |limit| WHOLE_BLOCKS.min(limit / 32))
+    }
+
+    /// Whether chunks with nothing in them are few, and fetching more is no waste: what is free
+    /// beyond `wanted` is less than what is in use, and than what the file system has left.
+    fn wants_whole(&self, space: &Space, wanted: u64) -> bool {
+        space.empty() < self.whole_blocks() && self.may_exceed(space, wanted)
+    }
+
+    /// Whether chunks that were written before are few, and fetching some is no waste.
+    fn wants_used(&self, space: &Space, wanted: u64) -> bool {
+        let few = USED_CHUNKS.min((self.whole_blocks() / u64::from(CHUNK_BLOCKS)) as u32);
+        space.used_before() < few && self.may_exceed(space, wanted)
+    }
+
+    fn may_exceed(&self, space: &Space, wanted: u64) -> bool {
+        let free = space.available() + space.quarantined();
+        let excess = free.saturating_sub(wanted);
+        let bound = (space.allocated() - free).max(wanted);
+        excess < bound && self.medium_free.is_none_or(|left| excess < left)
+    }
+
+    /// The file system under the medium has so many bytes free.
+    pub(super) fn medium_has(&mut self, free_bytes: u64) {
+        self.medium_free = Some(free_bytes / BLOCK_SIZE as u64);
+    }
+
+    /// When chunks that are spare may be given back, if nobody needed them until then.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.spare.deadline()
     }
 
     fn keeps(&self, class: Class) -> u64 {
@@ -146,7 +231,7 @@ impl Serving {
             self.flush_for_space();
             return Admission::Wait(Waiting::Space);
         }
-        if self.growth_step(now).is_some() {
+        if self.growth_step(now, 1).is_some() {
             return Admission::Wait(Waiting::Space);
         }
         let changed = self.cache.dirty() > 0;
@@ -175,13 +260,14 @@ impl Serving {
     }
 
     /// What growth would ask the medium for now.
-    fn growth_step(&self, now: Time) -> Option<(u32, u32)> {
+    fn growth_step(&self, now: Time, step: u32) -> Option<(u32, u32)> {
         let growth = &self.growth;
+        let step = step.min(growth.step);
         let refused = growth.refused_until.is_some_and(|until| now < until);
         if growth.kind == MediumKind::Device || growth.under_way || refused {
             return None;
         }
-        if let Some(holes) = self.space.find_chunks(ChunkState::Hole, growth.step) {
+        if let Some(holes) = self.space.find_chunks(ChunkState::Hole, step) {
             let limit = growth.limit_chunks.unwrap_or(u32::MAX);
             let count = holes.1.min(limit.saturating_sub(holes.0));
             return (count > 0).then_some((holes.0, count));
@@ -189,7 +275,7 @@ impl Serving {
         let first = self.space.chunk_count();
         let addresses = (crate::layout::ADDRESS_MAX - self.space.address_of(0)) / 256;
         let limit = growth.limit_chunks.unwrap_or(u32::MAX).min(addresses as u32);
-        let count = growth.step.min(limit.saturating_sub(first));
+        let count = step.min(limit.saturating_sub(first));
         (count > 0).then_some((first, count))
     }
 
@@ -197,29 +283,40 @@ impl Serving {
     pub(super) fn step_growth(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let wanted = self.promised_to_metadata() + self.growth.reserve + AHEAD_BLOCKS;
         let demanded = std::mem::take(&mut self.growth.demanded);
-        let short = self.space.available() + self.space.quarantined() < wanted;
-        if (demanded || short)
-            && self.log.has_room_for_growth()
-            && let Some((first, count)) = self.growth_step(now)
-        {
-            self.growth.under_way = true;
-            self.space.set_chunks(first, count, ChunkState::Growing);
-            let request = DiskRequest::Allocate {
-                offset: self.space.address_of(first) * BLOCK_SIZE as u64,
-                length: u64::from(count) * u64::from(CHUNK_BLOCKS) * BLOCK_SIZE as u64,
-                zero: false,
-            };
-            self.operations.submit(Operation::Grow { first, count }, request, effects);
+        let available = self.space.available();
+        let short = available + self.space.quarantined() < wanted;
+        let whole = self.space.empty() >= self.growth.whole_blocks();
+        if (available < wanted || !whole) && self.space.quarantined() >= FLUSH_BLOCKS {
+            // Before anybody has to wait for it, or to do with pieces.
+            self.flush_for_space();
         }
-        self.give_back(wanted, effects);
+        let needed = demanded || short || self.growth.wants_whole(&self.space, wanted);
+        if (needed || self.growth.wants_used(&self.space, wanted)) && self.log.has_room_for_growth()
+        {
+            self.begin_growth(now, !needed, effects);
+        }
+        self.give_back(now, wanted, effects);
+    }
+
+    /// Asks the medium for chunks; with `zeroed` for a few that are written once.
+    fn begin_growth(&mut self, now: Time, zeroed: bool, effects: &mut Vec<Effect>) {
+        let step = if zeroed { ZEROED_CHUNKS } else { GROWTH_CHUNKS_MAX };
+        let Some((first, count)) = self.growth_step(now, step) else { return };
+        self.growth.under_way = true;
+        self.space.set_chunks(first, count, ChunkState::Growing);
+        let request = DiskRequest::Allocate {
+            offset: self.space.address_of(first) * BLOCK_SIZE as u64,
+            length: u64::from(count) * u64::from(CHUNK_BLOCKS) * BLOCK_SIZE as u64,
+            zero: zeroed,
+        };
+        self.operations.submit(Operation::Grow { first, count, zeroed }, request, effects);
     }
 
     /// The medium has allocated chunks, or not.
     pub(super) fn grown(
         &mut self,
         now: Time,
-        first: u32,
-        count: u32,
+        (first, count, zeroed): (u32, u32, bool),
         result: Result<Option<Buffer>, DiskError>,
         effects: &mut Vec<Effect>,
     ) {
@@ -234,7 +331,7 @@ impl Serving {
                 let lsn = self.log.append(&Record::Chunks { first, count, allocated: true });
                 self.in_flight.push(lsn, None, None, 0, 0, None);
                 self.seal_full_batch(effects);
-                self.space.set_chunks(first, count, ChunkState::Allocated);
+                self.space.grow(first, count, zeroed);
             }
             Err(DiskError::NoSpace) => {
                 self.space.set_chunks(first, count, ChunkState::Hole);
@@ -248,8 +345,9 @@ impl Serving {
     }
 
     /// Records empty chunks as holes, and punches those whose record is durable.
-    fn give_back(&mut self, wanted: u64, effects: &mut Vec<Effect>) {
+    fn give_back(&mut self, now: Time, wanted: u64, effects: &mut Vec<Effect>) {
         if self.growth.kind == MediumKind::Device || self.growth.keeps_all || self.closing {
+            self.growth.spare = Spare::default();
             return;
         }
         let durable = self.flusher.durable_lsn();
@@ -265,8 +363,8 @@ impl Serving {
             self.operations.submit(Operation::GiveBack { first, count }, request, effects);
         }
         let slack = self.growth.limit_blocks().map_or(SLACK_BLOCKS, |l| SLACK_BLOCKS.min(l / 16));
-        let spare = self.space.available().saturating_sub(wanted + slack);
-        let chunks = (spare / u64::from(CHUNK_BLOCKS)).min(u64::from(GROWTH_CHUNKS_MAX)) as u32;
+        let spare = self.space.empty().saturating_sub(wanted + slack) / u64::from(CHUNK_BLOCKS);
+        let chunks = self.growth.spare.observe(now, spare as u32).min(GROWTH_CHUNKS_MAX);
         let busy = !self.growth.leaving.is_empty() || self.growth.giving_back > 0;
         if chunks == 0 || busy || self.growth.under_way || !self.log.has_room_for_background() {
             return;
@@ -290,5 +388,66 @@ impl Serving {
         } else {
             self.growth.keeps_all = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::space::Purpose;
+
+    /// 100 chunks, of which so many blocks are in use, each chunk as full as the others.
+    fn cut_up(used: u32) -> Space {
+        let mut space = Space::new(3);
+        space.set_chunks(0, 100, ChunkState::Allocated);
+        let mut runs = Vec::new();
+        space.allocate(Purpose::Data, 100 * 256, &mut runs);
+        let all: Vec<u64> = runs.iter().flat_map(crate::layout::Run::iter).collect();
+        for (at, &address) in all.iter().enumerate() {
+            if at as u32 % 256 >= used / 100 {
+                space.give(crate::layout::Run { address, count: 1 });
+            }
+        }
+        space
+    }
+
+    #[test]
+    fn growth_for_long_runs_has_bounds() {
+        let mut growth = Growth::new(MediumKind::File, None, Vec::new());
+        // 12,800 of 25,600 blocks are free, in pieces.
+        let space = cut_up(100 * 128);
+        assert_eq!((space.available(), space.empty()), (12_800, 0));
+        assert!(growth.wants_whole(&space, 100));
+        assert!(!growth.wants_whole(&space, 0), "more is free than in use");
+        assert!(growth.wants_used(&space, 100));
+        growth.medium_has(13_000 << 12);
+        assert!(growth.wants_whole(&space, 100));
+        growth.medium_has(12_000 << 12);
+        assert!(!growth.wants_whole(&space, 100), "the file system has less than that");
+        let mut space = cut_up(100 * 200);
+        assert!(growth.wants_whole(&space, 0));
+        space.set_chunks(100, 32, ChunkState::Allocated);
+        assert!(!growth.wants_whole(&space, 0), "there are enough");
+        assert!(!growth.wants_used(&space, 0), "there are enough");
+    }
+
+    #[test]
+    fn only_what_was_spare_all_the_time_is_given_back() {
+        let at = |ms| Time::default() + Duration::from_millis(ms);
+        let after = SPARE_FOR.as_millis() as u64;
+        let mut spare = Spare::default();
+        assert_eq!(spare.observe(at(0), 50), 0);
+        assert_eq!(spare.observe(at(100), 10), 0);
+        assert_eq!(spare.deadline(), Some(at(after)));
+        assert_eq!(spare.observe(at(after), 40), 10);
+        // Given back step by step.
+        assert_eq!(spare.observe(at(after + 1), 36), 10);
+        assert_eq!(spare.observe(at(after + 2), 7), 7);
+        // Needed after all.
+        assert_eq!(spare.observe(at(after + 3), 0), 0);
+        assert_eq!(spare.deadline(), None);
+        assert_eq!(spare.observe(at(after + 4), 30), 0);
+        assert_eq!(spare.observe(at(2 * after + 3), 30), 0);
+        assert_eq!(spare.observe(at(2 * after + 4), 30), 30);
     }
 }

@@ -24,8 +24,8 @@ pub(crate) enum Operation {
     CheckpointPages,
     /// The superblock that makes a checkpoint valid.
     Superblock,
-    /// Chunks that become allocated.
-    Grow { first: u32, count: u32 },
+    /// Chunks that become allocated, with zeros written to them or not.
+    Grow { first: u32, count: u32, zeroed: bool },
     /// Chunks that become holes.
     GiveBack { first: u32, count: u32 },
     /// A piece of the scrub; its number.

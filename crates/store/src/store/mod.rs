@@ -82,7 +82,10 @@ impl Store {
                 effects.push(Effect::Member { token, result: Err(MemberError::Retired) });
             }
             (_, Event::Close) => effects.push(Effect::Closed),
-            (Stage::Opening(_), Event::DropLayer { .. } | Event::Scrub(_))
+            (
+                Stage::Opening(_),
+                Event::DropLayer { .. } | Event::Scrub(_) | Event::MediumSpace { .. },
+            )
             | (Stage::Refused(_), _) => {}
         }
     }

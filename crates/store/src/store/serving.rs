@@ -155,6 +155,7 @@ impl Serving {
             Event::Disk(done) => self.handle_disk(now, done, effects),
             Event::DropLayer { lineage, layer } => self.drop_layer(lineage, layer),
             Event::Scrub(command) => self.scrub_command(now, command),
+            Event::MediumSpace { free_bytes } => self.growth.medium_has(free_bytes),
             Event::Close => self.closing = true,
         }
     }
@@ -181,7 +182,10 @@ impl Serving {
         if self.retired.is_some() || self.closed {
             return None;
         }
-        [self.flush_deadline(), self.scrub_deadline()].into_iter().flatten().min()
+        [self.flush_deadline(), self.scrub_deadline(), self.growth.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn handle_disk(&mut self, now: Time, done: DiskDone, effects: &mut Vec<Effect>) {
@@ -198,7 +202,9 @@ impl Serving {
                 self.page_loaded(now, slot, page, read(result), effects);
             }
             Operation::Scrub { piece } => self.scrub_read(now, piece, read(result), effects),
-            Operation::Grow { first, count } => self.grown(now, first, count, result, effects),
+            Operation::Grow { first, count, zeroed } => {
+                self.grown(now, (first, count, zeroed), result, effects);
+            }
             Operation::GiveBack { first, count } => self.given_back(first, count, result.is_ok()),
             write => match result {
                 Ok(_) => self.written(now, write, effects),

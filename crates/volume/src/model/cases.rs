@@ -97,6 +97,29 @@ fn io_waits_for_a_disk_out_of_service_and_says_so() {
     assert_eq!(world.session.waiting(world.now), None);
 }
 
+/// A client that waits to be attached had no request yet, and so nothing told what it waits for.
+#[test]
+fn an_attachment_that_waits_for_a_disk_says_so() {
+    let mut world = world(8 << 20);
+    world.close();
+    world.die(false);
+    world.pass(Duration::from_secs(60));
+    let asked_at = world.now;
+    world.attach(false);
+    for _ in 0..5 {
+        world.disk.step(&mut world.random);
+        world.deliver();
+        world.pass(Duration::from_secs(60));
+    }
+    assert_eq!(world.opened, None);
+    let waiting = world.session.waiting(world.now).expect("it waits");
+    assert_eq!(waiting.since, asked_at);
+    let wanted = format!("waiting for disk {DISK}: it is out of service");
+    assert!(waiting.reason.starts_with(&wanted), "{}", waiting.reason);
+    world.settle();
+    assert_eq!(world.session.waiting(world.now), None);
+}
+
 #[test]
 fn a_close_waits_a_while_for_a_disk_out_of_service_and_not_for_ever() {
     let mut world = world(8 << 20);
@@ -214,7 +237,7 @@ fn prefetches_count_for_what_a_session_holds() {
 #[test]
 fn a_status_looks_no_further_than_its_answer_goes() {
     let mut world = world(1 << 30);
-    for place in (0..131_072).step_by(16) {
+    for place in (0..65_536).step_by(16) {
         world.write(place, 8, false);
         if place % 4096 == 0 {
             world.settle();

@@ -26,6 +26,12 @@ pub fn resident_bytes(process: u32) -> Result<u64> {
     Ok(field(&format!("/proc/{process}/status"), "VmRSS:")? << 10)
 }
 
+/// Memory of a process that is resident, now and at most since it started.
+pub fn resident_and_peak_bytes(process: u32) -> Result<(u64, u64)> {
+    let peak = field(&format!("/proc/{process}/status"), "VmHWM:")? << 10;
+    Ok((resident_bytes(process)?, peak))
+}
+
 fn field(path: &str, name: &str) -> Result<u64> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     text.lines()
@@ -69,7 +75,8 @@ mod tests {
     fn this_process_is_measured() {
         let process = std::process::id();
         assert!(processor_time(process).is_ok() && written_bytes(process).is_ok());
-        assert!(resident_bytes(process).expect("a size") > 100_000);
+        let (now, peak) = resident_and_peak_bytes(process).expect("sizes");
+        assert!(now > 100_000 && now <= peak);
         assert!(processor_time(u32::MAX).is_err());
     }
 }

@@ -4,10 +4,6 @@ use super::{Costs, One, Row, fio::Sample};
 use anyhow::{Context, Result};
 use std::{fmt::Write, fs, path::Path};
 
-/// Between these lines the program writes; all else in the document is for people.
-const BEGIN: &str = "<!-- bench one: begin -->";
-const END: &str = "<!-- bench one: end -->";
-
 /// The least ratio to the peer that is good enough.
 const RATIO_MIN: f64 = 0.9;
 
@@ -97,19 +93,20 @@ fn table_row(row: &Row) -> String {
     )
 }
 
-/// Replaces the program's part of the document.
-pub fn put(path: &Path, text: &str) -> Result<()> {
+/// Replaces the program's part of the document, between two lines with its name.
+pub fn put(path: &Path, name: &str, text: &str) -> Result<()> {
     let old =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    fs::write(path, replaced(&old, text)?)?;
+    fs::write(path, replaced(&old, name, text)?)?;
     Ok(())
 }
 
-fn replaced(old: &str, text: &str) -> Result<String> {
-    let lost = || format!("the lines {BEGIN} and {END} are missing: put them back");
-    let (head, rest) = old.split_once(BEGIN).with_context(lost)?;
-    let (_, tail) = rest.split_once(END).with_context(lost)?;
-    Ok(format!("{head}{BEGIN}\n{text}{END}{tail}"))
+fn replaced(old: &str, name: &str, text: &str) -> Result<String> {
+    let (begin, end) = (format!("<!-- {name}: begin -->"), format!("<!-- {name}: end -->"));
+    let lost = || format!("the lines {begin} and {end} are missing: put them back");
+    let (head, rest) = old.split_once(&begin).with_context(lost)?;
+    let (_, tail) = rest.split_once(&end).with_context(lost)?;
+    Ok(format!("{head}{begin}\n{text}{end}{tail}"))
 }
 
 #[cfg(test)]
@@ -135,9 +132,10 @@ mod tests {
 
     #[test]
     fn only_our_part_of_the_document_is_replaced() {
-        let old = format!("# Title\nwords\n{BEGIN}\nold\n{END}\nmore words\n");
-        let new = replaced(&old, "new\n").expect("both marks");
-        assert_eq!(new, format!("# Title\nwords\n{BEGIN}\nnew\n{END}\nmore words\n"));
-        assert!(replaced("# Title\n", "new").is_err());
+        let document = |part: &str| {
+            format!("# Title\nwords\n<!-- x: begin -->\n{part}\n<!-- x: end -->\nmore words\n")
+        };
+        assert_eq!(replaced(&document("old"), "x", "new\n").expect("marks"), document("new"));
+        assert!(replaced(&document("old"), "y", "new").is_err());
     }
 }

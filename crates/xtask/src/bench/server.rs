@@ -34,13 +34,14 @@ pub struct Sheep {
 }
 
 impl Sheep {
-    /// Starts it and waits until it listens.
-    pub fn start(programs: &Path, data: &Path) -> Result<Sheep> {
+    /// Starts it with these options and waits until it listens.
+    pub fn start(programs: &Path, data: &Path, options: &[&str]) -> Result<Sheep> {
         fs::create_dir_all(data)?;
         let log = data.with_extension("log");
         let child = Command::new(programs.join("sheep"))
             .arg("--data")
             .arg(data)
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&log)?)
@@ -66,6 +67,13 @@ impl Sheep {
         let mut command = self.command();
         command.args(["volume", "read", name, "--offset", "0", "--length", "4096"]);
         output_of(&mut command).map(|_| ())
+    }
+
+    /// Bytes of data that its only disk holds.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        let text = output_of(self.command().args(["disk", "list", "--json"]))?;
+        let disks: serde_json::Value = serde_json::from_str(&text)?;
+        disks[0]["data_bytes"].as_u64().context("dog tells no data_bytes")
     }
 
     /// Kills it as nothing else does: no handler runs.

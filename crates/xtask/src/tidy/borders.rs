@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("node", &["proto", "cluster", "store", "replica", "volume", "front", "engine"]),
     ("sim", &["proto", "cluster", "store", "replica", "volume", "front", "engine"]),
     ("e2e", &[]),
-    ("xtask", &[]),
+    ("xtask", &["proto", "store"]),
 ];
 
 pub(super) fn check(root: &Path) -> Result<Vec<Finding>> {

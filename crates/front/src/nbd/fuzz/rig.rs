@@ -1,10 +1,10 @@
 //! A driver, a socket and a volume in memory for tests and fuzzing: everything around a
 //! [`Connection`] that a node would have, under the control of the test.
 
-use crate::nbd::{Answer, CloseReason, Connection, Effect, Segment, Settings};
+use crate::nbd::{CloseReason, Connection, Effect, Segment, Settings};
 use proto::{BLOCK_SIZE, BlockState, Buffer, Duration, Payload, Time, crc64, limits};
 use std::collections::{BTreeMap, VecDeque};
-use volume::{Completion, Error, Extent, Operation, Request, RequestId};
+use volume::{Answer, Completion, Error, Extent, Operation, Request, RequestId};
 
 /// A volume that a [`Rig`] offers.
 #[derive(Clone, Debug)]

@@ -2,10 +2,10 @@
 //! that completes requests in random order.
 
 use super::{super::transfer, *};
-use front::nbd::{Answer, Connection, Effect, Settings};
+use front::nbd::{Connection, Effect, Settings};
 use proto::{BLOCK_SIZE, BlockState, Buffer, Payload, Time};
 use std::thread::{self, JoinHandle};
-use volume::{Completion, Error, Operation, Request, RequestId};
+use volume::{Answer, Completion, Error, Operation, Request, RequestId};
 
 const BYTES: usize = 8 << 20;
 

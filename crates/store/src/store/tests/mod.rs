@@ -1,8 +1,8 @@
 //! Tests that reach into an open store: a sparse device in memory and a host that drives one store
 //! on it, doing all there is to do at once.
 
+mod root;
 mod scarce;
-mod shredded;
 
 use super::{Serving, Stage, Store};
 use crate::layout::Run;

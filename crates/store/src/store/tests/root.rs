@@ -1,12 +1,13 @@
-//! A disk of more than three terabytes whose free space is cut into single blocks. Its checkpoint
-//! lists so many pages that the root takes more blocks than a superblock could name: a root of
-//! neighbouring blocks would find no room, and a list of its blocks no end.
+//! Roots of several levels, and what becomes of them.
 
 use super::{Host, Medium};
-use crate::layout::{BITMAP_CHUNKS_PER_PAGE, CheckpointKind, ROOT_ENTRIES_PER_PAGE, root_pages};
+use crate::layout::{
+    BITMAP_CHUNKS_PER_PAGE, CheckpointKind, LINEAGES_PER_PAGE, ROOT_ENTRIES_PER_PAGE, root_pages,
+};
 use crate::space::{ChunkState, Space};
-use crate::store::Listing;
+use crate::store::{Lineage, Listing};
 use crate::{DamagedPart, Notice, OpenError};
+use proto::{Generation, LineageId};
 
 /// As many bitmap pages as make a root of three levels: with the other pages, 177 on the lowest.
 const BITMAP_PAGES: u32 = 176 * ROOT_ENTRIES_PER_PAGE as u32;
@@ -19,8 +20,11 @@ fn listing(host: &mut Host) -> Listing {
 }
 
 fn damages_of_checkpoint(host: &Host) -> usize {
-    let of_checkpoint = |notice: &&Notice| matches!(notice, Notice::Damaged(damage) if damage.part == DamagedPart::Checkpoint);
-    host.notices.iter().filter(of_checkpoint).count()
+    let is_of_checkpoint = |notice: &&Notice| match notice {
+        Notice::Damaged(damage) => damage.part == DamagedPart::Checkpoint,
+        _ => false,
+    };
+    host.notices.iter().filter(is_of_checkpoint).count()
 }
 
 /// Leaves single free blocks, and takes a checkpoint into these.
@@ -41,6 +45,9 @@ fn shredded() -> Host {
     host
 }
 
+/// A disk of more than three terabytes whose free space is cut into single blocks. Its checkpoint
+/// lists so many pages that the root takes more blocks than a superblock could name: a root of
+/// neighbouring blocks would find no room, and a list of its blocks no end.
 #[test]
 fn a_root_in_hundreds_of_single_blocks_is_written_read_and_survives_one_bad_copy_of_each() {
     let mut host = shredded();
@@ -80,4 +87,26 @@ fn a_root_in_hundreds_of_single_blocks_is_written_read_and_survives_one_bad_copy
     lost.flip(root[17].twin);
     let refused = OpenError::TableDamaged { address: root[17].address };
     assert_eq!(Host::open(lost).opened, Some(Err(refused)));
+}
+
+/// A root that grows a level and loses it again owns no block that it has not.
+#[test]
+fn a_root_gains_and_loses_a_level_with_the_pages_that_it_lists() {
+    let mut host = Host::open(Medium::formatted(16));
+    let many = ROOT_ENTRIES_PER_PAGE * LINEAGES_PER_PAGE;
+    for (lineages, root) in [(1, 1), (many, 3), (1, 1), (many, 3)] {
+        let fenced = Lineage { fence: Generation(1), ..Lineage::default() };
+        host.serving().lineages = (1..=lineages as u64).map(|id| (LineageId(id), fenced)).collect();
+        host.serving().checkpoint.request();
+        host.run(Vec::new());
+        let listed = listing(&mut host);
+        let pages = listed.keys().filter(|header| header.kind == CheckpointKind::Root).count();
+        assert_eq!(pages, root, "{lineages} lineages");
+        assert_eq!(host.serving().space.checkpoint_blocks(), 2 * listed.len() as u64);
+        host.serving().check();
+        host = Host::open(host.medium.clone());
+        assert_eq!((host.opened.clone(), listing(&mut host) == listed), (Some(Ok(())), true));
+        assert_eq!(host.serving().lineages.len(), lineages);
+        host.serving().check();
+    }
 }
