@@ -152,7 +152,7 @@ fn a_random_life_of_volumes_snapshots_and_clones_is_as_in_a_map_of_bytes() -> Re
     let mut pair = Pair::new(&scratch, 20_261_121)?;
     pair.create("v0")?;
     let mut serial = 0;
-    for step in 0..60 {
+    for step in 0..48 {
         serial += 1;
         let names: Vec<String> = pair.contents.keys().cloned().collect();
         let (snapshots, volumes): (Vec<_>, Vec<_>) =
@@ -184,7 +184,7 @@ fn a_random_life_of_volumes_snapshots_and_clones_is_as_in_a_map_of_bytes() -> Re
         if step % 6 == 5 {
             pair.check().with_context(|| format!("after step {step}"))?;
         }
-        if step % 20 == 19 {
+        if step % 16 == 15 {
             pair.node.kill()?;
             pair.node.begin()?;
             pair.check().with_context(|| format!("after a kill behind step {step}"))?;
@@ -197,7 +197,7 @@ fn a_random_life_of_volumes_snapshots_and_clones_is_as_in_a_map_of_bytes() -> Re
 fn snapshots_go_in_any_order_and_the_others_stay_as_they_were() -> Result<()> {
     let scratch = Scratch::new()?;
     let mut pair = Pair::new(&scratch, 5)?;
-    for round in 0..6 {
+    for round in 0..4 {
         // Four layers of v with a branch, and a clone with a snapshot of its own.
         pair.create("v")?;
         for tag in ["1", "2", "3"] {

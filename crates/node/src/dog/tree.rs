@@ -80,21 +80,19 @@ impl<'a> Tree<'a> {
             known.insert(layer.layer);
         }
         // Children come after their parents, so backwards each layer's own end is known before it:
-        // a layer goes on in its column with the child that leads to the head of its volume.
+        // a layer goes on in its column with the child that leads to the head of its volume, or
+        // else with one that is at least of its volume.
         let mut leads_to_head = BTreeSet::new();
         for layer in layers.iter().rev() {
             let children = tree.children.entry(layer.layer).or_default();
-            let is_main = |child: &LayerReport| {
-                child.volume == layer.volume && leads_to_head.contains(&child.layer)
-            };
-            let main = children.iter().position(|child| is_main(child));
-            let last = children.len().saturating_sub(1);
+            let is_own = |child: &LayerReport| child.volume == layer.volume;
+            let leads = |child: &LayerReport| leads_to_head.contains(&child.layer);
+            let main = children.iter().position(|child| is_own(child) && leads(child));
             if main.is_some() || layer.kind == LayerKind::Head {
                 leads_to_head.insert(layer.layer);
             }
-            if let Some(main) = main.filter(|main| *main != last) {
-                let main = children.remove(main);
-                children.push(main);
+            if let Some(main) = main.or(children.iter().rposition(|child| is_own(child))) {
+                children[main..].rotate_left(1);
             }
         }
         tree
@@ -195,6 +193,15 @@ mod tests {
             layer(4, 0, "w", ""),
         ];
         assert_eq!(drawn(&layers), ["* v@a", "|-* v@b", "* v", "", "* w"]);
+        // A branch that leads to no volume goes on with its own snapshots, not with a clone.
+        let layers = [
+            layer(1, 0, "v", "a"),
+            layer(2, 1, "v", "b"),
+            layer(3, 2, "v", "c"),
+            layer(4, 2, "w", ""),
+            layer(5, 1, "v", ""),
+        ];
+        assert_eq!(drawn(&layers), ["* v@a", "|-* v@b", "| |-* w", "| * v@c", "* v"]);
         let layers = [layer(1, 0, "v", "a"), layer(2, 1, "v", ""), layer(3, 1, "v", "b")];
         assert_eq!(drawn(&layers), ["* v@a", "|-* v@b", "* v"]);
     }
