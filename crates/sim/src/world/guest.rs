@@ -155,7 +155,9 @@ impl Guest {
                 oracle.ok_read(operation, &bytes)?;
             }
             Ok(Completion::Done) => oracle.ok(operation, request.fua),
-            Ok(Completion::Status(_)) => panic!("only status requests bring states"),
+            Ok(Completion::Status(_) | Completion::Difference(_)) => {
+                panic!("only questions about states bring them")
+            }
         }
         Ok(Outcome::Done)
     }
