@@ -181,7 +181,8 @@ impl Serving {
         if self.retired.is_some() || self.closed {
             return None;
         }
-        [self.flush_deadline(), self.scrub_deadline()].into_iter().flatten().min()
+        let drops = self.drops.deadline().filter(|_| !self.closing);
+        [self.flush_deadline(), self.scrub_deadline(), drops].into_iter().flatten().min()
     }
 
     fn handle_disk(&mut self, now: Time, done: DiskDone, effects: &mut Vec<Effect>) {
