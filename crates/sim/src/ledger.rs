@@ -357,7 +357,8 @@ impl Ledger {
         let dropped = &self.dropped;
         while dropped.iter().any(|layer| disk.store().usage(*layer) != Usage::default()) {
             if !disk.step() && !disk.pass_time() {
-                return Err("a layer is never gone".into());
+                let status = disk.store().status();
+                return Err(format!("a layer of {dropped:?} is never gone: {status:?}"));
             }
         }
         self.objects.retain(|key, _| !dropped.contains(&key.layer));

@@ -109,7 +109,7 @@ fn a_thousand_random_workloads_with_crashes() {
 fn seeds_that_failed_before_pass() {
     let bases = random_bases();
     let replayed = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok());
-    for seed in replayed.into_iter().chain([1, 2, 3]) {
+    for seed in replayed.into_iter().chain([1, 2, 3, 14424129642580347468, 15561470509566119128]) {
         random_workload(&bases, seed).unwrap_or_else(|error| panic!("{error}"));
     }
 }

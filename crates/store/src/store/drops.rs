@@ -37,6 +37,8 @@ struct Dropping {
 /// The layers that are being dropped.
 pub(super) struct Drops {
     layers: BTreeMap<LayerId, Dropping>,
+    /// Looking for objects goes on in the next round, whatever else happens.
+    goes_on: bool,
 }
 
 /// How far an object could be taken out.
@@ -53,11 +55,17 @@ impl Drops {
     /// `layers` were being dropped when the disk was opened.
     pub(super) fn new(layers: Vec<(LineageId, LayerId)>) -> Drops {
         let dropping = |lineage| Dropping { lineage, logged: true, index: 0, lsn: 0 };
-        Drops { layers: layers.into_iter().map(|(l, layer)| (layer, dropping(l))).collect() }
+        let layers = layers.into_iter().map(|(l, layer)| (layer, dropping(l))).collect();
+        Drops { layers, goes_on: false }
     }
 
     pub(super) fn contains(&self, layer: LayerId) -> bool {
         !self.layers.is_empty() && self.layers.contains_key(&layer)
+    }
+
+    /// When the next round is wanted at the latest.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.goes_on.then(Time::default)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -84,7 +92,9 @@ impl Serving {
     /// Takes out the next objects: of the newest layer whose turn it is.
     pub(super) fn step_drops(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let mut below = LayerId(u64::MAX);
-        for _ in 0..LAYERS_WAITING_MAX {
+        let mut waiting = 0;
+        self.drops.goes_on = false;
+        while waiting < LAYERS_WAITING_MAX {
             let newest = self.drops.layers.range(..below).rev();
             let next = newest.map(|(&layer, _)| layer).find(|&layer| self.is_due(layer));
             let Some(layer) = next else { return };
@@ -105,9 +115,11 @@ impl Serving {
             } else {
                 self.finish_layer(layer)
             };
-            if moved {
+            // What is in the log comes back here when it is written.
+            if moved && self.log.has_pending() {
                 return;
             }
+            waiting += usize::from(!moved);
         }
     }
 
@@ -134,9 +146,11 @@ impl Serving {
                 Next::Found(slot) => slot,
                 Next::Later(later) => {
                     index = later;
+                    self.drops.goes_on = true;
                     break;
                 }
                 Next::None => {
+                    self.drops.goes_on = index > 0 && left.is_none();
                     index = 0;
                     break;
                 }

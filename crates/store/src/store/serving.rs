@@ -182,7 +182,8 @@ impl Serving {
         if self.retired.is_some() || self.closed {
             return None;
         }
-        [self.flush_deadline(), self.scrub_deadline(), self.growth.deadline()]
+        let drops = self.drops.deadline().filter(|_| !self.closing);
+        [self.flush_deadline(), self.scrub_deadline(), self.growth.deadline(), drops]
             .into_iter()
             .flatten()
             .min()

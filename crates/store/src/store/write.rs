@@ -8,7 +8,8 @@ use super::requests::{Outcome, Settle};
 use super::{Operation, Serving};
 use crate::inflight::Acknowledgement;
 use crate::layout::{
-    BLOCKS_PER_PAGE, Content, Entry, Kind, MapPage, MapRun, PageCopy, Record, Run, push_block,
+    BLOCKS_PER_PAGE, Content, Entry, Kind, MapPage, MapRun, PAGES_PER_OBJECT, PageCopy, Record,
+    Run, push_block,
 };
 use crate::space::Purpose;
 use crate::table::{NOT_CACHED, Row, Slot};
@@ -185,7 +186,7 @@ impl Serving {
         blocks: &BlockRange,
     ) -> impl Iterator<Item = Touched> + use<> {
         let own = shown.filter(|&slot| self.table.row(slot).key.layer == layer);
-        let mut touched = [None; crate::layout::PAGES_PER_OBJECT];
+        let mut touched = [None; PAGES_PER_OBJECT];
         for (page, first, end) in pages_of(blocks) {
             let source = shown.and_then(|slot| self.source(slot, page));
             let inherited = source.is_some() && source != own;
@@ -344,7 +345,12 @@ impl Serving {
         }
         self.layers.get_mut(&layer).expect("it was just added").usage.objects += 1;
         self.lineages.entry(lineage).or_default().objects += 1;
-        self.table.insert(row)
+        let slot = self.table.insert(row);
+        // The row below knows where it takes its pages from: so reads never follow many rows.
+        for page in 0..PAGES_PER_OBJECT {
+            self.source(slot, page);
+        }
+        slot
     }
 
     /// Makes the pages that a change touches the object's own. Where it replaces a part of a page
