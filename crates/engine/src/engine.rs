@@ -126,6 +126,8 @@ pub struct Engine {
     proposals: Routes<Purpose>,
     /// Boot commands that have not been applied yet.
     boot_commands: usize,
+    /// Disks that have been told that their opening was agreed and do not remember it yet.
+    noting: BTreeSet<DiskId>,
     /// Disks that have been told to close and have not said that they are.
     closing: BTreeSet<DiskId>,
     /// Administrators who wait until what lay beyond a smaller size is gone.
@@ -157,6 +159,7 @@ impl Engine {
             members: Routes::new(),
             proposals: Routes::new(),
             boot_commands: 0,
+            noting: BTreeSet::new(),
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
             work: effects.into_iter().map(Work::FromJournal).collect(),
@@ -395,10 +398,10 @@ impl Engine {
                     let mut effects = Vec::new();
                     store.handle(now, event, &mut effects);
                     for effect in effects {
-                        self.handle_store_effect(id, effect, outputs);
+                        self.handle_store_effect(now, id, effect, outputs);
                     }
                 }
-                Work::FromStore(id, effect) => self.handle_store_effect(id, effect, outputs),
+                Work::FromStore(id, effect) => self.handle_store_effect(now, id, effect, outputs),
                 Work::Voter(event) => {
                     let mut effects = Vec::new();
                     let voter = self.voter.as_mut().expect("the journal answers after it opened");
@@ -504,6 +507,7 @@ impl Engine {
 
     fn handle_store_effect(
         &mut self,
+        now: Time,
         disk: DiskId,
         effect: store::Effect,
         outputs: &mut Vec<Output>,
@@ -517,6 +521,7 @@ impl Engine {
             store::Effect::Opened(Ok(opened)) => self.disk_opened(disk, &opened),
             store::Effect::Opened(Err(store::OpenError::Blank)) => self.disk_blank(disk, outputs),
             store::Effect::Opened(Err(error)) => self.disk_refused(disk, &error, outputs),
+            store::Effect::AgreedNoted => self.agreed_noted(now, disk, outputs),
             store::Effect::Closed => {
                 self.closing.remove(&disk);
                 self.advance_stop(outputs);

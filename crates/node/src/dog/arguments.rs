@@ -110,6 +110,9 @@ pub enum VolumeVerb {
         name: String,
         /// The name it gets
         new_name: String,
+        /// Rename it though a client has it, which will not get it again under the old name
+        #[arg(long)]
+        while_attached: bool,
     },
     /// Delete a volume and all its data
     Delete {
@@ -336,6 +339,7 @@ mod tests {
             "dog volume resize disk1 10G --allow-shrink",
             "dog volume resize disk1 10G --yes",
             "dog volume rename disk1 disk2",
+            "dog volume rename disk1 disk2 --while-attached",
             "dog volume delete disk1 --yes",
             "dog volume import - disk1 --size 1G",
             "dog volume import image.qcow2 disk1 --format qcow2 --overwrite",

@@ -61,6 +61,7 @@ fn superblock() -> Superblock {
             twin: 21,
             checksum: 99,
         }),
+        agreed_incarnation: Incarnation(4),
     }
 }
 
@@ -179,7 +180,7 @@ const RECORDS: [(&str, u64); 8] = [
     ("cut", 0x6fc8_d60a_98b2_dd8f),
 ];
 const PAGES: [(&str, u64); 9] = [
-    ("superblock", 0xda0e_1cf7_23dd_cd85),
+    ("superblock", 0x7eab_34e7_a978_802c),
     ("batch", 0x1d6d_3a79_f0ec_867a),
     ("map page", 0x3d77_393c_3c42_627a),
     ("table", 0xba83_1bbd_fa4a_e11e),
