@@ -19,8 +19,8 @@ pub enum OpenError {
     Foreign,
     /// It was a disk, but neither superblock can be used.
     #[error(
-        "both superblocks of the disk are damaged: this version keeps one copy, so restore the disk \
-         and the `cluster` file from a backup, or start with a new data directory"
+        "both superblocks of the disk are damaged: this version keeps one copy, so restore the \
+         disk and the `cluster` file from a backup, or start with a new data directory"
     )]
     SuperblocksDamaged,
     /// Format met something else than zeros.

@@ -156,8 +156,8 @@ impl Growth {
         self.limit_chunks.map(|chunks| u64::from(chunks) * u64::from(CHUNK_BLOCKS))
     }
 
-    /// Blocks taken from the medium beyond the limit, as after an opening with a lower one. New data
-    /// must not use what is free among the rest.
+    /// Blocks taken from the medium beyond the limit, as after an opening with a lower one. New
+    /// data must not use what is free among the rest.
     fn beyond_limit(&self, space: &Space) -> u64 {
         self.limit_blocks().map_or(0, |limit| space.allocated().saturating_sub(limit))
     }
