@@ -217,6 +217,27 @@ fn an_old_copy_of_the_disk_is_refused() -> Result<()> {
     node.stop()
 }
 
+/// Row 19. An old copy of the cluster's journal comes back while the disk went on.
+#[test]
+fn an_old_copy_of_the_journal_is_refused() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = used_node(&scratch, "data")?;
+    let journal = node.data().join("cluster");
+    let (old, new) = (scratch.join("old"), scratch.join("new"));
+    Tool::new("cp").arg("--sparse=always").arg(&journal).arg(&old).ok()?;
+    node.begin()?;
+    node.dog_ok("volume create never-written 64M")?;
+    node.stop()?;
+    fs::rename(&journal, &new)?;
+    fs::rename(&old, &journal)?;
+    let data = node.data().to_owned();
+    start_refused(&data, &["--data", path(&data)], &["an old copy of the journal"])?;
+    fs::rename(&new, &journal)?;
+    node.begin()?;
+    node.dog_ok("volume info never-written")?;
+    node.stop()
+}
+
 fn check_content(node: &Node) -> Result<()> {
     let bytes = node.dog("volume read v --offset 0 --length 1M").run()?.stdout;
     ensure!(bytes == vec![7; 1 << 20], "the volume changed");

@@ -48,6 +48,9 @@ pub enum AdminRequest {
         name: String,
         /// The name it gets.
         new_name: String,
+        /// While somebody has it attached, it is refused without this.
+        #[serde(default)]
+        while_attached: bool,
     },
     /// No more volume; its space comes back in the background. Answered by [`AdminReply::Done`].
     VolumeDelete {
@@ -277,6 +280,12 @@ pub struct DiskReport {
     pub reason: Option<String>,
     /// What it could hold, in bytes.
     pub capacity_bytes: u64,
+    /// How much of the file system or device it may use, in bytes, where that was limited.
+    #[serde(default)]
+    pub limit_bytes: Option<u64>,
+    /// Whether new data is refused for want of space.
+    #[serde(default)]
+    pub full: bool,
     /// Guests' data, in bytes.
     pub data_bytes: u64,
     /// Maps, tables and the log, in bytes.

@@ -162,6 +162,8 @@ pub struct Engine {
     proposals: Routes<Purpose>,
     /// Boot commands that have not been applied yet.
     boot_commands: usize,
+    /// Disks that have been told that their opening was agreed and do not remember it yet.
+    noting: BTreeSet<DiskId>,
     /// Disks that have been told to close and have not said that they are.
     closing: BTreeSet<DiskId>,
     /// Administrators who wait until what lay beyond a smaller size is gone.
@@ -211,6 +213,7 @@ impl Engine {
             members: Routes::new(),
             proposals: Routes::new(),
             boot_commands: 0,
+            noting: BTreeSet::new(),
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
             sealing: Vec::new(),
@@ -583,6 +586,7 @@ impl Engine {
             store::Effect::Opened(Ok(opened)) => self.disk_opened(disk, &opened),
             store::Effect::Opened(Err(store::OpenError::Blank)) => self.disk_blank(disk, outputs),
             store::Effect::Opened(Err(error)) => self.disk_refused(disk, &error, outputs),
+            store::Effect::AgreedNoted => self.agreed_noted(now, disk, outputs),
             store::Effect::Closed => {
                 self.closing.remove(&disk);
                 self.advance_stop(outputs);

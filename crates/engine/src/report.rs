@@ -32,6 +32,8 @@ pub(crate) fn disk(map: &Map, disk: &Disk) -> DiskReport {
         state: "opening".into(),
         reason: None,
         capacity_bytes: 0,
+        limit_bytes: disk.settings.limit_bytes,
+        full: false,
         data_bytes: 0,
         metadata_bytes: 0,
         quarantined_bytes: 0,
@@ -55,15 +57,24 @@ pub(crate) fn disk(map: &Map, disk: &Disk) -> DiskReport {
         State::Refused(reason) => ("refused".into(), Some(reason.clone())),
         State::Retired(reason) => ("retired".into(), Some(reason.clone())),
     };
-    let growth = growth_bytes(disk, space.allocated_bytes, space.limit_bytes);
+    // Where there is a limit, what is taken beyond it is no room for new data.
+    let limit_bytes = space.limit_bytes.unwrap_or(u64::MAX);
+    let beyond = space.allocated_bytes.saturating_sub(limit_bytes);
+    // A store that found no room knows better than what was last heard of the file system.
+    let growth = match space.full {
+        true => 0,
+        false => growth_bytes(disk, space.allocated_bytes, space.limit_bytes),
+    };
+    report.full = space.full;
     report.data_bytes = space.data_bytes;
     report.metadata_bytes = space.map_bytes + space.checkpoint_bytes + status.log_bytes;
     report.quarantined_bytes = space.quarantined_bytes;
     report.allocated_bytes = space.allocated_bytes + status.log_bytes;
-    report.capacity_bytes = space.allocated_bytes.saturating_add(growth);
+    report.capacity_bytes = space.allocated_bytes.saturating_add(growth).min(limit_bytes);
     report.available_bytes = (space.free_bytes + space.quarantined_bytes)
         .saturating_add(growth)
-        .saturating_sub(space.reserve_bytes);
+        .saturating_sub(space.reserve_bytes)
+        .saturating_sub(beyond);
     report.damaged_blocks = status.damages.len() as u64 + status.damages_dropped;
     report.damage_found = status.counters.checksum_errors + status.counters.read_errors;
     report.lost_blocks = status.lost_blocks;
@@ -237,7 +248,21 @@ pub(crate) fn status(
             ));
         }
     }
-    if capacity_bytes > 0 && available < capacity_bytes / LOW_SPACE_DIVISOR {
+    for disk in disks.iter().filter(|disk| disk.full) {
+        healthy = false;
+        let what = match disk.limit_bytes {
+            Some(limit) if limit <= disk.allocated_bytes => "its --limit is reached",
+            _ => "the file system or device under it has no more room",
+        };
+        warnings.push(format!(
+            "disk {} is full ({what}): guests' writes of new data get \"no space\"; reading, \
+             overwriting, discarding and deleting go on; delete volumes, run fstrim in guests, or \
+             give the disk more room",
+            disk.path
+        ));
+    }
+    let full = disks.iter().any(|disk| disk.full);
+    if !full && capacity_bytes > 0 && available < capacity_bytes / LOW_SPACE_DIVISOR {
         warnings.push(format!(
             "only {} MiB are left for new data; discard or delete something, or give the disk \
              more room",

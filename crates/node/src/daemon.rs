@@ -11,6 +11,7 @@ use crate::{
     http, log,
     settings::{Settings, Stop},
     sockets,
+    systemd::{self, notify},
 };
 use mio::Poll;
 use proto::limits::DESCRIPTORS_WANTED;
@@ -21,7 +22,7 @@ use std::{
     net::TcpListener,
     os::unix::net::UnixListener,
     process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use store::MediumKind;
 use tokio::{
@@ -38,6 +39,10 @@ const ADMIN_SOCKET_MODE: u32 = 0o600;
 const DESCRIPTORS_MIN: u64 = 64;
 /// How often systemd is told that the start goes on, and for how long that holds.
 const START_NOTICE: Duration = Duration::from_secs(10);
+
+/// A second signal to end counts from then on: some programs send theirs twice within milliseconds
+/// (to the process and to its group), and mean one.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs `sheep` with the arguments of this process.
 pub fn main() -> ExitCode {
@@ -209,8 +214,10 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
     // Caught and not looked at: neither a closed terminal nor a file size limit ends the process.
     let _hangup = signal(SignalKind::hangup()).map_err(cannot)?;
     let _file_size = signal(SignalKind::from_raw(libc::SIGXFSZ)).map_err(cannot)?;
-    let watchdog = tokio::task::spawn_local(watch(asker.clone()));
-    let mut stopping = false;
+    let watchdog = tokio::task::spawn_local(systemd::watch(asker.clone()));
+    let mut telling = None;
+    let mut stopping: Option<Instant> = None;
+    notify(&[NotifyState::Status("starting: opening the disk")]);
     let mut waiting = tokio::time::interval(START_NOTICE);
     let deadline = tokio::time::sleep(Duration::MAX);
     tokio::pin!(deadline);
@@ -219,7 +226,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
             result = &mut ended => {
                 watchdog.abort();
                 let _ = thread.join();
-                if stopping {
+                if stopping.is_some() {
                     tracing::info!("stopped");
                 }
                 return result.unwrap_or_else(|_| Err("the data thread is gone".to_string()));
@@ -227,6 +234,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
             result = &mut readied, if !readied.is_terminated() => if result.is_ok() {
                 tracing::info!("serving {places}");
                 notify(&[NotifyState::Ready]);
+                telling = Some(tokio::task::spawn_local(systemd::tell(asker.clone())));
             },
             _ = waiting.tick(), if !readied.is_terminated() => {
                 let microseconds = 3 * START_NOTICE.as_micros() as u32;
@@ -235,17 +243,26 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
             _ = async {
                 tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
             } => {
-                if stopping {
+                if let Some(since) = stopping {
+                    if since.elapsed() < SECOND_SIGNAL_AFTER {
+                        continue;
+                    }
                     return Err("told to stop a second time: ended at once, as if killed; nothing \
                                 acknowledged is lost".to_string());
                 }
-                stopping = true;
+                stopping = Some(Instant::now());
                 tracing::info!("stopping: finishing what is in flight");
-                notify(&[NotifyState::Stopping]);
+                if let Some(telling) = telling.take() {
+                    telling.abort();
+                }
+                notify(&[
+                    NotifyState::Stopping,
+                    NotifyState::Status("stopping: finishing what is in flight"),
+                ]);
                 asker.stop();
                 deadline.as_mut().reset(tokio::time::Instant::now() + settings.stop_timeout);
             }
-            () = &mut deadline, if stopping => {
+            () = &mut deadline, if stopping.is_some() => {
                 return Err(format!(
                     "the clean stop took more than {} s and was given up; nothing acknowledged is \
                      lost, but the next start takes longer (see --stop-timeout)",
@@ -253,30 +270,6 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
                 ));
             }
         }
-    }
-}
-
-/// Feeds systemd's watchdog for as long as the data thread turns.
-async fn watch(asker: Asker) {
-    let mut microseconds = 0;
-    if !sd_notify::watchdog_enabled(false, &mut microseconds) {
-        return;
-    }
-    let period = Duration::from_micros(microseconds) / 3;
-    loop {
-        if asker.ping(period).await {
-            notify(&[NotifyState::Watchdog]);
-        } else {
-            tracing::error!("the data thread does not answer; its watchdog is not fed");
-        }
-        tokio::time::sleep(period).await;
-    }
-}
-
-/// Tells systemd, if it started us.
-fn notify(states: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(false, states) {
-        tracing::debug!("systemd is not told: {error}");
     }
 }
 

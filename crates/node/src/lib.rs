@@ -20,3 +20,4 @@ mod log;
 pub mod settings;
 pub mod size;
 mod sockets;
+mod systemd;

@@ -284,3 +284,52 @@ fn a_second_signal_ends_a_stop_that_takes_too_long() {
     sheep.signal(Signal::HUP);
     sheep.create("v").expect("created");
 }
+
+/// `timeout` signals the process and then its group: a clean stop was taken for an order to end at
+/// once.
+#[test]
+fn two_signals_at_once_are_one_clean_stop() {
+    let place = tempfile::tempdir().expect("a directory");
+    let data = place.path().join("data");
+    for _ in 0..3 {
+        let sheep = Sheep::start(&data, &[]);
+        // Two kinds, because one kind twice may arrive as one.
+        sheep.signal(Signal::TERM);
+        sheep.signal(Signal::INT);
+        assert!(sheep.wait().success());
+    }
+}
+
+/// systemd was told of the start and of nothing else.
+#[test]
+fn systemd_is_told_what_the_daemon_does_and_that_it_lives() {
+    let place = tempfile::tempdir().expect("a directory");
+    let data = place.path().join("data");
+    let path = place.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut command = command(&data, &[]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "600000");
+    let child = command.stderr(Stdio::null()).spawn().expect("started");
+    let sheep = Sheep { child, data };
+    let mut heard = String::new();
+    let mut hear = |wanted: &str| {
+        let until = Instant::now() + PATIENCE;
+        let mut message = [0; 4096];
+        while !heard.contains(wanted) {
+            assert!(Instant::now() < until, "{wanted} is not in {heard}");
+            let length = socket.recv(&mut message).expect("something is told");
+            heard += &String::from_utf8_lossy(&message[..length]);
+        }
+        heard.drain(..heard.find(wanted).expect("just found") + wanted.len());
+    };
+    hear("STATUS=starting");
+    hear("READY=1");
+    hear("STATUS=serving 0 volumes, 0 attached");
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    sheep.signal(Signal::TERM);
+    hear("STOPPING=1");
+    hear("STATUS=stopping");
+    assert!(sheep.wait().success());
+}

@@ -338,6 +338,7 @@ impl OneDisk {
                     assert!(self.opened.is_none(), "opening ends once");
                     self.opened = Some(outcome);
                 }
+                Effect::AgreedNoted => panic!("nothing was told to be agreed"),
                 Effect::Closed => self.closed = true,
                 Effect::Notice(notice) => self.notices.push_back(notice),
             }

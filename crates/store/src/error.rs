@@ -6,7 +6,10 @@ use proto::{ClusterId, DiskError, DiskId, NodeId};
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
     /// Nothing was ever written there.
-    #[error("the medium is blank: format it first")]
+    #[error(
+        "the medium is blank, but this directory's node had a disk there: restore it from a \
+         backup, or start with a new, empty data directory"
+    )]
     Blank,
     /// There is something that is not ours.
     #[error(
@@ -16,8 +19,8 @@ pub enum OpenError {
     Foreign,
     /// It was a disk, but neither superblock can be used.
     #[error(
-        "both superblocks of the disk are damaged: replace the disk and let it be restored from \
-         other copies"
+        "both superblocks of the disk are damaged: this version keeps one copy, so restore the \
+         disk and the `cluster` file from a backup, or start with a new data directory"
     )]
     SuperblocksDamaged,
     /// Format met something else than zeros.
@@ -70,6 +73,26 @@ pub enum OpenError {
         /// What the cluster knows.
         known: u64,
     },
+    /// The agreed state has acknowledged a later opening of the disk than the one it knows of now.
+    #[error(
+        "an old copy of the journal was put back: it knows of {known} openings of the disk, and \
+         the disk was told that {agreed} were agreed; put the newest one back"
+    )]
+    OldMap {
+        /// What the cluster knows.
+        known: u64,
+        /// What the superblock says.
+        agreed: u64,
+    },
+    /// The medium has no room for a disk of the size asked for.
+    #[error(
+        "there is no room for the disk: its log alone is to have {log_bytes} bytes; give a smaller \
+         --disk-log, or free some space"
+    )]
+    NoRoom {
+        /// The length of the log that was asked for, or chosen.
+        log_bytes: u64,
+    },
     /// Formatted as a file and opened as a device, or the other way round.
     #[error("the disk was made on another kind of medium: copy it to the kind it was made for")]
     WrongKind,
@@ -86,8 +109,8 @@ pub enum OpenError {
     },
     /// Both copies of a part of the checkpoint are damaged.
     #[error(
-        "the object table is damaged at block {address} and so is its twin: replace the disk and \
-         let it be restored from other copies"
+        "the object table is damaged at block {address} and so is its twin: this version \
+         keeps one copy, so restore the disk and the `cluster` file from a backup"
     )]
     TableDamaged {
         /// The block address of the first copy.
@@ -95,8 +118,8 @@ pub enum OpenError {
     },
     /// The log has a hole in what was flushed.
     #[error(
-        "the log is damaged at block {address} before its end: replace the disk and let it be \
-         restored from other copies"
+        "the log is damaged at block {address} before its end: this version keeps one copy, \
+         so restore the disk and the `cluster` file from a backup"
     )]
     LogDamaged {
         /// The block address of the missing batch.
@@ -104,8 +127,8 @@ pub enum OpenError {
     },
     /// What was cut off cannot be recorded.
     #[error(
-        "the log has no room left to record what a crash cut off: replace the disk and let it be \
-         restored from other copies"
+        "the log has no room left to record what a crash cut off: this version keeps one copy, \
+         so restore the disk and the `cluster` file from a backup"
     )]
     LogFull,
     /// The medium failed.

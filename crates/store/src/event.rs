@@ -27,6 +27,9 @@ pub enum Event {
         /// The layer.
         layer: LayerId,
     },
+    /// The agreed state has acknowledged this opening: the disk remembers that, durably, and then
+    /// says [`Effect::AgreedNoted`]. A map that has not seen it is refused from then on.
+    Agreed,
     /// Directs the scrub.
     Scrub(ScrubCommand),
     /// What the file system under the medium still has free. How much is fetched of it beyond need
@@ -65,6 +68,8 @@ pub enum Effect {
     },
     /// Opening has ended. After an error nothing on the medium was changed.
     Opened(Result<Opened, OpenError>),
+    /// [`Event::Agreed`] is done, or cannot be because the disk is retired.
+    AgreedNoted,
     /// [`Event::Close`] is done; the store may be dropped.
     Closed,
     /// Something for the log of the node.

@@ -2,7 +2,9 @@
 
 use crate::layout::{LOG_FIRST, Superblock};
 use crate::{FormatOptions, LOG_BYTES_MIN, MediumKind, OpenError};
-use proto::{BLOCK_SIZE, Buffer, DiskDone, DiskOp, DiskRequest, DiskToken, Incarnation, Payload};
+use proto::{
+    BLOCK_SIZE, Buffer, DiskDone, DiskError, DiskOp, DiskRequest, DiskToken, Incarnation, Payload,
+};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// How much is looked at, at the start and at the end, to tell a blank medium: partition tables
@@ -76,8 +78,12 @@ impl Format {
         let buffer = match done.result {
             Ok(buffer) => buffer,
             Err(error) => {
+                let full = error == DiskError::NoSpace;
                 self.step = Step::Done;
-                return Some(Err(OpenError::Medium(error)));
+                return Some(Err(match full {
+                    true => OpenError::NoRoom { log_bytes: self.log_bytes },
+                    false => OpenError::Medium(error),
+                }));
             }
         };
         match self.step {
@@ -152,6 +158,7 @@ impl Format {
             replay_incarnation: Incarnation(0),
             durable_lsn: 0,
             root: None,
+            agreed_incarnation: Incarnation(0),
         }
     }
 }

@@ -80,7 +80,8 @@ pub struct Options {
     pub kind: MediumKind,
     /// The medium's present length in bytes.
     pub medium_bytes: u64,
-    /// Where the disk may end at most, in bytes; `None`: as the superblock says.
+    /// Where the disk may end at most, in bytes; `None`: wherever the medium ends. A former
+    /// opening's limit has no part in it.
     pub limit_bytes: Option<u64>,
     /// Most memory for cached map pages, in bytes.
     pub map_cache_bytes: usize,

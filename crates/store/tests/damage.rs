@@ -357,6 +357,55 @@ fn a_foreign_blank_short_or_old_medium_is_refused_by_name() {
     assert!(matches!(host.open_with(options), Err(OpenError::WrongNode { .. })));
 }
 
+/// An old copy of the cluster's journal was taken for the present one.
+#[test]
+fn a_map_older_than_what_was_agreed_is_refused() {
+    let known = |host: &Host, known| {
+        let mut options = host.options();
+        options.identity.incarnation = Some(proto::Incarnation(known));
+        options
+    };
+    let mut host = with_data();
+    let mut random = support::Random::new(1);
+    let opened = host.open().expect("it opens").incarnation.0;
+    // It died before the agreed state said anything: that one is not behind.
+    host.crash(&mut random, false);
+    let options = known(&host, opened - 1);
+    host.open_with(options).expect("nothing was agreed yet");
+    host.event(Event::Agreed);
+    host.settle();
+    assert!(host.agreed_noted);
+    host.crash(&mut random, true);
+    let before = host.medium.written.clone();
+    for old in [0, opened] {
+        let options = known(&host, old);
+        let error = host.open_with(options).expect_err("the map is older than the disk");
+        assert!(matches!(error, OpenError::OldMap { .. }), "{error}");
+        assert!(host.medium.written == before, "something was written");
+    }
+    // Neither a checkpoint nor another opening forgets it.
+    let options = known(&host, opened + 1);
+    host.open_with(options).expect("the present map");
+    host.close();
+    let options = known(&host, opened);
+    assert!(matches!(host.open_with(options), Err(OpenError::OldMap { .. })));
+    let options = known(&host, opened + 1);
+    host.open_with(options).expect("the present map");
+}
+
+/// The device dies while that is noted: whoever waits for it is not left waiting.
+#[test]
+fn a_disk_that_fails_while_it_notes_what_was_agreed_says_so() {
+    let mut host = with_data();
+    host.medium.fails_writes = true;
+    host.event(Event::Agreed);
+    host.settle();
+    assert!(host.agreed_noted);
+    host.agreed_noted = false;
+    host.event(Event::Agreed);
+    assert!(host.agreed_noted);
+}
+
 #[test]
 fn one_rotten_superblock_changes_nothing() {
     for rotten in [0, 1] {

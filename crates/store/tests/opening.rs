@@ -37,21 +37,22 @@ fn addresses_of(host: &Host, change: &Change) -> Vec<u64> {
     payload.as_slice().chunks(BLOCK_SIZE).map(find).collect()
 }
 
-/// A disk whose process died after two acknowledged writes, neither of them flushed.
-fn crashed() -> (Host, Vec<u64>) {
+/// A disk whose process died after two acknowledged writes, neither of them flushed; where the data
+/// of the second one is, and its batch.
+fn crashed() -> (Host, Vec<u64>, u64) {
     let mut host = Host::formatted(256 << 20, None, 128 << 10);
     host.open().expect("a new disk opens");
     host.ask(write(KEY, 1, data(0, &[1, 2, 3, 4]))).expect("written");
     let second = data(1, &[7, 8]);
-    host.ask(write(KEY, 2, second.clone())).expect("written");
+    let batch = batch_of(&mut host, write(KEY, 2, second.clone()));
     let addresses = addresses_of(&host, &second);
     host.crash(&mut support::Random::new(1), false);
-    (host, addresses)
+    (host, addresses, batch)
 }
 
 #[test]
 fn what_cannot_be_read_while_it_is_verified_is_not_cut_off() {
-    let (mut host, addresses) = crashed();
+    let (mut host, addresses, _) = crashed();
     host.medium.unreadable = vec![addresses[0]];
     let opened = host.open().expect("it opens");
     assert_eq!(opened.records_cut, 0);
@@ -69,7 +70,7 @@ fn what_cannot_be_read_while_it_is_verified_is_not_cut_off() {
 /// still cut off, with what follows it.
 #[test]
 fn an_unreadable_block_hides_no_torn_neighbour() {
-    let (mut host, addresses) = crashed();
+    let (mut host, addresses, _) = crashed();
     host.medium.unreadable = vec![addresses[0]];
     host.medium.written[addresses[1] as usize * BLOCK_SIZE + 9] ^= 1;
     let opened = host.open().expect("it opens");
@@ -90,6 +91,15 @@ fn batches(medium: &Medium) -> Vec<u64> {
     batches.into_iter().map(|(_, at)| at).collect()
 }
 
+/// Makes a change and says where in the log it is: in the first batch that is new, because nothing
+/// else was under way when it was asked for.
+fn batch_of(host: &mut Host, request: MemberRequest) -> u64 {
+    host.settle();
+    let before = batches(&host.medium).len();
+    host.ask(request).expect("written");
+    batches(&host.medium)[before]
+}
+
 /// A disk whose process died after two flushed writes; that they were flushed is in the log. Also
 /// the batches of the two.
 fn flushed() -> (Host, [u64; 2]) {
@@ -97,10 +107,10 @@ fn flushed() -> (Host, [u64; 2]) {
     host.open().expect("a new disk opens");
     let mut written = [0; 2];
     for (at, batch) in written.iter_mut().enumerate() {
-        host.ask(write(KEY, at as u64 + 1, data(at as u32, &[at as u64 + 1]))).expect("written");
+        let number = at as u64 + 1;
+        *batch = batch_of(&mut host, write(KEY, number, data(at as u32, &[number])));
         host.ask(MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION })
             .expect("flushed");
-        *batch = *batches(&host.medium).last().expect("the write is in the log");
     }
     host.pass(Duration::from_millis(200));
     host.crash(&mut support::Random::new(1), false);
@@ -167,14 +177,10 @@ fn an_unreadable_batch_that_was_durable_refuses_the_disk() {
 /// Nothing says that it was durable: it is the end of the log, as if it were torn, and is told of.
 #[test]
 fn an_unreadable_batch_that_was_never_flushed_is_the_torn_tail() {
-    let (mut host, _) = crashed();
-    let last = *batches(&host.medium).last().expect("there are batches");
-    host.medium.unreadable = vec![last];
+    let (mut host, _, address) = crashed();
+    host.medium.unreadable = vec![address];
     host.open().expect("it opens");
-    assert_eq!(
-        damages(&host),
-        [Damage { part: DamagedPart::Log, address: last, unreadable: true }]
-    );
+    assert_eq!(damages(&host), [Damage { part: DamagedPart::Log, address, unreadable: true }]);
     assert_eq!(read(&mut host, 0, 4), Ok(vec![1, 2, 3, 4]));
     // What comes back later is older than what was written since in its place.
     host.ask(write(KEY, 2, data(0, &[9]))).expect("written");

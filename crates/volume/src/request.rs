@@ -138,7 +138,7 @@ pub enum Error {
     #[error("offset and length must be multiples of 512 bytes; use a sector size of 512 or 4096")]
     Misaligned,
     /// There is no space for new data; overwriting, discarding and deleting still work.
-    #[error("no space left for new data; delete or discard something, or add a disk")]
+    #[error("no space left for new data; delete or discard something, or give the disk more room")]
     NoSpace,
     /// The volume is attached read only.
     #[error("the volume is attached read only; attach it for writing first")]

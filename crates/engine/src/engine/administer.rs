@@ -69,8 +69,11 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminResize(token, volume)));
                 return Ok(None);
             }
-            AdminRequest::VolumeRename { name, new_name } => {
+            AdminRequest::VolumeRename { name, new_name, while_attached } => {
                 let volume = self.find(&name)?;
+                if !while_attached && name != new_name {
+                    self.vet_rename(volume, &name)?;
+                }
                 let command = Command::RenameVolume { volume, name: new_name.clone() };
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, new_name)));
                 return Ok(None);
@@ -170,6 +173,22 @@ impl Engine {
                 sentence: names::no_such_volume(name),
             }),
         }
+    }
+
+    /// A client asks for its volume by name each time it connects, so another name takes the volume
+    /// from the one that has it.
+    fn vet_rename(&self, volume: VolumeId, name: &str) -> Result<(), AdminError> {
+        let Some(held) = self.held.get(&volume).filter(|held| !held.internal) else {
+            return Ok(());
+        };
+        let holder = &held.client.description;
+        let sentence = format!(
+            "volume {name} is attached by {holder}, which asks for {name} again when it \
+             reconnects, as after a restart of sheep, and would not get it: its guest would be \
+             left without its disk; detach it first, or give --while-attached to rename it all \
+             the same"
+        );
+        Err(AdminError { kind: AdminErrorKind::Conflict, sentence })
     }
 
     /// Seconds since 1970, for people.

@@ -121,8 +121,10 @@ impl Engine {
         }
         for settings in self.settings.disks.clone() {
             let mut effects = Vec::new();
-            let known = self.map.disk(settings.disk).map(|disk| disk.incarnation);
-            let disk = Disk::begin(now, &self.settings, &settings, known, &mut effects);
+            // A map that does not know the disk has seen none of its openings.
+            let known =
+                self.map.disk(settings.disk).map_or(Incarnation(0), |disk| disk.incarnation);
+            let disk = Disk::begin(now, &self.settings, &settings, Some(known), &mut effects);
             self.disks.insert(settings.disk, disk);
             let id = settings.disk;
             self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
@@ -146,6 +148,24 @@ impl Engine {
         if let Err(sentence) = self.drop_deleted_layers() {
             return self.fail(sentence, outputs);
         }
+        // Only now: a map that is refused must not become the oldest one that is accepted.
+        let ids: Vec<DiskId> = self.disks.keys().copied().collect();
+        self.noting = ids.iter().copied().collect();
+        self.work.extend(ids.into_iter().map(|id| Work::Store(id, store::Event::Agreed)));
+        if self.noting.is_empty() {
+            self.begin_serving(now, outputs);
+        }
+    }
+
+    /// The disk remembers that its opening was agreed.
+    pub(super) fn agreed_noted(&mut self, now: Time, id: DiskId, outputs: &mut Vec<Output>) {
+        self.noting.remove(&id);
+        if self.phase == Phase::Disks && self.noting.is_empty() {
+            self.begin_serving(now, outputs);
+        }
+    }
+
+    fn begin_serving(&mut self, now: Time, outputs: &mut Vec<Output>) {
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
         self.attend_all();

@@ -172,6 +172,82 @@ fn a_journal_older_than_the_disk_is_refused() {
     assert!(message.contains("an old copy of the journal was put back"), "{message}");
 }
 
+/// Volumes that were deleted came back as zeros, and those that were never written were forgotten:
+/// an old copy of the journal was noticed only by a layer that it had never issued.
+#[test]
+fn a_journal_from_before_the_last_start_is_refused_though_no_layer_tells() {
+    let mut world = World::found();
+    world.create("gone", MIB);
+    let (disk, old) = world.stop();
+    let mut world = World::start(disk, old.clone(), false);
+    world.create("new", MIB);
+    assert_eq!(
+        world.admin(AdminRequest::VolumeDelete { name: "gone".into() }),
+        Ok(AdminReply::Done)
+    );
+    let (disk, newest) = world.stop();
+    let copy = disk.clone();
+    let refused = std::panic::catch_unwind(|| World::start(copy, old, false).said.len());
+    let message = *refused.expect_err("it must not start").downcast::<String>().unwrap();
+    assert!(message.contains("an old copy of the journal was put back"), "{message}");
+    // The refusal took nothing away.
+    let mut world = World::start(disk, newest, false);
+    world.info("new");
+}
+
+/// The guest of a renamed volume lost its disk when it reconnected under the old name.
+#[test]
+fn a_volume_is_not_renamed_under_its_client() {
+    let mut world = World::found();
+    world.create("vm1", MIB);
+    assert_eq!(world.open(1, "a", "vm1"), opened(MIB));
+    let rename = |while_attached| AdminRequest::VolumeRename {
+        name: "vm1".into(),
+        new_name: "vm2".into(),
+        while_attached,
+    };
+    let refused = world.admin(rename(false)).expect_err("it is attached");
+    assert_eq!(refused.kind, AdminErrorKind::Conflict);
+    for word in ["process a", "reconnects", "--while-attached"] {
+        assert!(refused.sentence.contains(word), "{}", refused.sentence);
+    }
+    assert_eq!(world.info("vm1").name, "vm1");
+    assert_eq!(world.volume(rename(true)).name, "vm2");
+    world.close(1);
+    let back = AdminRequest::VolumeRename {
+        name: "vm2".into(),
+        new_name: "vm1".into(),
+        while_attached: false,
+    };
+    assert_eq!(world.volume(back).name, "vm1");
+}
+
+/// A full disk was not worth a word of `dog status`, and what was left was that of a while ago.
+#[test]
+fn a_full_disk_is_told() {
+    let mut world = World::found();
+    world.create("vm1", 512 * MIB);
+    world.open(1, "a", "vm1");
+    world.noisy = true;
+    world.tell(Input::MediumSpace { disk: support::DISK, free_bytes: 1 << 30 });
+    world.disk.full = true;
+    let refused = (0..512).find(|mib| {
+        let mut buffer = proto::Buffer::zeroed(MIB as usize);
+        buffer.as_mut_slice().fill(7);
+        let operation = Operation::Write { buffer, fua: false };
+        world.request(1, mib * MIB, MIB, operation).is_err()
+    });
+    assert!(refused.is_some());
+    let Ok(AdminReply::Status(status)) = world.admin(AdminRequest::Status) else { panic!() };
+    assert!(!status.healthy);
+    let warning = status.warnings.iter().find(|warning| warning.contains("is full"));
+    assert!(warning.is_some_and(|w| w.contains("fstrim")), "{:?}", status.warnings);
+    let disk = &status.disks[0];
+    assert!(disk.full && disk.available_bytes < MIB, "{disk:?}");
+    assert!(disk.capacity_bytes <= disk.allocated_bytes, "{disk:?}");
+    assert_eq!(disk.limit_bytes, Some(256 * MIB));
+}
+
 #[test]
 fn rot_in_the_journal_is_found_and_mended_while_the_node_runs() {
     // The first frame of a new journal lies in the second half, in both copies.

@@ -56,7 +56,7 @@ fn a_detachment_that_found_no_space_does_not_keep_the_volume() {
         let names = ["vm2", "vm3"];
         let refused = (0..1000).find_map(|number| {
             let (name, new_name) = (names[number % 2].into(), names[(number + 1) % 2].into());
-            world.admin(AdminRequest::VolumeRename { name, new_name }).err()
+            world.admin(AdminRequest::VolumeRename { name, new_name, while_attached: false }).err()
         });
         let refused = refused.expect("the journal has an end");
         assert!(refused.sentence.contains("is full"), "{}", refused.sentence);

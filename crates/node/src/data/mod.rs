@@ -18,12 +18,12 @@ use crate::{
 use caps::Caps;
 use engine::{
     ConnectionId, Engine, Input, NoticeLevel, Output,
-    admin::{AdminError, AdminErrorKind, AdminToken},
+    admin::{AdminError, AdminErrorKind, AdminRequest, AdminToken},
 };
 use front::nbd;
 use link::Link;
 use mio::{Events, Poll, Token, Waker};
-use proto::{DiskDone, DiskId, DiskOp, Duration, Time};
+use proto::{DiskDone, DiskError, DiskId, DiskOp, Duration, Time};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -206,6 +206,10 @@ impl DataThread {
 
     fn take_done(&mut self, now: Time, done: &mut Vec<(usize, DiskDone)>) {
         for (at, (medium, done)) in done.drain(..).enumerate() {
+            if matches!(done.result, Err(DiskError::NoSpace)) {
+                // What is known of the free space is out of date.
+                self.next_space = Time(0);
+            }
             let input = match medium {
                 JOURNAL => Input::Journal(done),
                 medium => Input::Disk { disk: self.disks[medium - 1], done },
@@ -266,6 +270,10 @@ impl DataThread {
                     reply.send(Err(AdminError { kind, sentence }));
                 }
                 Command::Admin { request, reply } => {
+                    if matches!(request, AdminRequest::Status | AdminRequest::DiskList) {
+                        // Whoever asks is told what is, not what was some seconds ago.
+                        self.tell_space(now);
+                    }
                     let token = AdminToken(self.next_token);
                     self.next_token += 1;
                     self.asked.insert(token, reply);

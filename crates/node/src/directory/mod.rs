@@ -29,6 +29,9 @@ use store::MediumKind;
 const RECORD: &str = "node";
 /// The name of the lock.
 const LOCK: &str = "lock";
+/// What to do about a file system that cannot be written.
+const READ_ONLY: &str =
+    "its file system is mounted read only; mount it writable (see `dmesg` for why)";
 /// The name of the disk's file.
 const DISK: &str = "disk";
 /// The name of the journal's file.
@@ -198,6 +201,7 @@ fn make(path: &Path) -> Result<bool, String> {
     let failed = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "run sheep as a user who may, or choose another",
+            io::ErrorKind::ReadOnlyFilesystem => READ_ONLY,
             _ => "choose another directory",
         };
         format!("cannot make the data directory {}: {error}; {hint}", path.display())
@@ -251,7 +255,7 @@ fn lock(path: &Path) -> Result<File, String> {
         .mode(0o600)
         .open(&name)
         .map_err(|error| {
-            format!("cannot open {}: {error}; run sheep as the user who owns it", name.display())
+            format!("cannot open {}: {error}; {}", name.display(), lock_remedy(error.kind()))
         })?;
     if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
         if error != Errno::WOULDBLOCK {
@@ -277,6 +281,15 @@ fn lock(path: &Path) -> Result<File, String> {
     written
         .map_err(|error| format!("cannot write {}: {error}; free some space", name.display()))?;
     Ok(file)
+}
+
+/// What to do when the lock cannot be opened.
+fn lock_remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::ReadOnlyFilesystem => READ_ONLY,
+        io::ErrorKind::StorageFull => "free some space",
+        _ => "run sheep as the user who owns it",
+    }
 }
 
 /// The record of a node that is being made, on this device or in a file.

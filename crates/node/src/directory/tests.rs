@@ -160,3 +160,9 @@ fn a_path_too_long_for_sockets_is_refused() {
     assert!(sentence.contains("too long for sockets"), "{sentence}");
     assert!(!path.exists());
 }
+
+#[test]
+fn a_read_only_file_system_is_called_so() {
+    assert!(lock_remedy(io::ErrorKind::ReadOnlyFilesystem).contains("read only"));
+    assert!(lock_remedy(io::ErrorKind::PermissionDenied).contains("the user who owns it"));
+}

@@ -113,6 +113,9 @@ pub enum VolumeVerb {
         name: VolumeName,
         /// The name it gets
         new_name: String,
+        /// Rename it though a client has it, which will not get it again under the old name
+        #[arg(long)]
+        while_attached: bool,
     },
     /// Delete a volume and all its data, or one snapshot
     Delete {
@@ -394,6 +397,7 @@ mod tests {
             "dog volume resize disk1 10G --allow-shrink",
             "dog volume resize disk1 10G --yes",
             "dog volume rename disk1 disk2",
+            "dog volume rename disk1 disk2 --while-attached",
             "dog volume delete disk1 --yes",
             "dog volume delete disk1 --yes --with-snapshots",
             "dog volume delete disk1@monday --yes",

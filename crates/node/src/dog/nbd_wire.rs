@@ -102,7 +102,8 @@ pub fn error_sentence(code: u32) -> String {
                bytes inside the volume"
             .to_string(),
         28 => {
-            "no space is left for new data; delete or discard something, or add a disk".to_string()
+            "no space is left for new data; delete or discard something, or give the disk more room"
+                .to_string()
         }
         75 => "the request is too long".to_string(),
         95 => "it cannot be done that fast; leave --fast away".to_string(),

@@ -36,8 +36,9 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Resize { name, size, allow_shrink } => {
             resize(context, name.0, size, allow_shrink)
         }
-        VolumeVerb::Rename { name, new_name } => {
-            let request = AdminRequest::VolumeRename { name: name.0.clone(), new_name };
+        VolumeVerb::Rename { name, new_name, while_attached } => {
+            let request =
+                AdminRequest::VolumeRename { name: name.0.clone(), new_name, while_attached };
             let volume = context.ask_for_volume(&request)?;
             context.show_changed(&volume, &format!("volume {name} is now {}", volume.name))
         }

@@ -81,7 +81,7 @@ impl World {
         }
         let name = guest.name.clone();
         let errand = Errand::Rename { volume, name: new_name.clone() };
-        self.send(errand, AdminRequest::VolumeRename { name, new_name });
+        self.send(errand, AdminRequest::VolumeRename { name, new_name, while_attached: true });
     }
 
     /// Grows or shrinks. Only what is certainly in the volume before and after is used meanwhile.

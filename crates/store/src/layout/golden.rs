@@ -80,6 +80,7 @@ fn superblock() -> Superblock {
             twin: 21,
             checksum: 99,
         }),
+        agreed_incarnation: Incarnation(4),
     }
 }
 
@@ -224,7 +225,7 @@ const RECORDS: [(&str, u64); 11] = [
     ("merge", 0x034f_9885_e11e_2f86),
 ];
 const PAGES: [(&str, u64); 10] = [
-    ("superblock", 0xda0e_1cf7_23dd_cd85),
+    ("superblock", 0x7eab_34e7_a978_802c),
     ("batch", 0x1d6d_3a79_f0ec_867a),
     ("map page", 0xfd01_0242_b35f_3259),
     ("table", 0x45ff_bdc9_5a1e_f053),

@@ -10,6 +10,8 @@ const VERSION: u32 = 1;
 const CHECKSUM_AT: usize = 16;
 /// The log begins behind the two superblocks and a spare block.
 pub(crate) const LOG_FIRST: u64 = 3;
+/// Checksum, two addresses and number of the root's top.
+const ROOT_PLACE_BYTES: usize = 3 * 8 + 4;
 /// What a superblock says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
@@ -35,6 +37,9 @@ pub(crate) struct Superblock {
     pub(crate) durable_lsn: u64,
     /// The top page of the root; without it there is no checkpoint yet.
     pub(crate) root: Option<RootEntry>,
+    /// The last opening that the agreed state acknowledged, as far as the disk was told: a map that
+    /// has not seen it is an old copy. 0: it was never told.
+    pub(crate) agreed_incarnation: Incarnation,
 }
 
 /// Why some bytes are no superblock.
@@ -98,7 +103,10 @@ impl Superblock {
             out.put_u64(top.address);
             out.put_u64(top.twin);
             out.put_u32(top.header.number);
+        } else {
+            out.put(&[0; ROOT_PLACE_BYTES]);
         }
+        out.put_u64(self.agreed_incarnation.0);
         seal(buffer.as_mut_slice(), CHECKSUM_AT);
         buffer
     }
@@ -157,6 +165,7 @@ fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
         replay_incarnation: Incarnation(fields.u64()?),
         durable_lsn: fields.u64()?,
         root: parse_root_place(fields)?,
+        agreed_incarnation: Incarnation(fields.u64()?),
     };
     let sound = log_first == LOG_FIRST
         && superblock.log_blocks >= crate::LOG_BYTES_MIN / BLOCK_SIZE as u64
@@ -166,6 +175,7 @@ fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
         && superblock.replay_position < superblock.log_blocks
         && superblock.replay_sequence > 0
         && superblock.replay_lsn > 0
+        && superblock.agreed_incarnation <= superblock.incarnation
         && superblock
             .root
             .iter()
@@ -205,6 +215,7 @@ mod tests {
             replay_incarnation: Incarnation(1),
             durable_lsn: 0,
             root: Some(RootEntry { header, address: 19, twin: 4096, checksum: 7 }),
+            agreed_incarnation: Incarnation(1),
         }
     }
 
@@ -234,6 +245,9 @@ mod tests {
         assert_eq!(parsed(&with).as_ref(), Ok(&with));
         let without = Superblock { root: None, ..with.clone() };
         assert_eq!(parsed(&without).as_ref(), Ok(&without));
+        // Nobody can have acknowledged an opening that never was.
+        let ahead = Superblock { agreed_incarnation: Incarnation(2), ..with.clone() };
+        assert_eq!(parsed(&ahead), Err(SuperblockError::Damaged));
         let top = with.root.expect("it has one");
         let bad = [
             RootEntry { address: 18, ..top },

@@ -50,10 +50,8 @@ impl Finishing {
         let superblock = Superblock {
             sequence: replay.superblock.next_sequence(&common.damages),
             incarnation: Incarnation(replay.superblock.incarnation.0 + 1),
-            limit_blocks: common
-                .options
-                .limit_bytes
-                .map_or(replay.superblock.limit_blocks, |limit| limit / BLOCK_SIZE as u64),
+            // The limit is that of this opening: without one, all is allowed again.
+            limit_blocks: common.options.limit_bytes.map_or(0, |limit| limit / BLOCK_SIZE as u64),
             ..replay.superblock.clone()
         };
         let disk = superblock.identity.disk;

@@ -253,6 +253,10 @@ fn vet_identity(options: &Options, superblock: &Superblock) -> Result<(), OpenEr
     if let Some(known) = expected.incarnation.filter(|&known| known > superblock.incarnation) {
         return Err(OpenError::OldCopy { found: superblock.incarnation.0, known: known.0 });
     }
+    let agreed = superblock.agreed_incarnation;
+    if let Some(known) = expected.incarnation.filter(|&known| known < agreed) {
+        return Err(OpenError::OldMap { known: known.0, agreed: agreed.0 });
+    }
     if options.kind != superblock.kind {
         return Err(OpenError::WrongKind);
     }

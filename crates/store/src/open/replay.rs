@@ -121,11 +121,7 @@ impl Replay {
     /// How many chunks there may be; `None`: as many as the medium gives.
     pub(super) fn limit_chunks(&self, options: &Options) -> Option<u32> {
         let block = BLOCK_SIZE as u64;
-        let limit = match (options.limit_bytes, self.superblock.limit_blocks) {
-            (Some(bytes), _) => Some(bytes / block),
-            (None, 0) => None,
-            (None, blocks) => Some(blocks),
-        };
+        let limit = options.limit_bytes.map(|bytes| bytes / block);
         let limit = match self.superblock.kind {
             MediumKind::File => limit,
             MediumKind::Device => Some(limit.unwrap_or(u64::MAX).min(options.medium_bytes / block)),

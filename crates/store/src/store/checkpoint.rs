@@ -56,12 +56,18 @@ enum Phase {
     Seal,
     /// Waiting for the second copy of the superblock.
     Twin,
+    /// No checkpoint: waiting for the superblock that says that this opening was agreed.
+    Noting,
+    /// Waiting for the flush of that one.
+    NotingSeal,
 }
 
 /// See the module's description.
 pub(super) struct Checkpoint {
     phase: Phase,
     requested: bool,
+    /// The superblock is to say that this opening was agreed, and somebody waits for that.
+    agreed: bool,
     /// Where replay will start.
     place: LogPlace,
     maps: VecDeque<(u32, Slot, u8)>,
@@ -89,6 +95,7 @@ impl Checkpoint {
         Checkpoint {
             phase: Phase::Idle,
             requested: false,
+            agreed: false,
             place: LogPlace { position: 0, block: 0, sequence: 0, lsn: 0 },
             maps: VecDeque::new(),
             pages: VecDeque::new(),
@@ -119,6 +126,16 @@ impl Checkpoint {
         if self.phase == Phase::Idle || self.place.lsn <= lsn {
             self.requested = true;
         }
+    }
+
+    /// Notes soon that this opening was agreed.
+    pub(super) fn note_agreed(&mut self) {
+        self.agreed = true;
+    }
+
+    /// Whether that is still to be noted; nobody waits for it any more.
+    pub(super) fn give_up_agreed(&mut self) -> bool {
+        std::mem::take(&mut self.agreed)
     }
 
     /// Takes a checkpoint soon that writes this page, too.
@@ -162,6 +179,9 @@ impl Serving {
 
     /// Begins a checkpoint when one is due and takes the next steps of the one under way.
     pub(super) fn step_checkpoint(&mut self, effects: &mut Vec<Effect>) {
+        if self.checkpoint.phase == Phase::Idle && self.checkpoint.agreed {
+            return self.write_agreed(effects);
+        }
         if self.checkpoint.phase == Phase::Idle {
             let last = self.closing
                 && self.requests == 0
@@ -193,6 +213,19 @@ impl Serving {
             self.checkpoint.phase = Phase::Flush;
             self.flusher.want_for_checkpoint();
         }
+    }
+
+    /// Writes a superblock that differs from the one that rules in what was agreed alone.
+    fn write_agreed(&mut self, effects: &mut Vec<Effect>) {
+        let next = Superblock {
+            sequence: self.superblock.next_sequence(&self.damages),
+            agreed_incarnation: self.superblock.incarnation,
+            ..self.superblock.clone()
+        };
+        let (address, bytes) = (next.address(), next.encode().freeze());
+        self.checkpoint.next = Some(next);
+        self.checkpoint.phase = Phase::Noting;
+        self.operations.write(Operation::Superblock, address, bytes, effects);
     }
 
     /// How many of the next pages there is space for, if each takes `copies` blocks.
@@ -487,13 +520,17 @@ impl Serving {
                 self.checkpoint.phase = Phase::Superblock;
                 self.operations.write(Operation::Superblock, address, bytes, effects);
             }
-            Phase::Seal => {
+            Phase::Seal | Phase::NotingSeal => {
                 self.superblock = self.checkpoint.next.take().expect("it was just written");
-                self.log.trim(self.checkpoint.place);
-                let replay_lsn = self.superblock.replay_lsn;
-                self.copied.retain(|_, lsn| *lsn >= replay_lsn);
-                self.space.checkpoint_done(self.reads.next());
-                self.counters.checkpoints += 1;
+                if self.checkpoint.phase == Phase::Seal {
+                    self.log.trim(self.checkpoint.place);
+                    let replay_lsn = self.superblock.replay_lsn;
+                    self.copied.retain(|_, lsn| *lsn >= replay_lsn);
+                    self.space.checkpoint_done(self.reads.next());
+                    self.counters.checkpoints += 1;
+                } else if self.checkpoint.give_up_agreed() {
+                    effects.push(Effect::AgreedNoted);
+                }
                 // A rotten superblock must not bring back the checkpoint before: both say the same.
                 let address = (self.superblock.address() + 1) % 2;
                 let bytes = self.superblock.encode().freeze();
@@ -507,8 +544,9 @@ impl Serving {
     /// The superblock has been written.
     pub(super) fn superblock_written(&mut self, effects: &mut Vec<Effect>) {
         match self.checkpoint.phase {
-            Phase::Superblock => {
-                self.checkpoint.phase = Phase::Seal;
+            phase @ (Phase::Superblock | Phase::Noting) => {
+                let noting = phase == Phase::Noting;
+                self.checkpoint.phase = if noting { Phase::NotingSeal } else { Phase::Seal };
                 self.flusher.want_for_checkpoint();
             }
             Phase::Twin => {

@@ -34,6 +34,9 @@ const SPARE_FOR: Duration = Duration::from_secs(10);
 const RESERVE_DIVISOR: u64 = 64;
 const RESERVE_BLOCKS_MIN: u64 = 640;
 const RESERVE_BLOCKS_MAX: u64 = 16_384;
+/// Runs of chunks on their way back to the medium at once while nobody asks for anything. With
+/// requests about it is one: guests come first.
+const LEAVING_MAX_IDLE: usize = 2;
 /// How long a medium that had no space is not asked again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -84,6 +87,14 @@ impl Spare {
         self.settled
     }
 
+    /// So many are not spare any more because they were given back.
+    fn given(&mut self, chunks: u32) {
+        self.settled -= chunks;
+        if let Some((_, least)) = &mut self.since {
+            *least = least.saturating_sub(chunks);
+        }
+    }
+
     fn deadline(&self) -> Option<Time> {
         self.since.map(|(since, _)| since + SPARE_FOR)
     }
@@ -105,7 +116,7 @@ pub(super) struct Growth {
     demanded: bool,
     /// Chunks recorded as holes by a record: first, count, record.
     leaving: VecDeque<(u32, u32, u64)>,
-    giving_back: u32,
+    giving_back: usize,
     spare: Spare,
     /// What the file system still has, in blocks, if that is known.
     medium_free: Option<u64>,
@@ -143,6 +154,12 @@ impl Growth {
 
     pub(super) fn limit_blocks(&self) -> Option<u64> {
         self.limit_chunks.map(|chunks| u64::from(chunks) * u64::from(CHUNK_BLOCKS))
+    }
+
+    /// Blocks taken from the medium beyond the limit, as after an opening with a lower one. New
+    /// data must not use what is free among the rest.
+    fn beyond_limit(&self, space: &Space) -> u64 {
+        self.limit_blocks().map_or(0, |limit| space.allocated().saturating_sub(limit))
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -214,7 +231,11 @@ impl Serving {
         effects: &mut Vec<Effect>,
     ) -> Admission {
         let promised = self.promised_to_metadata() + u64::from(pages);
-        let wanted = self.growth.keeps(class) + u64::from(blocks);
+        let beyond = match class {
+            Class::Data => self.growth.beyond_limit(&self.space),
+            Class::Overwrite | Class::Metadata => 0,
+        };
+        let wanted = self.growth.keeps(class) + u64::from(blocks) + beyond;
         let available = self.space.available();
         if available >= promised + wanted {
             if class == Class::Data && std::mem::take(&mut self.growth.full) {
@@ -267,14 +288,20 @@ impl Serving {
         if growth.kind == MediumKind::Device || growth.under_way || refused {
             return None;
         }
+        let limit = growth.limit_chunks.unwrap_or(u32::MAX);
+        // Whatever lies beyond the limit counts, too: holes below it are not to make more of it.
+        let allocated = (self.space.allocated() / u64::from(CHUNK_BLOCKS)) as u32;
+        let step = step.min(limit.saturating_sub(allocated));
+        if step == 0 {
+            return None;
+        }
         if let Some(holes) = self.space.find_chunks(ChunkState::Hole, step) {
-            let limit = growth.limit_chunks.unwrap_or(u32::MAX);
             let count = holes.1.min(limit.saturating_sub(holes.0));
             return (count > 0).then_some((holes.0, count));
         }
         let first = self.space.chunk_count();
         let addresses = (crate::layout::ADDRESS_MAX - self.space.address_of(0)) / 256;
-        let limit = growth.limit_chunks.unwrap_or(u32::MAX).min(addresses as u32);
+        let limit = limit.min(addresses as u32);
         let count = step.min(limit.saturating_sub(first));
         (count > 0).then_some((first, count))
     }
@@ -296,6 +323,19 @@ impl Serving {
             self.begin_growth(now, !needed, effects);
         }
         self.give_back(now, wanted, effects);
+        self.end_full(effects);
+    }
+
+    /// New data is taken again once there is room for the longest write of it, asked for or not.
+    fn end_full(&mut self, effects: &mut Vec<Effect>) {
+        let longest = limits::MEMBER_REQUEST_BLOCKS_MAX as u64;
+        let kept = self.growth.reserve + self.growth.beyond_limit(&self.space);
+        if self.growth.full
+            && self.space.available() >= self.promised_to_metadata() + kept + longest
+        {
+            self.growth.full = false;
+            effects.push(Effect::Notice(Notice::NoLongerFull));
+        }
     }
 
     /// Asks the medium for chunks; with `zeroed` for a few that are written once.
@@ -351,6 +391,7 @@ impl Serving {
             return;
         }
         let durable = self.flusher.durable_lsn();
+        let complete = self.in_flight.complete_lsn();
         while let Some(&(first, count, _)) =
             self.growth.leaving.front().filter(|&&(.., lsn)| lsn <= durable)
         {
@@ -364,17 +405,28 @@ impl Serving {
         }
         let slack = self.growth.limit_blocks().map_or(SLACK_BLOCKS, |l| SLACK_BLOCKS.min(l / 16));
         let spare = self.space.empty().saturating_sub(wanted + slack) / u64::from(CHUNK_BLOCKS);
-        let chunks = self.growth.spare.observe(now, spare as u32).min(GROWTH_CHUNKS_MAX);
-        let busy = !self.growth.leaving.is_empty() || self.growth.giving_back > 0;
-        if chunks == 0 || busy || self.growth.under_way || !self.log.has_room_for_background() {
-            return;
-        }
-        if let Some((first, count)) = self.space.find_empty_chunks(chunks) {
+        let chunks = self.growth.spare.observe(now, spare as u32);
+        let idle = self.requests == 0;
+        let most = if idle { LEAVING_MAX_IDLE } else { 1 };
+        let mut left = chunks;
+        while left > 0
+            && self.growth.leaving.len() + self.growth.giving_back < most
+            && !self.growth.under_way
+            && self.log.has_room_for_background()
+        {
+            let run = self.space.find_empty_chunks(left.min(GROWTH_CHUNKS_MAX));
+            let Some((first, count)) = run else { break };
+            left -= count;
+            self.growth.spare.given(count);
             self.space.set_chunks(first, count, ChunkState::Leaving);
             let lsn = self.log.append(&Record::Chunks { first, count, allocated: false });
             self.in_flight.push(lsn, None, None, 0, 0, None);
             self.seal_full_batch(effects);
             self.growth.leaving.push_back((first, count, lsn));
+        }
+        if idle && self.growth.leaving.front().is_some_and(|&(.., lsn)| lsn <= complete) {
+            // They wait for nothing but a flush, and nobody is in its way.
+            self.flusher.want();
         }
     }
 

@@ -84,7 +84,10 @@ impl Store {
             (_, Event::Close) => effects.push(Effect::Closed),
             (
                 Stage::Opening(_),
-                Event::DropLayer { .. } | Event::Scrub(_) | Event::MediumSpace { .. },
+                Event::Agreed
+                | Event::DropLayer { .. }
+                | Event::Scrub(_)
+                | Event::MediumSpace { .. },
             )
             | (Stage::Refused(_), _) => {}
         }

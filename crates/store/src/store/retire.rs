@@ -32,6 +32,9 @@ impl Serving {
         for token in self.flusher.take_all() {
             self.answer(token, Err(MemberError::Retired), effects);
         }
+        if self.checkpoint.give_up_agreed() {
+            effects.push(Effect::AgreedNoted);
+        }
         let reason = reason.to_owned();
         effects.push(Effect::Notice(Notice::Retired { reason }));
     }

@@ -156,6 +156,8 @@ impl Serving {
             Event::DropLayer { lineage, layer } => self.drop_layer(lineage, layer),
             Event::Scrub(command) => self.scrub_command(now, command),
             Event::MediumSpace { free_bytes } => self.growth.medium_has(free_bytes),
+            Event::Agreed if self.retired.is_some() => effects.push(Effect::AgreedNoted),
+            Event::Agreed => self.checkpoint.note_agreed(),
             Event::Close => self.closing = true,
         }
     }

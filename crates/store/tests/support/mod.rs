@@ -183,6 +183,10 @@ pub struct Host {
     under_way: Vec<UnderWay>,
     pub opened: Option<Result<Opened, OpenError>>,
     pub closed: bool,
+    /// The disk remembers that its opening was agreed.
+    pub agreed_noted: bool,
+    /// Where the disk may end at most, told at each opening.
+    pub limit_bytes: Option<u64>,
     pub replies: BTreeMap<u64, Result<MemberReply, MemberError>>,
     pub notices: Vec<Notice>,
     next_token: u64,
@@ -224,7 +228,7 @@ impl Host {
     pub fn formatted(capacity: usize, limit_bytes: Option<u64>, log_bytes: u64) -> Host {
         let mut medium = Medium::new(capacity);
         format(&mut medium, format_options(limit_bytes, log_bytes)).expect("it is blank");
-        Host::on(medium)
+        Host { limit_bytes, ..Host::on(medium) }
     }
 
     pub fn on(medium: Medium) -> Host {
@@ -235,6 +239,8 @@ impl Host {
             under_way: Vec::new(),
             opened: None,
             closed: false,
+            agreed_noted: false,
+            limit_bytes: None,
             replies: BTreeMap::new(),
             notices: Vec::new(),
             next_token: 0,
@@ -246,6 +252,7 @@ impl Host {
         let mut options = Options::new(MediumKind::File, self.medium.written.len() as u64);
         options.identity = IDENTITY.into();
         options.map_cache_bytes = 24 * 4160;
+        options.limit_bytes = self.limit_bytes;
         options.scrub = self.scrub;
         options
     }
@@ -286,6 +293,7 @@ impl Host {
                     assert!(before.is_none(), "answered twice");
                 }
                 Effect::Opened(result) => self.opened = Some(result),
+                Effect::AgreedNoted => self.agreed_noted = true,
                 Effect::Closed => self.closed = true,
                 Effect::Notice(notice) => self.notices.push(notice),
             }

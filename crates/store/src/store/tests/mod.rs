@@ -131,7 +131,7 @@ impl Host {
                 Some(Effect::Opened(result)) => self.opened = Some(result.map(|_| ())),
                 Some(Effect::Notice(notice)) => self.notices.push(notice),
                 Some(Effect::Member { result, .. }) => self.replies.push(result),
-                Some(Effect::Closed) => {}
+                Some(Effect::Closed | Effect::AgreedNoted) => {}
                 None => {
                     self.store.poll(NOW, &mut effects);
                     if effects.is_empty() {
