@@ -586,7 +586,7 @@ impl Engine {
             store::Effect::Opened(Ok(opened)) => self.disk_opened(disk, &opened),
             store::Effect::Opened(Err(store::OpenError::Blank)) => self.disk_blank(disk, outputs),
             store::Effect::Opened(Err(error)) => self.disk_refused(disk, &error, outputs),
-            store::Effect::AgreedNoted => self.agreed_noted(now, disk, outputs),
+            store::Effect::AgreedNoted => self.agreed_noted(disk, outputs),
             store::Effect::Closed => {
                 self.closing.remove(&disk);
                 self.advance_stop(outputs);

@@ -178,7 +178,8 @@ impl Engine {
     /// A client asks for its volume by name each time it connects, so another name takes the volume
     /// from the one that has it.
     fn vet_rename(&self, volume: VolumeId, name: &str) -> Result<(), AdminError> {
-        let Some(held) = self.held.get(&volume).filter(|held| !held.internal) else {
+        let Some(held) = self.held.get(&HeldId::Head(volume)).filter(|held| held.duty.is_none())
+        else {
             return Ok(());
         };
         let holder = &held.client.description;

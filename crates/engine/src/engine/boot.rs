@@ -153,19 +153,19 @@ impl Engine {
         self.noting = ids.iter().copied().collect();
         self.work.extend(ids.into_iter().map(|id| Work::Store(id, store::Event::Agreed)));
         if self.noting.is_empty() {
-            self.begin_serving(now, outputs);
+            self.begin_serving(outputs);
         }
     }
 
     /// The disk remembers that its opening was agreed.
-    pub(super) fn agreed_noted(&mut self, now: Time, id: DiskId, outputs: &mut Vec<Output>) {
+    pub(super) fn agreed_noted(&mut self, id: DiskId, outputs: &mut Vec<Output>) {
         self.noting.remove(&id);
         if self.phase == Phase::Disks && self.noting.is_empty() {
-            self.begin_serving(now, outputs);
+            self.begin_serving(outputs);
         }
     }
 
-    fn begin_serving(&mut self, now: Time, outputs: &mut Vec<Output>) {
+    fn begin_serving(&mut self, outputs: &mut Vec<Output>) {
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
         self.attend_all();
