@@ -1,5 +1,6 @@
 //! The offline check of a whole disk: every block owned exactly once, every borrowed one by a layer
-//! below, the bitmap equal to the maps, every checksum right. For tests, and for a disk that nobody has open.
+//! below, the bitmap equal to the maps, every checksum right. For tests, and for a disk that
+//! nobody has open.
 
 use crate::layout::{
     BLOCKS_PER_PAGE, Entry, Kind, PAGES_PER_OBJECT, PageName, Run, parse_checkpoint_page,
@@ -261,7 +262,8 @@ impl Check<'_> {
             if !sound {
                 let Block { key, block, .. } = named;
                 self.problem(format!(
-                    "block {block} of object {key} is borrowed at block {address}, which no layer below owns"
+                    "block {block} of object {key} is borrowed at block {address}, which no layer \
+                     below owns"
                 ));
             }
         }

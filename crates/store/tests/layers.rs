@@ -1,6 +1,6 @@
 //! Random trees of layers, compared with an obvious model: every layer shows what was written to it
-//! and to those it descends from, whatever is dropped around it and whenever it crashes; every block
-//! has one owner; and when all layers are gone so is everything they used.
+//! and to those it descends from, whatever is dropped around it and whenever it crashes; every
+//! block has one owner; and when all layers are gone so is everything they used.
 
 mod support;
 

@@ -26,7 +26,7 @@ pub(super) enum Errand {
         name: String,
     },
     /// A question; the answer is kept for whoever asked.
-    Question(Option<Result<AdminReply, String>>),
+    Question(Option<Box<Result<AdminReply, String>>>),
 }
 
 /// Sizes of volumes, in blocks: within one object, just across two, and a few objects.
@@ -137,7 +137,7 @@ impl World {
                 self.guests.get_mut(&volume).expect("it is only deleted by errand").name = name;
             }
             (Some(Errand::Question(None)), result) => {
-                self.errand = Some(Errand::Question(Some(result)));
+                self.errand = Some(Errand::Question(Some(Box::new(result))));
             }
             (Some(Errand::Create { .. } | Errand::Rename { .. }), Err(sentence)) => {
                 if !self.excused {
@@ -156,7 +156,7 @@ impl World {
         self.send(Errand::Question(None), request);
         self.drive("a question", |world| matches!(world.errand, Some(Errand::Question(Some(_)))))?;
         match self.errand.take() {
-            Some(Errand::Question(Some(answer))) => answer,
+            Some(Errand::Question(Some(answer))) => *answer,
             other => unreachable!("just seen: {other:?}"),
         }
     }

@@ -60,8 +60,8 @@ impl Verifying {
         verifying
     }
 
-    /// Asks for the live blocks of some histories that were not verified yet. A merge concerns none:
-    /// no change of the object that goes can be among the records that are replayed.
+    /// Asks for the live blocks of some histories that were not verified yet. A merge concerns
+    /// none: no change of the object that goes can be among the records that are replayed.
     fn fetch(&mut self, common: &mut Common, which: impl Fn(History) -> bool) {
         let mut live: BTreeMap<(ObjectKey, u32), Wanted> = BTreeMap::new();
         for (lsn, record) in &self.replay.held {
