@@ -102,6 +102,8 @@ fn disk() -> DiskReport {
         lost_blocks: 0,
         scrub: ScrubReport::default(),
         counters: DiskCounters { write_operations: 42, ..DiskCounters::default() },
+        full: false,
+        limit_bytes: None,
         damages: Vec::new(),
     }
 }
