@@ -227,6 +227,7 @@ impl Writer {
                     self.opened = true;
                 }
                 Effect::Closed => bail!("the store closed by itself"),
+                Effect::AgreedNoted => {}
                 Effect::Notice(notice) => eprintln!("{notice:?}"),
             }
         }
