@@ -5,7 +5,9 @@ use super::{
     arguments::VolumeVerb,
     attach, content, export,
     failure::FailureKind,
-    import, print,
+    import,
+    interrupt::Interrupt,
+    print,
     status::{overcommit_warning, status_report},
 };
 use crate::size::Size;
@@ -41,8 +43,8 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Delete { name, yes } => delete(context, name, yes),
         VolumeVerb::Import(options) => import::run(context, &options),
         VolumeVerb::Export(options) => export::run(context, &options),
-        VolumeVerb::Read { name, range, file } => {
-            content::read(context, &name, &range, file.as_deref())
+        VolumeVerb::Read { name, range, file, overwrite } => {
+            content::read(context, &name, &range, file.as_deref(), overwrite)
         }
         VolumeVerb::Write { name, offset, file, fua } => {
             content::write(context, &name, offset, file.as_deref(), fua)
@@ -94,7 +96,12 @@ impl Context {
     }
 
     /// Deletes a scratch volume once its last connection, which we closed, is gone.
-    pub(super) fn delete_when_free(&self, name: &str) -> Result<(), Failure> {
+    pub(super) fn delete_when_free(
+        &self,
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        interrupt.clean_up();
         let until = Instant::now() + REMOVAL_PATIENCE;
         let request = AdminRequest::VolumeDelete { name: name.to_string() };
         loop {
