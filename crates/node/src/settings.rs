@@ -230,11 +230,11 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "disk-engine",
-        value: "auto|uring|threads",
+        value: "ENGINE",
         default: "auto",
         limit: "auto, uring or threads",
         doc: "How disks are driven: by io_uring where it is allowed, or by threads.",
-        hidden: true,
+        hidden: false,
         take: |settings, text| {
             settings.disk_engine = match text {
                 "auto" => Performer::Auto,
