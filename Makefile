@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 CARGO ?= cargo
+# Where cargo puts what it builds.
+RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
 PREFIX ?= /usr/local
 DESTDIR ?=
 UNITDIR ?= $(PREFIX)/lib/systemd/system
@@ -82,15 +84,15 @@ bench: deps build ## measure one node, against qemu-storage-daemon and with 1 Ti
 
 .PHONY: install
 install: build ## install programs, manual pages, completions and the systemd unit below DESTDIR/PREFIX
-	install -D -m 755 target/release/sheep $(DESTDIR)$(PREFIX)/bin/sheep
-	install -D -m 755 target/release/dog $(DESTDIR)$(PREFIX)/bin/dog
+	install -D -m 755 $(RELEASE)/sheep $(DESTDIR)$(PREFIX)/bin/sheep
+	install -D -m 755 $(RELEASE)/dog $(DESTDIR)$(PREFIX)/bin/dog
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
-	target/release/dog man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(RELEASE)/dog man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	target/release/dog completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dog
-	target/release/dog completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dog
-	target/release/dog completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dog.fish
+	$(RELEASE)/dog completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dog
+	$(RELEASE)/dog completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dog
+	$(RELEASE)/dog completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dog.fish
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/sheep.service >$(DESTDIR)$(UNITDIR)/sheep.service
 	install -D -m 644 packaging/sheepdog.sysusers $(DESTDIR)$(SYSUSERSDIR)/sheepdog.conf

@@ -31,7 +31,9 @@ fn programs() -> &'static Path {
             return PathBuf::from(directory);
         }
         let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
-        let target = repository().join("target");
+        // Joined, so that a relative directory is the one cargo means when run at the top.
+        let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into());
+        let target = repository().join(target);
         Tool::new(cargo)
             .words("build --release --quiet --package node --bins --target-dir")
             .arg(&target)

@@ -113,6 +113,14 @@ impl Client {
         let socket = self.socket.display();
         let data = self.socket.parent().unwrap_or(Path::new(".")).display();
         match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                if self.socket
+                    != api::admin_socket(self.socket.parent().unwrap_or(&self.socket)) =>
+            {
+                ClientError::NotRunning(format!(
+                    "no sheep listens on {socket}; start it, or name its admin socket with --socket"
+                ))
+            }
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning(format!(
                     "no sheep is running with data directory {data}; start it with `sheep --data \
@@ -227,5 +235,8 @@ mod tests {
         check();
         drop(UnixListener::bind(&socket).expect("a socket whose process is gone"));
         check();
+        // A socket that is in no data directory: nothing is known of where sheep keeps its data.
+        let error = Client::new("/nope").request(&AdminRequest::Status).expect_err("nobody");
+        assert!(error.to_string().starts_with("no sheep listens on /nope; "), "{error}");
     }
 }

@@ -230,11 +230,11 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "disk-engine",
-        value: "auto|uring|threads",
+        value: "ENGINE",
         default: "auto",
         limit: "auto, uring or threads",
         doc: "How disks are driven: by io_uring where it is allowed, or by threads.",
-        hidden: true,
+        hidden: false,
         take: |settings, text| {
             settings.disk_engine = match text {
                 "auto" => Performer::Auto,
@@ -467,7 +467,7 @@ fn text_of(key: &str, value: &toml::Value, path: &Path) -> Result<String, String
         toml::Value::Integer(number) => Ok(number.to_string()),
         toml::Value::Boolean(truth) => Ok(if *truth { "on" } else { "off" }.to_string()),
         _ => Err(format!(
-            "{key} in {} is a {}; write a text, a number or true or false",
+            "{key} in {} is of type {}; write a text, a number or true or false",
             path.display(),
             value.type_str()
         )),
@@ -632,7 +632,7 @@ mod tests {
         };
         file("limt = 5", "unknown key `limt`");
         file("config = \"x\"", "unknown key `config`");
-        file("limit = [1]", "is a array");
+        file("limit = [1]", "is of type array");
         file("limit = -5", "limit in");
         file("data = \"/x\"\nlimit = ", "line 2");
 

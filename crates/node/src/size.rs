@@ -24,15 +24,20 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Size, SizeError> {
         let text = text.trim();
+        if text.starts_with('-') {
+            return Err(no_size(text));
+        }
         let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(split);
         let factor = parse_unit(text, unit.trim())?;
-        parse_number(number, factor).map(Size).ok_or_else(|| {
-            SizeError(format!(
-                "`{text}` is no size in whole bytes below 16 EiB; write it like 20G, 512M or 4096"
-            ))
-        })
+        parse_number(number, factor).map(Size).ok_or_else(|| no_size(text))
     }
+}
+
+fn no_size(text: &str) -> SizeError {
+    SizeError(format!(
+        "`{text}` is no size in whole bytes below 16 EiB; write it like 20G, 512M or 4096"
+    ))
 }
 
 /// How many bytes the unit is.

@@ -122,7 +122,7 @@ fn build(root: &Path) -> Result<PathBuf> {
         .context("cargo does not start")?;
     ensure!(status.success(), "sheep and dog do not build; mend that first");
     let target = std::env::var_os("CARGO_TARGET_DIR");
-    Ok(target.map_or_else(|| root.join("target"), PathBuf::from).join("release"))
+    Ok(root.join(target.unwrap_or("target".into())).join("release"))
 }
 
 /// A directory of ours; removed with all in it.

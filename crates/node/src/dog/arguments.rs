@@ -88,6 +88,7 @@ pub enum VolumeVerb {
         /// Its name
         name: String,
         /// Its size, a multiple of 4096 bytes
+        #[arg(allow_negative_numbers = true)]
         size: Size,
     },
     /// List all volumes
@@ -102,6 +103,7 @@ pub enum VolumeVerb {
         /// Its name
         name: VolumeName,
         /// The new size, a multiple of 4096 bytes
+        #[arg(allow_negative_numbers = true)]
         size: Size,
         /// Allow a smaller size: what lies beyond it is lost
         #[arg(long, visible_alias = "yes")]
@@ -188,8 +190,11 @@ pub enum VolumeVerb {
         name: Name,
         #[command(flatten)]
         range: Range,
-        /// File to write them to; without it, standard output
+        /// File to write them to; without it or with -, standard output
         file: Option<PathBuf>,
+        /// Replace the file if it exists
+        #[arg(long, visible_alias = "yes")]
+        overwrite: bool,
     },
     /// Write bytes into a volume
     Write {

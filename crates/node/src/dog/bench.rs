@@ -53,7 +53,7 @@ pub fn run(context: &Context, options: &Bench) -> Result<(), Failure> {
     context.ask_for_volume(&AdminRequest::VolumeCreate { name: name.clone(), bytes })?;
     let span = Duration::from_secs(u64::from(options.seconds));
     let measured = measure(context, &name, &chosen, span, &interrupt);
-    let removed = context.delete_when_free(&name);
+    let removed = context.delete_when_free(&name, &interrupt);
     let figures = match (measured, removed) {
         (Ok(figures), Ok(())) => figures,
         (Err(failure), Ok(())) => return Err(with_remainder(failure, "nothing was left behind")),

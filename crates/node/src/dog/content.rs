@@ -3,6 +3,7 @@
 use super::{
     Context, Failure,
     arguments::Range,
+    export::{self, Partial},
     interrupt::Interrupt,
     nbd_client::{Command, Extent, NbdClient},
     print,
@@ -24,8 +25,13 @@ pub fn read(
     name: &str,
     range: &Range,
     file: Option<&Path>,
+    overwrite: bool,
 ) -> Result<(), Failure> {
     let interrupt = Interrupt::listen()?;
+    let file = file.filter(|path| path.as_os_str() != "-");
+    if let Some(path) = file {
+        export::check_target(path, overwrite)?;
+    }
     if file.is_none() && io::stdout().is_terminal() {
         return Err(Failure::usage(
             "bytes of a volume would spoil the terminal; name a file or use a pipe, such as \
@@ -47,11 +53,14 @@ pub fn read(
                     path.display()
                 ))
             };
-            let mut target = File::create(path).map_err(failed)?;
+            let partial = Partial::beside(path);
+            interrupt.will_remove(partial.path.clone());
+            let mut target = partial.create()?;
             transfer::read_in_order(&mut client, &[span], |_, bytes| {
                 progress.advance(bytes.len() as u64);
                 target.write_all(bytes).map_err(failed)
             })?;
+            partial.become_whole(path)?;
         }
     }
     drop(progress);
@@ -156,9 +165,23 @@ pub fn map(context: &Context, name: &str) -> Result<(), Failure> {
     let extents = transfer::status(&mut client, span)?;
     client.disconnect()?;
     if context.json {
-        return print::json(&extents);
+        return print::json(&located(&extents));
     }
     print::text(&tabulate(&extents))
+}
+
+/// Extents with where they start, as the table has them.
+fn located(extents: &[Extent]) -> Vec<serde_json::Value> {
+    let mut offset = 0;
+    let locate = |extent: &Extent| {
+        let Extent { length, hole, zero } = *extent;
+        let value = serde_json::json!({
+            "offset": offset, "length": length, "hole": hole, "zero": zero
+        });
+        offset += length;
+        value
+    };
+    extents.iter().map(locate).collect()
 }
 
 fn tabulate(extents: &[Extent]) -> String {
@@ -222,4 +245,21 @@ fn check_aligned(client: &NbdClient, what: &str, bytes: u64) -> Result<(), Failu
     Err(Failure::usage(format!(
         "{what} must be a multiple of {unit} bytes, and {bytes} is not; round it"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_located() {
+        let extents = [
+            Extent { length: 4096, hole: false, zero: false },
+            Extent { length: 8192, hole: true, zero: true },
+            Extent { length: 4096, hole: false, zero: true },
+        ];
+        let offsets: Vec<_> = located(&extents).iter().map(|v| v["offset"].as_u64()).collect();
+        assert_eq!(offsets, [Some(0), Some(4096), Some(12288)]);
+        assert_eq!(located(&extents)[1]["length"], 8192);
+    }
 }

@@ -14,6 +14,7 @@ pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
     match verb {
         DiskVerb::List => list(context),
         DiskVerb::Scrub(ScrubVerb::Start { disk }) => {
+            check_scrub_rate(context, &disk)?;
             scrub(context, &disk, ScrubAction::Start, "scrubbing started".to_string())
         }
         DiskVerb::Scrub(ScrubVerb::Stop { disk }) => {
@@ -44,6 +45,23 @@ fn list(context: &Context) -> Result<(), Failure> {
         for damage in &disk.damages {
             context.note(&format!("damage on {}: {damage}", disk.path));
         }
+    }
+    Ok(())
+}
+
+/// Refuses to start what would not run: the rate 0 is how scrubbing is switched off.
+fn check_scrub_rate(context: &Context, choice: &DiskChoice) -> Result<(), Failure> {
+    let chosen = choice.disk.as_deref().map(parse_disk).transpose()?;
+    let AdminReply::Disks(disks) = context.ask(&AdminRequest::DiskList)? else {
+        return Err(Failure::mismatch());
+    };
+    let mut chosen = disks.iter().filter(|disk| chosen.is_none_or(|id| id == disk.disk)).peekable();
+    // A disk that does not exist is the daemon's to tell.
+    if chosen.peek().is_some() && chosen.all(|disk| disk.scrub.rate_bytes_per_s == 0) {
+        return Err(Failure::conflict(
+            "scrubbing is off, its rate is 0: set a rate first, for example with `dog disk scrub \
+             rate 64M`, then start it",
+        ));
     }
     Ok(())
 }
@@ -110,6 +128,7 @@ fn describe_scrub(disk: &DiskReport) -> String {
         (_, 0) => "off".to_string(),
         (true, rate) => format!("{:.0} % at {}/s", scrub.progress * 100.0, Size(rate)),
         (false, _) if scrub.passes == 0 => "never yet".to_string(),
+        (false, _) if scrub.passes == 1 => "1 pass".to_string(),
         (false, _) => format!("{} passes", scrub.passes),
     }
 }

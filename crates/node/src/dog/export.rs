@@ -38,6 +38,7 @@ pub fn run(context: &Context, options: &Export) -> Result<(), Failure> {
     let name = options.name.to_string();
     let mut progress = Progress::new("exporting", Some(bytes));
     let partial = Partial::beside(&options.file);
+    interrupt.will_remove(partial.path.clone());
     match options.format {
         ExportFormat::Raw => {
             let mut client = context.attach(&name, &interrupt)?;
@@ -175,10 +176,15 @@ fn data_spans(client: &mut NbdClient, window: Span) -> Result<Vec<Span>, Failure
 }
 
 /// Whether a file may appear under this name.
-fn check_target(path: &Path, overwrite: bool) -> Result<(), Failure> {
+pub fn check_target(path: &Path, overwrite: bool) -> Result<(), Failure> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(write_failure(path, &error)),
+        Ok(metadata) if metadata.is_dir() => Err(Failure::usage(format!(
+            "{path} is a directory; name a file, such as {file}",
+            path = path.display(),
+            file = path.join("volume.img").display()
+        ))),
         Ok(metadata) if !metadata.is_file() => Err(Failure::conflict(format!(
             "{path} exists and is no plain file; to write to a device or pipe, say `dog volume \
              export NAME - > {path}`",
@@ -193,19 +199,22 @@ fn check_target(path: &Path, overwrite: bool) -> Result<(), Failure> {
 }
 
 /// A file that is not whole yet, beside the one it will become. Dropped, it is removed.
-struct Partial {
-    path: PathBuf,
+pub struct Partial {
+    /// Its name until then.
+    pub path: PathBuf,
 }
 
 impl Partial {
-    fn beside(path: &Path) -> Partial {
+    /// The one beside `path`; nothing is made yet.
+    pub fn beside(path: &Path) -> Partial {
         let mut name = std::ffi::OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         name.push(format!(".partial-{}", std::process::id()));
         Partial { path: path.with_file_name(name) }
     }
 
-    fn create(&self) -> Result<File, Failure> {
+    /// Makes it, empty.
+    pub fn create(&self) -> Result<File, Failure> {
         let options = &mut File::options();
         options
             .write(true)
@@ -215,7 +224,7 @@ impl Partial {
     }
 
     /// Puts the content on stable media and the file under its name.
-    fn become_whole(self, path: &Path) -> Result<(), Failure> {
+    pub fn become_whole(self, path: &Path) -> Result<(), Failure> {
         let failed = |error: io::Error| write_failure(path, &error);
         File::open(&self.path).and_then(|file| file.sync_all()).map_err(failed)?;
         fs::rename(&self.path, path).map_err(failed)?;

@@ -17,7 +17,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{FileExt, FileTypeExt},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
 };
 
@@ -31,6 +31,10 @@ pub enum Format {
     /// The same, but the image may refer to other files, or it may as well be raw.
     Doubtful(&'static str),
 }
+
+/// Exit codes of `qemu-img check` after which an image may be converted: no error, space leaked
+/// but nothing lost, and a format that has no check.
+const CHECK_PASSED: [i32; 3] = [0, 3, 63];
 
 /// How much of an image's start is looked at.
 pub const HEAD_BYTES: usize = 512;
@@ -173,6 +177,28 @@ pub fn virtual_size(path: &Path, format: &str) -> Result<u64, Failure> {
     })
 }
 
+/// Refuses an image that `qemu-img check` finds damaged: converting reads what a truncated image
+/// lacks as zeros, and calls that success.
+pub fn check(path: &Path, format: &str, interrupt: &Interrupt) -> Result<(), Failure> {
+    let mut command = Command::new("qemu-img");
+    command.args(["check", "--image-opts"]).arg(local_image_options(path, format));
+    let (status, complaints) = supervise(command, interrupt, |_| {})?;
+    match status.code() {
+        Some(code) if CHECK_PASSED.contains(&code) => Ok(()),
+        _ => {
+            let text = String::from_utf8_lossy(&complaints);
+            let first = text.lines().find(|line| !line.trim().is_empty());
+            let reason = first.unwrap_or("qemu-img check gave no reason");
+            Err(Failure::failed(format!(
+                "{} is a damaged or truncated {format} image ({}): nothing was imported; fetch it \
+                 again, or repair a copy with `qemu-img check -r all` and import that",
+                path.display(),
+                printable(reason.trim_start_matches("qemu-img: ").as_bytes())
+            )))
+        }
+    }
+}
+
 /// Converts an image into a volume. `blank` says that the volume reads as zeros now.
 pub fn import(
     path: &Path,
@@ -215,11 +241,21 @@ pub fn export(
 
 /// Runs `qemu-img convert -p` and reports its progress, 0 to 1.
 fn run(
-    mut command: Command,
+    command: Command,
     path: &Path,
     interrupt: &Interrupt,
-    mut progress: impl FnMut(f64),
+    progress: impl FnMut(f64),
 ) -> Result<(), Failure> {
+    let (status, complaints) = supervise(command, interrupt, progress)?;
+    if status.success() { Ok(()) } else { Err(qemu_failure(&complaints, path)) }
+}
+
+/// Runs `qemu-img` to its end, or kills it when interrupted; how it ended and what it complained.
+fn supervise(
+    mut command: Command,
+    interrupt: &Interrupt,
+    mut progress: impl FnMut(f64),
+) -> Result<(ExitStatus, Vec<u8>), Failure> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -244,7 +280,7 @@ fn run(
     let complaints = complaints.join().unwrap_or_default();
     followed?;
     source::interrupted(interrupt)?;
-    if status.success() { Ok(()) } else { Err(qemu_failure(&complaints, path)) }
+    Ok((status, complaints))
 }
 
 /// Reads the percentages that `qemu-img -p` prints until it closes its output.
@@ -351,6 +387,25 @@ mod tests {
         ] {
             assert!(matches!(recognise(&head, &[]), Format::Doubtful(_)), "{head:?}");
         }
+    }
+
+    /// A download that broke off was imported with success, the rest of the disk zeros.
+    #[test]
+    fn truncated_image_is_refused() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let (raw, path) = (directory.path().join("raw"), directory.path().join("image.qcow2"));
+        std::fs::write(&raw, vec![7u8; 4 << 20]).expect("a raw image");
+        let made = Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", "qcow2"])
+            .args([&raw, &path])
+            .status()
+            .expect("qemu-img, from `make deps`");
+        assert!(made.success());
+        assert_eq!(check(&path, "qcow2", &Interrupt::never()), Ok(()));
+        let file = File::options().write(true).open(&path).expect("the image");
+        file.set_len(2 << 20).expect("a truncation");
+        let failure = check(&path, "qcow2", &Interrupt::never()).expect_err("half an image");
+        assert!(failure.sentence.contains("damaged or truncated qcow2"), "{failure}");
     }
 
     #[test]

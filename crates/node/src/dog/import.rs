@@ -18,7 +18,7 @@ use super::{
 use crate::size::Size;
 use engine::admin::{AdminRequest, VolumeReport};
 use proto::BLOCK_SIZE;
-use std::{fs::File, path::Path, time::Duration};
+use std::{cell::Cell, fs::File, path::Path, time::Duration};
 
 /// Runs of zeros from this length on are not sent.
 const ZEROS_MIN: usize = 64 << 10;
@@ -37,7 +37,7 @@ enum Input {
 /// Runs the command.
 pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
     let interrupt = Interrupt::listen()?;
-    let input = open(context, options)?;
+    let input = open(context, options, &interrupt)?;
     let length = match &input {
         Input::Raw(source) => source.length(),
         Input::Foreign { bytes, .. } => Some(*bytes),
@@ -65,17 +65,26 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
         context.ask_for_volume(&request)?;
     }
     let growing = blank && options.size.is_none() && length.is_none();
+    let written = Cell::new(false);
     let mut progress = Progress::new("importing", length);
     let filled = match input {
         Input::Raw(source) => {
-            let fill = Fill { context, name: &options.name, blank, growing, interrupt: &interrupt };
+            let (name, interrupt) = (&options.name, &interrupt);
+            let fill = Fill { context, name, blank, growing, interrupt, written: &written };
             fill.run(source, &mut progress)
         }
         Input::Foreign { format, bytes } => {
             let remote = foreign::Remote { socket: &context.nbd_socket, name: &options.name };
             let path = &options.file;
-            foreign::import(path, &format, remote, blank, &interrupt, |part| {
-                progress.reach((bytes as f64 * part) as u64);
+            // A volume that somebody holds is found here, before anything is written.
+            let free = context.attach(&options.name, &interrupt).and_then(|client| {
+                client.disconnect()?;
+                Ok(written.set(true))
+            });
+            free.and_then(|()| {
+                foreign::import(path, &format, remote, blank, &interrupt, |part| {
+                    progress.reach((bytes as f64 * part) as u64);
+                })
             })
             .and_then(|()| {
                 progress.reach(bytes);
@@ -88,6 +97,10 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
     drop(progress);
     match filled {
         Ok(()) => report(context, &options.name, &summary, elapsed),
+        Err(failure) if !blank && !written.get() => Err(with_remainder(
+            failure,
+            &format!("nothing was written, and volume {} is as it was", options.name),
+        )),
         Err(failure) if !blank => Err(with_remainder(
             failure,
             &format!(
@@ -98,12 +111,12 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
         Err(failure) if options.keep_partial => {
             Err(with_remainder(failure, &format!("the partial volume {} is kept", options.name)))
         }
-        Err(failure) => Err(remove(context, &options.name, failure)),
+        Err(failure) => Err(remove(context, &options.name, &interrupt, failure)),
     }
 }
 
 /// Opens what is to be imported and decides how.
-fn open(context: &Context, options: &Import) -> Result<Input, Failure> {
+fn open(context: &Context, options: &Import, interrupt: &Interrupt) -> Result<Input, Failure> {
     let forced = options.format.as_deref();
     if let Some(format) = forced.filter(|format| !foreign::is_format_name(format)) {
         return Err(Failure::usage(format!(
@@ -113,7 +126,12 @@ fn open(context: &Context, options: &Import) -> Result<Input, Failure> {
     let piped = options.file.as_os_str() == "-";
     if piped {
         return match forced {
-            None | Some("raw") => Ok(Input::Raw(content::open_source(None)?)),
+            Some("raw") => Ok(Input::Raw(content::open_source(None)?)),
+            None => {
+                let mut source = content::open_source(None)?;
+                refuse_format(&source.peek(foreign::HEAD_BYTES, interrupt)?)?;
+                Ok(Input::Raw(source))
+            }
             Some(format) => Err(Failure::usage(format!(
                 "a {format} image cannot be read from a pipe; save it to a file first"
             ))),
@@ -134,8 +152,20 @@ fn open(context: &Context, options: &Import) -> Result<Input, Failure> {
         None => Ok(Input::Raw(source)),
         Some(format) => {
             let bytes = foreign::virtual_size(path, &format)?;
+            foreign::check(path, &format, interrupt)?;
             Ok(Input::Foreign { format, bytes })
         }
+    }
+}
+
+/// Refuses standard input that begins like an image that would have to be converted.
+fn refuse_format(head: &[u8]) -> Result<(), Failure> {
+    match foreign::recognise(head, &[]) {
+        Format::Raw => Ok(()),
+        Format::Alone(format) | Format::Doubtful(format) => Err(Failure::usage(format!(
+            "standard input begins like a {format} image, and only a file can be converted; save \
+             it to a file and import that, or say --format raw for its bytes as they are"
+        ))),
     }
 }
 
@@ -216,8 +246,8 @@ fn round_up(length: u64) -> Result<u64, Failure> {
 }
 
 /// Removes a volume that we made and could not fill; the failure to report after that.
-fn remove(context: &Context, name: &str, failure: Failure) -> Failure {
-    match context.delete_when_free(name) {
+fn remove(context: &Context, name: &str, interrupt: &Interrupt, failure: Failure) -> Failure {
+    match context.delete_when_free(name, interrupt) {
         Ok(()) => with_remainder(failure, "the partial volume was removed again"),
         Err(refused) => with_remainder(
             failure,
@@ -253,6 +283,8 @@ struct Fill<'a> {
     /// Nobody knows how much will come.
     growing: bool,
     interrupt: &'a Interrupt,
+    /// Set before the first change of the volume's content.
+    written: &'a Cell<bool>,
 }
 
 impl Fill<'_> {
@@ -266,7 +298,7 @@ impl Fill<'_> {
             };
             let end = position + length;
             if end > client.export().bytes {
-                client = self.grow(client, end)?;
+                client = self.grow(client, end, source.name())?;
             }
             match piece {
                 Piece::Data(data) => self.put(&mut client, position, data)?,
@@ -279,6 +311,7 @@ impl Fill<'_> {
             // What the image does not reach is not the old content either.
             let span = Span { start: round_up(position.max(1))?, end: client.export().bytes };
             if span.start < span.end {
+                self.written.set(true);
                 content::zero_span(&mut client, span)?;
             }
         }
@@ -299,6 +332,7 @@ impl Fill<'_> {
             for (offset, length) in span.pieces(client.export().payload_max) {
                 let start = (offset - at) as usize;
                 let data = data[start..start + length as usize].to_vec();
+                self.written.set(true);
                 transfer::submit(client, Command::Write { offset, data, fua: false })?;
             }
         }
@@ -312,16 +346,16 @@ impl Fill<'_> {
         }
         // A hole at the end of a file may be uneven as the file is.
         let end = span.end.next_multiple_of(BLOCK_SIZE as u64).min(client.export().bytes);
+        self.written.set(true);
         content::zero_span(client, Span { start: span.start, end })
     }
 
     /// Makes room up to `end`.
-    fn grow(&self, mut client: NbdClient, end: u64) -> Result<NbdClient, Failure> {
+    fn grow(&self, mut client: NbdClient, end: u64, from: &str) -> Result<NbdClient, Failure> {
         let bytes = client.export().bytes;
         if !self.growing {
             return Err(Failure::usage(format!(
-                "more than the {bytes} bytes of volume {} came from standard input; give a larger \
-                 --size",
+                "more than the {bytes} bytes of volume {} came from {from}; give a larger --size",
                 self.name
             )));
         }
@@ -343,4 +377,18 @@ fn finish(mut client: NbdClient) -> Result<(), Failure> {
     transfer::settle(&mut client)?;
     client.call(Command::Flush)?;
     Ok(client.disconnect()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_from_a_pipe_is_no_raw_volume_unasked() {
+        let mut head = [0; foreign::HEAD_BYTES];
+        assert_eq!(refuse_format(&head), Ok(()));
+        head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        let failure = refuse_format(&head).expect_err("a qcow2 image");
+        assert!(failure.sentence.contains("qcow2") && failure.sentence.contains("--format raw"));
+    }
 }

@@ -1,18 +1,34 @@
-//! Ctrl-C for long work: the first signal asks it to stop and clean up, the second ends it.
+//! Ctrl-C for long work: the first signal asks it to stop and clean up, the second ends it. Work
+//! that does not stop by itself, because the daemon hangs for example, is ended too.
 
-use super::failure::{Failure, FailureKind};
+use super::{failure::Failure, print};
 use std::{
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How long interrupted work may take to stop by itself: people expect to be back within a second.
+const STOP_PATIENCE: Duration = Duration::from_millis(700);
+/// How long it may take more to remove what it made, which needs the daemon.
+const CLEAN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Whether somebody wants the work to end. Cheap to clone and to ask.
 #[derive(Clone, Default, Debug)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<State>);
+
+#[derive(Default, Debug)]
+struct State {
+    requested: AtomicBool,
+    cleaning: AtomicBool,
+    /// A file that is not whole: it does not outlive the process.
+    partial: Mutex<Option<PathBuf>>,
+}
 
 impl Interrupt {
     /// One that signals do not touch.
@@ -41,17 +57,20 @@ impl Interrupt {
         let seen = interrupt.clone();
         thread::spawn(move || {
             runtime.block_on(async {
-                loop {
+                let mut signalled = async || {
                     tokio::select! {
                         _ = interrupts.recv() => {}
                         _ = terminations.recv() => {}
                         _ = hangups.recv() => {}
                     }
-                    if seen.requested() {
-                        std::process::exit(i32::from(FailureKind::Interrupted.exit_code()));
-                    }
-                    seen.request();
+                };
+                signalled().await;
+                seen.request();
+                tokio::select! {
+                    () = signalled() => {}
+                    () = seen.out_of_patience() => {}
                 }
+                seen.exit();
             });
         });
         Ok(interrupt)
@@ -59,11 +78,43 @@ impl Interrupt {
 
     /// Asks the work to end.
     pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.requested.store(true, Ordering::Relaxed);
     }
 
     /// Whether the work should end.
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.requested.load(Ordering::Relaxed)
+    }
+
+    /// From here on the work removes what it made, and gets time for it.
+    pub fn clean_up(&self) {
+        self.0.cleaning.store(true, Ordering::Relaxed);
+    }
+
+    /// Names the file to remove if the process is ended before the file is whole.
+    pub fn will_remove(&self, partial: PathBuf) {
+        *self.0.partial.lock().unwrap_or_else(PoisonError::into_inner) = Some(partial);
+    }
+
+    async fn out_of_patience(&self) {
+        tokio::time::sleep(STOP_PATIENCE).await;
+        if self.0.cleaning.load(Ordering::Relaxed) {
+            tokio::time::sleep(CLEAN_PATIENCE).await;
+        }
+    }
+
+    fn exit(&self) -> ! {
+        let partial = self.0.partial.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(partial) = partial {
+            // Once it is whole there is nothing under this name any more.
+            let _ = std::fs::remove_file(partial);
+        }
+        let left = match self.0.cleaning.load(Ordering::Relaxed) {
+            true => "interrupted before cleaning up was done; look at `dog volume list`",
+            false => "interrupted",
+        };
+        let failure = Failure::interrupted(left);
+        print::failure(&failure, std::env::args_os().any(|argument| argument == "--json"));
+        std::process::exit(i32::from(failure.kind.exit_code()))
     }
 }

@@ -90,7 +90,9 @@ fn usage_sentence(text: &str) -> String {
     let first = paragraphs.next().unwrap_or_default();
     let what = first.strip_prefix("error: ").unwrap_or(&first);
     let usage = paragraphs.find_map(|paragraph| {
-        paragraph.strip_prefix("Usage: ").map(|usage| format!("; say `{usage}`"))
+        // clap lists an option with a default as if it had to be given.
+        let usage = paragraph.strip_prefix("Usage: ")?.replace("--data <DIR> ", "");
+        Some(format!("; say `{usage}`"))
     });
     format!("{what}{}; see `dog --help`", usage.unwrap_or_default())
 }
@@ -183,7 +185,9 @@ mod tests {
         };
         check("dog surplus", &["unrecognized subcommand 'surplus'", "; say `dog [OPTIONS]"]);
         check("dog volume create a 20X", &["`X` in `20X` is no unit", "; see `dog --help`"]);
-        check("dog volume create", &["<NAME> <SIZE>", "say `dog volume create"]);
+        check("dog volume create", &["<NAME> <SIZE>", "say `dog volume create <NAME> <SIZE>`"]);
+        check("dog volume create a -1", &["`-1` is no size"]);
+        check("dog volume resize a -1", &["`-1` is no size"]);
         check("dog volume list --yaml", &["unexpected argument '--yaml'"]);
     }
 }

@@ -12,6 +12,8 @@ use std::{
     io::{self, IoSlice, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -201,7 +203,14 @@ pub struct NbdClient {
 impl NbdClient {
     /// Connects to the daemon's NBD socket and attaches the volume.
     pub fn connect(socket: &Path, name: &str, interrupt: Interrupt) -> Result<NbdClient, NbdError> {
-        let stream = UnixStream::connect(socket).map_err(|error| connect_error(socket, &error))?;
+        let (sender, connected) = mpsc::channel();
+        let path = socket.to_path_buf();
+        // A daemon that hangs accepts nobody, and then connecting blocks without a deadline.
+        thread::spawn(move || sender.send(UnixStream::connect(path)));
+        let stream = connected
+            .recv_timeout(nbd_handshake::PATIENCE)
+            .map_err(|_| NbdError::Connect(nbd_handshake::hanging()))?
+            .map_err(|error| connect_error(socket, &error))?;
         NbdClient::over(stream, name, interrupt)
     }
 
@@ -323,8 +332,8 @@ impl NbdClient {
         head.extend([0; 12]);
         self.output.push_back(head);
         self.stream.set_nonblocking(false).map_err(lost)?;
-        self.stream.set_read_timeout(Some(nbd_handshake::PATIENCE)).map_err(lost)?;
-        self.stream.set_write_timeout(Some(nbd_handshake::PATIENCE)).map_err(lost)?;
+        self.stream.set_read_timeout(Some(nbd_handshake::SETTLE_PATIENCE)).map_err(lost)?;
+        self.stream.set_write_timeout(Some(nbd_handshake::SETTLE_PATIENCE)).map_err(lost)?;
         self.send()?;
         let mut rest = [0; 4096];
         while self.stream.read(&mut rest).is_ok_and(|length| length > 0) {}

@@ -11,8 +11,10 @@ use std::{
     time::Duration,
 };
 
-/// How long the daemon may take over one answer: attaching settles what an earlier holder left.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the daemon may take to accept, to greet and to answer what needs no work.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take over attaching and letting go: both settle what was begun on the volume.
+pub const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest answer to an option that makes sense: a name of 4 KiB with room to spare.
 const ANSWER_BYTES_MAX: u32 = 64 << 10;
@@ -39,6 +41,7 @@ pub fn attach(stream: &mut UnixStream, name: &str) -> Result<Export, NbdError> {
     body.extend(1u16.to_be_bytes());
     body.extend(INFO_BLOCK_SIZE.to_be_bytes());
     send_option(stream, OPTION_GO, &body)?;
+    stream.set_read_timeout(Some(SETTLE_PATIENCE)).map_err(lost)?;
     let mut export = Export {
         bytes: 0,
         read_only: false,
@@ -178,12 +181,16 @@ fn nonsense(what: &str) -> NbdError {
     ))
 }
 
+/// The sentence for a daemon that keeps us waiting.
+pub fn hanging() -> String {
+    "the daemon does not answer on its NBD socket: it hangs or has far too much to do; look at \
+     `dog status` and its log"
+        .to_string()
+}
+
 fn lost(error: io::Error) -> NbdError {
     NbdError::Lost(match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
-            "the daemon did not answer within {} s; look at `dog status` and its log",
-            PATIENCE.as_secs()
-        ),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => hanging(),
         io::ErrorKind::UnexpectedEof => "the daemon closed the connection before the volume was \
                                          attached; look at its log"
             .to_string(),

@@ -10,7 +10,10 @@ use rustix::{
 use std::{
     fs::File,
     io::{self, Read},
-    os::{fd::AsFd, unix::fs::FileTypeExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, FileTypeExt},
+    },
 };
 
 /// How much is read at once: long enough for the disks, short enough for progress.
@@ -28,6 +31,8 @@ pub struct Source {
     /// Whether the file system knows holes.
     holes: bool,
     position: u64,
+    /// What was taken from a pipe to look at, and comes first.
+    peeked: Vec<u8>,
     /// Up to where data is known to go on.
     data_end: u64,
 }
@@ -63,12 +68,43 @@ impl Source {
         };
         let holes = kind.is_file();
         let name = name.to_string();
-        Ok(Source { file, name, length, holes, position, data_end: position })
+        Ok(Source { file, name, length, holes, position, peeked: Vec::new(), data_end: position })
     }
 
     /// How many bytes it will bring, where that is known before.
     pub fn length(&self) -> Option<u64> {
         self.length
+    }
+
+    /// What to call it in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Up to `length` first bytes, which [`Source::next`] still brings. Only before the first part.
+    pub fn peek(&mut self, length: usize, interrupt: &Interrupt) -> Result<Vec<u8>, Failure> {
+        assert!(length <= PIECE_BYTES, "a peek is shorter than a piece");
+        let mut bytes = vec![0; length];
+        let mut filled = 0;
+        while filled < length {
+            self.wait(interrupt)?;
+            let rest = &mut bytes[filled..];
+            let taken = match self.length {
+                Some(_) => self.file.read_at(rest, self.position + filled as u64),
+                None => self.file.read(rest),
+            };
+            match taken {
+                Ok(0) => break,
+                Ok(taken) => filled += taken,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(read_failure(&self.name, &error)),
+            }
+        }
+        bytes.truncate(filled);
+        if self.length.is_none() {
+            self.peeked.clone_from(&bytes);
+        }
+        Ok(bytes)
     }
 
     /// The next part; nothing at the end.
@@ -86,8 +122,9 @@ impl Source {
         } else {
             PIECE_BYTES
         };
-        let mut bytes = vec![0; wanted];
-        let mut filled = 0;
+        let mut bytes = std::mem::take(&mut self.peeked);
+        let mut filled = bytes.len();
+        bytes.resize(wanted, 0);
         while filled < wanted {
             self.wait(interrupt)?;
             match self.file.read(&mut bytes[filled..]) {
@@ -200,10 +237,7 @@ pub fn runs(bytes: &[u8], zeros_min: usize) -> Vec<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{
-        io::{Seek, Write},
-        os::unix::fs::FileExt,
-    };
+    use std::io::{Seek, Write};
 
     fn read_all(source: &mut Source) -> (Vec<u8>, u64) {
         let (mut bytes, mut holes) = (Vec::new(), 0);
@@ -233,6 +267,23 @@ mod tests {
         let (bytes, holes) = read_all(&mut source);
         assert!(bytes == content);
         assert!(holes >= 4 << 20, "{holes} bytes of holes");
+    }
+
+    #[test]
+    fn what_was_peeked_at_still_comes() {
+        let content: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        writer.write_all(&content).expect("room in the pipe");
+        drop(writer);
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&content).expect("data");
+        file.rewind().expect("the start");
+        for file in [File::from(std::os::fd::OwnedFd::from(reader)), file] {
+            let mut source = Source::new(file, "image").expect("a source");
+            let head = source.peek(512, &Interrupt::never()).expect("a head");
+            assert!(head == content[..512]);
+            assert!(read_all(&mut source).0 == content);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{
     attach, content, export,
     failure::FailureKind,
     import,
+    interrupt::Interrupt,
     name::Name,
     print, snapshot,
     status::{overcommit_warning, status_report},
@@ -61,8 +62,8 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Tree { name } => tree::run(context, name),
         VolumeVerb::Import(options) => import::run(context, &options),
         VolumeVerb::Export(options) => export::run(context, &options),
-        VolumeVerb::Read { name, range, file } => {
-            content::read(context, &name.to_string(), &range, file.as_deref())
+        VolumeVerb::Read { name, range, file, overwrite } => {
+            content::read(context, &name.to_string(), &range, file.as_deref(), overwrite)
         }
         VolumeVerb::Write { name, offset, file, fua } => {
             content::write(context, &name.0, offset, file.as_deref(), fua)
@@ -118,7 +119,12 @@ impl Context {
     }
 
     /// Deletes a scratch volume once its last connection, which we closed, is gone.
-    pub(super) fn delete_when_free(&self, name: &str) -> Result<(), Failure> {
+    pub(super) fn delete_when_free(
+        &self,
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        interrupt.clean_up();
         let until = Instant::now() + REMOVAL_PATIENCE;
         let request = AdminRequest::VolumeDelete { name: name.to_string(), with_snapshots: false };
         loop {
