@@ -79,7 +79,8 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
             // A volume that somebody holds is found here, before anything is written.
             let free = context.attach(&options.name, &interrupt).and_then(|client| {
                 client.disconnect()?;
-                Ok(written.set(true))
+                written.set(true);
+                Ok(())
             });
             free.and_then(|()| {
                 foreign::import(path, &format, remote, blank, &interrupt, |part| {
