@@ -48,7 +48,9 @@ impl Written {
                 while self.host.complete(0) {}
             }
         }
-        assert!(self.host.replies.values().all(|reply| matches!(reply, Ok(MemberReply::Data(_)))));
+        assert!(
+            self.host.replies.values().all(|reply| matches!(reply, Ok(MemberReply::Data { .. })))
+        );
         self.host.replies.clear();
         f64::from(pieces as u32) / f64::from(OBJECTS * BLOCKS / 256)
     }
