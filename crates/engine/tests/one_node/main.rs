@@ -182,7 +182,7 @@ fn a_journal_from_before_the_last_start_is_refused_though_no_layer_tells() {
     let mut world = World::start(disk, old.clone(), false);
     world.create("new", MIB);
     assert_eq!(
-        world.admin(AdminRequest::VolumeDelete { name: "gone".into() }),
+        world.admin(AdminRequest::VolumeDelete { name: "gone".into(), with_snapshots: false }),
         Ok(AdminReply::Done)
     );
     let (disk, newest) = world.stop();

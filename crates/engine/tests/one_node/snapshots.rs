@@ -3,11 +3,11 @@
 
 use crate::support::{MIB, World, opened, reads};
 use engine::{
-    Answer, ConnectionId, Input, Output,
+    ConnectionId, Input, Output,
     admin::{AdminErrorKind, AdminReply, AdminRequest, AdminToken, FlattenAction, LayerKind},
 };
 use proto::Duration;
-use volume::{Completion, Operation};
+use volume::{Answer, Completion, Operation};
 
 const BLOCK: u64 = 4096;
 
@@ -600,7 +600,7 @@ fn a_snapshot_is_answered_when_the_journal_takes_it_at_last() {
     let names = ["vm2", "vm3"];
     let refused = (0..1000).find_map(|number| {
         let (name, new_name) = (names[number % 2].into(), names[(number + 1) % 2].into());
-        world.admin(AdminRequest::VolumeRename { name, new_name }).err()
+        world.admin(AdminRequest::VolumeRename { name, new_name, while_attached: false }).err()
     });
     assert!(refused.expect("the journal has an end").sentence.contains("is full"));
     world.unstall();

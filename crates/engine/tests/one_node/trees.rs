@@ -3,12 +3,9 @@
 //! free what was foretold, nothing else may change, and in the end all space must be back.
 
 use crate::support::{MIB, World};
-use engine::{
-    Answer,
-    admin::{AdminReply, AdminRequest, FlattenAction, SnapshotReport},
-};
+use engine::admin::{AdminReply, AdminRequest, FlattenAction, SnapshotReport};
 use std::collections::BTreeMap;
-use volume::{Completion, Operation};
+use volume::{Answer, Completion, Operation};
 
 const BLOCK: u64 = 4096;
 const BYTES: u64 = 16 * MIB;

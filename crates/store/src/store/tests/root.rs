@@ -95,8 +95,8 @@ fn a_root_gains_and_loses_a_level_with_the_pages_that_it_lists() {
     let mut host = Host::open(Medium::formatted(16));
     let many = ROOT_ENTRIES_PER_PAGE * LINEAGES_PER_PAGE;
     for (lineages, root) in [(1, 1), (many, 3), (1, 1), (many, 3)] {
-        let fenced = Lineage { fence: Generation(1), ..Lineage::default() };
-        host.serving().lineages = (1..=lineages as u64).map(|id| (LineageId(id), fenced)).collect();
+        let fenced = |id| (LineageId(id), Lineage { fence: Generation(1), ..Lineage::default() });
+        host.serving().lineages = (1..=lineages as u64).map(fenced).collect();
         host.serving().checkpoint.request();
         host.run(Vec::new());
         let listed = listing(&mut host);
