@@ -123,6 +123,8 @@ fn describe(disk: &Path, objects: u32) -> Result<()> {
             eprintln!("{} %", u64::from(index) * 100 / u64::from(objects));
         }
     }
+    // A flush covers what was answered before it.
+    writer.settle(0)?;
     writer.ask(MemberRequest::Flush { lineage: writer.lineage, generation: Generation(1) })?;
     writer.settle(0)?;
     // An idle store notes on the medium what the flush made durable.
