@@ -1,6 +1,6 @@
 //! What follows when a command has been applied to the agreed state, or refused.
 
-use super::{Engine, Purpose, Work, administer::refused};
+use super::{Engine, Phase, Purpose, Work, administer::refused};
 use crate::{
     NoticeLevel, Output,
     admin::AdminReply,
@@ -99,6 +99,9 @@ impl Engine {
                 if pending_discard.is_some() {
                     self.shrinking.push((token, volume));
                     self.attend(volume);
+                    if self.phase != Phase::Serving {
+                        self.abandon_errands(outputs);
+                    }
                 } else {
                     self.answer_volume(now, token, volume, outputs);
                 }

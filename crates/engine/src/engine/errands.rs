@@ -125,7 +125,7 @@ impl Engine {
             let result = if sealing.is_none_or(|layer| layer != waiting.layer) {
                 self.sealed(now, waiting.volume, &waiting.what)
             } else if waiting.until <= now {
-                Err(self.not_sealed(now, &waiting))
+                Err(self.not_sealed(&waiting, &self.why_not_sealed(now, waiting.volume)))
             } else {
                 self.sealing.push(waiting);
                 continue;
@@ -151,15 +151,23 @@ impl Engine {
         }
     }
 
-    fn not_sealed(&self, now: Time, waiting: &Sealing) -> AdminError {
-        let name = self.map.volume(waiting.volume).map_or("", |volume| &volume.name);
-        let held = self.held.get(&HeldId::Head(waiting.volume));
+    /// For how long, and for what, a layer has waited in vain.
+    fn why_not_sealed(&self, now: Time, volume: VolumeId) -> String {
+        let held = self.held.get(&HeldId::Head(volume));
         let session = held.and_then(|held| held.session.as_ref());
         let why = match session.and_then(|session| session.waiting(now)) {
             Some(waiting) => waiting.reason,
             None => "waiting for the disks to answer".into(),
         };
         let seconds = SEAL_ANSWER_MS_MAX / 1000;
+        format!(
+            "for {seconds} s the disks have not settled it ({why}), and `dog status` says what is \
+             wrong"
+        )
+    }
+
+    fn not_sealed(&self, waiting: &Sealing, why: &str) -> AdminError {
+        let name = self.map.volume(waiting.volume).map_or("", |volume| &volume.name);
         let (done, later) = match &waiting.what {
             Sealed::Snapshot(tag) => (
                 format!("snapshot {name}@{tag} was taken"),
@@ -170,10 +178,7 @@ impl Engine {
                 "it can be snapshotted and rolled back again as soon as they have",
             ),
         };
-        let sentence = format!(
-            "{done}, but for {seconds} s the disks have not settled it ({why}); {later}, and \
-             `dog status` says what is wrong"
-        );
+        let sentence = format!("{done}, but {why}; {later}");
         AdminError { kind: AdminErrorKind::Unavailable, sentence }
     }
 
@@ -186,15 +191,22 @@ impl Engine {
     pub(super) fn abandon_errands(&mut self, outputs: &mut Vec<Output>) {
         let errands = std::mem::take(&mut self.errands).into_iter();
         let tokens = errands.filter_map(|errand| errand.purpose.token());
-        let sealing = std::mem::take(&mut self.sealing).into_iter().map(|waiting| waiting.token);
-        let shrinking = std::mem::take(&mut self.shrinking).into_iter().map(|(token, _)| token);
         let surveys = std::mem::take(&mut self.surveys).into_values().map(|survey| survey.token);
-        for token in tokens.chain(sealing).chain(shrinking).chain(surveys) {
+        for token in tokens.chain(surveys).collect::<Vec<_>>() {
             let (kind, sentence) = (AdminErrorKind::Unavailable, self.not_serving());
             outputs.push(Output::Admin {
                 token,
                 result: Box::new(Err(AdminError { kind, sentence })),
             });
+        }
+        // What these asked for is so, but not finished.
+        for waiting in std::mem::take(&mut self.sealing) {
+            let error =
+                self.not_sealed(&waiting, "the node stops before the disks have settled it");
+            outputs.push(Output::Admin { token: waiting.token, result: Box::new(Err(error)) });
+        }
+        while let Some((_, volume)) = self.shrinking.first() {
+            self.refuse_shrunk(*volume, "the node stops", outputs);
         }
     }
 

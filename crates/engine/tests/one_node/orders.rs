@@ -88,4 +88,11 @@ fn a_stop_does_not_wait_for_what_only_the_node_itself_wants() {
         world.tell(Input::Tick);
     }
     assert!(world.said.iter().any(|said| matches!(said, Output::Stopped)), "{:?}", world.said);
+    // And whoever asked is told how far it came.
+    let told = world.said.iter().find_map(|said| match said {
+        Output::Admin { token: AdminToken(71), result } => Some(result.as_ref().clone()),
+        _ => None,
+    });
+    let sentence = told.expect("an answer").expect_err("it is not done").sentence;
+    assert!(sentence.starts_with("the volume has its new size, but"), "{sentence}");
 }

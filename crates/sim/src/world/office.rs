@@ -130,7 +130,11 @@ impl World {
                 }
             }
             (Some(Errand::Resize { volume, bytes }), result) => {
-                let resized = result.is_ok();
+                // It may have its new size, and what lay beyond not be discarded yet.
+                let resized = result.as_ref().map_or_else(
+                    |sentence| sentence.starts_with("the volume has its new size"),
+                    |_| true,
+                );
                 self.resized(volume, if resized { bytes } else { self.oracle.bytes(volume) });
             }
             (Some(Errand::Rename { volume, name }), Ok(_)) => {
