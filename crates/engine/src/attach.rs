@@ -71,7 +71,7 @@ pub(crate) enum Stage {
 pub(crate) struct Held {
     /// Who.
     pub(crate) client: Client,
-    /// What for, if the holder is the node itself: it gives way to anybody else.
+    /// What for, if the holder is the node itself: anybody else waits for its end.
     pub(crate) duty: Option<Duty>,
     /// Whether it is to be given back as soon as it is attached.
     pub(crate) is_called_off: bool,

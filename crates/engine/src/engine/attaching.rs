@@ -87,7 +87,7 @@ impl Engine {
             }
             Admission::Joined => self.answer_opened(id, connection, outputs),
             Admission::Wait => {
-                if self.held.get(&id).is_some_and(|held| held.duty.is_some()) {
+                if self.held.get(&id).is_some_and(|held| held.duty == Some(Duty::Flatten)) {
                     self.release(id); // the client's session goes on with what the node's does
                 }
             }
@@ -163,8 +163,8 @@ impl Engine {
         held.generation = Some(generation);
         let volume = id.volume();
         let is_wanted = match held.duty {
-            // Somebody else waits, or what was to be done is not wanted any more.
-            Some(_) => held.next.is_empty() && !held.is_called_off && self.phase == Phase::Serving,
+            // Somebody else is to have it, or what was to be done is not wanted any more.
+            Some(_) => !held.is_called_off && self.phase == Phase::Serving,
             None => !held.connections.is_empty(),
         };
         if !is_wanted {
@@ -282,7 +282,8 @@ impl Engine {
         if held.duty.is_some() {
             self.take_turns();
         }
-        if !is_wanted {
+        // Whoever waits finds the volume finished, with all of its size.
+        if !is_wanted || self.duty(id.volume()) == Some(Duty::Finish) {
             self.attend(id.volume());
         }
         self.advance_stop(outputs);

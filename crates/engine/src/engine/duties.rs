@@ -1,6 +1,7 @@
 //! What the node itself has a volume's session for though no client has it: to discard what lay
 //! beyond a smaller size, to open the head after a snapshot or a rollback, to flatten. A client's
-//! session does the same, so the node gives way to anybody who wants the volume.
+//! session does the same. Flattening takes long, so there the node gives way to anybody who wants
+//! the volume; the rest is short, and whoever wants the volume then finds it finished.
 
 use super::{Engine, Phase};
 use crate::{
