@@ -39,11 +39,8 @@ fn send(text: &[u8]) -> io::Result<()> {
 
 /// Feeds systemd's watchdog for as long as the data thread turns.
 pub async fn watch(asker: Asker) {
-    let mut microseconds = 0;
-    if !sd_notify::watchdog_enabled(false, &mut microseconds) {
-        return;
-    }
-    let period = Duration::from_micros(microseconds) / 3;
+    let Some(timeout) = watchdog_timeout() else { return };
+    let period = timeout / 3;
     loop {
         if asker.ping(period).await {
             notify(&[NotifyState::Watchdog]);
@@ -52,6 +49,18 @@ pub async fn watch(asker: Asker) {
         }
         tokio::time::sleep(period).await;
     }
+}
+
+/// How long systemd waits for a sign of life, if it waits for one of ours: see
+/// sd_watchdog_enabled(3). Without a process id it is meant for whoever reads it.
+fn watchdog_timeout() -> Option<Duration> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    let microseconds = number("WATCHDOG_USEC").filter(|&microseconds| microseconds > 0)?;
+    let is_ours = match env::var_os("WATCHDOG_PID") {
+        None => true,
+        Some(_) => number("WATCHDOG_PID") == Some(u64::from(std::process::id())),
+    };
+    is_ours.then(|| Duration::from_micros(microseconds))
 }
 
 /// Tells what the node is doing, whenever that has changed.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use proto::{Duration, MemberError, ObjectKey};
+use proto::{Duration, Generation, LayerId, MemberError, MemberRequest, ObjectKey};
 use store::{Event, Notice};
 use support::{Host, KEY, LINEAGE, data, write};
 
@@ -54,7 +54,7 @@ fn a_limit_below_what_is_taken_counts_at_once_for_new_data() {
     }
     host.event(Event::DropLayer { lineage: LINEAGE, layer: KEY.layer });
     host.settle();
-    let layer = proto::LayerId(KEY.layer.0 + 1);
+    let layer = LayerId(KEY.layer.0 + 1);
     let fill_next = |host: &mut Host, index: u32, sequence: u64| {
         for part in 0..4 {
             let values: Vec<u64> = (1..=256).collect();
@@ -68,6 +68,8 @@ fn a_limit_below_what_is_taken_counts_at_once_for_new_data() {
     assert!(taken >= 96 * MIB, "{taken}");
     let limit = 64 * MIB;
     reopen(&mut host, Some(limit));
+    let (lineage, generation, parent) = (LINEAGE, Generation(1), LayerId(0));
+    host.ask(MemberRequest::OpenLayer { lineage, generation, layer, parent }).expect("opened");
     let refused = (0..24).find(|&index| fill_next(&mut host, index, 0).is_err());
     let refused = refused.expect("the limit counts");
     let used = host.store().status().space.data_bytes;
