@@ -157,6 +157,9 @@ fn a_session_opens_a_head_that_nobody_reported_before_it_serves() {
         assert!(stage.opened);
         if !read_only {
             stage.write(1);
+            // The head has nothing yet: which stamp shows through it is asked.
+            assert_eq!(stage.questions(0), ["stamp"]);
+            stage.answer(0, Ok(MemberReply::Stamp(at(6, 5))));
             assert_eq!(stage.questions(0), ["write 5>1"]);
             assert_eq!(stage.layers_written(0), [2]);
         }
@@ -176,6 +179,25 @@ fn the_last_stamp_of_an_object_is_that_of_its_newest_layer() {
     assert!(stage.opened);
     stage.write(1);
     assert_eq!(stage.questions(0), ["write 9>1"]);
+}
+
+/// The newest layer listed was taken for what the head shows, though it was of a branch that had been
+/// rolled back: the first write then did not fit, and counted as lost with its disk.
+#[test]
+fn a_branch_that_was_rolled_back_says_nothing_of_the_head() {
+    let (mut state, volume) = created();
+    snapshot(&mut state, volume, "a");
+    layer_opened(&mut state, volume);
+    let mut stage = Stage::begin_with(1, state.map(), volume, HEAD);
+    let mut branch = at(6, 9);
+    branch.key.layer = LayerId(9);
+    stage.answer(0, Ok(fenced(1, &[branch, at(6, 5)])));
+    stage.answer_all(|_| Ok(MemberReply::Done));
+    assert!(stage.opened);
+    stage.write(1);
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(0, Ok(MemberReply::Stamp(at(6, 5))));
+    assert_eq!(stage.questions(0), ["write 5>1"]);
 }
 
 #[test]
