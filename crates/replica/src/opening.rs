@@ -113,9 +113,9 @@ impl Coordinator {
     ) {
         let Phase::Opening(opening) = &mut self.phase else { return };
         opening.asked -= 1;
-        // Where the head has nothing of its own, what counts is the layer that shows through it. That
-        // need not be the newest one listed, which may be of a branch that was rolled back: the disk
-        // is asked again before the first change.
+        // Where the head has nothing of its own, what counts is the layer that shows through it.
+        // That need not be the newest one listed, which may be of a branch that was rolled back:
+        // the disk is asked again before the first change.
         if key.layer == self.layer {
             // Whether it is stable is not known.
             let object = Object { last: stamp, dirty_epoch: 1, chain: None };

@@ -181,8 +181,8 @@ fn the_last_stamp_of_an_object_is_that_of_its_newest_layer() {
     assert_eq!(stage.questions(0), ["write 9>1"]);
 }
 
-/// The newest layer listed was taken for what the head shows, though it was of a branch that had been
-/// rolled back: the first write then did not fit, and counted as lost with its disk.
+/// The newest layer listed was taken for what the head shows, though it was of a branch that had
+/// been rolled back: the first write then did not fit, and counted as lost with its disk.
 #[test]
 fn a_branch_that_was_rolled_back_says_nothing_of_the_head() {
     let (mut state, volume) = created();
