@@ -128,8 +128,9 @@ mod tests {
     fn fio_is_understood() {
         let output = "fio: warning\n{\"jobs\": [{\"error\": 0, \"read\": {\"total_ios\": 0}, \
             \"write\": {\"total_ios\": 1000, \"iops\": 500.5, \"bw_bytes\": 2048, \
-            \"io_bytes\": 4096000, \"clat_ns\": {\"max\": 500000, \"percentile\": {\"50.000000\": 90000, \
-            \"99.000000\": 120000}}}, \"sync\": {\"total_ios\": 0}}]}";
+            \"io_bytes\": 4096000, \"clat_ns\": {\"max\": 500000, \
+            \"percentile\": {\"50.000000\": 90000, \"99.000000\": 120000}}}, \
+            \"sync\": {\"total_ios\": 0}}]}";
         let sample = parse(output, Duration::from_millis(20), 8_192_000).expect("a report");
         let expected = Sample {
             operations_per_s: 500.5,

@@ -1,5 +1,6 @@
-//! `cargo xtask bench layers`: what snapshots and clones cost those who read and write. One `sheep`,
-//! two volumes of equal size and content: a plain one, and one with layers, measured in turn.
+//! `cargo xtask bench layers`: what snapshots and clones cost those who read and write. One
+//! `sheep`, two volumes of equal size and content: a plain one, and one with layers, measured in
+//! turn.
 
 use super::{
     Scratch,
