@@ -1,5 +1,5 @@
-//! Snapshots of a running guest's file system and databases: each recovers as after a power failure,
-//! and all that the guest had synced or committed before is in it.
+//! Snapshots of a running guest's file system and databases: each recovers as after a power
+//! failure, and all that the guest had synced or committed before is in it.
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, ensure};
@@ -98,8 +98,8 @@ fn file_systems_of_live_snapshots_recover_with_all_that_was_synced() -> Result<(
 }
 
 /// Moves money between accounts and keeps a book of it, one transaction after the other, in a
-/// database with a rollback journal and in one with a write-ahead log; says in `/tmp/committed` which
-/// transaction was the last that both have.
+/// database with a rollback journal and in one with a write-ahead log; says in `/tmp/committed`
+/// which transaction was the last that both have.
 fn database_load() -> String {
     let create = format!(
         "create table book(id integer primary key, v text); create table account(id integer \
