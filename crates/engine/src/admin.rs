@@ -382,6 +382,9 @@ pub struct VolumeReport {
     pub attachment: Option<AttachmentReport>,
     /// Why its oldest request waits, and for how long, if one waits noticeably.
     pub waiting: Option<String>,
+    /// The name it gets once an import has filled it; nothing: it is whole.
+    #[serde(default)]
+    pub importing: Option<String>,
 }
 
 /// What shows through a clone.

@@ -13,7 +13,10 @@ use super::{
     tree,
 };
 use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, FlattenReport, OriginReport, VolumeReport};
+use engine::{
+    admin::{AdminReply, AdminRequest, FlattenReport, OriginReport, VolumeReport},
+    unfinished::{self, Before},
+};
 use std::{
     thread,
     time::{Duration, Instant},
@@ -228,8 +231,21 @@ fn state(volume: &VolumeReport) -> String {
     match &volume.waiting {
         Some(waiting) => waiting.clone(),
         None if volume.sealing => "settling the last snapshot or rollback".to_string(),
-        None => "ok".to_string(),
+        None => importing(volume).unwrap_or_else(|| "ok".to_string()),
     }
+}
+
+/// What there is to say of a volume that an import has not filled.
+fn importing(volume: &VolumeReport) -> Option<String> {
+    let (target, before) = unfinished::target(&volume.name)?;
+    let held = volume.attachment.as_ref().is_some_and(|held| held.connections > 0);
+    let begun = print::date(volume.created_unix_s);
+    Some(match (before, held) {
+        (Before::Nothing, true) => format!("import of {target}, begun {begun}"),
+        (Before::Nothing, false) => format!("unfinished import of {target}, begun {begun}"),
+        (Before::Volume, true) => format!("import over {target}"),
+        (Before::Volume, false) => format!("unfinished import over {target}"),
+    })
 }
 
 /// One volume in full.
@@ -332,6 +348,7 @@ mod tests {
             created_unix_s: 1_700_000_000,
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
+            importing: None,
         }
     }
 
@@ -345,6 +362,20 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
 1, 12 s
 ";
         assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn half_an_import_does_not_look_well() {
+        let check = |name: &str, attached: bool, expected: &str| {
+            let volume = VolumeReport { waiting: None, ..volume(name, attached) };
+            assert_eq!(state(&volume), expected);
+        };
+        let begun = "begun 2023-11-14 22:13:20 UTC";
+        check("d.import-00000001", true, &format!("import of d, {begun}"));
+        check("d.import-00000001", false, &format!("unfinished import of d, {begun}"));
+        check("d.overwrite-00000001", true, "import over d");
+        check("d.overwrite-00000001", false, "unfinished import over d");
+        check("d", false, "ok");
     }
 
     #[test]
