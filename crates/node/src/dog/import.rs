@@ -1,5 +1,6 @@
 //! `dog volume import`: raw bytes through our own NBD client, other formats through `qemu-img`.
-//! What fails or is interrupted leaves no new volume behind, and what is killed none that looks whole.
+//! What fails or is interrupted leaves no new volume behind, and what is killed none that looks
+//! whole.
 
 use super::{
     Context, Failure,

@@ -190,8 +190,12 @@ mod tests {
 
     #[test]
     fn what_may_not_be_linked_is_found() {
-        let rules = "[graph]\ntargets = []\n[licenses]\nallow = [\"MIT\"]\n[bans]\ndeny = [{ crate = \"bad\", reason = \
-                     \"no\" }]\n[sources]\nallow-git = []\n";
+        let rules = r#"
+            graph = { targets = [] }
+            licenses = { allow = ["MIT"] }
+            bans = { deny = [{ crate = "bad", reason = "no" }] }
+            sources = { allow-git = [] }
+        "#;
         let rules: Rules = toml::from_str(rules).expect("rules");
         let check = |name: &str, source: Option<&str>, licence: Option<&str>, words: &[&str]| {
             let package = serde_json::json!({
