@@ -26,6 +26,10 @@ help: ## this list
 build-deps:
 	@tools/install-build-deps build
 
+.PHONY: fuzz-deps
+fuzz-deps:
+	@tools/install-build-deps fuzz
+
 .PHONY: deps
 deps: ## install all that building, testing and the demo need
 	@tools/install-build-deps test
@@ -74,7 +78,7 @@ soak: deps build ## the random tests with fresh seeds, for SOAK_MINUTES (60)
 	SOAK_MINUTES=$(SOAK_MINUTES) tools/soak
 
 .PHONY: fuzz
-fuzz: build-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
+fuzz: fuzz-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tools/fuzz
 
 .PHONY: bench

@@ -151,6 +151,13 @@ impl AdminRequest {
     }
 }
 
+impl AdminRequest {
+    /// Whether its answer waits for nothing but the engine itself.
+    pub fn is_answered_at_once(&self) -> bool {
+        !self.changes() && !matches!(self, AdminRequest::SnapshotList { reclaimable: true, .. })
+    }
+}
+
 /// What to do about flattening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
