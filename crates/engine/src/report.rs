@@ -349,10 +349,13 @@ pub(crate) fn notice(map: &Map, path: &str, notice: &Notice) -> (NoticeLevel, St
         Notice::NoLongerFull => (NoticeLevel::Info, format!("disk {path} takes new data again")),
         Notice::ScrubDone { pass, errors } => (
             NoticeLevel::Info,
-            format!(
-                "disk {path}: scrub pass {pass} has ended and found {}",
-                counted(*errors, "damage", "damages")
-            ),
+            match errors {
+                0 => format!("disk {path}: scrub pass {pass} has ended and found no damage"),
+                _ => format!(
+                    "disk {path}: scrub pass {pass} has ended and found {}",
+                    counted(*errors, "damage", "damages")
+                ),
+            },
         ),
     }
 }
