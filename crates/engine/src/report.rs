@@ -12,7 +12,7 @@ use crate::{
     unfinished::{self, Before},
 };
 use cluster::Map;
-use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, counted, date_in_words, size_in_words};
+use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
 use volume::Session;
@@ -319,7 +319,7 @@ fn unfinished_words(volume: &VolumeReport) -> Option<String> {
         Before::Nothing => format!(
             "begun {} and not finished: delete what is there of it with `dog volume delete {name} \
              --yes`, and import again",
-            date_in_words(volume.created_unix_s)
+            calendar::date(volume.created_unix_s)
         ),
         Before::Volume => format!(
             "not finished, so that its content is partly old and partly new: give it its name \

@@ -28,4 +28,4 @@ pub use member::{
 };
 pub use time::{Duration, Time};
 pub use units::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, OBJECT_SIZE, SECTOR_SIZE};
-pub use words::{SIZE_UNITS, counted, date_in_words, size_in_words};
+pub use words::{SIZE_UNITS, counted, size_in_words};

@@ -6,8 +6,6 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{self, Write};
 
-pub use proto::date_in_words as date;
-
 /// Writes text to standard output. A reader that went away is not an error worth a word.
 pub fn text(text: &str) -> Result<(), Failure> {
     bytes(text.as_bytes())

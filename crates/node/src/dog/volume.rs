@@ -247,7 +247,7 @@ fn state(volume: &VolumeReport) -> String {
 fn importing(volume: &VolumeReport) -> Option<String> {
     let (target, before) = unfinished::target(&volume.name)?;
     let held = client(volume).is_some();
-    let begun = print::date(volume.created_unix_s);
+    let begun = proto::calendar::date(volume.created_unix_s);
     Some(match (before, held) {
         (Before::Nothing, true) => format!("import of {target}, begun {begun}"),
         (Before::Nothing, false) => format!("unfinished import of {target}, begun {begun}"),
