@@ -151,6 +151,13 @@ impl AdminRequest {
     }
 }
 
+impl AdminRequest {
+    /// Whether its answer waits for nothing but the engine itself.
+    pub fn is_answered_at_once(&self) -> bool {
+        !self.changes() && !matches!(self, AdminRequest::SnapshotList { reclaimable: true, .. })
+    }
+}
+
 /// What to do about flattening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -382,6 +389,9 @@ pub struct VolumeReport {
     pub attachment: Option<AttachmentReport>,
     /// Why its oldest request waits, and for how long, if one waits noticeably.
     pub waiting: Option<String>,
+    /// The name it gets once an import has filled it; nothing: it is whole.
+    #[serde(default)]
+    pub importing: Option<String>,
 }
 
 /// What shows through a clone.

@@ -15,6 +15,7 @@ mod layers;
 mod names;
 mod report;
 mod routes;
+pub mod unfinished;
 
 pub use engine::Engine;
 

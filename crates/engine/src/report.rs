@@ -9,9 +9,10 @@ use crate::{
     attach::Held,
     disks::{Disk, Disks},
     names,
+    unfinished::{self, Before},
 };
 use cluster::Map;
-use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time};
+use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
 use volume::Session;
@@ -209,6 +210,7 @@ pub(crate) fn volume(
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),
+        importing: unfinished::target(&volume.name).map(|(target, _)| target.to_string()),
     }
 }
 
@@ -242,9 +244,10 @@ pub(crate) fn status(
         if disk.damaged_blocks > 0 {
             healthy = false;
             warnings.push(format!(
-                "disk {} has {} damaged blocks; `dog disk list --json` names them: restore them \
-                 from a backup and think of replacing the disk",
-                disk.path, disk.damaged_blocks
+                "disk {} has {}; `dog disk list` says where: restore that from a backup and think \
+                 of replacing the disk",
+                disk.path,
+                counted(disk.damaged_blocks, "damaged block", "damaged blocks")
             ));
         }
     }
@@ -264,17 +267,17 @@ pub(crate) fn status(
     let full = disks.iter().any(|disk| disk.full);
     if !full && capacity_bytes > 0 && available < capacity_bytes / LOW_SPACE_DIVISOR {
         warnings.push(format!(
-            "only {} MiB are left for new data; discard or delete something, or give the disk \
-             more room",
-            available >> 20
+            "only {} are left for new data; discard or delete something, or give the disk more \
+             room",
+            size_in_words(available)
         ));
     }
     if provisioned_bytes > capacity_bytes {
         warnings.push(format!(
-            "the volumes are promised {} MiB but the disks hold {} MiB: thin volumes that fill up \
-             will get \"no space\"",
-            provisioned_bytes >> 20,
-            capacity_bytes >> 20
+            "the volumes may grow to {} together, but the disks hold {}: add space before they \
+             are full, or writes of new data will be refused",
+            size_in_words(provisioned_bytes),
+            size_in_words(capacity_bytes)
         ));
     }
     for volume in volumes {
@@ -289,6 +292,7 @@ pub(crate) fn status(
                 name = volume.name
             ));
         }
+        warnings.extend(unfinished_words(volume));
     }
     StatusReport {
         healthy,
@@ -304,6 +308,25 @@ pub(crate) fn status(
         node,
         disks,
     }
+}
+
+/// An import that nobody goes on with, with the remedy.
+fn unfinished_words(volume: &VolumeReport) -> Option<String> {
+    let name = &volume.name;
+    let (target, before) = unfinished::target(name)?;
+    let goes_on = volume.attachment.as_ref().is_some_and(|held| held.connections > 0);
+    let remedy = match before {
+        Before::Nothing => format!(
+            "begun {} and not finished: delete what is there of it with `dog volume delete {name} \
+             --yes`, and import again",
+            calendar::date(volume.created_unix_s)
+        ),
+        Before::Volume => format!(
+            "not finished, so that its content is partly old and partly new: give it its name \
+             back with `dog volume rename {name} {target}`, and import again with --overwrite"
+        ),
+    };
+    (!goes_on).then(|| format!("the import of volume {target} was {remedy}"))
 }
 
 /// What a store wants people to know.
@@ -326,7 +349,13 @@ pub(crate) fn notice(map: &Map, path: &str, notice: &Notice) -> (NoticeLevel, St
         Notice::NoLongerFull => (NoticeLevel::Info, format!("disk {path} takes new data again")),
         Notice::ScrubDone { pass, errors } => (
             NoticeLevel::Info,
-            format!("disk {path}: scrub pass {pass} has ended and found {errors} damages"),
+            match errors {
+                0 => format!("disk {path}: scrub pass {pass} has ended and found no damage"),
+                _ => format!(
+                    "disk {path}: scrub pass {pass} has ended and found {}",
+                    counted(*errors, "damage", "damages")
+                ),
+            },
         ),
     }
 }

@@ -184,6 +184,9 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 256;
 pub const ADMIN_READ_MS_MAX: u64 = 10_000;
 /// How long an administrator's request may take, in milliseconds: shrinking a big volume.
 pub const ADMIN_ANSWER_MS_MAX: u64 = 600_000;
+/// How long what is answered from memory may take, in milliseconds, on however busy a machine: a
+/// daemon that says nothing for so long hangs.
+pub const ADMIN_QUESTION_MS_MAX: u64 = 20_000;
 
 /// Volumes that a node holds by itself at once to finish a snapshot, a rollback or a shrink; more
 /// wait for their turn.
@@ -247,4 +250,5 @@ const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
 const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);

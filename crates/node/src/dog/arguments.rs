@@ -343,6 +343,7 @@ pub enum ScrubVerb {
     /// Set how much is read each second; 0 switches scrubbing off
     Rate {
         /// Bytes a second
+        #[arg(allow_negative_numbers = true)]
         rate: Size,
         #[command(flatten)]
         disk: DiskChoice,

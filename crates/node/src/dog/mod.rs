@@ -30,6 +30,7 @@ mod source;
 mod status;
 mod transfer;
 mod tree;
+mod unfinished;
 mod volume;
 
 use crate::{

@@ -13,7 +13,13 @@ use super::{
     tree,
 };
 use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, FlattenReport, OriginReport, VolumeReport};
+use engine::{
+    admin::{
+        AdminReply, AdminRequest, AttachmentReport, FlattenReport, OriginReport, VolumeReport,
+    },
+    unfinished::{self, Before},
+};
+use proto::counted;
 use std::{
     thread,
     time::{Duration, Instant},
@@ -171,8 +177,7 @@ fn resize(context: &Context, name: String, size: Size, allow_shrink: bool) -> Re
     let volume = context.ask_for_volume(&request)?;
     let sentence = format!("volume {} has {} now", volume.name, Size(volume.bytes));
     context.show_changed(&volume, &sentence)?;
-    // Without connections it is the node itself that still holds it, to discard the cut-off end.
-    if let Some(attachment) = volume.attachment.as_ref().filter(|a| a.connections > 0) {
+    if let Some(attachment) = client(&volume) {
         context.note(&format!(
             "{} learns the new size when it asks anew: `dog volume reconnect {name}`, then \
              `block_resize` in QEMU or `virsh blockresize` (see the manual, \"Growing online\")",
@@ -217,19 +222,38 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
             Size(volume.used_bytes).to_string(),
             volume.snapshots.to_string(),
             volume.copies.to_string(),
-            volume.attachment.as_ref().map_or_else(|| "-".to_string(), |a| a.holder.clone()),
+            client(volume).map_or_else(|| "-".to_string(), |held| held.holder.clone()),
             state(volume),
         ]
     });
     print::table(&columns, rows.collect())
 }
 
+/// The client that has a volume. Without connections it is the node itself, which finishes with it
+/// and gives it up to who wants it.
+fn client(volume: &VolumeReport) -> Option<&AttachmentReport> {
+    volume.attachment.as_ref().filter(|attachment| attachment.connections > 0)
+}
+
 fn state(volume: &VolumeReport) -> String {
     match &volume.waiting {
         Some(waiting) => waiting.clone(),
         None if volume.sealing => "settling the last snapshot or rollback".to_string(),
-        None => "ok".to_string(),
+        None => importing(volume).unwrap_or_else(|| "ok".to_string()),
     }
+}
+
+/// What there is to say of a volume that an import has not filled.
+fn importing(volume: &VolumeReport) -> Option<String> {
+    let (target, before) = unfinished::target(&volume.name)?;
+    let held = client(volume).is_some();
+    let begun = proto::calendar::date(volume.created_unix_s);
+    Some(match (before, held) {
+        (Before::Nothing, true) => format!("import of {target}, begun {begun}"),
+        (Before::Nothing, false) => format!("unfinished import of {target}, begun {begun}"),
+        (Before::Volume, true) => format!("import over {target}"),
+        (Before::Volume, false) => format!("unfinished import over {target}"),
+    })
 }
 
 /// One volume in full.
@@ -259,18 +283,13 @@ fn describe(volume: &VolumeReport) -> String {
         ("Copies", volume.copies.to_string()),
         ("Created", proto::calendar::date(volume.created_unix_s)),
     ]);
-    match &volume.attachment {
+    match client(volume) {
         None => fields.push(("Attached to", "nobody".to_string())),
         Some(attachment) => {
             let mode = if attachment.read_only { ", read only" } else { "" };
-            let plural = if attachment.connections == 1 { "" } else { "s" };
-            fields.push((
-                "Attached to",
-                format!(
-                    "{} by {} connection{plural}{mode}",
-                    attachment.holder, attachment.connections
-                ),
-            ));
+            let connections = u64::from(attachment.connections);
+            let connections = counted(connections, "connection", "connections");
+            fields.push(("Attached to", format!("{} by {connections}{mode}", attachment.holder)));
             fields.push(("On node", attachment.node.to_string()));
             fields.push(("Generation", attachment.generation.to_string()));
         }
@@ -305,7 +324,6 @@ fn flatten_words(flatten: &FlattenReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::admin::AttachmentReport;
     use proto::{Generation, LayerId, NodeId, VolumeId};
 
     fn volume(name: &str, attached: bool) -> VolumeReport {
@@ -332,6 +350,7 @@ mod tests {
             created_unix_s: 1_700_000_000,
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
+            importing: None,
         }
     }
 
@@ -348,6 +367,20 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
     }
 
     #[test]
+    fn half_an_import_does_not_look_well() {
+        let check = |name: &str, attached: bool, expected: &str| {
+            let volume = VolumeReport { waiting: None, ..volume(name, attached) };
+            assert_eq!(state(&volume), expected);
+        };
+        let begun = "begun 2023-11-14 22:13:20 UTC";
+        check("d.import-00000001", true, &format!("import of d, {begun}"));
+        check("d.import-00000001", false, &format!("unfinished import of d, {begun}"));
+        check("d.overwrite-00000001", true, "import over d");
+        check("d.overwrite-00000001", false, "unfinished import over d");
+        check("d", false, "ok");
+    }
+
+    #[test]
     fn one_volume_is_described_in_full() {
         let printed = describe(&volume("a", true));
         for line in [
@@ -359,6 +392,11 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
             assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
         }
         assert!(describe(&volume("a", false)).contains("Attached to:  nobody"));
+        // It said "by 0 connections" when the client had gone and the node was not done yet.
+        let mut left = volume("a", true);
+        left.attachment.as_mut().expect("attached").connections = 0;
+        assert!(describe(&left).contains("Attached to:  nobody"));
+        assert!(!tabulate(&[left]).contains("qemu"));
     }
 
     #[test]

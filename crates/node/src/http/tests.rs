@@ -131,6 +131,7 @@ fn volume() -> VolumeReport {
             read_only: false,
         }),
         waiting: None,
+        importing: None,
     }
 }
 
