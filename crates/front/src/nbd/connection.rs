@@ -94,7 +94,7 @@ pub(super) enum State {
     Waiting(RequestHeader),
     /// The payload of a write.
     Payload(Incoming),
-    /// The payload of a write that is refused.
+    /// The payload of a request that is refused.
     Skipping { left: usize, header: RequestHeader, refusal: Refusal },
     /// Requests in flight and replies to be read; then the end. Input is dropped.
     Draining(CloseReason),
@@ -408,7 +408,7 @@ impl Connection {
             State::ClientFlags => wire::CLIENT_FLAGS_BYTES,
             State::OptionHeader => wire::OPTION_HEADER_BYTES,
             State::OptionData(header) => header.length as usize,
-            State::RequestHeader => wire::REQUEST_HEADER_BYTES,
+            State::RequestHeader => self.export.headers.request_bytes(),
             other => unreachable!("no message is expected in {other:?}"),
         }
     }
@@ -522,7 +522,7 @@ impl Connection {
 pub(super) fn held_bytes_of(header: &RequestHeader) -> usize {
     match header.command {
         wire::command::READ | wire::command::WRITE => {
-            let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u32);
+            let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u64);
             Incoming::bytes(&RequestHeader { length, ..*header })
         }
         _ => 0,

@@ -3,8 +3,8 @@
 use super::connection::{CloseReason, Connection, Effect, State};
 use super::transmission::Export;
 use super::wire::{
-    self, InfoQuery, MetaQuery, OptionHeader, Reader, handshake_flag, info, option, option_reply,
-    transmission_flag,
+    self, Headers, InfoQuery, MetaQuery, OptionHeader, Reader, handshake_flag, info, option,
+    option_reply, transmission_flag,
 };
 use proto::{BLOCK_SIZE, Duration, SECTOR_SIZE, Time, limits};
 use volume::Answer;
@@ -25,8 +25,8 @@ pub struct Handshake {
     no_zeroes: bool,
     /// Options seen.
     options: usize,
-    /// Replies to reads come in chunks.
-    structured: bool,
+    /// How requests and replies will be headed.
+    headers: Headers,
     /// The client wants `base:allocation` of this export.
     allocation_of: Option<String>,
     /// What was left of the handshake's time when the driver was asked.
@@ -102,7 +102,12 @@ impl Connection {
                 self.option_reply(now, option::ABORT, option_reply::ACK, &[], effects);
                 self.drain(CloseReason::Disconnected);
             }
-            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY if !data.is_empty() => {
+            option::LIST
+            | option::STARTTLS
+            | option::STRUCTURED_REPLY
+            | option::EXTENDED_HEADERS
+                if !data.is_empty() =>
+            {
                 let sentence = "This option takes no data.";
                 self.option_error(now, header.option, option_reply::ERR_INVALID, sentence, effects);
             }
@@ -111,8 +116,17 @@ impl Connection {
                 let sentence = "This server does not speak TLS; connect through its local socket.";
                 self.option_error(now, header.option, option_reply::ERR_UNSUP, sentence, effects);
             }
+            option::STRUCTURED_REPLY if self.handshake.headers == Headers::Extended => {
+                let kind = option_reply::ERR_EXTENDED_HEADERS;
+                let sentence = "Extended headers are agreed on, which are more than this.";
+                self.option_error(now, header.option, kind, sentence, effects);
+            }
             option::STRUCTURED_REPLY => {
-                self.handshake.structured = true;
+                self.handshake.headers = Headers::Structured;
+                self.option_reply(now, header.option, option_reply::ACK, &[], effects);
+            }
+            option::EXTENDED_HEADERS => {
+                self.handshake.headers = Headers::Extended;
                 self.option_reply(now, header.option, option_reply::ACK, &[], effects);
             }
             option::INFO | option::GO => self.take_info(now, header.option, data, effects),
@@ -127,6 +141,10 @@ impl Connection {
     }
 
     fn take_export_name(&mut self, now: Time, data: &[u8], effects: &mut Vec<Effect>) {
+        if self.handshake.headers == Headers::Extended {
+            let reason = "EXPORT_NAME, which clients with extended headers must not use";
+            return self.close(CloseReason::Protocol(reason), effects);
+        }
         match volume_name(data) {
             Ok(name) => self.ask(now, Question::ExportName { name }, effects),
             // The option knows no way to refuse but to hang up.
@@ -163,8 +181,8 @@ impl Connection {
         if sets {
             self.handshake.allocation_of = None; // also when the option fails
         }
-        let refusal = if !self.handshake.structured {
-            Some("Metadata contexts need structured replies; negotiate them first.")
+        let refusal = if !self.handshake.headers.has_chunks() {
+            Some("Metadata contexts need structured replies or extended headers; negotiate them.")
         } else {
             None
         };
@@ -270,9 +288,9 @@ impl Connection {
 
     /// What a volume looks like with what was negotiated.
     fn export_of(&self, name: &str, bytes: u64, read_only: bool) -> Export {
-        let structured = self.handshake.structured;
-        let allocation = structured && self.handshake.allocation_of.as_deref() == Some(name);
-        Export { bytes, read_only, structured, allocation }
+        let headers = self.handshake.headers;
+        let allocation = self.handshake.allocation_of.as_deref() == Some(name);
+        Export { bytes, read_only, headers, allocation: allocation && headers.has_chunks() }
     }
 
     fn transmission_flags(&self, export: &Export) -> u16 {
@@ -282,7 +300,7 @@ impl Connection {
             true => READ_ONLY,
             false => SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO,
         };
-        if export.structured {
+        if export.headers.has_chunks() {
             flags |= SEND_DF;
         }
         if self.settings.can_multi_conn {
