@@ -116,6 +116,10 @@ pub const NBD_OPTIONS_MAX: usize = 1024;
 pub const NBD_OPTION_UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes a driver hands to an NBD connection at once. What cannot be worked on yet is kept.
 pub const NBD_INPUT_BYTES_MAX: usize = 256 << 10;
+/// What one NBD request discards, zeroes or prefetches before the rest of it is begun, in bytes: as
+/// much as a client without extended headers can say at once. It bounds how long a stop, the end of
+/// a connection or a snapshot waits for it.
+pub const NBD_STEP_BYTES_MAX: u64 = 1 << 32;
 /// Extents in one reply to NBD's block status; the client asks again for the rest.
 pub const NBD_STATUS_EXTENTS_MAX: usize = 8192;
 /// How long an NBD client may take over the handshake, in milliseconds.
@@ -184,6 +188,8 @@ const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CO
 const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);
 const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(NBD_PAYLOAD_BYTES_MAX as u64 <= NBD_STEP_BYTES_MAX);
+const _: () = assert!(NBD_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE as u64));
 const _: () = assert!(REQUEST_BYTES_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(SESSION_PIECES_MAX <= STORE_REQUESTS_MAX);
 const _: () = assert!(REQUEST_PIECES_MAX < SESSION_PIECES_MAX);

@@ -264,8 +264,15 @@ impl Connection {
             return;
         }
         let pending = self.in_flight.remove(&id).expect("only requests in flight are completed");
-        self.held_bytes -= pending.held_bytes;
-        self.complete(now, &pending.header, result, effects);
+        if pending.left_bytes > 0 && result.is_ok() {
+            // A stop is not held up: without a reply the client asks again when it reconnects.
+            if !matches!(self.state, State::Draining(CloseReason::Stopped)) {
+                self.go_on(pending, effects);
+            }
+        } else {
+            self.held_bytes -= pending.held_bytes;
+            self.complete(now, &pending.header, result, effects);
+        }
         self.resume(now, effects);
         self.settle(now, effects);
     }
@@ -290,7 +297,7 @@ impl Connection {
     }
 
     /// This side wants to end: no further request is taken; the connection closes when those in
-    /// flight are answered.
+    /// flight are answered, except long ones of which a part was not begun.
     pub fn handle_stop(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.is_ending() {
             return;

@@ -25,6 +25,8 @@ pub struct Pending {
     pub header: RequestHeader,
     /// What it counts for among the bytes the connection holds.
     pub held_bytes: usize,
+    /// What of it the volume was not asked for yet, at its end.
+    pub left_bytes: u64,
 }
 
 impl Connection {
@@ -134,14 +136,40 @@ impl Connection {
         self.request_deadline = None;
     }
 
-    /// Hands a request to the volume. Its bytes are already counted.
+    /// Hands a request to the volume, a long one only in part. Its bytes are already counted.
     fn request(&mut self, header: RequestHeader, operation: Operation, effects: &mut Vec<Effect>) {
+        let length = match operation {
+            // The volume answers for as much of it as is little work.
+            Operation::Status => header.length,
+            _ => header.length.min(limits::NBD_STEP_BYTES_MAX),
+        };
+        let left_bytes = header.length - length;
+        let pending = Pending { header, held_bytes: held_bytes_of(&header), left_bytes };
+        self.begin(pending, header.offset, length, operation, effects);
+    }
+
+    /// Hands the next part of a request to the volume.
+    pub(super) fn go_on(&mut self, mut pending: Pending, effects: &mut Vec<Effect>) {
+        let header = &pending.header;
+        let offset = header.offset + (header.length - pending.left_bytes);
+        let length = pending.left_bytes.min(limits::NBD_STEP_BYTES_MAX);
+        let operation = operation_of(header);
+        pending.left_bytes -= length;
+        self.begin(pending, offset, length, operation, effects);
+    }
+
+    fn begin(
+        &mut self,
+        pending: Pending,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+        effects: &mut Vec<Effect>,
+    ) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let pending = Pending { header, held_bytes: held_bytes_of(&header) };
         let before = self.in_flight.insert(id, pending);
         assert!(before.is_none(), "request ids are never reused");
-        let (offset, length) = (header.offset, header.length);
         effects.push(Effect::Request(Request { id, offset, length, operation }));
     }
 
@@ -157,24 +185,11 @@ impl Connection {
             let sentence = "With extended headers a write must have the flag PAYLOAD_LEN.";
             return Err(Refusal::invalid(sentence));
         }
-        let flag = |flag| header.flags & flag != 0;
-        let fua = flag(command_flag::FUA);
-        let kind = match header.command {
-            command::READ => Kind::Other(Operation::Read),
-            command::WRITE => Kind::Write,
-            command::FLUSH => Kind::Other(Operation::Flush),
-            command::TRIM => Kind::Other(Operation::Discard { fua }),
-            command::CACHE => Kind::Other(Operation::Prefetch),
-            command::WRITE_ZEROES => Kind::Other(Operation::WriteZeroes {
-                may_unmap: !flag(command_flag::NO_HOLE),
-                fast_only: flag(command_flag::FAST_ZERO),
-                fua,
-            }),
-            command::BLOCK_STATUS => Kind::Other(Operation::Status),
-            other => unreachable!("command {other} has flags but no meaning"),
-        };
         self.judge_place(header)?;
-        Ok(kind)
+        Ok(match header.command {
+            command::WRITE => Kind::Write,
+            _ => Kind::Other(operation_of(header)),
+        })
     }
 
     /// Whether offset and length fit the command and the export.
@@ -337,6 +352,25 @@ impl Connection {
 enum Kind {
     Write,
     Other(Operation),
+}
+
+/// What a request without payload asks of the volume.
+fn operation_of(header: &RequestHeader) -> Operation {
+    let flag = |flag| header.flags & flag != 0;
+    let fua = flag(command_flag::FUA);
+    match header.command {
+        command::READ => Operation::Read,
+        command::FLUSH => Operation::Flush,
+        command::TRIM => Operation::Discard { fua },
+        command::CACHE => Operation::Prefetch,
+        command::WRITE_ZEROES => Operation::WriteZeroes {
+            may_unmap: !flag(command_flag::NO_HOLE),
+            fast_only: flag(command_flag::FAST_ZERO),
+            fua,
+        },
+        command::BLOCK_STATUS => Operation::Status,
+        other => unreachable!("command {other} is not known, or has a payload"),
+    }
 }
 
 fn is_known(command: u16) -> bool {

@@ -97,7 +97,7 @@ impl Steps<'_> {
 
     /// What extended headers can say: now and then more than 32 bits.
     fn long_length(&mut self, bytes: u64) -> u64 {
-        let long = [1 << 32, bytes, 1 << 40, 1 << 63, u64::MAX, u64::MAX - 511, (1 << 32) - 512];
+        let long = [1 << 32, bytes, 1 << 50, 1 << 63, u64::MAX, u64::MAX - 511, (1 << 32) - 512];
         match self.byte() {
             choice @ 0..=127 => long[usize::from(choice) % long.len()],
             _ => self.length().into(),
@@ -137,6 +137,7 @@ impl Play {
         let flag = |bit: u8| settings & 1 << bit != 0;
         let mut rig = Rig::new(Settings { can_multi_conn: flag(0) });
         rig.offers[0].bytes = 2 << 20; // the longest requests are slow, and fit only the huge one
+        rig.offers[2].bytes = 1 << 40; // likewise
         let name = ["disk", "fixed", "huge", "disk"][usize::from(settings >> 6)];
         let style = match (flag(1), flag(2)) {
             (false, false) => Style::Simple,

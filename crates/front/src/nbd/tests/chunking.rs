@@ -34,7 +34,7 @@ fn script() -> impl Strategy<Value = (Vec<u8>, Vec<prop::sample::Index>)> {
         let mut bytes = client::handshake(name, style, allocation);
         bytes.splice(4..4, options);
         for (asked, payload) in messages {
-            bytes.extend(asked.bytes_in(style, asked.length / 512 << 8 | asked.offset / 512));
+            bytes.extend(asked.bytes_in(style, asked.length * 256 + asked.offset / 512));
             bytes.extend(payload);
         }
         bytes.extend(end);

@@ -3,7 +3,7 @@
 use super::handshake::{Talk, hex, reply, reply_bytes};
 use super::*;
 use client::{info_data, meta_data, option};
-use proto::limits::{NBD_PAYLOAD_BYTES_MAX, VOLUME_BYTES_MAX};
+use proto::limits::{NBD_PAYLOAD_BYTES_MAX, NBD_STEP_BYTES_MAX, VOLUME_BYTES_MAX};
 use volume::Error;
 
 const ACK: u32 = 1;
@@ -150,27 +150,80 @@ fn the_other_kind_of_header_hangs_up() {
     }
 }
 
+/// The parts of which a request is made, and that they are what was asked for, one after the other.
+fn parts(rig: &mut Rig, asked: Asked) -> usize {
+    rig.at_once = false;
+    rig.feed(&asked.extended_bytes(1));
+    let (mut count, mut at) = (0, asked.offset);
+    while let Some(request) = rig.requests.front() {
+        assert_eq!((rig.requests.len(), rig.unread()), (1, 0), "one part after the other");
+        assert!(request.length > 0 && request.length <= NBD_STEP_BYTES_MAX);
+        assert_eq!(request.offset, at);
+        at += request.length;
+        count += 1;
+        rig.complete(0, None);
+    }
+    assert_eq!(at, asked.offset + asked.length);
+    assert_eq!(rig.read_all().len(), 32, "one reply");
+    rig.at_once = true;
+    count
+}
+
 #[test]
 fn what_has_no_payload_may_be_as_long_as_the_volume() {
     let mut rig = served("huge", Style::Extended, true);
     for command in [TRIM, CACHE, ZEROES] {
-        for (offset, length) in [(0, 5 << 30), (512, VOLUME_BYTES_MAX - 512), (0, VOLUME_BYTES_MAX)]
-        {
-            rig.at_once = false;
-            rig.feed(&asked(command, offset, length).extended_bytes(1));
-            assert_eq!(rig.requests.len(), 1, "one request, however long");
-            let request = &rig.requests[0];
-            assert_eq!((request.offset, request.length), (offset, length));
-            rig.complete(0, None);
-            rig.at_once = true;
-            assert_eq!(rig.read_all().len(), 32);
-        }
+        assert_eq!(parts(&mut rig, asked(command, 512, NBD_STEP_BYTES_MAX)), 1);
+        assert_eq!(parts(&mut rig, asked(command, 4096, NBD_STEP_BYTES_MAX + 512)), 2);
+        assert_eq!(parts(&mut rig, asked(command, 0, 9 << 30)), 3);
+        let length = 1 << 44;
+        assert_eq!(parts(&mut rig, asked(command, VOLUME_BYTES_MAX - length, length)), 1 << 12);
+        let fua = Asked { flags: 1, ..asked(command, VOLUME_BYTES_MAX - (5 << 30), 5 << 30) };
+        assert_eq!(parts(&mut rig, fua), 2);
     }
+    assert_eq!(parts(&mut rig, asked(TRIM, 0, VOLUME_BYTES_MAX)), 1 << 18);
     let whole = ask(&mut rig, Style::Extended, asked(STATUS, 0, VOLUME_BYTES_MAX), &[]);
     assert_eq!(whole, Outcome::Extents(vec![(VOLUME_BYTES_MAX, 3)]));
     let one = Asked { flags: 8, ..asked(STATUS, 1 << 40, 1 << 41) };
     let outcome = ask(&mut rig, Style::Extended, one, &[]);
     assert_eq!(outcome, Outcome::Extents(vec![(1 << 41, 3)]));
+}
+
+#[test]
+fn an_error_ends_a_long_request() {
+    let mut rig = served("huge", Style::Extended, true);
+    rig.at_once = false;
+    rig.feed(&asked(ZEROES, 0, 1 << 40).extended_bytes(1));
+    rig.complete(0, None);
+    rig.complete(0, Some(Error::NoSpace));
+    assert!(rig.requests.is_empty());
+    let mut replies = Replies::new(Style::Extended);
+    replies.open.insert(1, asked(ZEROES, 0, 1 << 40));
+    let outcomes = replies.take(&rig.read_all());
+    assert_eq!(outcomes.len(), 1);
+    assert_eq!(code(&outcomes[0].1), ENOSPC);
+}
+
+#[test]
+fn a_goodbye_waits_for_a_long_request_and_a_stop_does_not() {
+    for stops in [false, true] {
+        let mut rig = served("huge", Style::Extended, true);
+        rig.at_once = false;
+        rig.feed(&asked(TRIM, 0, 3 * NBD_STEP_BYTES_MAX).extended_bytes(1));
+        if stops {
+            rig.act(|connection, now, effects| connection.handle_stop(now, effects));
+        } else {
+            rig.feed(&asked(2, 0, 0).extended_bytes(2));
+        }
+        rig.complete(0, None);
+        assert_eq!(rig.closed.is_some(), stops, "{stops}");
+        while !rig.requests.is_empty() {
+            rig.complete(0, None);
+        }
+        // Without a reply it is asked for again when the client has reconnected.
+        assert_eq!(rig.read_all().len(), if stops { 0 } else { 32 });
+        assert!(rig.closed.is_some());
+    }
 }
 
 #[test]

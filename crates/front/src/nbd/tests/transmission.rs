@@ -114,7 +114,7 @@ fn every_length_at_every_edge() {
     let misaligned = || codes(EINVAL, EINVAL, EINVAL);
     check_place(0, 512, codes(0, 0, 0));
     check_place(BYTES - 512, 512, codes(0, 0, 0));
-    check_place(BYTES - u64::from(MAX), MAX, codes(0, 0, 0));
+    check_place(BYTES - MAX, MAX, codes(0, 0, 0));
     check_place(BYTES - 512, 1024, beyond());
     check_place(BYTES, 512, beyond());
     check_place(BYTES + 512, 512, beyond());
