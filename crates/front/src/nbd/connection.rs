@@ -17,6 +17,9 @@ pub struct Settings {
     /// Whether further connections of this client share its attachment. Clients that are told so
     /// open several; where each counts as a client of its own they would be refused.
     pub can_multi_conn: bool,
+    /// Whether it is a process of this machine that the socket's rights have let in: it may go on
+    /// with the handshake as long as it makes progress.
+    pub is_local: bool,
 }
 
 /// What the driver has to do.
@@ -142,7 +145,7 @@ impl Connection {
             state: State::ClientFlags,
             parked: Vec::new(),
             parked_at: 0,
-            handshake: Handshake::default(),
+            handshake: Handshake::new(&settings),
             export: Export::default(),
             in_flight: BTreeMap::new(),
             next_id: 0,

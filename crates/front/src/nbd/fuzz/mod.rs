@@ -22,7 +22,7 @@ pub fn fuzz_handshake(data: &[u8]) {
 /// What a client gets for `data`, and how it ends. Replies to requests may overtake each other, so
 /// once a volume is served only the bytes are told, without their order.
 fn talk(data: &[u8], piece_bytes: usize, at_once: bool) -> (Vec<u8>, Option<CloseReason>) {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.piece_bytes = piece_bytes;
     rig.at_once = at_once;
     rig.feed(data);
@@ -135,7 +135,7 @@ struct Play {
 impl Play {
     fn new(settings: u8) -> Play {
         let flag = |bit: u8| settings & 1 << bit != 0;
-        let mut rig = Rig::new(Settings { can_multi_conn: flag(0) });
+        let mut rig = Rig::new(Settings { can_multi_conn: flag(0), is_local: false });
         rig.offers[0].bytes = 2 << 20; // the longest requests are slow, and fit only the huge one
         rig.offers[2].bytes = 1 << 40; // likewise
         let name = ["disk", "fixed", "huge", "disk"][usize::from(settings >> 6)];

@@ -46,7 +46,7 @@ fn script() -> impl Strategy<Value = (Vec<u8>, Vec<prop::sample::Index>)> {
 /// The server's output when the pieces end at `cuts`. Requests are completed at the end, so that
 /// their replies come in the same order.
 fn output(bytes: &[u8], cuts: &[usize]) -> (Vec<u8>, Option<CloseReason>) {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.at_once = false;
     let mut read = Vec::new();
     let mut start = 0;

@@ -34,7 +34,7 @@ fn read(length: u64) -> Vec<u8> {
 
 #[test]
 fn a_handshake_that_trickles_is_cut_in_time() {
-    let mut rig = Rig::new(Settings { can_multi_conn: false });
+    let mut rig = Rig::new(Settings { can_multi_conn: false, is_local: false });
     let bytes = client::handshake("disk", Style::Structured, true);
     let (reason, took) = trickle(&mut rig, &bytes, Duration::from_secs(1));
     assert_eq!((reason, took), (CloseReason::HandshakeTooSlow, HANDSHAKE));
@@ -42,7 +42,7 @@ fn a_handshake_that_trickles_is_cut_in_time() {
 
 #[test]
 fn a_client_that_says_nothing_is_cut_in_time() {
-    let mut rig = Rig::new(Settings { can_multi_conn: false });
+    let mut rig = Rig::new(Settings { can_multi_conn: false, is_local: false });
     rig.pass(HANDSHAKE - TICK);
     assert_eq!(rig.closed, None);
     rig.pass(TICK);
@@ -51,16 +51,43 @@ fn a_client_that_says_nothing_is_cut_in_time() {
 
 #[test]
 fn options_without_end_do_not_prolong_the_handshake() {
-    let mut rig = Rig::new(Settings { can_multi_conn: false });
+    let mut rig = Rig::new(Settings { can_multi_conn: false, is_local: false });
     rig.feed(&client::client_flags(3));
     let options = client::option(3, &[]).repeat(1000);
     let (reason, took) = trickle(&mut rig, &options, Duration::from_millis(10));
     assert_eq!((reason, took), (CloseReason::HandshakeTooSlow, HANDSHAKE));
 }
 
+/// One option now and then is progress of a local client, and of no other; and there is an end.
+#[test]
+fn a_local_client_that_makes_progress_may_go_on_for_a_while() {
+    let run = |is_local: bool, step: Duration| {
+        let mut rig = Rig::new(Settings { can_multi_conn: false, is_local });
+        rig.feed(&client::client_flags(3));
+        let start = rig.now;
+        while rig.closed.is_none() {
+            rig.feed(&client::option(6, &client::info_data("disk", &[])));
+            rig.read_all();
+            rig.pass(step);
+        }
+        assert_eq!(rig.closed, Some(CloseReason::HandshakeTooSlow));
+        rig.now.since(start)
+    };
+    let local = Duration::from_millis(limits::NBD_HANDSHAKE_LOCAL_MS_MAX);
+    let step = Duration::from_secs(1);
+    assert_eq!(run(false, step), HANDSHAKE);
+    assert_eq!(run(true, step), local);
+    assert_eq!(run(true, HANDSHAKE + TICK), HANDSHAKE + TICK, "no option in all the time");
+    // Half an option is none.
+    let mut rig = Rig::new(Settings { can_multi_conn: false, is_local: true });
+    let bytes = client::handshake("disk", Style::Structured, true);
+    let (reason, took) = trickle(&mut rig, &bytes[..30], Duration::from_secs(1));
+    assert_eq!((reason, took), (CloseReason::HandshakeTooSlow, HANDSHAKE));
+}
+
 #[test]
 fn the_time_an_answer_takes_is_not_the_clients() {
-    let mut rig = Rig::new(Settings { can_multi_conn: false });
+    let mut rig = Rig::new(Settings { can_multi_conn: false, is_local: false });
     rig.at_once = false;
     rig.feed(&client::client_flags(3));
     rig.pass(HANDSHAKE - TICK);

@@ -118,7 +118,7 @@ fn extended_headers_replace_structured_replies_and_are_not_taken_back() {
 
 #[test]
 fn a_context_that_was_chosen_before_stays_chosen() {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.feed(&client::client_flags(3));
     rig.feed(&option(8, &[]));
     rig.feed(&option(10, &meta_data("disk", &["base:allocation"])));

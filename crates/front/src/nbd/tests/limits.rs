@@ -118,7 +118,7 @@ fn refusals_nobody_reads_have_an_end() {
 
 #[test]
 fn lists_nobody_reads_have_an_end() {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.offers = vec![rig.offers[0].clone(); 10_000];
     rig.at_once = false;
     rig.feed(&client::client_flags(3));

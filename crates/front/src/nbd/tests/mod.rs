@@ -19,7 +19,7 @@ fn cases(cases: u32) -> proptest::test_runner::Config {
 
 /// A client that is served `name`.
 fn served(name: &str, style: Style, allocation: bool) -> Rig {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.feed(&client::handshake(name, style, allocation));
     rig.read_all();
     assert_eq!(rig.closed, None);

@@ -104,7 +104,7 @@ fn extents(content: &[u8], offset: u64, length: u64, one: bool) -> Vec<(u64, u32
 }
 
 fn check(steps: &[Step], style: Style, read_only: bool) {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.offers[0].bytes = BYTES as u64;
     rig.offers[0].read_only = read_only;
     rig.feed(&client::handshake("disk", style, style.has_chunks()));

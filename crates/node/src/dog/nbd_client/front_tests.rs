@@ -76,7 +76,8 @@ fn serve(mut stream: UnixStream, mut random: Random) {
     let now = Time(0);
     let mut effects = Vec::new();
     let mut requests: Vec<(RequestId, Request)> = Vec::new();
-    let mut connection = Connection::new(now, Settings { can_multi_conn: true }, &mut effects);
+    let mut connection =
+        Connection::new(now, Settings { can_multi_conn: true, is_local: false }, &mut effects);
     let mut input = vec![0; proto::limits::NBD_INPUT_BYTES_MAX];
     loop {
         for effect in std::mem::take(&mut effects) {
