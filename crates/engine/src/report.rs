@@ -241,8 +241,12 @@ pub(crate) fn status(
         }
         if disk.damaged_blocks > 0 {
             healthy = false;
+            let (blocks, them) = match disk.damaged_blocks {
+                1 => ("damaged block", "it"),
+                _ => ("damaged blocks", "them"),
+            };
             warnings.push(format!(
-                "disk {} has {} damaged blocks; `dog disk list --json` names them: restore them \
+                "disk {} has {} {blocks}; `dog disk list --json` names {them}: restore {them} \
                  from a backup and think of replacing the disk",
                 disk.path, disk.damaged_blocks
             ));

@@ -342,7 +342,8 @@ pub(super) fn refused(refusal: &Refusal) -> AdminError {
         RefusalKind::Invalid => AdminErrorKind::Invalid,
         RefusalKind::NotFound => AdminErrorKind::NotFound,
         RefusalKind::Exists | RefusalKind::Busy => AdminErrorKind::Conflict,
-        RefusalKind::Full | RefusalKind::Unavailable => AdminErrorKind::Unavailable,
+        RefusalKind::Full => AdminErrorKind::LimitReached,
+        RefusalKind::Unavailable => AdminErrorKind::Unavailable,
     };
     AdminError { kind, sentence: refusal.to_string() }
 }
