@@ -347,3 +347,22 @@ pub(super) fn refused(refusal: &Refusal) -> AdminError {
     };
     AdminError { kind, sentence: refusal.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They were "unavailable", which is asked again for ten seconds and says nothing.
+    #[test]
+    fn a_limit_that_is_reached_is_told_as_such() {
+        for refusal in [
+            Refusal::TooManyVolumes,
+            Refusal::TooManySnapshots,
+            Refusal::TooManyLayers,
+            Refusal::TooManyAttachments,
+        ] {
+            assert_eq!(refused(&refusal).kind, AdminErrorKind::LimitReached, "{refusal}");
+        }
+        assert_eq!(refused(&Refusal::TooManyProposals).kind, AdminErrorKind::Conflict);
+    }
+}

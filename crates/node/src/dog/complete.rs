@@ -66,8 +66,8 @@ fn ask(socket: &Path, question: Question) -> Option<Vec<Candidate>> {
     };
     let (sender, reply) = mpsc::channel();
     // One that hangs must not keep the person waiting.
-    thread::spawn(move || sender.send(client.request(&request)));
-    let reply = reply.recv_timeout(PATIENCE).ok()?.ok()?;
+    thread::spawn(move || sender.send(client.request(&request).ok()));
+    let reply = reply.recv_timeout(PATIENCE).ok()??;
     Some(match (question, reply) {
         (Question::Volumes, AdminReply::Volumes(volumes)) => {
             let size = |bytes| Size(bytes).to_string();
