@@ -165,7 +165,8 @@ fn handshakes() -> Seeds {
 }
 
 // Steps as `fuzz_transmission` reads them. Settings: 1 several connections, 2 structured,
-// 4 contexts, 4 without 2 extended headers, 8 and 16 the size of pieces, 32 all at once, 64 and 128 the volume.
+// 4 contexts, 4 without 2 extended headers, 8 and 16 the size of pieces, 32 all at once, 64 and
+// 128 the volume.
 const SIMPLE: u8 = 0;
 const CHUNKS: u8 = 2 + 4;
 const EXTENDED: u8 = 4;

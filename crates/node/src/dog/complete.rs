@@ -1,5 +1,5 @@
-//! `dog complete`: what may stand where the cursor is, for the small scripts that `dog completions`
-//! prints. It follows from the definitions of the command line alone: which command and argument the
+//! `dog complete`: what may stand where the cursor is, for the small scripts that
+//! `dog completions` prints. It follows from the definitions of the command line alone: which command and argument the
 //! last word belongs to, and of which type that is. A type that names something of the node is in
 //! [`names_of`], so that every argument of such a type is completed, also one of a later command.
 //!

@@ -7,8 +7,8 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use std::{io, path::Path};
 
-/// Prints completions for a shell. Those of the first three ask `dog complete` for everything, names
-/// included; the others know commands and options only.
+/// Prints completions for a shell. Those of the first three ask `dog complete` for everything,
+/// names included; the others know commands and options only.
 pub fn completions(shell: Shell) -> Result<(), Failure> {
     let script = match shell {
         Shell::Bash => include_bytes!("completions/dog.bash").to_vec(),
