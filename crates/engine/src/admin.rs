@@ -226,6 +226,8 @@ pub enum AdminErrorKind {
     Invalid,
     /// Ask again later: the node is starting, stopping or out of a bound.
     Unavailable,
+    /// Remove something first: there are as many of them as there may be.
+    LimitReached,
 }
 
 /// Whether all is well, in words.

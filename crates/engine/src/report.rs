@@ -243,9 +243,10 @@ pub(crate) fn status(
         }
         if disk.damaged_blocks > 0 {
             healthy = false;
+            let them = if disk.damaged_blocks == 1 { "it" } else { "them" };
             warnings.push(format!(
-                "disk {} has {}; `dog disk list` says where: restore that from a backup and think \
-                 of replacing the disk",
+                "disk {} has {}; `dog disk list --json` names {them}: restore {them} from a backup \
+                 and think of replacing the disk",
                 disk.path,
                 counted(disk.damaged_blocks, "damaged block", "damaged blocks")
             ));

@@ -131,17 +131,24 @@ pub const CLOSE_STALLED_MS_MAX: u64 = 10_000;
 pub const NBD_PAYLOAD_BYTES_MAX: usize = 32 << 20;
 /// Longest NBD option, in bytes.
 pub const NBD_OPTION_BYTES_MAX: usize = 8192;
-/// Options one NBD client may send before it must decide: `nbdinfo --list` asks two or three about
-/// each volume.
-pub const NBD_OPTIONS_MAX: usize = 1024;
+/// What the options of one NBD client and the replies to them may take before it must decide, in
+/// bytes: `nbdinfo --list` asks for all names, and then two or three things about each.
+pub const NBD_HANDSHAKE_BYTES_MAX: usize = 1 << 30;
 /// Replies to options an NBD client may leave unread before its next option waits, in bytes.
 pub const NBD_OPTION_UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes a driver hands to an NBD connection at once. What cannot be worked on yet is kept.
 pub const NBD_INPUT_BYTES_MAX: usize = 256 << 10;
+/// What one NBD request discards, zeroes or prefetches before the rest of it is begun, in bytes: as
+/// much as a client without extended headers can say at once. It bounds how long a stop, the end of
+/// a connection or a snapshot waits for it.
+pub const NBD_STEP_BYTES_MAX: u64 = 1 << 32;
 /// Extents in one reply to NBD's block status; the client asks again for the rest.
 pub const NBD_STATUS_EXTENTS_MAX: usize = 8192;
 /// How long an NBD client may take over the handshake, in milliseconds.
 pub const NBD_HANDSHAKE_MS_MAX: u64 = 10_000;
+/// How long a client of the Unix socket may take over the handshake if none of its options takes
+/// more than `NBD_HANDSHAKE_MS_MAX`, in milliseconds: asking about each of very many volumes.
+pub const NBD_HANDSHAKE_LOCAL_MS_MAX: u64 = 600_000;
 /// How long an NBD client may take over the rest of a request it began, in milliseconds.
 pub const NBD_REQUEST_MS_MAX: u64 = 30_000;
 /// How long replies may wait for an NBD client that does not read them, in milliseconds.
@@ -207,8 +214,16 @@ pub const OPENS_WAITING_MAX: usize = 128;
 const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);
+const _: () = assert!(NBD_HANDSHAKE_MS_MAX < NBD_HANDSHAKE_LOCAL_MS_MAX);
+const _: () = assert!(
+    // Of each export the name five times in questions and replies, and what stands around it.
+    (VOLUMES_MAX + SNAPSHOTS_MAX) * (5 * (2 * VOLUME_NAME_BYTES_MAX + 128) + 1024)
+        <= NBD_HANDSHAKE_BYTES_MAX
+);
 const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(NBD_PAYLOAD_BYTES_MAX as u64 <= NBD_STEP_BYTES_MAX);
+const _: () = assert!(NBD_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE as u64));
 const _: () = assert!(REQUEST_BYTES_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(SESSION_PIECES_MAX <= STORE_REQUESTS_MAX);
 const _: () = assert!(REQUEST_PIECES_MAX < SESSION_PIECES_MAX);

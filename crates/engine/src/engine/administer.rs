@@ -342,7 +342,27 @@ pub(super) fn refused(refusal: &Refusal) -> AdminError {
         RefusalKind::Invalid => AdminErrorKind::Invalid,
         RefusalKind::NotFound => AdminErrorKind::NotFound,
         RefusalKind::Exists | RefusalKind::Busy => AdminErrorKind::Conflict,
-        RefusalKind::Full | RefusalKind::Unavailable => AdminErrorKind::Unavailable,
+        RefusalKind::Full => AdminErrorKind::LimitReached,
+        RefusalKind::Unavailable => AdminErrorKind::Unavailable,
     };
     AdminError { kind, sentence: refusal.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They were "unavailable", which is asked again for ten seconds and says nothing.
+    #[test]
+    fn a_limit_that_is_reached_is_told_as_such() {
+        for refusal in [
+            Refusal::TooManyVolumes,
+            Refusal::TooManySnapshots,
+            Refusal::TooManyLayers,
+            Refusal::TooManyAttachments,
+        ] {
+            assert_eq!(refused(&refusal).kind, AdminErrorKind::LimitReached, "{refusal}");
+        }
+        assert_eq!(refused(&Refusal::TooManyProposals).kind, AdminErrorKind::Conflict);
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     failure::EXIT_CODES_HELP,
-    name::{Name, SnapshotName, VolumeName},
+    name::{DiskName, Name, SnapshotName, VolumeName},
 };
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
@@ -68,7 +68,7 @@ pub enum Noun {
     Status,
     /// Measure the node with the job set on a scratch volume, which is deleted again
     Bench(Bench),
-    /// Print shell completions
+    /// Print shell completions, which complete the names of volumes, snapshots and disks too
     Completions {
         /// For which shell
         shell: Shell,
@@ -77,6 +77,13 @@ pub enum Noun {
     Man {
         /// An existing directory, such as /usr/local/share/man/man1
         directory: PathBuf,
+    },
+    /// Print what may stand where the last word does; what the shells' completions ask
+    #[command(hide = true)]
+    Complete {
+        /// The command line up to the cursor, from the program's name on
+        #[arg(last = true)]
+        words: Vec<String>,
     },
 }
 
@@ -108,6 +115,11 @@ pub enum VolumeVerb {
         /// Allow a smaller size: what lies beyond it is lost
         #[arg(long, visible_alias = "yes")]
         allow_shrink: bool,
+        /// Then drop the connection of its client, so that it reconnects and learns the new size.
+        /// Only for clients that do reconnect, as QEMU does with reconnect-delay; others get
+        /// errors
+        #[arg(long)]
+        reconnect: bool,
     },
     /// Give a volume another name
     Rename {
@@ -355,7 +367,7 @@ pub enum ScrubVerb {
 pub struct DiskChoice {
     /// The disk's id, as `dog disk list` shows it [default: all disks of the node]
     #[arg(long, value_name = "ID")]
-    pub disk: Option<String>,
+    pub disk: Option<DiskName>,
 }
 
 /// What to do with the node.
@@ -402,6 +414,7 @@ mod tests {
             "dog volume resize disk1 30G",
             "dog volume resize disk1 10G --allow-shrink",
             "dog volume resize disk1 10G --yes",
+            "dog volume resize disk1 40G --reconnect",
             "dog volume rename disk1 disk2",
             "dog volume rename disk1 disk2 --while-attached",
             "dog volume delete disk1 --yes",
@@ -437,12 +450,13 @@ mod tests {
             "dog volume reconnect disk1",
             "dog disk list",
             "dog disk scrub start",
-            "dog disk scrub stop --disk 00",
+            "dog disk scrub stop --disk 00112233445566778899aabbccddeeff",
             "dog disk scrub rate 10M",
             "dog node info --data /srv/sheep",
             "dog status --socket /run/sheep.sock",
             "dog bench --seconds 2 --size 256M --job rw-4k-q1 --job rr-4k-q1",
             "dog completions bash",
+            "dog complete -- dog volume info --",
             "dog man /tmp",
         ] {
             if let Err(error) = parse(line) {
@@ -470,6 +484,7 @@ mod tests {
             "dog volume clone disk1 disk2",
             "dog volume flatten disk2 --stop --wait",
             "dog disk scrub",
+            "dog disk scrub stop --disk 00",
             "dog bench --seconds 0",
             "dog completions cmd",
             "dog volume list surplus",

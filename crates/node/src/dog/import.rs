@@ -300,7 +300,7 @@ impl Fill<'_> {
                 self.skip(client, span)?;
                 continue;
             }
-            for (offset, length) in span.pieces(client.export().payload_max) {
+            for (offset, length) in span.payloads(client.export().payload_max) {
                 let start = (offset - at) as usize;
                 let data = data[start..start + length as usize].to_vec();
                 self.written.set(true);

@@ -10,6 +10,7 @@
 mod arguments;
 mod attach;
 mod bench;
+mod complete;
 mod content;
 mod disk;
 mod export;
@@ -114,6 +115,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Status => return status::status(&context),
         Noun::Bench(options) => bench::run(&context, &options)?,
         Noun::Completions { shell } => manual::completions(shell)?,
+        Noun::Complete { words } => complete::run(&words)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -40,8 +40,8 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             let volume = context.volume(&name)?;
             if context.json { print::json(&volume) } else { print::text(&describe(&volume)) }
         }
-        VolumeVerb::Resize { name, size, allow_shrink } => {
-            resize(context, name.0, size, allow_shrink)
+        VolumeVerb::Resize { name, size, allow_shrink, reconnect } => {
+            resize(context, name.0, size, allow_shrink, reconnect)
         }
         VolumeVerb::Rename { name, new_name, while_attached } => {
             let request =
@@ -172,19 +172,42 @@ fn list(context: &Context) -> Result<(), Failure> {
     context.warn_of_overcommit()
 }
 
-fn resize(context: &Context, name: String, size: Size, allow_shrink: bool) -> Result<(), Failure> {
+fn resize(
+    context: &Context,
+    name: String,
+    size: Size,
+    allow_shrink: bool,
+    reconnect: bool,
+) -> Result<(), Failure> {
     let request = AdminRequest::VolumeResize { name: name.clone(), bytes: size.0, allow_shrink };
     let volume = context.ask_for_volume(&request)?;
     let sentence = format!("volume {} has {} now", volume.name, Size(volume.bytes));
+    let attachment = client(&volume);
+    if reconnect && attachment.is_some() {
+        context.tell(&AdminRequest::VolumeReconnect { name })?;
+    }
     context.show_changed(&volume, &sentence)?;
-    if let Some(attachment) = client(&volume) {
-        context.note(&format!(
-            "{} learns the new size when it asks anew: `dog volume reconnect {name}`, then \
-             `block_resize` in QEMU or `virsh blockresize` (see the manual, \"Growing online\")",
-            attachment.holder
-        ));
+    if let Some(attachment) = attachment {
+        context.note(&resized_note(&volume, &attachment.holder, reconnect));
     }
     context.warn_of_overcommit()
+}
+
+/// What is left to do until the client's guest sees the new size.
+fn resized_note(volume: &VolumeReport, holder: &str, reconnected: bool) -> String {
+    let VolumeReport { name, bytes, .. } = volume;
+    let steps = format!(
+        "block_resize of its node, sheep-{}, to {bytes} by QMP, or `virsh blockresize DOMAIN \
+         TARGET {bytes}B`",
+        volume.volume
+    );
+    match reconnected {
+        true => format!("{holder} reconnects with its next request; then tell QEMU: {steps}"),
+        false => format!(
+            "{holder} may use the new size, but learns it only when it connects: `dog volume \
+             reconnect {name}` if it has a reconnect-delay, then tell QEMU: {steps}"
+        ),
+    }
 }
 
 fn delete(context: &Context, name: String, yes: bool, with_snapshots: bool) -> Result<(), Failure> {
@@ -397,6 +420,18 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         left.attachment.as_mut().expect("attached").connections = 0;
         assert!(describe(&left).contains("Attached to:  nobody"));
         assert!(!tabulate(&[left]).contains("qemu"));
+    }
+
+    #[test]
+    fn a_resize_says_what_is_left_to_do() {
+        let volume = volume("a", true);
+        for reconnected in [false, true] {
+            let note = resized_note(&volume, "process 4711 (qemu)", reconnected);
+            assert!(note.starts_with("process 4711 (qemu) "), "{note}");
+            assert!(note.contains("sheep-7, to 21474836480 by QMP"), "{note}");
+            assert!(note.contains("virsh blockresize DOMAIN TARGET 21474836480B"), "{note}");
+            assert_eq!(note.contains("dog volume reconnect a"), !reconnected, "{note}");
+        }
     }
 
     #[test]

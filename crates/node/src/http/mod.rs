@@ -1,6 +1,7 @@
 //! The HTTP/JSON API, version 1: the admin socket with everything, and a loopback address with
 //! health and metrics only. What it serves is said in [`crate::api`].
 
+mod conversation;
 mod metrics;
 mod server;
 

@@ -15,6 +15,7 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     thread,
+    time::Instant,
 };
 
 /// A served socket whose requests `answer` answers.
@@ -360,4 +361,59 @@ fn requests_beyond_the_bound_are_told_to_come_back() {
         other => other.is_err(),
     });
     assert_eq!(refused.count(), 1);
+}
+
+/// Each listener had half of the connections; 256 of them sat there without a word, and the
+/// administrator waited up to ten seconds for one to be cut.
+#[test]
+fn idle_connections_keep_no_administrator_waiting() {
+    let rig = Rig::new(admin_router, well);
+    let begin = [
+        &b""[..],
+        b"GET /v1/no",
+        b"POST /v1/request HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf",
+        b"GET /v1/node HTTP/1.1\r\nhost: x\r\n\r\n",
+    ];
+    let sit = |number: usize| {
+        let mut stream = UnixStream::connect(rig.socket()).expect("connected");
+        // Where there is no room any more the oldest are cut, which may be this one.
+        let _ = stream.write_all(begin[number % begin.len()]);
+        stream
+    };
+    let mut idle: Vec<_> = (0..proto::limits::ADMIN_CONNECTIONS_MAX).map(sit).collect();
+    for _ in 0..20 {
+        let asked = Instant::now();
+        assert_eq!(rig.get("/v1/node").0, 200);
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(1), "the administrator waited {took:?}");
+        idle.push(sit(idle.len()));
+    }
+}
+
+#[test]
+fn a_request_that_is_being_answered_is_not_cut_for_others() {
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let rig = Rig::new(admin_router, move |request| {
+        if matches!(request, AdminRequest::NodeInfo) {
+            let _ = tell.send(());
+            let _ = held.lock().map(|held| held.recv());
+        }
+        well(request)
+    });
+    let socket = rig.socket();
+    let asked = thread::spawn(move || Client::new(socket).request(&AdminRequest::NodeInfo));
+    told.recv().expect("asked");
+    // What is there when the answer comes is newer than the question.
+    let idle: Vec<_> = (0..2 * proto::limits::ADMIN_CONNECTIONS_MAX)
+        .map(|_| UnixStream::connect(rig.socket()).expect("connected"))
+        .collect();
+    let unknown = rig.exchange(b"GET /nothing HTTP/1.1\r\nconnection: close\r\nhost: x\r\n\r\n");
+    assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
+    assert!(!asked.is_finished());
+    drop(hold);
+    let answer = asked.join().expect("no panic");
+    assert!(matches!(answer, Ok(AdminReply::Node(_))), "{answer:?}");
+    drop(idle);
 }

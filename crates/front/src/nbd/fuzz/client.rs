@@ -38,11 +38,34 @@ pub fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     data
 }
 
+/// How requests and replies are headed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Style {
+    /// Simple replies.
+    Simple,
+    /// Structured replies.
+    Structured,
+    /// Extended headers.
+    Extended,
+}
+
+impl Style {
+    /// All of them.
+    pub const ALL: [Style; 3] = [Style::Simple, Style::Structured, Style::Extended];
+
+    /// Whether there are chunks.
+    pub fn has_chunks(self) -> bool {
+        self != Style::Simple
+    }
+}
+
 /// All a client says until it is served `name`.
-pub fn handshake(name: &str, structured: bool, allocation: bool) -> Vec<u8> {
+pub fn handshake(name: &str, style: Style, allocation: bool) -> Vec<u8> {
     let mut bytes = client_flags(3);
-    if structured {
-        bytes.extend(option(8, &[]));
+    match style {
+        Style::Simple => {}
+        Style::Structured => bytes.extend(option(8, &[])),
+        Style::Extended => bytes.extend(option(11, &[])),
     }
     if allocation {
         bytes.extend(option(10, &meta_data(name, &["base:allocation"])));
@@ -57,19 +80,54 @@ pub struct Asked {
     pub flags: u16,
     pub command: u16,
     pub offset: u64,
-    pub length: u32,
+    pub length: u64,
 }
 
 impl Asked {
-    /// The head of the request.
+    /// The head of the request, as a client says it that does not know of extended headers.
+    ///
+    /// # Panics
+    /// If such a client cannot say it.
     pub fn bytes(&self, cookie: u64) -> Vec<u8> {
         let mut bytes = vec![0x25, 0x60, 0x95, 0x13];
+        self.put_middle(cookie, &mut bytes);
+        bytes.extend(u32::try_from(self.length).expect("at most 32 bits").to_be_bytes());
+        bytes
+    }
+
+    /// The head of the request with an extended header.
+    pub fn extended_bytes(&self, cookie: u64) -> Vec<u8> {
+        let mut bytes = vec![0x21, 0xe4, 0x1c, 0x71];
+        self.put_middle(cookie, &mut bytes);
+        bytes.extend(self.length.to_be_bytes());
+        bytes
+    }
+
+    /// The head of the request in this style, of a client that keeps to it.
+    pub fn bytes_in(&self, style: Style, cookie: u64) -> Vec<u8> {
+        match style {
+            Style::Simple | Style::Structured => self.bytes(cookie),
+            Style::Extended if self.command == 1 => {
+                Asked { flags: self.flags | 32, ..*self }.extended_bytes(cookie)
+            }
+            Style::Extended => self.extended_bytes(cookie),
+        }
+    }
+
+    /// How many bytes follow.
+    pub fn payload_bytes(&self, style: Style) -> u64 {
+        let follows = match style {
+            Style::Simple | Style::Structured => self.command == 1,
+            Style::Extended => self.command == 1 || self.flags & 32 != 0,
+        };
+        if follows { self.length } else { 0 }
+    }
+
+    fn put_middle(&self, cookie: u64, bytes: &mut Vec<u8>) {
         bytes.extend(self.flags.to_be_bytes());
         bytes.extend(self.command.to_be_bytes());
         bytes.extend(cookie.to_be_bytes());
         bytes.extend(self.offset.to_be_bytes());
-        bytes.extend(self.length.to_be_bytes());
-        bytes
     }
 }
 
@@ -79,7 +137,7 @@ pub enum Outcome {
     Done,
     Data(Vec<u8>),
     /// Lengths and flags.
-    Extents(Vec<(u32, u32)>),
+    Extents(Vec<(u64, u32)>),
     /// The number, and the sentence where there is one.
     Error(u32, String),
 }
@@ -87,16 +145,16 @@ pub enum Outcome {
 /// Takes replies apart, and panics at anything a client would choke on.
 #[derive(Debug)]
 pub struct Replies {
-    structured: bool,
+    style: Style,
     /// Requests without a reply, by cookie.
     pub open: BTreeMap<u64, Asked>,
     unread: Vec<u8>,
 }
 
 impl Replies {
-    /// Expects replies of a server with which structured replies were negotiated or not.
-    pub fn new(structured: bool) -> Replies {
-        Replies { structured, open: BTreeMap::new(), unread: Vec::new() }
+    /// Expects replies of a server with which this was negotiated.
+    pub fn new(style: Style) -> Replies {
+        Replies { style, open: BTreeMap::new(), unread: Vec::new() }
     }
 
     /// All replies that `bytes` complete.
@@ -123,6 +181,7 @@ impl Replies {
         match bytes.get(..4)? {
             [0x67, 0x44, 0x66, 0x98] => self.simple(bytes),
             [0x66, 0x8e, 0x33, 0xef] => self.chunk(bytes),
+            [0x6e, 0x8a, 0x27, 0x8c] => self.extended_chunk(bytes),
             other => panic!("a reply with the magic {other:x?}"),
         }
     }
@@ -131,7 +190,9 @@ impl Replies {
         let (head, rest) = bytes.split_at_checked(16)?;
         let (error, cookie) = (u32_at(head, 4), u64_at(head, 8));
         let asked = self.asked(cookie);
-        assert!(!self.structured || !matches!(asked.command, 0 | 7), "must be structured");
+        assert!(self.style != Style::Extended, "a simple reply beside extended headers");
+        let chunked = self.style == Style::Structured;
+        assert!(!chunked || !matches!(asked.command, 0 | 7), "must be structured");
         if error != 0 {
             return Some((cookie, Outcome::Error(error, String::new()), rest));
         }
@@ -144,33 +205,27 @@ impl Replies {
 
     fn chunk<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
         let (head, rest) = bytes.split_at_checked(20)?;
-        assert!(self.structured, "a chunk although none were negotiated");
+        assert_eq!(self.style, Style::Structured, "a chunk although none were negotiated");
         let (flags, kind) = (u16_at(head, 4), u16_at(head, 6));
         let (cookie, length) = (u64_at(head, 8), u32_at(head, 16) as usize);
         assert_eq!(flags, 1, "every reply has one chunk");
         let asked = self.asked(cookie);
         let (body, rest) = rest.split_at_checked(length)?;
-        let outcome = match kind {
-            0 => {
-                assert_eq!(length, 0);
-                assert!(asked.command != 0 || asked.length == 0, "a read without data");
-                Outcome::Done
-            }
-            1 => {
-                assert_eq!((asked.command, u64_at(body, 0)), (0, asked.offset));
-                assert_eq!(length - 8, asked.length as usize);
-                Outcome::Data(body[8..].to_vec())
-            }
-            5 => extents(&asked, body),
-            0x8001 => error(body, 0),
-            0x8002 => {
-                let at = u64_at(body, length - 8);
-                assert!(at >= asked.offset && at - asked.offset < u64::from(asked.length));
-                error(body, 8)
-            }
-            other => panic!("a chunk of kind {other}"),
-        };
-        Some((cookie, outcome, rest))
+        assert_ne!(kind, 6, "block status of 64 bits");
+        Some((cookie, content(&asked, kind, body), rest))
+    }
+
+    fn extended_chunk<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
+        let (head, rest) = bytes.split_at_checked(32)?;
+        assert_eq!(self.style, Style::Extended, "extended headers that were not negotiated");
+        let (flags, kind) = (u16_at(head, 4), u16_at(head, 6));
+        let (cookie, offset, length) = (u64_at(head, 8), u64_at(head, 16), u64_at(head, 24));
+        assert_eq!(flags, 1, "every reply has one chunk");
+        let asked = self.asked(cookie);
+        assert_eq!(offset, asked.offset, "a reply has the offset of its request");
+        let (body, rest) = rest.split_at_checked(length as usize)?;
+        assert_ne!(kind, 5, "block status of 32 bits");
+        Some((cookie, content(&asked, kind, body), rest))
     }
 
     fn asked(&self, cookie: u64) -> Asked {
@@ -178,15 +233,53 @@ impl Replies {
     }
 }
 
-fn extents(asked: &Asked, body: &[u8]) -> Outcome {
+/// What a chunk says.
+fn content(asked: &Asked, kind: u16, body: &[u8]) -> Outcome {
+    let length = body.len();
+    match kind {
+        0 => {
+            assert_eq!(length, 0);
+            assert!(asked.command != 0 || asked.length == 0, "a read without data");
+            Outcome::Done
+        }
+        1 => {
+            assert_eq!((asked.command, u64_at(body, 0)), (0, asked.offset));
+            assert_eq!(length - 8, asked.length as usize);
+            Outcome::Data(body[8..].to_vec())
+        }
+        5 => {
+            assert!(length > 4 && length % 8 == 4);
+            let words = body[4..].chunks(8);
+            extents(asked, body, words.map(|pair| (u32_at(pair, 0).into(), u32_at(pair, 4))))
+        }
+        6 => {
+            assert!(length > 8 && length % 16 == 8);
+            assert_eq!(u32_at(body, 4) as usize, length / 16, "the count of descriptors");
+            let words = body[8..].chunks(16);
+            extents(
+                asked,
+                body,
+                words.map(|words| {
+                    assert_eq!(u32_at(words, 8), 0, "the flags have 32 bits here");
+                    (u64_at(words, 0), u32_at(words, 12))
+                }),
+            )
+        }
+        0x8001 => error(body, 0),
+        0x8002 => {
+            let at = u64_at(body, length - 8);
+            assert!(at >= asked.offset && at - asked.offset < asked.length);
+            error(body, 8)
+        }
+        other => panic!("a chunk of kind {other}"),
+    }
+}
+
+fn extents(asked: &Asked, body: &[u8], told: impl Iterator<Item = (u64, u32)>) -> Outcome {
     assert_eq!((asked.command, u32_at(body, 0)), (7, 1));
-    assert!(body.len() > 4 && body.len() % 8 == 4);
-    let extents: Vec<(u32, u32)> =
-        body[4..].chunks(8).map(|pair| (u32_at(pair, 0), u32_at(pair, 4))).collect();
+    let extents: Vec<(u64, u32)> = told.collect();
     assert!(extents.iter().all(|&(length, flags)| length > 0 && length % 512 == 0 && flags < 4));
-    assert!(
-        extents.iter().map(|&(length, _)| u64::from(length)).sum::<u64>() <= asked.length.into()
-    );
+    assert!(extents.iter().map(|&(length, _)| length).sum::<u64>() <= asked.length);
     assert!(asked.flags & 8 == 0 || extents.len() == 1, "only one was asked for");
     Outcome::Extents(extents)
 }
