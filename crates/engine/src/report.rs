@@ -4,14 +4,14 @@ use crate::{
     NoticeLevel,
     admin::{
         AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport, OriginReport,
-        ScrubReport, StatusReport, VolumeReport,
+        ScheduleReport, ScrubReport, StatusReport, VolumeReport,
     },
     attach::Held,
     disks::{Disk, Disks},
     names,
 };
 use cluster::Map;
-use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time};
+use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, limits::SCHEDULE_WARNINGS_MAX};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
 use volume::Session;
@@ -209,6 +209,7 @@ pub(crate) fn volume(
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),
+        schedules: Vec::new(),
     }
 }
 
@@ -290,6 +291,7 @@ pub(crate) fn status(
             ));
         }
     }
+    warnings.extend(schedule_warnings(volumes));
     StatusReport {
         healthy,
         warnings,
@@ -304,6 +306,26 @@ pub(crate) fn status(
         node,
         disks,
     }
+}
+
+/// The schedules whose snapshots cannot be taken.
+fn schedule_warnings(volumes: &[VolumeReport]) -> Vec<String> {
+    let all = volumes.iter().flat_map(|volume| &volume.schedules);
+    let failing: Vec<&ScheduleReport> = all.filter(|schedule| schedule.failing).collect();
+    let warning = |report: &&ScheduleReport| {
+        let why = report.problem.as_deref().unwrap_or_default();
+        format!(
+            "schedule {} of volume {} takes no snapshots: {why}",
+            report.schedule, report.volume
+        )
+    };
+    let mut warnings: Vec<String> =
+        failing.iter().take(SCHEDULE_WARNINGS_MAX).map(warning).collect();
+    if failing.len() > warnings.len() {
+        let more = failing.len() - warnings.len();
+        warnings.push(format!("{more} more schedules take none; `dog schedule list` says why"));
+    }
+    warnings
 }
 
 /// What a store wants people to know.
