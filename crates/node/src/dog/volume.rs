@@ -8,7 +8,7 @@ use super::{
     import,
     interrupt::Interrupt,
     name::Name,
-    print, snapshot,
+    print, schedule, snapshot,
     status::{overcommit_warning, status_report},
     tree,
 };
@@ -275,6 +275,9 @@ fn describe(volume: &VolumeReport) -> String {
             fields.push(("Generation", attachment.generation.to_string()));
         }
     }
+    for schedule in &volume.schedules {
+        fields.push(("Schedule", schedule::words(schedule)));
+    }
     fields.push(("State", state(volume)));
     print::fields(&fields)
 }
@@ -332,6 +335,7 @@ mod tests {
             created_unix_s: 1_700_000_000,
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
+            schedules: Vec::new(),
         }
     }
 

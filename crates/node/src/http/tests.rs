@@ -131,6 +131,7 @@ fn volume() -> VolumeReport {
             read_only: false,
         }),
         waiting: None,
+        schedules: Vec::new(),
     }
 }
 
@@ -164,6 +165,7 @@ fn snapshot() -> SnapshotReport {
         sealing: false,
         readers: Vec::new(),
         clones: vec!["c".to_string()],
+        schedule: None,
     }
 }
 
