@@ -131,6 +131,31 @@ pub enum AdminRequest {
         /// What to do.
         action: ScrubAction,
     },
+    /// Have snapshots taken of a volume again and again, or otherwise than until now. Answered by
+    /// [`AdminReply::Schedule`].
+    ScheduleSet {
+        /// The volume's name.
+        name: String,
+        /// The schedule's name, unique within the volume.
+        schedule: String,
+        /// One snapshot in so many seconds.
+        every_s: u32,
+        /// How many of them are kept.
+        keep: u32,
+    },
+    /// No more of them; those that were taken stay. Answered by [`AdminReply::Done`].
+    ScheduleRemove {
+        /// The volume's name.
+        name: String,
+        /// The schedule's name.
+        schedule: String,
+    },
+    /// Schedules. Answered by [`AdminReply::Schedules`].
+    ScheduleList {
+        /// Only those of this volume; nothing: all.
+        #[serde(default)]
+        name: Option<String>,
+    },
 }
 
 impl AdminRequest {
@@ -147,6 +172,8 @@ impl AdminRequest {
                 | AdminRequest::VolumeClone { .. }
                 | AdminRequest::VolumeRollback { .. }
                 | AdminRequest::VolumeFlatten { .. }
+                | AdminRequest::ScheduleSet { .. }
+                | AdminRequest::ScheduleRemove { .. }
         )
     }
 }
@@ -202,6 +229,10 @@ pub enum AdminReply {
     Snapshots(Vec<SnapshotReport>),
     /// Layers, by id: each after what it lies on.
     Layers(Vec<LayerReport>),
+    /// One schedule.
+    Schedule(ScheduleReport),
+    /// Schedules, by volume and name.
+    Schedules(Vec<ScheduleReport>),
 }
 
 /// Why not: one sentence with cause and remedy, and a kind for programs.
@@ -394,6 +425,35 @@ pub struct VolumeReport {
     /// The name it gets once an import has filled it; nothing: it is whole.
     #[serde(default)]
     pub importing: Option<String>,
+    /// Its schedules, by name.
+    #[serde(default)]
+    pub schedules: Vec<ScheduleReport>,
+}
+
+/// One schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleReport {
+    /// The volume's name.
+    pub volume: String,
+    /// Its own name.
+    pub schedule: String,
+    /// One snapshot in so many seconds, its *slot*: slots are counted from 1970.
+    pub every_s: u32,
+    /// How many snapshots are kept.
+    pub keep: u32,
+    /// When the next snapshot is due, in seconds since 1970, or was if it is still being tried;
+    /// nothing: it rests, as its volume is in the trash.
+    pub next_unix_s: Option<u64>,
+    /// The last slot that has its snapshot, or had to do without one.
+    pub last_slot: u64,
+    /// How many snapshots of it there are now. More than `keep`, while some are locked, or read.
+    pub snapshots: u32,
+    /// When the latest of them was taken, in seconds since 1970.
+    pub last_snapshot_unix_s: Option<u64>,
+    /// Why the last one could not be taken, if it could not.
+    pub problem: Option<String>,
+    /// Whether that lasts: `status` warns of it.
+    pub failing: bool,
 }
 
 /// What shows through a clone.
@@ -447,6 +507,9 @@ pub struct SnapshotReport {
     pub readers: Vec<AttachmentReport>,
     /// The volumes that show it, by name: its clones, and clones of clones that were deleted.
     pub clones: Vec<String>,
+    /// The schedule that had it taken, if one had.
+    #[serde(default)]
+    pub schedule: Option<String>,
 }
 
 /// One layer.

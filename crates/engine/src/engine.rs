@@ -10,6 +10,7 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod schedules;
 mod surveys;
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     disks::{Disk, Disks},
     names, report,
     routes::Routes,
+    timetable::ScheduleKey,
 };
 use cluster::{Command, Map, ProposalToken, Voter};
 use errands::{Errand, Sealed, Sealing};
@@ -26,6 +28,7 @@ use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
 };
+use schedules::Schedules;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -79,6 +82,12 @@ enum Purpose {
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
     AdminDone(AdminToken),
+    /// An administrator set a schedule: answer with it.
+    AdminSchedule(AdminToken, VolumeId, String),
+    /// The snapshot of a slot of a schedule is due.
+    Scheduled(ScheduleKey, u64),
+    /// A schedule's snapshot is beyond what it keeps.
+    Surplus(VolumeId),
 }
 
 impl Purpose {
@@ -89,12 +98,15 @@ impl Purpose {
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
             | Purpose::AdminSame(token, _)
-            | Purpose::AdminDone(token) => Some(*token),
+            | Purpose::AdminDone(token)
+            | Purpose::AdminSchedule(token, ..) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
             | Purpose::DetachForgotten
-            | Purpose::Duty(_) => None,
+            | Purpose::Duty(_)
+            | Purpose::Scheduled(..)
+            | Purpose::Surplus(_) => None,
         }
     }
 }
@@ -184,6 +196,8 @@ pub struct Engine {
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
     next_survey: u64,
+    /// Snapshots that are taken again and again.
+    schedules: Schedules,
     work: VecDeque<Work>,
 }
 
@@ -224,6 +238,7 @@ impl Engine {
             flattens_at: None,
             surveys: BTreeMap::new(),
             next_survey: 0,
+            schedules: Schedules::new(),
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -291,8 +306,13 @@ impl Engine {
         let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
         let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
         let journal = self.can_verify_journal().then_some(self.verify_journal_at);
-        let own =
-            [self.turns_at, self.flattens_at, self.errands_deadline(), self.surveys_deadline()];
+        let own = [
+            self.turns_at,
+            self.flattens_at,
+            self.errands_deadline(),
+            self.surveys_deadline(),
+            self.schedules_deadline(),
+        ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
 
@@ -324,6 +344,7 @@ impl Engine {
             self.check_attachments();
             self.check_duties();
             self.check_errands();
+            self.check_schedules();
         }
     }
 
@@ -404,6 +425,8 @@ impl Engine {
         }
         self.answer_sealed(now, outputs);
         self.advance_surveys(now, outputs);
+        self.take_schedules(now);
+        self.drop_surplus();
     }
 
     fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
@@ -420,6 +443,7 @@ impl Engine {
                     self.release(id);
                 }
                 self.turns.clear();
+                self.schedules.clear();
                 (self.turns_at, self.flattens_at) = (None, None);
                 self.abandon_errands(outputs);
                 self.advance_stop(outputs);

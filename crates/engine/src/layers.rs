@@ -70,6 +70,7 @@ fn snapshot_with(
         sealing: map.sealing(volume) == Some(snapshot.layer),
         readers: readers.collect(),
         clones: clones.get(&snapshot.layer).cloned().unwrap_or_default(),
+        schedule: snapshot.schedule.clone(),
     }
 }
 

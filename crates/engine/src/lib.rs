@@ -15,6 +15,7 @@ mod layers;
 mod names;
 mod report;
 mod routes;
+mod timetable;
 pub mod unfinished;
 
 pub use engine::Engine;
@@ -50,7 +51,8 @@ pub struct Settings {
     pub journal_bytes: u64,
     /// The disks.
     pub disks: Vec<DiskSettings>,
-    /// Seconds since 1970 at the start. Only ever shown to people; nothing is decided by it.
+    /// Seconds since 1970 at the start. Shown to people, and what schedules, locks and the trash go
+    /// by; nothing else is decided by it.
     pub unix_s: u64,
     /// The program's version, for reports.
     pub version: String,

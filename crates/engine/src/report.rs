@@ -4,7 +4,7 @@ use crate::{
     NoticeLevel,
     admin::{
         AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport, OriginReport,
-        ScrubReport, StatusReport, VolumeReport,
+        ScheduleReport, ScrubReport, StatusReport, VolumeReport,
     },
     attach::Held,
     disks::{Disk, Disks},
@@ -12,6 +12,7 @@ use crate::{
     unfinished::{self, Before},
 };
 use cluster::Map;
+use proto::limits::SCHEDULE_WARNINGS_MAX;
 use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
@@ -211,6 +212,7 @@ pub(crate) fn volume(
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),
         importing: unfinished::target(&volume.name).map(|(target, _)| target.to_string()),
+        schedules: Vec::new(),
     }
 }
 
@@ -295,6 +297,7 @@ pub(crate) fn status(
         }
         warnings.extend(unfinished_words(volume));
     }
+    warnings.extend(schedule_warnings(volumes));
     StatusReport {
         healthy,
         warnings,
@@ -328,6 +331,26 @@ fn unfinished_words(volume: &VolumeReport) -> Option<String> {
         ),
     };
     (!goes_on).then(|| format!("the import of volume {target} was {remedy}"))
+}
+
+/// The schedules whose snapshots cannot be taken.
+fn schedule_warnings(volumes: &[VolumeReport]) -> Vec<String> {
+    let all = volumes.iter().flat_map(|volume| &volume.schedules);
+    let failing: Vec<&ScheduleReport> = all.filter(|schedule| schedule.failing).collect();
+    let warning = |report: &&ScheduleReport| {
+        let why = report.problem.as_deref().unwrap_or_default();
+        format!(
+            "schedule {} of volume {} takes no snapshots: {why}",
+            report.schedule, report.volume
+        )
+    };
+    let mut warnings: Vec<String> =
+        failing.iter().take(SCHEDULE_WARNINGS_MAX).map(warning).collect();
+    if failing.len() > warnings.len() {
+        let more = failing.len() - warnings.len();
+        warnings.push(format!("{more} more schedules take none; `dog schedule list` says why"));
+    }
+    warnings
 }
 
 /// What a store wants people to know.

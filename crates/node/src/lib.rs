@@ -16,6 +16,7 @@ mod directory;
 mod disk;
 pub mod dog;
 mod http;
+mod interval;
 mod log;
 pub mod settings;
 pub mod size;

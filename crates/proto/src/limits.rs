@@ -208,6 +208,23 @@ pub const FLATTEN_LOOK_MS: u64 = 30_000;
 /// without the asker then.
 pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
 
+/// Snapshots of schedules that are proposed at once; more wait.
+pub const SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX: usize = 16;
+/// Snapshots beyond what schedules keep that are proposed to be deleted at once; more wait.
+pub const SCHEDULED_DROPS_IN_FLIGHT_MAX: usize = 16;
+/// After how long the snapshot of a slot is tried again when it could not be taken, in
+/// milliseconds; twice as long each time.
+pub const SCHEDULE_RETRY_MS: u64 = 1_000;
+/// The longest such time, in milliseconds.
+pub const SCHEDULE_RETRY_MS_MAX: u64 = 60_000;
+/// Trials in vain after which `dog status` warns though a slot may still get its snapshot: half a
+/// minute.
+pub const SCHEDULE_TRIALS_UNTOLD_MAX: u32 = 5;
+/// Tags that are tried for the snapshot of a slot while each is taken by somebody's own snapshot.
+pub const SCHEDULED_TAG_TRIALS_MAX: u32 = 100;
+/// Schedules with problems that `dog status` names; `dog schedule list` shows all.
+pub const SCHEDULE_WARNINGS_MAX: usize = 16;
+
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
 
@@ -264,6 +281,9 @@ const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX
 const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
+const _: () = assert!(SCHEDULE_RETRY_MS_MAX / 1000 <= SCHEDULE_EVERY_S_MIN as u64);
+const _: () =
+    assert!(SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX + SCHEDULED_DROPS_IN_FLIGHT_MAX < PROPOSALS_MAX / 8);
 const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);

@@ -208,7 +208,7 @@ impl<'a> Explorer<'a> {
 }
 
 /// Every combination of what the two media may be left as.
-fn states(media: &Media, point: u64) -> Vec<(CrashState, CrashState)> {
+pub(crate) fn states(media: &Media, point: u64) -> Vec<(CrashState, CrashState)> {
     let (old, new) = (CrashState::Old, CrashState::New);
     let mut states = vec![(old, old), (new, new), (old, new), (new, old)];
     for unit in media.disk.units() {

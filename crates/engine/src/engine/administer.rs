@@ -100,6 +100,11 @@ impl Engine {
                 let volume = self.map.volume(volume).expect("found just now");
                 AdminReply::Snapshots(self.snapshot_reports(volume))
             }
+            request @ (AdminRequest::ScheduleSet { .. }
+            | AdminRequest::ScheduleRemove { .. }
+            | AdminRequest::ScheduleList { .. }) => {
+                return self.administer_schedules(token, request);
+            }
             request => {
                 self.administer_layers(token, request)?;
                 return Ok(None);
@@ -166,7 +171,7 @@ impl Engine {
         layers::snapshot(&self.map, &self.disks, &self.held, volume, snapshot)
     }
 
-    fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
+    pub(super) fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
         match self.map.volume_named(name) {
             Some(volume) => Ok(volume.id),
             None => Err(AdminError {
@@ -193,7 +198,7 @@ impl Engine {
         Err(AdminError { kind: AdminErrorKind::Conflict, sentence })
     }
 
-    /// Seconds since 1970, for people.
+    /// Seconds since 1970: the wall clock at the start, and from there on a monotonic one.
     pub(super) fn unix_s(&self) -> u64 {
         self.settings.unix_s + self.present.since(self.started).as_secs()
     }
@@ -213,7 +218,8 @@ impl Engine {
             let (volume, snapshot) = self.map.owner(layer)?;
             Some(names::full_name(volume, snapshot))
         };
-        Ok(report::volume(now, &self.map, &self.disks, volume, held, &named))
+        let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
+        Ok(VolumeReport { schedules: self.schedule_reports(volume), ..report })
     }
 
     fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
@@ -226,7 +232,8 @@ impl Engine {
                 *all = Some(names::of_layers(&self.map));
             }
             let named = |layer: LayerId| all.as_ref()?.get(&layer).cloned();
-            report::volume(now, &self.map, &self.disks, volume, held, &named)
+            let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
+            VolumeReport { schedules: self.schedule_reports(volume), ..report }
         };
         self.map.volumes_by_name().map(&mut report).collect()
     }

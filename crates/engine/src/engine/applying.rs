@@ -43,6 +43,7 @@ impl Engine {
         for (id, start) in flattens {
             self.tell_flatten(now, id, start);
         }
+        self.learn_schedules(&old);
     }
 
     /// The end of a proposal.
@@ -77,6 +78,10 @@ impl Engine {
             // Whatever needs it is refused if it was.
             (Purpose::DetachForgotten, _) => {}
             (Purpose::Duty(volume), result) => self.duty_reported(now, volume, result, outputs),
+            (Purpose::Scheduled(key, slot), result) => {
+                self.slot_taken(now, key, slot, result, outputs);
+            }
+            (Purpose::Surplus(volume), _) => self.surplus_dropped(volume),
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (purpose, Err(refusal)) => {
                 let token = purpose.token().expect("the others are matched above");
@@ -121,6 +126,9 @@ impl Engine {
             (Purpose::AdminDone(token), _) => {
                 outputs.push(Output::Admin { token, result: Box::new(Ok(AdminReply::Done)) });
             }
+            (Purpose::AdminSchedule(token, volume, schedule), _) => {
+                self.answer_schedule(token, volume, &schedule, outputs);
+            }
             (purpose, answer) => panic!("{purpose:?} was answered {answer:?}"),
         }
     }
@@ -150,6 +158,7 @@ impl Engine {
             self.answer_shrunk(now, volume, outputs);
         }
         self.duty_done(volume);
+        self.reconsider_schedules(volume);
     }
 
     fn drop_layers(&mut self, layers: &[(LineageId, LayerId)]) {

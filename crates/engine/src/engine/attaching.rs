@@ -286,6 +286,7 @@ impl Engine {
         if !is_wanted || self.duty(id.volume()) == Some(Duty::Finish) {
             self.attend(id.volume());
         }
+        self.reconsider_schedules(id.volume());
         self.advance_stop(outputs);
     }
 

@@ -169,6 +169,7 @@ impl Engine {
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
         self.attend_all();
+        self.begin_schedules();
     }
 
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a

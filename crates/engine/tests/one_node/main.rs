@@ -1,7 +1,9 @@
 //! What connections and administrators of one node are told, over starts and stops. Faults are the
 //! simulator's business.
 
+mod offline;
 mod orders;
+mod schedules;
 mod snapshots;
 mod support;
 mod trees;

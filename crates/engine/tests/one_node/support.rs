@@ -84,6 +84,11 @@ impl World {
     }
 
     pub fn start(disk: Medium, journal: Medium, found: bool) -> World {
+        World::start_at(UNIX_S, disk, journal, found)
+    }
+
+    /// A node that takes this for the present, in seconds since 1970.
+    pub fn start_at(unix_s: u64, disk: Medium, journal: Medium, found: bool) -> World {
         let settings = Settings {
             cluster: ClusterId(1),
             node: NodeId(2),
@@ -100,7 +105,7 @@ impl World {
                 log_bytes: None,
                 path: "disk".into(),
             }],
-            unix_s: UNIX_S,
+            unix_s,
             version: "test".into(),
         };
         let mut outputs = Vec::new();

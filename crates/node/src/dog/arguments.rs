@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
+    interval::Interval,
     size::Size,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -68,6 +69,9 @@ pub enum Noun {
     Status,
     /// Measure the node with the job set on a scratch volume, which is deleted again
     Bench(Bench),
+    /// Snapshots that are taken again and again: set, remove, list
+    #[command(subcommand)]
+    Schedule(ScheduleVerb),
     /// Print shell completions, which complete the names of volumes, snapshots and disks too
     Completions {
         /// For which shell
@@ -377,6 +381,40 @@ pub enum NodeVerb {
     Info,
 }
 
+/// What to do about schedules.
+#[derive(Debug, Subcommand)]
+pub enum ScheduleVerb {
+    /// Have snapshots NAME-DATE taken of a volume again and again, or otherwise than until now
+    ///
+    /// Time is counted from 1970 in slots of the given length, in universal time: every 1h is on
+    /// the hour, every 1d at midnight. Each slot gets one snapshot, when it begins; what was missed
+    /// while sheep did not run is not made up for, but for the present slot.
+    Set {
+        /// The volume's name
+        volume: VolumeName,
+        /// The schedule's name, of which a volume can have several
+        name: String,
+        /// One snapshot in this time, as in 15m, 1h or 7d; one minute to 366 days
+        #[arg(long)]
+        every: Interval,
+        /// How many are kept. Beyond that the oldest is deleted, unless it is locked or being read
+        #[arg(long)]
+        keep: u32,
+    },
+    /// Take no more of them. Those that were taken stay
+    Remove {
+        /// The volume's name
+        volume: VolumeName,
+        /// The schedule's name
+        name: String,
+    },
+    /// List schedules: when the next snapshot is due, and why the last one could not be taken
+    List {
+        /// Only those of this volume
+        volume: Option<VolumeName>,
+    },
+}
+
 /// `dog bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
@@ -457,6 +495,10 @@ mod tests {
             "dog bench --seconds 2 --size 256M --job rw-4k-q1 --job rr-4k-q1",
             "dog completions bash",
             "dog complete -- dog volume info --",
+            "dog schedule set disk1 hourly --every 1h --keep 24",
+            "dog schedule remove disk1 hourly",
+            "dog schedule list",
+            "dog schedule list disk1 --json",
             "dog man /tmp",
         ] {
             if let Err(error) = parse(line) {
@@ -487,6 +529,9 @@ mod tests {
             "dog disk scrub stop --disk 00",
             "dog bench --seconds 0",
             "dog completions cmd",
+            "dog schedule set disk1 hourly --every 1h",
+            "dog schedule set disk1 hourly --every 60 --keep 24",
+            "dog schedule set disk1@monday hourly --every 1h --keep 24",
             "dog volume list surplus",
         ] {
             let error = parse(line).expect_err(line);

@@ -26,6 +26,7 @@ mod nbd_handshake;
 mod nbd_wire;
 mod print;
 mod progress;
+mod schedule;
 mod snapshot;
 mod source;
 mod status;
@@ -114,6 +115,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Node(verb) => status::node(&context, verb)?,
         Noun::Status => return status::status(&context),
         Noun::Bench(options) => bench::run(&context, &options)?,
+        Noun::Schedule(verb) => schedule::run(&context, verb)?,
         Noun::Completions { shell } => manual::completions(shell)?,
         Noun::Complete { words } => complete::run(&words)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,

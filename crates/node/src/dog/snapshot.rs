@@ -185,7 +185,13 @@ fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
     if reclaimable {
         columns.push(("WOULD FREE", true));
     }
-    columns.extend([("READERS", true), ("CLONES", false), ("STATE", false)]);
+    columns.extend([("READERS", true), ("CLONES", false)]);
+    // Where there are none, as often, there is no need to say so.
+    let any_scheduled = snapshots.iter().any(|snapshot| snapshot.schedule.is_some());
+    if any_scheduled {
+        columns.push(("SCHEDULE", false));
+    }
+    columns.push(("STATE", false));
     let rows = snapshots.iter().map(|snapshot| {
         let mut row = vec![
             snapshot.tag.clone(),
@@ -197,7 +203,11 @@ fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
             let bytes = snapshot.reclaimable_bytes.map(|bytes| Size(bytes).to_string());
             row.push(bytes.unwrap_or_else(|| "unknown".to_string()));
         }
-        row.extend([snapshot.readers.len().to_string(), clones(snapshot), state(snapshot)]);
+        row.extend([snapshot.readers.len().to_string(), clones(snapshot)]);
+        if any_scheduled {
+            row.push(snapshot.schedule.clone().unwrap_or_else(|| "-".to_string()));
+        }
+        row.push(state(snapshot));
         row
     });
     print::table(&columns, rows.collect())
@@ -225,6 +235,9 @@ fn describe(snapshot: &SnapshotReport) -> String {
     for reader in &snapshot.readers {
         fields.push(("Read by", reader.holder.clone()));
     }
+    if let Some(schedule) = &snapshot.schedule {
+        fields.push(("Schedule", schedule.clone()));
+    }
     fields.push(("State", state(snapshot)));
     print::fields(&fields)
 }
@@ -248,7 +261,22 @@ mod tests {
             sealing: false,
             readers: Vec::new(),
             clones: Vec::new(),
+            schedule: None,
         }
+    }
+
+    #[test]
+    fn what_schedules_took_is_told_apart() {
+        let mut scheduled = snapshot("h-1", None);
+        scheduled.schedule = Some("h".to_string());
+        let printed = tabulate(&[snapshot("a", None), scheduled.clone()], false);
+        let expected = "\
+TAG  CREATED                      SIZE     USED  READERS  CLONES  SCHEDULE  STATE
+a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  -       -         ok
+h-1  2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  -       h         ok
+";
+        assert_eq!(printed, expected);
+        assert!(describe(&scheduled).lines().any(|line| line == "Schedule:     h"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     import,
     interrupt::Interrupt,
     name::Name,
-    print, snapshot,
+    print, schedule, snapshot,
     status::{overcommit_warning, status_report},
     tree,
 };
@@ -317,6 +317,9 @@ fn describe(volume: &VolumeReport) -> String {
             fields.push(("Generation", attachment.generation.to_string()));
         }
     }
+    for schedule in &volume.schedules {
+        fields.push(("Schedule", schedule::words(schedule)));
+    }
     fields.push(("State", state(volume)));
     print::fields(&fields)
 }
@@ -374,6 +377,7 @@ mod tests {
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
             importing: None,
+            schedules: Vec::new(),
         }
     }
 

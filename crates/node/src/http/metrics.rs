@@ -46,6 +46,7 @@ fn print(status: &StatusReport, volumes: &[VolumeReport]) -> String {
     add_node(&mut registry, status);
     add_disks(&mut registry, &status.disks);
     add_volumes(&mut registry, volumes);
+    add_schedules(&mut registry, volumes);
     add_process(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).expect("a String takes everything");
@@ -130,6 +131,14 @@ fn add_disks(registry: &mut Registry, disks: &[DiskReport]) {
     counter("disk_map_page_reads", "Map pages not in the cache.", None, &|disk| {
         disk.counters.map_page_reads
     });
+}
+
+fn add_schedules(registry: &mut Registry, volumes: &[VolumeReport]) {
+    let all = || volumes.iter().flat_map(|volume| &volume.schedules);
+    let failing = all().filter(|schedule| schedule.failing).count();
+    add_one(registry, "schedules", "Schedules of snapshots.", None, all().count() as f64);
+    let help = "Schedules whose snapshots cannot be taken.";
+    add_one(registry, "schedules_failing", help, None, failing as f64);
 }
 
 /// A label's value as the text format wants it. The library writes values as they are, and a

@@ -90,6 +90,8 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Snapshot(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Snapshots(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Layers(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Schedule(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Schedules(reports)) => json(StatusCode::OK, &reports),
         Err(error) => error_response(&error),
     }
 }

@@ -6,8 +6,8 @@ use crate::{
     client::{Client, ClientError},
 };
 use engine::admin::{
-    AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScrubReport,
-    SnapshotReport, StatusReport, VolumeReport,
+    AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScheduleReport,
+    ScrubReport, SnapshotReport, StatusReport, VolumeReport,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use std::{
@@ -133,6 +133,22 @@ fn volume() -> VolumeReport {
         }),
         waiting: None,
         importing: None,
+        schedules: vec![schedule()],
+    }
+}
+
+fn schedule() -> ScheduleReport {
+    ScheduleReport {
+        volume: "we\"ird\\name".to_string(),
+        schedule: "hourly".to_string(),
+        every_s: 3600,
+        keep: 24,
+        next_unix_s: Some(3600),
+        last_slot: 0,
+        snapshots: 0,
+        last_snapshot_unix_s: None,
+        problem: Some("there is no room".to_string()),
+        failing: true,
     }
 }
 
@@ -166,6 +182,7 @@ fn snapshot() -> SnapshotReport {
         sealing: false,
         readers: Vec::new(),
         clones: vec!["c".to_string()],
+        schedule: None,
     }
 }
 
@@ -276,6 +293,8 @@ fn metrics_carry_units_and_quote_names() {
         "sheep_healthy 1.0".to_string(),
         "sheep_volumes_attached 1.0".to_string(),
         "sheep_snapshots 1.0".to_string(),
+        "sheep_schedules 1.0".to_string(),
+        "sheep_schedules_failing 1.0".to_string(),
         "sheep_hidden_bytes 0.0".to_string(),
         "sheep_volume_snapshots_used_bytes{volume=\"we\\\"ird\\\\name\",id=\"1\"} 4096.0"
             .to_string(),
