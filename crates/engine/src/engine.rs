@@ -11,6 +11,7 @@ mod boot;
 mod duties;
 mod errands;
 mod surveys;
+mod trash;
 
 use crate::{
     Client, ConnectionId, Input, Output, Settings,
@@ -21,7 +22,7 @@ use crate::{
     routes::Routes,
 };
 use cluster::{Command, Map, ProposalToken, Voter};
-use errands::{Errand, Sealed, Sealing};
+use errands::{Errand, Needs, Sealed, Sealing};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
@@ -32,6 +33,7 @@ use std::{
 };
 use store::journal::Journal;
 use surveys::Survey;
+use trash::Trash;
 use volume::{Answer, RequestId, Session};
 
 const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
@@ -79,6 +81,12 @@ enum Purpose {
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
     AdminDone(AdminToken),
+    /// An administrator deleted a volume, for good or into the trash.
+    AdminGone(AdminToken, VolumeId),
+    /// An administrator asked: answer with the snapshot of this tag.
+    AdminSnapshot(AdminToken, VolumeId, String),
+    /// A volume is to go out of the trash for good.
+    Purge(VolumeId),
 }
 
 impl Purpose {
@@ -89,12 +97,15 @@ impl Purpose {
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
             | Purpose::AdminSame(token, _)
-            | Purpose::AdminDone(token) => Some(*token),
+            | Purpose::AdminDone(token)
+            | Purpose::AdminGone(token, _)
+            | Purpose::AdminSnapshot(token, ..) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
             | Purpose::DetachForgotten
-            | Purpose::Duty(_) => None,
+            | Purpose::Duty(_)
+            | Purpose::Purge(_) => None,
         }
     }
 }
@@ -184,6 +195,8 @@ pub struct Engine {
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
     next_survey: u64,
+    /// What is in the trash, and how it is emptied.
+    trash: Trash,
     work: VecDeque<Work>,
 }
 
@@ -224,6 +237,7 @@ impl Engine {
             flattens_at: None,
             surveys: BTreeMap::new(),
             next_survey: 0,
+            trash: Trash::default(),
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -275,7 +289,19 @@ impl Engine {
 
     /// Ends a round of inputs: what the stores gathered goes to their media.
     pub fn poll(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        self.present = now;
         self.verify_journal(now);
+        self.poll_stores(now);
+        self.run(now, outputs);
+        // What the stores now want may concern the trash, and what is told of it them.
+        if self.tend_trash(now) {
+            self.run(now, outputs);
+            self.poll_stores(now);
+            self.run(now, outputs);
+        }
+    }
+
+    fn poll_stores(&mut self, now: Time) {
         let mut effects = Vec::new();
         for (id, disk) in &mut self.disks {
             if let Some(store) = disk.store_mut() {
@@ -283,7 +309,6 @@ impl Engine {
                 self.work.extend(effects.drain(..).map(|effect| Work::FromStore(*id, effect)));
             }
         }
-        self.run(now, outputs);
     }
 
     /// When [`Input::Tick`] and [`Engine::poll`] are wanted at the latest.
@@ -291,8 +316,13 @@ impl Engine {
         let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
         let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
         let journal = self.can_verify_journal().then_some(self.verify_journal_at);
-        let own =
-            [self.turns_at, self.flattens_at, self.errands_deadline(), self.surveys_deadline()];
+        let own = [
+            self.turns_at,
+            self.flattens_at,
+            self.errands_deadline(),
+            self.surveys_deadline(),
+            self.trash.look_at,
+        ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
 
@@ -324,6 +354,7 @@ impl Engine {
             self.check_attachments();
             self.check_duties();
             self.check_errands();
+            self.check_trash();
         }
     }
 

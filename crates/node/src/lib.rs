@@ -20,4 +20,5 @@ mod log;
 pub mod settings;
 pub mod size;
 mod sockets;
+pub mod span;
 mod systemd;

@@ -216,6 +216,10 @@ pub const TRASH_LOOK_S_MAX: u64 = 3_600;
 pub const TRASH_ROOM_DIVISOR: u64 = 32;
 /// ... and more than so many bytes are never kept free for that.
 pub const TRASH_ROOM_BYTES_MAX: u64 = 1 << 30;
+/// At least so many are: the longest write of new data fits, while the next is on its way.
+pub const TRASH_ROOM_BYTES_MIN: u64 = 2 * MEMBER_REQUEST_BLOCKS_MAX as u64 * BLOCK_SIZE as u64;
+/// Ids shown of those in the trash that had the same name.
+pub const TRASH_IDS_SHOWN_MAX: usize = 16;
 /// How long a status tells of the last volume that gave way, in seconds.
 pub const TRASH_GAVE_WAY_SHOWN_S: u64 = 24 * 3600;
 /// Longest time a snapshot is locked for by one command, in seconds: a hundred years.

@@ -348,6 +348,7 @@ impl Bench {
                 Some(Step::Deleting(self.administer(AdminRequest::VolumeDelete {
                     name: NAME.into(),
                     with_snapshots: false,
+                    keep_s: Some(0),
                 })))
             }
             Step::Deleting(token) => match self.replies.remove(&token) {
@@ -495,7 +496,11 @@ impl Bench {
         if exists {
             self.hang_up();
             self.idle(Duration::from_millis(1));
-            self.consult(AdminRequest::VolumeDelete { name: NAME.into(), with_snapshots: false })?;
+            self.consult(AdminRequest::VolumeDelete {
+                name: NAME.into(),
+                with_snapshots: false,
+                keep_s: Some(0),
+            })?;
         }
         self.idle(Duration::from_secs(5));
         match self.consult(AdminRequest::DiskList)? {

@@ -254,7 +254,7 @@ fn remove(context: &Context, name: &str, interrupt: &Interrupt, failure: Failure
             failure,
             &format!(
                 "the partial volume {name} could not be removed ({refused}): delete it with `dog \
-                 volume delete {name} --yes`"
+                 volume delete {name} --now --yes`"
             ),
         ),
     }

@@ -19,6 +19,7 @@ mod import;
 mod interrupt;
 mod jobs;
 mod manual;
+mod moment;
 mod name;
 mod nbd_client;
 mod nbd_handshake;
@@ -29,6 +30,7 @@ mod snapshot;
 mod source;
 mod status;
 mod transfer;
+mod trash;
 mod tree;
 mod volume;
 
@@ -114,6 +116,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Bench(options) => bench::run(&context, &options)?,
         Noun::Completions { shell } => manual::completions(shell)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,
+        Noun::Trash(verb) => trash::run(&context, verb)?,
     }
     Ok(ExitCode::SUCCESS)
 }

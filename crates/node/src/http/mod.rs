@@ -89,6 +89,8 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Snapshot(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Snapshots(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Layers(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Trash(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Trashed(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }
