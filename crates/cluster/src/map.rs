@@ -150,6 +150,11 @@ impl Map {
         self.volumes.values().map(|volume| &**volume)
     }
 
+    /// How many volumes are in the trash.
+    pub fn trashed(&self) -> usize {
+        self.volumes.len() - self.names.len()
+    }
+
     /// The volumes out of the trash, in order of name.
     pub fn volumes_by_name(&self) -> impl Iterator<Item = &Volume> {
         self.names.values().filter_map(|volume| self.volume(*volume))

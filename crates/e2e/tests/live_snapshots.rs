@@ -90,7 +90,7 @@ fn file_systems_of_live_snapshots_recover_with_all_that_was_synced() -> Result<(
     guest.power_off()?;
 
     // The clones need neither the volume nor its snapshots.
-    node.dog_ok("volume delete v --with-snapshots --yes")?;
+    node.dog_ok("volume delete v --with-snapshots --now --yes")?;
     let image = scratch.join("image");
     node.dog("volume export c5").arg(&image).ok()?;
     recover(&image)?;

@@ -12,6 +12,7 @@ mod duties;
 mod errands;
 mod schedules;
 mod surveys;
+mod trash;
 
 use crate::{
     Client, ConnectionId, Input, Output, Settings,
@@ -23,7 +24,7 @@ use crate::{
     timetable::ScheduleKey,
 };
 use cluster::{Command, Map, ProposalToken, Voter};
-use errands::{Errand, Sealed, Sealing};
+use errands::{Errand, Needs, Sealed, Sealing};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
@@ -35,6 +36,7 @@ use std::{
 };
 use store::journal::Journal;
 use surveys::Survey;
+use trash::Trash;
 use volume::{Answer, RequestId, Session};
 
 const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
@@ -88,6 +90,12 @@ enum Purpose {
     Scheduled(ScheduleKey, u64),
     /// A schedule's snapshot is beyond what it keeps.
     Surplus(VolumeId),
+    /// An administrator deleted a volume, for good or into the trash.
+    AdminGone(AdminToken, VolumeId),
+    /// An administrator asked: answer with the snapshot of this tag.
+    AdminSnapshot(AdminToken, VolumeId, String),
+    /// A volume is to go out of the trash for good.
+    Purge(VolumeId),
 }
 
 impl Purpose {
@@ -99,14 +107,17 @@ impl Purpose {
             | Purpose::AdminSeal(token, ..)
             | Purpose::AdminSame(token, _)
             | Purpose::AdminDone(token)
-            | Purpose::AdminSchedule(token, ..) => Some(*token),
+            | Purpose::AdminSchedule(token, ..)
+            | Purpose::AdminGone(token, _)
+            | Purpose::AdminSnapshot(token, ..) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
             | Purpose::DetachForgotten
             | Purpose::Duty(_)
             | Purpose::Scheduled(..)
-            | Purpose::Surplus(_) => None,
+            | Purpose::Surplus(_)
+            | Purpose::Purge(_) => None,
         }
     }
 }
@@ -198,6 +209,8 @@ pub struct Engine {
     next_survey: u64,
     /// Snapshots that are taken again and again.
     schedules: Schedules,
+    /// What is in the trash, and how it is emptied.
+    trash: Trash,
     work: VecDeque<Work>,
 }
 
@@ -239,6 +252,7 @@ impl Engine {
             surveys: BTreeMap::new(),
             next_survey: 0,
             schedules: Schedules::new(),
+            trash: Trash::default(),
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -290,7 +304,19 @@ impl Engine {
 
     /// Ends a round of inputs: what the stores gathered goes to their media.
     pub fn poll(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        self.present = now;
         self.verify_journal(now);
+        self.poll_stores(now);
+        self.run(now, outputs);
+        // What the stores now want may concern the trash, and what is told of it them.
+        if self.tend_trash(now) {
+            self.run(now, outputs);
+            self.poll_stores(now);
+            self.run(now, outputs);
+        }
+    }
+
+    fn poll_stores(&mut self, now: Time) {
         let mut effects = Vec::new();
         for (id, disk) in &mut self.disks {
             if let Some(store) = disk.store_mut() {
@@ -298,7 +324,6 @@ impl Engine {
                 self.work.extend(effects.drain(..).map(|effect| Work::FromStore(*id, effect)));
             }
         }
-        self.run(now, outputs);
     }
 
     /// When [`Input::Tick`] and [`Engine::poll`] are wanted at the latest.
@@ -312,6 +337,7 @@ impl Engine {
             self.errands_deadline(),
             self.surveys_deadline(),
             self.schedules_deadline(),
+            self.trash.look_at,
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
@@ -345,6 +371,7 @@ impl Engine {
             self.check_duties();
             self.check_errands();
             self.check_schedules();
+            self.check_trash();
         }
     }
 

@@ -113,10 +113,11 @@ fn damage_words(map: &Map, damage: &Damage) -> String {
     let from = u64::from(key.index) * OBJECT_SIZE as u64 + u64::from(first) * BLOCK_SIZE as u64;
     // What a layer keeps, those above it may show too.
     let what = match map.owner(key.layer) {
-        Some((volume, None)) => format!("volume {}", volume.name),
+        Some((volume, None)) => format!("volume {}", names::shown_name(volume, None)),
         Some((volume, Some(snapshot))) => {
-            let name = names::full_name(volume, Some(snapshot));
-            format!("snapshot {name} and what was not overwritten since in volume {}", volume.name)
+            let (name, volume) =
+                (names::shown_name(volume, Some(snapshot)), names::shown_name(volume, None));
+            format!("snapshot {name} and what was not overwritten since in volume {volume}")
         }
         None => match map.layer(key.layer) {
             Some(_) => format!("what others show of hidden layer {}", key.layer),
@@ -127,7 +128,7 @@ fn damage_words(map: &Map, damage: &Damage) -> String {
 }
 
 /// How much a disk can still grow: to its limit, as far as the file system has room.
-fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u64 {
+pub(crate) fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u64 {
     let to_limit = limit.map(|limit| limit.saturating_sub(allocated));
     match disk.settings.kind {
         store::MediumKind::Device => 0,
@@ -309,6 +310,9 @@ pub(crate) fn status(
         snapshots: volumes.iter().map(|volume| u64::from(volume.snapshots)).sum(),
         hidden_layers,
         hidden_bytes,
+        trash_volumes: 0,
+        trash_bytes: 0,
+        trash_gave_way: 0,
         node,
         disks,
     }
@@ -322,7 +326,7 @@ fn unfinished_words(volume: &VolumeReport) -> Option<String> {
     let remedy = match before {
         Before::Nothing => format!(
             "begun {} and not finished: delete what is there of it with `dog volume delete {name} \
-             --yes`, and import again",
+             --now --yes`, and import again",
             calendar::date(volume.created_unix_s)
         ),
         Before::Volume => format!(

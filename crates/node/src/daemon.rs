@@ -167,6 +167,8 @@ fn engine_settings(
         journal_bytes: media[0].bytes(),
         disks: disks.collect(),
         unix_s: since_1970.as_secs(),
+        trash_expiry_s: settings.trash_expiry_s,
+        trash_grace: settings.trash_grace,
         version: env!("CARGO_PKG_VERSION").to_string(),
     }
 }

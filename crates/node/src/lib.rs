@@ -21,4 +21,5 @@ mod log;
 pub mod settings;
 pub mod size;
 mod sockets;
+pub mod span;
 mod systemd;

@@ -83,6 +83,9 @@ pub const STORE_REQUESTS_MAX: usize = 4096;
 pub const STORE_UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 /// How long a store leaves a change without a flush, in milliseconds.
 pub const STORE_FLUSH_INTERVAL_MS: u64 = 5_000;
+/// How long new data that finds no space waits while something is being deleted, from one step of
+/// that to the next, in milliseconds.
+pub const STORE_SPACE_WAIT_MS: u64 = 10_000;
 /// How soon after a flush the log says what is durable, in milliseconds, when nothing else is
 /// written to it.
 pub const STORE_TELL_DURABLE_MS: u64 = 100;
@@ -224,6 +227,29 @@ pub const SCHEDULE_TRIALS_UNTOLD_MAX: u32 = 5;
 pub const SCHEDULED_TAG_TRIALS_MAX: u32 = 100;
 /// Schedules with problems that `dog status` names; `dog schedule list` shows all.
 pub const SCHEDULE_WARNINGS_MAX: usize = 16;
+/// Longest time a volume is kept in the trash, in seconds: ten years.
+pub const TRASH_KEEP_S_MAX: u64 = 10 * 366 * 24 * 3600;
+/// How long after its start a node leaves what has expired in the trash, in seconds: if its clock
+/// was wrong then, somebody may still notice.
+pub const TRASH_START_GRACE_S: u64 = 600;
+/// Volumes that a node takes out of the trash for good at once; more wait for their turn.
+pub const TRASH_PURGES_MAX: usize = 16;
+/// After how long a node tries again to empty the trash when it was refused, in milliseconds.
+pub const TRASH_RETRY_MS: u64 = 5_000;
+/// How long a node goes without looking whether something in the trash has expired, in seconds.
+pub const TRASH_LOOK_S_MAX: u64 = 3_600;
+/// What is in the trash gives way when less than this part of a disk is left for new data, ...
+pub const TRASH_ROOM_DIVISOR: u64 = 32;
+/// ... and more than so many bytes are never kept free for that.
+pub const TRASH_ROOM_BYTES_MAX: u64 = 1 << 30;
+/// At least so many are: the longest write of new data fits, while the next is on its way.
+pub const TRASH_ROOM_BYTES_MIN: u64 = 2 * MEMBER_REQUEST_BLOCKS_MAX as u64 * BLOCK_SIZE as u64;
+/// Ids shown of those in the trash that had the same name.
+pub const TRASH_IDS_SHOWN_MAX: usize = 16;
+/// How long a status tells of the last volume that gave way, in seconds.
+pub const TRASH_GAVE_WAY_SHOWN_S: u64 = 24 * 3600;
+/// Longest time a snapshot is locked for by one command, in seconds: a hundred years.
+pub const SNAPSHOT_LOCK_S_MAX: u64 = 100 * 366 * 24 * 3600;
 
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;

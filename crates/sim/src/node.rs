@@ -6,7 +6,7 @@ use crate::{
     random::Random,
 };
 use engine::{DiskSettings, Engine, Input, Output, Settings};
-use proto::{DiskToken, Time};
+use proto::{DiskToken, Duration, Time, limits};
 use std::collections::VecDeque;
 
 /// What of a node outlives its process: its media, and whether it was founded.
@@ -120,6 +120,8 @@ impl SimNode {
                 path: "disk".into(),
             }],
             unix_s,
+            trash_expiry_s: 24 * 3600,
+            trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "simulated".into(),
         };
         let mut outputs = Vec::new();

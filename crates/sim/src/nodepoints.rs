@@ -18,7 +18,7 @@ use proto::{BLOCK_SIZE, Buffer, Duration, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use volume::{Answer, Completion, Operation, Request, RequestId};
 
-/// The eight operations of the issue.
+/// What workloads consist of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Act {
     /// Two whole blocks.
@@ -37,9 +37,11 @@ pub enum Act {
     Delete,
     /// What is acknowledged becomes durable.
     Flush,
+    /// The volume goes into the trash and comes back.
+    Trash,
 }
 
-/// All of them.
+/// The eight operations of the first issue.
 pub const ACTS: [Act; 8] = [
     Act::AlignedWrite,
     Act::UnalignedWrite,
@@ -56,6 +58,8 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 const LARGE: u64 = 8 * BLOCK;
 const SMALL: u64 = 2 * BLOCK;
 const NAME: &str = "volume";
+/// How long the trash keeps it, in seconds.
+const KEEP_S: u64 = 24 * 3600;
 const CONNECTION: ConnectionId = ConnectionId(1);
 
 /// All workloads of one up to `longest` operations.
@@ -100,6 +104,8 @@ struct Bench {
     /// whether it may be gone.
     sizes: BTreeSet<u64>,
     may_be_gone: bool,
+    /// Whether it may be in the trash: then it comes back with all it had.
+    may_be_in_trash: bool,
 }
 
 impl Base {
@@ -238,12 +244,20 @@ impl Drop for Loud<'_> {
     }
 }
 
+fn undelete() -> AdminRequest {
+    AdminRequest::TrashUndelete { which: NAME.into(), new_name: None }
+}
+
 /// One thing to ask for and to wait for; an operation is one or a few of them.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     HangUp,
     DeleteVolume,
     Deleting(AdminToken),
+    TrashVolume,
+    Trashing(AdminToken),
+    Undelete,
+    Undeleting(AdminToken),
     CreateVolume,
     Creating(AdminToken),
     Open,
@@ -266,13 +280,15 @@ impl Bench {
             replies: BTreeMap::new(),
             sizes: BTreeSet::new(),
             may_be_gone: false,
+            may_be_in_trash: false,
         }
     }
 
     /// Equal for equal expectations.
     fn key(&self) -> u64 {
         let sizes = self.sizes.iter().fold(0, |key, size| key ^ mix(size + 1));
-        self.oracle.key() ^ sizes ^ mix(u64::from(self.may_be_gone))
+        let may_be = u64::from(self.may_be_gone) + 2 * u64::from(self.may_be_in_trash);
+        self.oracle.key() ^ sizes ^ mix(may_be)
     }
 
     /// Runs one operation to its end.
@@ -309,6 +325,9 @@ impl Bench {
             }
             Act::Delete => {
                 return Ok(vec![Step::Open, Step::CreateVolume, Step::DeleteVolume, Step::HangUp]);
+            }
+            Act::Trash => {
+                return Ok(vec![Step::Open, Step::Undelete, Step::TrashVolume, Step::HangUp]);
             }
         };
         let length = length.min(bytes - offset);
@@ -348,6 +367,7 @@ impl Bench {
                 Some(Step::Deleting(self.administer(AdminRequest::VolumeDelete {
                     name: NAME.into(),
                     with_snapshots: false,
+                    keep_s: Some(0),
                 })))
             }
             Step::Deleting(token) => match self.replies.remove(&token) {
@@ -364,6 +384,33 @@ impl Bench {
                     self.oracle.remove(self.volume);
                     None
                 }
+            },
+            Step::TrashVolume => {
+                self.may_be_in_trash = true;
+                let (name, with_snapshots, keep_s) = (NAME.into(), false, Some(KEEP_S));
+                let request = AdminRequest::VolumeDelete { name, with_snapshots, keep_s };
+                Some(Step::Trashing(self.administer(request)))
+            }
+            Step::Trashing(token) => match self.replies.remove(&token) {
+                None => {
+                    steps.push(step);
+                    return Ok(false);
+                }
+                // As above.
+                Some(Err(_)) => {
+                    steps.push(Step::TrashVolume);
+                    return Ok(false);
+                }
+                Some(Ok(_)) => None,
+            },
+            Step::Undelete => Some(Step::Undeleting(self.administer(undelete()))),
+            Step::Undeleting(token) => match self.replies.remove(&token) {
+                None => Some(step),
+                Some(Ok(AdminReply::Volume(report))) if report.volume.0 == self.volume => {
+                    self.may_be_in_trash = false;
+                    None
+                }
+                Some(other) => return Err(format!("undeleting was answered {other:?}")),
             },
             Step::CreateVolume => {
                 let request = AdminRequest::VolumeCreate { name: NAME.into(), bytes: LARGE };
@@ -411,7 +458,7 @@ impl Bench {
         };
         let waits = matches!(
             (&step, &next),
-            (Step::Creating(_), Some(_))
+            (Step::Creating(_) | Step::Undeleting(_), Some(_))
                 | (Step::Opening, Some(_))
                 | (Step::Resizing(..), Some(_))
                 | (Step::Requesting(..), Some(_))
@@ -437,9 +484,11 @@ impl Bench {
         let node = SimNode::start(self.now, setup, Media::of(setup, disk, journal));
         let mut after = Bench::of(node, oracle, self.volume);
         after.await_ready()?;
-        let AdminReply::Volumes(volumes) = after.consult(AdminRequest::VolumeList)? else {
-            return Err("the list of volumes is none".into());
-        };
+        let mut volumes = after.volumes()?;
+        if volumes.is_empty() && self.may_be_in_trash {
+            after.consult(undelete())?;
+            volumes = after.volumes()?;
+        }
         match volumes.as_slice() {
             [] if self.may_be_gone => {}
             [report] => {
@@ -455,6 +504,13 @@ impl Bench {
             after.empty(!volumes.is_empty())?;
         }
         check_offline(&after.node.media().disk)
+    }
+
+    fn volumes(&mut self) -> Result<Vec<engine::admin::VolumeReport>, String> {
+        match self.consult(AdminRequest::VolumeList)? {
+            AdminReply::Volumes(volumes) => Ok(volumes),
+            other => Err(format!("the list of volumes is {other:?}")),
+        }
     }
 
     /// Compares name, id and size with what was promised, and tells the oracle.
@@ -495,7 +551,11 @@ impl Bench {
         if exists {
             self.hang_up();
             self.idle(Duration::from_millis(1));
-            self.consult(AdminRequest::VolumeDelete { name: NAME.into(), with_snapshots: false })?;
+            self.consult(AdminRequest::VolumeDelete {
+                name: NAME.into(),
+                with_snapshots: false,
+                keep_s: Some(0),
+            })?;
         }
         self.idle(Duration::from_secs(5));
         match self.consult(AdminRequest::DiskList)? {

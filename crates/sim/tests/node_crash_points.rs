@@ -27,3 +27,22 @@ fn every_crash_point_of_workloads_that_begin_with_a_write_or_discard() {
 fn every_crash_point_of_workloads_that_begin_otherwise() {
     explore(&ACTS[4..]);
 }
+
+/// Into the trash and out of it, after each operation, and with each one after it.
+#[test]
+fn every_crash_point_of_workloads_with_the_trash() {
+    let base = Base::new(Setup::default());
+    let mut explorer = Explorer::new(&base);
+    let mut workloads = vec![vec![Act::Trash], vec![Act::Trash, Act::Trash]];
+    for act in ACTS {
+        workloads.push(vec![act, Act::Trash]);
+        workloads.push(vec![Act::Trash, act]);
+        workloads.extend(ACTS.map(|last| vec![act, Act::Trash, last]));
+    }
+    for workload in &workloads {
+        if let Err(error) = explorer.explore(workload) {
+            panic!("{error}");
+        }
+    }
+    println!("workloads with the trash: {:?}", explorer.tally);
+}

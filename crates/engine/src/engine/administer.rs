@@ -78,14 +78,14 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, new_name)));
                 return Ok(None);
             }
-            AdminRequest::VolumeDelete { name, with_snapshots } => {
-                let volume = self.find(&name)?;
-                let unix_s = self.unix_s();
-                let command = Command::DropVolume { volume, with_snapshots, unix_s };
-                let purpose = Purpose::AdminDone(token);
-                self.propose_when_free(volume, Needs::Everything, command, purpose);
+            AdminRequest::VolumeDelete { name, with_snapshots, keep_s } => {
+                self.delete_volume(token, &name, with_snapshots, keep_s)?;
                 return Ok(None);
             }
+            AdminRequest::TrashList => AdminReply::Trash(self.trash_reports()),
+            AdminRequest::TrashUndelete { .. }
+            | AdminRequest::TrashPurge { .. }
+            | AdminRequest::SnapshotLock { .. } => return self.administer_trash(token, request),
             AdminRequest::LayerList { name } => {
                 let volume = name.map(|name| self.find(&name)).transpose()?;
                 let volume = volume.and_then(|volume| self.map.volume(volume));
@@ -160,7 +160,7 @@ impl Engine {
     }
 
     pub(super) fn snapshot_reports(&self, volume: &cluster::Volume) -> Vec<SnapshotReport> {
-        layers::snapshots(&self.map, &self.disks, &self.held, volume)
+        layers::snapshots((&self.map, self.unix_s()), &self.disks, &self.held, volume)
     }
 
     pub(super) fn snapshot_report(
@@ -168,7 +168,7 @@ impl Engine {
         volume: &cluster::Volume,
         snapshot: &cluster::Snapshot,
     ) -> SnapshotReport {
-        layers::snapshot(&self.map, &self.disks, &self.held, volume, snapshot)
+        layers::snapshot((&self.map, self.unix_s()), &self.disks, &self.held, volume, snapshot)
     }
 
     pub(super) fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
@@ -216,7 +216,7 @@ impl Engine {
         let held = self.held.get(&HeldId::Head(id));
         let named = |layer| {
             let (volume, snapshot) = self.map.owner(layer)?;
-            Some(names::full_name(volume, snapshot))
+            Some(names::shown_name(volume, snapshot))
         };
         let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
         Ok(VolumeReport { schedules: self.schedule_reports(volume), ..report })
@@ -245,6 +245,7 @@ impl Engine {
             epoch: self.map.epoch().0,
             version: self.settings.version.clone(),
             uptime_s: now.since(self.started).as_secs(),
+            trash_expiry_s: self.settings.trash_expiry_s,
         }
     }
 
@@ -262,7 +263,9 @@ impl Engine {
         }
         let hidden = layers::hidden(&self.map, &self.disks);
         let volumes = self.volume_reports(now);
-        report::status(self.node_report(now), disks, &volumes, hidden, trouble)
+        let mut report = report::status(self.node_report(now), disks, &volumes, hidden, trouble);
+        self.report_trash(&mut report);
+        report
     }
 
     fn reconnect(&self, name: &str, outputs: &mut Vec<Output>) -> Result<(), AdminError> {

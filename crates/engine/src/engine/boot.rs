@@ -168,6 +168,7 @@ impl Engine {
     fn begin_serving(&mut self, outputs: &mut Vec<Output>) {
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
+        self.trash.is_stale = true;
         self.attend_all();
         self.begin_schedules();
     }

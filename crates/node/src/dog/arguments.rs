@@ -3,12 +3,14 @@
 
 use super::{
     failure::EXIT_CODES_HELP,
+    moment::Moment,
     name::{DiskName, Name, SnapshotName, VolumeName},
 };
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
     interval::Interval,
     size::Size,
+    span::Span,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -82,6 +84,9 @@ pub enum Noun {
         /// An existing directory, such as /usr/local/share/man/man1
         directory: PathBuf,
     },
+    /// Deleted volumes: list, take out again, delete for good
+    #[command(subcommand)]
+    Trash(TrashVerb),
     /// Print what may stand where the last word does; what the shells' completions ask
     #[command(hide = true)]
     Complete {
@@ -135,16 +140,22 @@ pub enum VolumeVerb {
         #[arg(long)]
         while_attached: bool,
     },
-    /// Delete a volume and all its data, or one snapshot
+    /// Put a volume into the trash, or delete one snapshot for good
     Delete {
         /// A volume, or a snapshot as NAME@TAG
         name: Name,
-        /// Really delete it: this cannot be undone
+        /// Really delete a snapshot, or with --now a volume: this cannot be undone
         #[arg(long, short)]
         yes: bool,
         /// Delete the volume's snapshots too. Its clones stay
         #[arg(long)]
         with_snapshots: bool,
+        /// Delete the volume for good and give its space back, instead of keeping it in the trash
+        #[arg(long)]
+        now: bool,
+        /// How long the volume is kept in the trash [default: what the node is set to]
+        #[arg(long, value_name = "TIME", conflicts_with = "now")]
+        keep: Option<Span>,
     },
     /// Take a snapshot of a volume, while it is attached or not. It can be read when this returns
     Snapshot {
@@ -272,6 +283,44 @@ pub enum VolumeVerb {
     Reconnect {
         /// Its name
         name: VolumeName,
+    },
+    /// Lock a snapshot: until that date nobody can delete it, nor its volume. This cannot be undone
+    Lock {
+        /// The snapshot
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        /// Until when, in universal time: 2026-12-31 (when that day begins), 2026-12-31T12:00Z, or
+        /// +30d from now
+        #[arg(long, value_name = "DATE", allow_hyphen_values = true)]
+        until: Moment,
+    },
+}
+
+/// What to do with deleted volumes.
+#[derive(Debug, Subcommand)]
+pub enum TrashVerb {
+    /// List the volumes in the trash, the soonest to go first
+    List,
+    /// Take a volume out of the trash, with all its snapshots
+    Undelete {
+        /// The name it had, or its id where several had that name
+        #[arg(value_name = "NAME|ID")]
+        which: String,
+        /// Give it another name
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Delete what is in the trash for good
+    Purge {
+        /// The name it had, or its id where several had that name
+        #[arg(value_name = "NAME|ID", required_unless_present = "all")]
+        which: Option<String>,
+        /// Everything that is in the trash
+        #[arg(long, conflicts_with = "which")]
+        all: bool,
+        /// Really do it: this cannot be undone
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 
@@ -458,6 +507,17 @@ mod tests {
             "dog volume delete disk1 --yes",
             "dog volume delete disk1 --yes --with-snapshots",
             "dog volume delete disk1@monday --yes",
+            "dog volume delete disk1",
+            "dog volume delete disk1 --now --yes",
+            "dog volume delete disk1 --keep 7d",
+            "dog volume lock disk1@monday --until 2026-12-31",
+            "dog volume lock disk1@monday --until 2026-12-31T12:00Z",
+            "dog volume lock disk1@monday --until +30d",
+            "dog trash list",
+            "dog trash undelete disk1",
+            "dog trash undelete 17 --name disk2",
+            "dog trash purge disk1 --yes",
+            "dog trash purge --all --yes",
             "dog volume snapshot disk1@monday",
             "dog volume snapshots disk1",
             "dog volume snapshots disk1 --reclaimable --json",
@@ -525,6 +585,14 @@ mod tests {
             "dog volume write disk1@monday --offset 0",
             "dog volume clone disk1 disk2",
             "dog volume flatten disk2 --stop --wait",
+            "dog volume delete disk1 --keep 7d --now",
+            "dog volume delete disk1 --keep soon",
+            "dog volume lock disk1 --until +30d",
+            "dog volume lock disk1@monday",
+            "dog volume lock disk1@monday --until tomorrow",
+            "dog trash",
+            "dog trash purge",
+            "dog trash purge disk1 --all",
             "dog disk scrub",
             "dog disk scrub stop --disk 00",
             "dog bench --seconds 0",

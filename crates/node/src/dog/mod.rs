@@ -20,6 +20,7 @@ mod import;
 mod interrupt;
 mod jobs;
 mod manual;
+mod moment;
 mod name;
 mod nbd_client;
 mod nbd_handshake;
@@ -31,6 +32,7 @@ mod snapshot;
 mod source;
 mod status;
 mod transfer;
+mod trash;
 mod tree;
 mod unfinished;
 mod volume;
@@ -119,6 +121,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Completions { shell } => manual::completions(shell)?,
         Noun::Complete { words } => complete::run(&words)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,
+        Noun::Trash(verb) => trash::run(&context, verb)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@
 use super::{
     Context, Failure,
     interrupt::Interrupt,
+    moment::Moment,
     name::SnapshotName,
     print,
     progress::{Progress, Waiting},
@@ -108,6 +109,24 @@ pub fn delete(context: &Context, name: SnapshotName, yes: bool) -> Result<(), Fa
     context.tell(&AdminRequest::SnapshotDelete { name: volume, tag })?;
     context.done(&format!(
         "snapshot {name} deleted; the space of what only it showed comes back in the background"
+    ))
+}
+
+/// Locks a snapshot against deletion.
+pub fn lock(context: &Context, name: SnapshotName, until: Moment) -> Result<(), Failure> {
+    let SnapshotName { volume, tag } = name.clone();
+    let until_unix_s = until.unix_s();
+    let request = AdminRequest::SnapshotLock { name: volume, tag, until_unix_s };
+    let AdminReply::Snapshot(snapshot) = context.ask(&request)? else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        return print::json(&snapshot);
+    }
+    print::text(&format!(
+        "snapshot {name} is locked until {}: until then nobody can delete it, nor volume {}\n",
+        proto::calendar::date(until_unix_s),
+        name.volume
     ))
 }
 
@@ -218,7 +237,11 @@ fn clones(snapshot: &SnapshotReport) -> String {
 }
 
 fn state(snapshot: &SnapshotReport) -> String {
-    if snapshot.sealing { "being taken".to_string() } else { "ok".to_string() }
+    match (snapshot.sealing, snapshot.locked_until_unix_s) {
+        (true, _) => "being taken".to_string(),
+        (false, Some(until)) => format!("locked until {}", proto::calendar::date(until)),
+        (false, None) => "ok".to_string(),
+    }
 }
 
 /// One snapshot in full.
@@ -262,6 +285,7 @@ mod tests {
             readers: Vec::new(),
             clones: Vec::new(),
             schedule: None,
+            locked_until_unix_s: None,
         }
     }
 
@@ -295,10 +319,13 @@ before-upgrade  2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  test, test2
 
     #[test]
     fn what_deleting_would_free_is_a_column_when_asked_for() {
-        let printed = tabulate(&[snapshot("a", Some(1 << 20)), snapshot("b", None)], true);
+        let mut locked = snapshot("a", Some(1 << 20));
+        locked.locked_until_unix_s = Some(1_800_000_000);
+        let printed = tabulate(&[locked, snapshot("b", None)], true);
         let expected = "\
 TAG  CREATED                      SIZE     USED  WOULD FREE  READERS  CLONES  STATE
-a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     1.0 MiB        0  -       ok
+a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     1.0 MiB        0  -       \
+locked until 2027-01-15 08:00:00 UTC
 b    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     unknown        0  -       ok
 ";
         assert_eq!(printed, expected);

@@ -91,7 +91,7 @@ impl<'a> Unfinished<'a> {
                     failure,
                     &format!(
                         "the partial volume {working} could not be removed ({refused}): delete it \
-                         with `dog volume delete {working} --yes`"
+                         with `dog volume delete {working} --now --yes`"
                     ),
                 ),
             },

@@ -10,6 +10,7 @@ use super::{
     name::Name,
     print, schedule, snapshot,
     status::{overcommit_warning, status_report},
+    trash::{self, Deletion},
     tree,
 };
 use crate::size::Size;
@@ -49,11 +50,15 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             let volume = context.ask_for_volume(&request)?;
             context.show_changed(&volume, &format!("volume {name} is now {}", volume.name))
         }
-        VolumeVerb::Delete { name: Name::Volume(name), yes, with_snapshots } => {
-            delete(context, name, yes, with_snapshots)
+        VolumeVerb::Delete { name: Name::Volume(name), yes, with_snapshots, now, keep } => {
+            let keep_s = keep.map(|keep| keep.0);
+            trash::delete(context, name, &Deletion { yes, with_snapshots, now, keep_s })
         }
         VolumeVerb::Delete { with_snapshots: true, .. } => Err(Failure::usage(
             "a snapshot has no snapshots; leave --with-snapshots out, or name the volume alone",
+        )),
+        VolumeVerb::Delete { keep: Some(_), .. } => Err(Failure::usage(
+            "a snapshot does not go into the trash; leave --keep out, or name the volume alone",
         )),
         VolumeVerb::Delete { name: Name::Snapshot(name), yes, .. } => {
             snapshot::delete(context, name, yes)
@@ -87,6 +92,7 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             context.tell(&AdminRequest::VolumeReconnect { name: name.0.clone() })?;
             context.done(&format!("the client of volume {name} reconnects now"))
         }
+        VolumeVerb::Lock { name, until } => snapshot::lock(context, name, until),
     }
 }
 
@@ -132,7 +138,11 @@ impl Context {
     ) -> Result<(), Failure> {
         interrupt.clean_up();
         let until = Instant::now() + REMOVAL_PATIENCE;
-        let request = AdminRequest::VolumeDelete { name: name.to_string(), with_snapshots: false };
+        let request = AdminRequest::VolumeDelete {
+            name: name.to_string(),
+            with_snapshots: false,
+            keep_s: Some(0),
+        };
         loop {
             match self.tell(&request) {
                 Err(refused) if refused.kind == FailureKind::Conflict && Instant::now() < until => {
@@ -208,23 +218,6 @@ fn resized_note(volume: &VolumeReport, holder: &str, reconnected: bool) -> Strin
              reconnect {name}` if it has a reconnect-delay, then tell QEMU: {steps}"
         ),
     }
-}
-
-fn delete(context: &Context, name: String, yes: bool, with_snapshots: bool) -> Result<(), Failure> {
-    if !yes {
-        let volume = context.volume(&name)?;
-        let (with, say) = match (volume.snapshots, with_snapshots) {
-            (0, _) => ("", "--yes"),
-            (_, true) => (" and its snapshots", "--yes"),
-            (_, false) => (" and its snapshots", "--with-snapshots --yes"),
-        };
-        return Err(Failure::conflict(format!(
-            "deleting volume {name}{with} destroys {} of data for good; say {say} if you mean it",
-            Size(volume.used_bytes)
-        )));
-    }
-    context.tell(&AdminRequest::VolumeDelete { name: name.clone(), with_snapshots })?;
-    context.done(&format!("volume {name} deleted; its space comes back in the background"))
 }
 
 /// Volumes as a table.

@@ -82,7 +82,17 @@ fn add_node(registry: &mut Registry, status: &StatusReport) {
     );
     plain("capacity", "What the disks could hold.", bytes.clone(), status.capacity_bytes as f64);
     plain("used", "What guests' data takes.", bytes.clone(), status.used_bytes as f64);
-    plain("hidden", "Data of hidden layers, part of used.", bytes, status.hidden_bytes as f64);
+    plain(
+        "hidden",
+        "Data of hidden layers, part of used.",
+        bytes.clone(),
+        status.hidden_bytes as f64,
+    );
+    plain("trash_volumes", "Volumes in the trash.", None, status.trash_volumes as f64);
+    let help = "Data of volumes in the trash, part of used.";
+    plain("trash", help, bytes, status.trash_bytes as f64);
+    let help = "Volumes that went from the trash before their time, for want of space.";
+    count(registry, "trash_gave_way", help, None, [(Vec::new(), status.trash_gave_way)]);
 }
 
 fn add_disks(registry: &mut Registry, disks: &[DiskReport]) {

@@ -92,6 +92,8 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Layers(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Schedule(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Schedules(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Trash(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Trashed(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }

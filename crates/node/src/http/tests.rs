@@ -81,6 +81,7 @@ fn node() -> NodeReport {
         epoch: 9,
         version: "1.2.3".to_string(),
         uptime_s: 10,
+        trash_expiry_s: 86_400,
     }
 }
 
@@ -166,6 +167,9 @@ fn status(healthy: bool) -> StatusReport {
         snapshots: 1,
         hidden_layers: 0,
         hidden_bytes: 0,
+        trash_volumes: 2,
+        trash_bytes: 4096,
+        trash_gave_way: 1,
     }
 }
 
@@ -183,6 +187,7 @@ fn snapshot() -> SnapshotReport {
         readers: Vec::new(),
         clones: vec!["c".to_string()],
         schedule: None,
+        locked_until_unix_s: None,
     }
 }
 
@@ -196,6 +201,7 @@ fn layer() -> LayerReport {
         bytes: Some(1 << 30),
         used_bytes: 4096,
         sealing: false,
+        in_trash: false,
     }
 }
 
@@ -229,8 +235,11 @@ fn requests_and_refusals_come_through_unchanged() {
     let client = Client::new(rig.socket());
     let reply = client.request(&AdminRequest::Status).expect("answered");
     assert_eq!(reply, AdminReply::Status(status(true)));
-    let reply =
-        client.request(&AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: true });
+    let reply = client.request(&AdminRequest::VolumeDelete {
+        name: "x".into(),
+        with_snapshots: true,
+        keep_s: Some(0),
+    });
     assert_eq!(reply.expect("answered"), AdminReply::Done);
     let taken = AdminRequest::SnapshotCreate { name: "a b".into(), tag: "monday".into() };
     let reply = client.request(&taken).expect("answered");
@@ -278,7 +287,8 @@ fn a_network_address_tells_and_changes_nothing_else() {
     assert_eq!(rig.get("/v1/status").0, 404);
     assert_eq!(rig.get("/v1/volumes").0, 404);
     assert_eq!(rig.get("/v1/layers").0, 404);
-    let delete = AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: false };
+    let delete =
+        AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: false, keep_s: Some(0) };
     let error = Client::new(rig.socket()).request(&delete);
     assert!(matches!(error, Err(ClientError::Refused(_))), "{error:?}");
     assert_eq!(rig.get("/metrics").0, 200);
@@ -296,6 +306,9 @@ fn metrics_carry_units_and_quote_names() {
         "sheep_schedules 1.0".to_string(),
         "sheep_schedules_failing 1.0".to_string(),
         "sheep_hidden_bytes 0.0".to_string(),
+        "sheep_trash_volumes 2.0".to_string(),
+        "sheep_trash_bytes 4096.0".to_string(),
+        "sheep_trash_gave_way_total 1".to_string(),
         "sheep_volume_snapshots_used_bytes{volume=\"we\\\"ird\\\\name\",id=\"1\"} 4096.0"
             .to_string(),
         format!("sheep_disk_capacity_bytes{{disk=\"{id}\"}} 1099511627776.0"),

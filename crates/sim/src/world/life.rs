@@ -214,9 +214,11 @@ impl World {
 
     fn delete_whenever_possible(&mut self, name: &str) -> Result<(), String> {
         for _ in 0..1_000 {
-            match self
-                .consult(AdminRequest::VolumeDelete { name: name.into(), with_snapshots: false })
-            {
+            match self.consult(AdminRequest::VolumeDelete {
+                name: name.into(),
+                with_snapshots: false,
+                keep_s: Some(0),
+            }) {
                 Ok(_) => return Ok(()),
                 Err(_) if self.node.next_due().is_some() => {
                     self.now = self.now.max(self.node.next_due().expect("just seen"));

@@ -68,7 +68,7 @@ impl World {
         let name = guest.name.clone();
         self.send(
             Errand::Delete { volume },
-            AdminRequest::VolumeDelete { name, with_snapshots: false },
+            AdminRequest::VolumeDelete { name, with_snapshots: false, keep_s: Some(0) },
         );
     }
 
