@@ -493,6 +493,8 @@ fn refusals_about_snapshots_say_what_to_do() {
                 closes the snapshot";
     check(&mut state, delete("a"), RefusalKind::Busy, held);
     let whole = Command::DeleteVolume { volume, with_snapshots: true };
+    let held = "volume \"vm1\" is attached read-only by reader on node alpha; stop it or wait \
+                until it closes the volume";
     check(&mut state, whole, RefusalKind::Busy, held);
     state.apply(&Command::Detach { volume, generation: Generation(2) }).expect("held");
     check(

@@ -1,7 +1,8 @@
-//! `dog complete`: what may stand where the cursor is, for the small scripts that
-//! `dog completions` prints. It follows from the definitions of the command line alone: which command and argument the
-//! last word belongs to, and of which type that is. A type that names something of the node is in
-//! [`names_of`], so that every argument of such a type is completed, also one of a later command.
+//! `dog complete`: what may stand where the cursor is, for the small scripts that `dog
+//! completions` prints. It follows from the definitions of the command line alone: which command
+//! and argument the last word belongs to, and of which type that is. A type that names something
+//! of the node is in [`names_of`], so that every argument of such a type is completed, also one of
+//! a later command.
 //!
 //! It asks the node for a moment only and is silent when there is no answer. It is our own because
 //! clap's engine for this is marked unstable, and knows nothing of `@`, at which bash cuts words.
