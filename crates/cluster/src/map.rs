@@ -160,8 +160,8 @@ impl Map {
         self.names.values().filter_map(|volume| self.volume(*volume))
     }
 
-    /// The volumes that are not what they were in an earlier map, with those that are gone, in order
-    /// of id. What did not change is passed over by address, not by content.
+    /// The volumes that are not what they were in an earlier map, and those that are gone, by id.
+    /// What did not change is passed over by address, not by content.
     pub fn changed_volumes(&self, before: &Map) -> Vec<VolumeId> {
         if Arc::ptr_eq(&self.volumes, &before.volumes) {
             return Vec::new();
