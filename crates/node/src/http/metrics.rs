@@ -91,8 +91,8 @@ fn add_node(registry: &mut Registry, status: &StatusReport) {
     plain("trash_volumes", "Volumes in the trash.", None, status.trash_volumes as f64);
     let help = "Data of volumes in the trash, part of used.";
     plain("trash", help, bytes, status.trash_bytes as f64);
-    let help = "Volumes that went from the trash before their time, for want of space.";
-    count(registry, "trash_gave_way", help, None, [(Vec::new(), status.trash_gave_way)]);
+    let help = "Volumes that went from the trash before their time, for want of space";
+    registry.register("trash_gave_way", help, ConstCounter::new(status.trash_gave_way));
 }
 
 fn add_disks(registry: &mut Registry, disks: &[DiskReport]) {
