@@ -290,7 +290,7 @@ fn wait(steps: &mut Vec<Step>, step: Step) -> bool {
     false
 }
 
-fn request_for(change: &Change) -> AdminRequest {
+pub(super) fn request_for(change: &Change) -> AdminRequest {
     match change.clone() {
         Change::Create { name } => AdminRequest::VolumeCreate { name, bytes: LARGE },
         Change::Delete { name } => AdminRequest::VolumeDelete { name, with_snapshots: true },

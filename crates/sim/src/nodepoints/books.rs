@@ -18,7 +18,7 @@ pub(super) struct Volume {
 }
 
 /// One change of what there is.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) enum Change {
     Create { name: String },
     Delete { name: String },

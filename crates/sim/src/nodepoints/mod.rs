@@ -5,6 +5,7 @@ mod acts;
 mod bench;
 mod books;
 mod recovery;
+pub mod trees;
 
 pub use acts::{ACTS, Act, LAYER_ACTS};
 
@@ -78,6 +79,10 @@ impl Base {
         for act in acts {
             bench.act(*act).expect("nothing fails");
         }
+        Base::stopped(setup, bench)
+    }
+
+    fn stopped(setup: Setup, mut bench: Bench) -> Base {
         bench.hang_up(bench.connection);
         bench.idle(Duration::from_secs(1));
         bench.node.input(bench.now, Input::Stop);
@@ -96,7 +101,6 @@ impl Base {
         let mut bench = Bench::of(node, self.oracle.clone(), self.books.clone());
         bench.await_ready()?;
         bench.oracle.killed();
-        bench.open()?;
         Ok(bench)
     }
 }
@@ -120,6 +124,7 @@ impl<'a> Explorer<'a> {
     pub fn explore(&mut self, workload: &[Act]) -> Result<(), String> {
         self.tally.workloads += 1;
         let mut bench = self.base.start().map_err(|error| format!("the base: {error}"))?;
+        bench.open()?;
         let (last, before) = workload.split_last().expect("workloads are not empty");
         for act in before {
             bench.act(*act).map_err(|error| format!("{workload:?}: {error}"))?;
