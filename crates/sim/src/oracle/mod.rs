@@ -468,4 +468,6 @@ fn mask_of(block: u64, offset: u64, length: u64) -> u8 {
 }
 
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
