@@ -245,11 +245,9 @@ impl Bench {
     fn send(&mut self, errand: &Errand) -> AdminToken {
         let name = self.current.clone();
         let volume = self.books.volumes.get(&name);
-        let tag = |place: fn(&[(String, u64)]) -> Option<&(String, u64)>| {
-            let snapshots = volume.map_or(&[][..], |volume| &volume.snapshots);
-            place(snapshots).map(|(tag, _)| tag.clone())
-        };
-        let (oldest, newest) = (tag(<[_]>::first), tag(<[_]>::last));
+        let snapshots = volume.map_or(&[][..], |volume| &volume.snapshots);
+        let [oldest, newest] = [snapshots.first(), snapshots.last()]
+            .map(|snapshot| snapshot.map(|(tag, _)| tag.clone()));
         self.books.next_name += 1;
         let change = match errand {
             Errand::Create { name } => Change::Create { name: name.clone() },

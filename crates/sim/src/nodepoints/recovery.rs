@@ -10,16 +10,11 @@ use crate::{
     ledger::Crash,
     node::{Media, SimNode},
     onedisk::Setup,
-    oracle::Value,
+    oracle::Blocks,
 };
 use engine::admin::{AdminReply, AdminRequest, LayerKind, LayerReport, VolumeReport};
 use proto::{BLOCK_SIZE, Duration, Time};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
-};
-
-type Data = BTreeSet<(u64, Value)>;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 impl Bench {
     /// Starts a node on what a crash left and verifies it.
@@ -169,7 +164,7 @@ impl Bench {
     fn owed(&self, layers: &[LayerReport]) -> Result<RangeInclusive<u64>, String> {
         let heads: BTreeMap<u64, u64> =
             self.books.volumes.values().map(|volume| (volume.head, volume.id)).collect();
-        let mut shown: BTreeMap<u64, (Data, Data)> = BTreeMap::new();
+        let mut shown: BTreeMap<u64, (Blocks, Blocks)> = BTreeMap::new();
         let (mut least, mut most) = (0, 0);
         for report in layers {
             let layer = report.layer.0;

@@ -81,7 +81,7 @@ pub fn delete_in_every_order(tree: &[Growth]) -> Result<Tally, String> {
     for order in orders(&base.books) {
         let context = format!("{tree:?}, deleted in the order {order:?}");
         let _loud = Loud(&context);
-        let wait = tally.orders % 2 == 0;
+        let wait = tally.orders.is_multiple_of(2);
         tally.orders += 1;
         delete(&base, &order, wait, &mut seen, &mut tally)
             .map_err(|error| format!("{context}: {error}"))?;

@@ -12,6 +12,7 @@ mod register;
 mod snapshots;
 
 pub use register::Value;
+pub use snapshots::Blocks;
 
 use crate::stamp::{Content, Stamp};
 use proto::{BLOCK_SIZE, SECTOR_SIZE};

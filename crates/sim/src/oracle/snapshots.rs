@@ -10,6 +10,9 @@ use super::{Action, OperationId, Oracle, SECTORS, Value, Violation, Volume, Writ
 use crate::oracle::register::Register;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Blocks by number, with what they hold.
+pub type Blocks = BTreeSet<(u64, Value)>;
+
 /// A snapshot that was asked for and not answered.
 #[derive(Clone, Debug)]
 pub(super) struct Taking {
@@ -104,7 +107,7 @@ impl Oracle {
 
     /// The contents of blocks that hold data, as far as they are known: those that are surely one
     /// of their kind, and all that may be.
-    pub fn data(&self, volume: u64) -> (BTreeSet<(u64, Value)>, BTreeSet<(u64, Value)>) {
+    pub fn data(&self, volume: u64) -> (Blocks, Blocks) {
         let (mut sure, mut possible) = (BTreeSet::new(), BTreeSet::new());
         for (block, register) in &self.volumes[&volume].blocks {
             let values = register.values();
