@@ -10,6 +10,7 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod groups;
 mod surveys;
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
 };
 use cluster::{Command, Map, ProposalToken, Voter};
 use errands::{Errand, Sealed, Sealing};
+use groups::{GroupSealing, GroupStep};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
@@ -79,6 +81,8 @@ enum Purpose {
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
     AdminDone(AdminToken),
+    /// An administrator asked for something about a group.
+    AdminGroup(AdminToken, GroupStep),
 }
 
 impl Purpose {
@@ -89,7 +93,8 @@ impl Purpose {
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
             | Purpose::AdminSame(token, _)
-            | Purpose::AdminDone(token) => Some(*token),
+            | Purpose::AdminDone(token)
+            | Purpose::AdminGroup(token, _) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
@@ -170,6 +175,8 @@ pub struct Engine {
     shrinking: Vec<(AdminToken, VolumeId)>,
     /// Administrators who wait until a layer is sealed.
     sealing: Vec<Sealing>,
+    /// Administrators who wait until layers of all volumes of a group are sealed.
+    group_sealing: Vec<GroupSealing>,
     /// Commands that wait until those who have their volume are gone.
     errands: Vec<Errand>,
     /// Volumes that want their session, nobody has, and the node holds when it is their turn.
@@ -217,6 +224,7 @@ impl Engine {
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
             sealing: Vec::new(),
+            group_sealing: Vec::new(),
             errands: Vec::new(),
             turns: BTreeSet::new(),
             turns_at: None,
@@ -305,6 +313,8 @@ impl Engine {
         for held in self.held.values() {
             if let Some(session) = &held.session {
                 session.check();
+                let epoch = session.epoch().unwrap_or(self.map.epoch());
+                assert_eq!(epoch, self.map.epoch(), "a session goes by another map");
             }
             for connection in &held.connections {
                 assert!(self.links.contains_key(connection), "a held volume's link is lost");
@@ -403,6 +413,7 @@ impl Engine {
             self.look_after_flattens(now);
         }
         self.answer_sealed(now, outputs);
+        self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
     }
 

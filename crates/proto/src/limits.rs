@@ -214,6 +214,10 @@ const _: () = assert!(MEMBER_REQUEST_BLOCKS_MAX as usize * BLOCK_SIZE <= OBJECT_
 const _: () = assert!(NBD_HANDSHAKES_PER_CLIENT_MAX <= NBD_CONNECTIONS_PER_CLIENT_MAX);
 const _: () = assert!(LAYERS_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
 const _: () = assert!(VOLUMES_MAX * 4096 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(
+    GROUPS_MAX * GROUP_VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 8) + GROUP_MEMBERSHIPS_MAX * 1024
+        <= ADMIN_REPLY_BYTES_MAX
+);
 const _: () = assert!(PARTITIONS_DEFAULT.is_power_of_two());
 const _: () = assert!(PARTITIONS_DEFAULT <= 1 << PARTITION_BITS_MAX);
 const _: () = assert!(

@@ -100,6 +100,18 @@ impl Engine {
                 let volume = self.map.volume(volume).expect("found just now");
                 AdminReply::Snapshots(self.snapshot_reports(volume))
             }
+            AdminRequest::GroupList => AdminReply::Groups(self.group_reports()),
+            AdminRequest::GroupInfo { name } => AdminReply::Group(self.group_named(&name)?),
+            AdminRequest::GroupCreate { .. }
+            | AdminRequest::GroupDelete { .. }
+            | AdminRequest::GroupAdd { .. }
+            | AdminRequest::GroupRemove { .. }
+            | AdminRequest::GroupSnapshot { .. }
+            | AdminRequest::GroupSnapshotDelete { .. }
+            | AdminRequest::GroupRollback { .. } => {
+                self.administer_groups(token, request)?;
+                return Ok(None);
+            }
             request => {
                 self.administer_layers(token, request)?;
                 return Ok(None);
@@ -166,7 +178,7 @@ impl Engine {
         layers::snapshot(&self.map, &self.disks, &self.held, volume, snapshot)
     }
 
-    fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
+    pub(super) fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
         match self.map.volume_named(name) {
             Some(volume) => Ok(volume.id),
             None => Err(AdminError {

@@ -89,6 +89,9 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Snapshot(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Snapshots(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Layers(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Group(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Groups(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::GroupSnapshot(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }
