@@ -198,6 +198,24 @@ pub const FLATTEN_LOOK_MS: u64 = 30_000;
 /// without the asker then.
 pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
 
+/// Guests that one snapshot freezes at most.
+pub const FREEZE_GUESTS_MAX: usize = 64;
+/// How long guests may stand still for a snapshot at most, whatever was asked for, in milliseconds.
+pub const FREEZE_MS_MAX: u64 = 300_000;
+/// How long a guest's socket has to greet before it is taken for an agent's, in milliseconds:
+/// QEMU's monitor does so at once.
+pub const FREEZE_GREETING_MS: u64 = 500;
+/// How long one attempt to let a guest go on may take before the next, in milliseconds.
+pub const FREEZE_ATTEMPT_MS: u64 = 5_000;
+/// How long there is between two attempts to reach a guest, in milliseconds.
+pub const FREEZE_CONNECT_RETRY_MS: u64 = 100;
+/// How long it is tried to let a guest go on that does not answer, in milliseconds: a day.
+pub const FREEZE_RELEASE_MS_MAX: u64 = 86_400_000;
+/// How long `dog` itself waits for the word that a guest goes on, in milliseconds.
+pub const FREEZE_RELEASE_WAIT_MS: u64 = 15_000;
+/// Longest message of a guest's agent or monitor, in bytes.
+pub const FREEZE_MESSAGE_BYTES_MAX: usize = 1 << 20;
+
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
 
@@ -251,4 +269,6 @@ const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
 const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(FREEZE_ATTEMPT_MS < FREEZE_RELEASE_WAIT_MS);
+const _: () = assert!(FREEZE_MS_MAX < FREEZE_RELEASE_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);
