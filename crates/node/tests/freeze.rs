@@ -5,14 +5,13 @@
 
 use engine::admin::{AdminReply, AdminRequest};
 use node::{api, client::Client};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc::channel},
     thread,
     time::{Duration, Instant},
 };
@@ -173,6 +172,86 @@ impl Guest {
     }
 }
 
+/// A daemon that the test plays: it has group `g`, and does as told when it is asked for a snapshot.
+struct Daemon {
+    directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// `take` is called for each snapshot that is asked for; without an answer the connection ends.
+    fn play(take: impl Fn() -> Option<Value> + Send + 'static) -> Daemon {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let listener = UnixListener::bind(api::admin_socket(directory.path())).expect("a socket");
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                Daemon::converse(&stream.expect("a caller"), &take);
+            }
+        });
+        Daemon { directory }
+    }
+
+    fn converse(stream: &UnixStream, take: &impl Fn() -> Option<Value>) {
+        let mut input = BufReader::new(stream);
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if input.read_line(&mut line).expect("a line") == 0 {
+                return;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a number");
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        input.read_exact(&mut body).expect("a body");
+        let question: Value = serde_json::from_slice(&body).expect("JSON");
+        let content = match question["request"].as_str() {
+            Some("group_info") => {
+                let group =
+                    json!({ "name": "g", "created_unix_s": 1, "volumes": [], "snapshots": [] });
+                Some(json!({ "reply": "group", "content": group }))
+            }
+            Some("group_snapshot") => take(),
+            other => panic!("dog asks for {other:?}"),
+        };
+        let Some(content) = content else { return };
+        let text = content.to_string();
+        // It may have been killed meanwhile.
+        let _ = write!(
+            &mut &*stream,
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
+            text.len()
+        );
+    }
+
+    /// The answer to a snapshot that was taken.
+    fn taken() -> Value {
+        let snapshot = json!({
+            "group": "g", "tag": "t", "created_unix_s": 1, "count": 0, "complete": true,
+            "sealing": false, "members": [],
+        });
+        json!({ "reply": "group_snapshot", "content": snapshot })
+    }
+
+    fn dog(&self, deadline: &str, guests: &[&Guest]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dog"));
+        command.env_clear().arg("--data").arg(self.directory.path());
+        command.args(["group", "snapshot", "g@t", "--freeze-deadline", deadline]);
+        for guest in guests {
+            command.arg("--freeze").arg(&guest.socket);
+        }
+        command
+    }
+}
+
+fn ended(output: &Output) -> (i32, String) {
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.code().expect("it ends by itself"), text.into_owned())
+}
+
 /// A running daemon with group `g` of volumes `a` and `b`; killed when it is dropped.
 struct Sheep {
     child: Child,
@@ -214,10 +293,6 @@ impl Sheep {
         Client::new(api::admin_socket(&self.path().join("data")))
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("signalled");
-    }
-
     fn tags(&self) -> Vec<String> {
         match self.client().request(&AdminRequest::GroupInfo { name: "g".into() }) {
             Ok(AdminReply::Group(group)) => group.snapshots.into_iter().map(|s| s.tag).collect(),
@@ -236,10 +311,7 @@ impl Sheep {
     }
 
     fn dog(&self, words: &str, guests: &[&Guest]) -> (i32, String) {
-        let Output { status, stdout, stderr } =
-            self.command(words, guests).output().expect("dog runs");
-        let text = String::from_utf8_lossy(&stdout) + String::from_utf8_lossy(&stderr);
-        (status.code().expect("it ends by itself"), text.into_owned())
+        ended(&self.command(words, guests).output().expect("dog runs"))
     }
 }
 
@@ -272,89 +344,130 @@ fn file_systems_are_frozen_before_the_snapshot_and_thawed_after_it() {
     assert_eq!((&report["tag"], &report["guests"][0]["filesystems"]), (&json!("t2"), &json!(2)));
 }
 
-/// The guest stands still for as long as the snapshot takes: here `sheep` does, until it is let go.
 #[test]
-fn the_guest_stands_still_while_the_snapshot_is_taken() {
-    let sheep = Sheep::start();
-    let guest = Guest::play(sheep.path(), "guest", Habits::default());
-    // What dog asks first is answered; then the daemon is stopped while the guest stands.
-    let hung = Guest::play(
-        sheep.path(),
-        "slow",
-        Habits { silent: Some("guest-fsfreeze-status"), ..Habits::default() },
-    );
-    drop(hung);
-    let mut dog = sheep
-        .command("group snapshot g@t --freeze-deadline 60s", &[&guest])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("dog runs");
-    guest.wait(true);
-    let status = dog.wait().expect("it ends");
-    assert!(status.success());
-    assert!(!guest.stands());
-    assert_eq!(sheep.tags(), ["t"]);
+fn the_snapshot_is_taken_while_all_guests_stand_still() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let monitor = Habits { is_monitor: true, ..Habits::default() };
+    let guests = [("agent", Habits::default()), ("monitor", monitor)]
+        .map(|(name, habits)| Guest::play(scratch.path(), name, habits));
+    let seen = guests.clone();
+    let daemon = Daemon::play(move || {
+        for guest in &seen {
+            assert!(guest.stands());
+            guest.note("snapshot");
+        }
+        Some(Daemon::taken())
+    });
+    let output = daemon.dog("60s", &[&guests[0], &guests[1]]).output().expect("dog runs");
+    assert_eq!(ended(&output).0, 0, "{}", ended(&output).1);
+    let agent =
+        ["guest-fsfreeze-status", "guest-fsfreeze-freeze", "snapshot", "guest-fsfreeze-thaw"];
+    assert_eq!(guests[0].heard(), agent);
+    assert_eq!(guests[1].heard(), ["stop", "snapshot", "cont"]);
 }
 
 #[test]
 fn a_dog_that_is_killed_leaves_no_guest_frozen() {
-    let sheep = Sheep::start();
-    for (number, is_monitor) in [false, true].into_iter().enumerate() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    for is_monitor in [false, true] {
         let habits = Habits { is_monitor, ..Habits::default() };
-        let guest = Guest::play(sheep.path(), &format!("guest{number}"), habits);
-        // A second guest that does not answer keeps dog waiting while the first stands still.
-        let silent = Some("guest-fsfreeze-status");
-        let habits = Habits { silent, ..Habits::default() };
-        let mute = Guest::play(sheep.path(), &format!("mute{number}"), habits);
-        let words = format!("group snapshot g@t{number} --freeze-deadline 5min");
-        let mut dog = sheep
-            .command(&words, &[&guest, &mute])
+        let guest = Guest::play(scratch.path(), &format!("guest-{is_monitor}"), habits);
+        let (sender, asked) = channel();
+        let (end, until) = channel::<()>();
+        let daemon = Daemon::play(move || {
+            sender.send(()).expect("the test waits");
+            let _ = until.recv();
+            None
+        });
+        let mut dog = daemon
+            .dog("5min", &[&guest])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("dog runs");
-        guest.wait(true);
+        asked.recv_timeout(PATIENCE).expect("the snapshot is asked for");
+        assert!(guest.stands());
         dog.kill().expect("killed");
         dog.wait().expect("gone");
         guest.wait(false);
+        drop(end);
     }
-    assert!(sheep.tags().is_empty());
 }
 
 #[test]
 fn a_daemon_that_hangs_holds_no_guest_longer_than_the_deadline() {
-    let sheep = Sheep::start();
-    let guest = Guest::play(sheep.path(), "guest", Habits::default());
-    let silent = Some("guest-fsfreeze-status");
-    let mute = Guest::play(sheep.path(), "mute", Habits { silent, ..Habits::default() });
-    // The daemon is stopped while dog still waits for a guest that does not answer in time, and so
-    // before it is asked for the snapshot: the next dog is the one that meets it.
-    let (code, text) = sheep.dog("group snapshot g@t --freeze-deadline 300ms", &[&guest, &mute]);
-    assert_eq!(code, 1, "{text}");
-    assert!(text.contains("its agent does not answer"), "{text}");
-    assert!(text.contains("no snapshot was taken"), "{text}");
-    assert!(!guest.stands());
-
-    let mut dog = sheep
-        .command("group snapshot g@t --freeze-deadline 3s", &[&guest])
-        .stdout(Stdio::null())
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let guest = Guest::play(scratch.path(), "guest", Habits::default());
+    let (end, until) = channel::<()>();
+    let daemon = Daemon::play(move || {
+        let _ = until.recv();
+        Some(Daemon::taken())
+    });
+    let dog = daemon
+        .dog("1s", &[&guest])
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("dog runs");
     guest.wait(true);
-    sheep.signal(Signal::STOP);
-    // Nothing but the deadline can let it go now, unless the snapshot was quicker than the signal.
+    // Only the deadline can let it go now.
     guest.wait(false);
-    sheep.signal(Signal::CONT);
-    let status = dog.wait().expect("it ends");
-    let mut text = String::new();
-    dog.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
-    if !status.success() {
-        assert_eq!(status.code(), Some(1), "{text}");
-        assert!(text.contains("snapshot g@t was taken, but not within 3s"), "{text}");
+    drop(end);
+    let (code, text) = ended(&dog.wait_with_output().expect("it ends"));
+    assert_eq!(code, 1, "{text}");
+    for part in ["snapshot g@t was taken, but not within 1s", "dog group delete g@t --yes"] {
+        assert!(text.contains(part), "{text}");
     }
-    assert_eq!(sheep.tags(), ["t"]);
+}
+
+#[test]
+fn a_daemon_that_dies_leaves_no_guest_frozen() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let guest = Guest::play(scratch.path(), "guest", Habits::default());
+    let daemon = Daemon::play(|| None);
+    let (code, text) = ended(&daemon.dog("5min", &[&guest]).output().expect("dog runs"));
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("check whether the request took effect"), "{text}");
+    assert_eq!((guest.stands(), guest.heard().len()), (false, 3), "{:?}", guest.heard());
+}
+
+/// Somebody else thaws it while the snapshot is taken: then its file systems may have been written.
+#[test]
+fn a_guest_that_went_on_before_makes_the_snapshot_doubtful() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    for is_monitor in [false, true] {
+        let habits = Habits { is_monitor, ..Habits::default() };
+        let guest = Guest::play(scratch.path(), &format!("guest-{is_monitor}"), habits);
+        let meddler = guest.clone();
+        let daemon = Daemon::play(move || {
+            meddler.state.lock().expect("no panics").stands = false;
+            Some(Daemon::taken())
+        });
+        let (code, text) = ended(&daemon.dog("60s", &[&guest]).output().expect("dog runs"));
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains("but somebody else let the guest at"), "{text}");
+        assert!(!guest.heard().contains(&"cont".into()), "it runs already");
+    }
+}
+
+/// One guest that does not answer in time must not keep the others.
+#[test]
+fn an_agent_that_hangs_costs_the_snapshot_and_nothing_else() {
+    let sheep = Sheep::start();
+    let guest = Guest::play(sheep.path(), "guest", Habits::default());
+    for (number, silent) in
+        ["guest-sync-delimited", "guest-fsfreeze-status"].into_iter().enumerate()
+    {
+        let habits = Habits { silent: Some(silent), ..Habits::default() };
+        let mute = Guest::play(sheep.path(), &format!("mute{number}"), habits);
+        let words = "group snapshot g@t --freeze-deadline 1s";
+        let (code, text) = sheep.dog(words, &[&guest, &mute]);
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains("its agent does not answer"), "{text}");
+        assert!(text.contains("no snapshot was taken"), "{text}");
+        assert!(!guest.stands());
+    }
+    assert!(sheep.tags().is_empty());
 }
 
 #[test]
@@ -432,26 +545,4 @@ fn processors_are_stopped_and_go_on_only_if_they_ran() {
     assert!(text.contains("its processors had been stopped before"), "{text}");
     assert_eq!((guest.heard(), guest.stands()), (vec!["stop".into(), "cont".into()], false));
     assert_eq!((paused.heard(), paused.stands()), (Vec::new(), true));
-}
-
-/// Somebody else thaws it while the snapshot is taken: then its file systems may have been written.
-#[test]
-fn a_guest_that_went_on_before_makes_the_snapshot_doubtful() {
-    let sheep = Sheep::start();
-    let guest = Guest::play(sheep.path(), "guest", Habits::default());
-    let slow = Guest::play(sheep.path(), "slow", Habits { stands: true, ..Habits::default() });
-    let meddler = guest.clone();
-    // It meddles as soon as the guest stands, which is before dog hears that it does, or just then.
-    let meddling = thread::spawn(move || {
-        meddler.wait(true);
-        meddler.state.lock().expect("no panics").stands = false;
-    });
-    let (code, text) = sheep.dog("group snapshot g@t", &[&guest]);
-    meddling.join().expect("no panic");
-    assert!(!guest.stands());
-    if code != 0 {
-        assert_eq!(code, 1, "{text}");
-        assert!(text.contains("somebody else let the guest"), "{text}");
-    }
-    drop(slow);
 }
