@@ -172,7 +172,7 @@ impl Guest {
     }
 }
 
-/// A daemon that the test plays: it has group `g`, and does as told when it is asked for a snapshot.
+/// A daemon that the test plays: it has group `g`, and does as told when asked for a snapshot.
 struct Daemon {
     directory: tempfile::TempDir,
 }
