@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
-    DiskSetup, Guest, Machine, Node, Scratch,
+    DiskSetup, Guest, Machine, Node, Scratch, Tool,
     nbd::{Peer, command},
 };
 use std::fs;
@@ -285,6 +285,67 @@ fn a_real_guest_stands_still_for_a_group_snapshot() -> Result<()> {
     // The guest went on each time.
     ensure!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
     guest.ok("touch /tmp/stop", GUEST_TIME_LIMIT)?;
+    guest.power_off()?;
+    node.stop()
+}
+
+/// A program of e2fsprogs, which are not in every user's path.
+fn e2fsprogs(program: &str) -> Tool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    Tool::new("env").arg(format!("PATH={path}:/usr/sbin:/sbin")).arg(program)
+}
+
+/// What the guest had only in its memory is in the snapshot, and its file system needs no recovery.
+#[test]
+fn a_real_agent_freezes_the_file_systems_and_thaws_them() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = Node::start(&scratch.join("data"), &[])?;
+    node.dog_ok("volume create v 64M")?;
+    node.dog_ok("group create g v")?;
+    let socket = scratch.join("agent");
+    let chardev = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
+    let mut arguments = DiskSetup::new(&node.nbd_socket(), "v").arguments();
+    for word in [
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        &chardev,
+        "-device",
+        "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+    ] {
+        arguments.push(word.to_owned());
+    }
+    let mut guest = Guest::boot_with(Machine::Initramfs, &arguments)?;
+    guest.ok("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt", GUEST_TIME_LIMIT)?;
+    let agent = "qemu-ga -m virtio-serial -p /dev/vport?p1 -t /tmp >/tmp/agent.log 2>&1 &";
+    guest.ok(agent, GUEST_TIME_LIMIT)?;
+    for round in 0..2 {
+        let file = format!("file{round}");
+        let script = format!(
+            "dd if=/dev/urandom of=/mnt/{file} bs=64k count=16 2>/dev/null && \
+                              sha256sum </mnt/{file}"
+        );
+        let digest = guest.ok(&script, GUEST_TIME_LIMIT)?;
+        let words = format!("group snapshot g@t{round} --freeze-deadline 2min --freeze");
+        let said = node.dog(&words).arg(&socket).ok()?;
+        ensure!(said.contains("1 file system was frozen"), "{said}");
+
+        let image = scratch.join("image");
+        node.dog("volume export").arg(format!("v@t{round}")).arg(&image).ok()?;
+        let state = e2fsprogs("dumpe2fs").arg("-h").arg(&image).ok()?;
+        ensure!(!state.contains("needs_recovery"), "it was not frozen: {state}");
+        e2fsprogs("e2fsck").words("-f -n").arg(&image).ok()?;
+        let copy = scratch.join("file");
+        let dump = format!("dump /{file} {}", copy.display());
+        e2fsprogs("debugfs").arg("-R").arg(dump).arg(&image).ok()?;
+        let found = Tool::new("sha256sum").arg(&copy).ok()?;
+        let sum = |text: &str| text.split_whitespace().next().map(str::to_owned);
+        ensure!(sum(&found) == sum(&digest), "{file} is not what the guest had written");
+        fs::remove_file(&image)?;
+        fs::remove_file(&copy)?;
+        // It goes on: a frozen file system would keep this waiting.
+        guest.ok("echo on >/mnt/on && sync", GUEST_TIME_LIMIT)?;
+    }
     guest.power_off()?;
     node.stop()
 }

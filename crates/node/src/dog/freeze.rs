@@ -175,30 +175,31 @@ impl Frozen {
 
     /// Waits until all guests stand still; otherwise says why one does not.
     fn await_all(&mut self) -> Result<(), String> {
-        while self.guards.iter().any(|guard| guard.frozen.is_none()) {
-            if !self.hear(self.until + REPORT_PATIENCE) {
-                let slow = self.guards.iter().find(|guard| guard.frozen.is_none());
-                let socket = slow.expect("just seen").socket.display();
-                return Err(format!(
-                    "the guest at {socket} does not stand still within {}",
-                    self.deadline
-                ));
-            }
+        loop {
             for guard in &self.guards {
-                let socket = guard.socket.display();
                 if let Some(Report::Failed { why }) = &guard.frozen {
+                    let socket = guard.socket.display();
                     return Err(format!("the guest at {socket} cannot be frozen: {why}"));
                 }
-                if guard.ended.is_some() || (guard.silent && guard.frozen.is_none()) {
-                    return Err(format!(
-                        "the guest at {socket} does not stand still any more; give a longer \
-                         --freeze-deadline, or see whether somebody ended the process that looks \
-                         after it"
-                    ));
-                }
+            }
+            let slow = self.guards.iter().find(|guard| guard.frozen.is_none() && !guard.silent);
+            let Some(slow) = slow else { break };
+            let socket = slow.socket.display().to_string();
+            if !self.hear(self.until + REPORT_PATIENCE) {
+                let deadline = self.deadline;
+                return Err(format!(
+                    "the guest at {socket} does not stand still within {deadline}"
+                ));
             }
         }
-        Ok(())
+        match self.guards.iter().find(|guard| guard.ended.is_some() || guard.silent) {
+            None => Ok(()),
+            Some(guard) => Err(format!(
+                "the guest at {} does not stand still any more; give a longer --freeze-deadline, \
+                 or see whether somebody ended the process that looks after it",
+                guard.socket.display()
+            )),
+        }
     }
 
     /// Whether no guard has let its guest go yet.
