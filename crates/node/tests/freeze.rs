@@ -34,6 +34,8 @@ struct Habits {
     refuses: Option<&'static str>,
     /// So many releases find the connection ended instead of an answer.
     deaf_releases: usize,
+    /// It went on by itself before it was let go, and says that as an error.
+    thaws_itself: bool,
 }
 
 /// A guest as its socket shows it.
@@ -123,6 +125,10 @@ impl Guest {
             "guest-fsfreeze-freeze" | "stop" => {
                 state.stands = true;
                 if command == "stop" { json!({}) } else { json!(2) }
+            }
+            "guest-fsfreeze-thaw" if state.habits.thaws_itself => {
+                state.stands = false;
+                return Some(json!({ "error": { "class": "GenericError", "desc": "timeout" } }));
             }
             "guest-fsfreeze-thaw" | "cont" if state.habits.deaf_releases > 0 => {
                 state.habits.deaf_releases -= 1;
@@ -445,9 +451,16 @@ fn a_guest_that_went_on_before_makes_the_snapshot_doubtful() {
         });
         let (code, text) = ended(&daemon.dog("60s", &[&guest]).output().expect("dog runs"));
         assert_eq!(code, 1, "{text}");
-        assert!(text.contains("but somebody else let the guest at"), "{text}");
+        assert!(text.contains("went on meanwhile"), "{text}");
         assert!(!guest.heard().contains(&"cont".into()), "it runs already");
     }
+    let thaws_itself = true;
+    let habits = Habits { thaws_itself, ..Habits::default() };
+    let guest = Guest::play(scratch.path(), "impatient", habits);
+    let daemon = Daemon::play(|| Some(Daemon::taken()));
+    let (code, text) = ended(&daemon.dog("60s", &[&guest]).output().expect("dog runs"));
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("went on meanwhile"), "{text}");
 }
 
 /// One guest that does not answer in time must not keep the others.

@@ -140,7 +140,10 @@ pub fn around<T>(
             format!("the processes that look after the guests were told to let them go{lost}")
         }
         (_, _, Some(socket)) => {
-            format!("somebody else let the guest at {} go on meanwhile{lost}", socket.display())
+            format!(
+                "the guest at {} went on meanwhile, by itself or through somebody else{lost}",
+                socket.display()
+            )
         }
         _ => match ended {
             Ok(stood) => return Ok((taken, stood)),

@@ -137,7 +137,16 @@ impl Guest {
             return self.resume(stillness, wait);
         }
         self.synchronize(wait)?;
-        let thawed = self.call("guest-fsfreeze-thaw", wait)?;
+        let thawed = match self.call("guest-fsfreeze-thaw", wait) {
+            // Some systems let go by themselves after a while, and then refuse to do it again.
+            Err(refused @ Trouble::Refused(_)) => {
+                match self.call("guest-fsfreeze-status", wait)? == "thawed" {
+                    true => return Ok(Release::WentOnBefore),
+                    false => return Err(refused),
+                }
+            }
+            result => result?,
+        };
         let frozen = !matches!(stillness, Stillness::FileSystems(0));
         Ok(match thawed.as_u64() {
             Some(0) if frozen => Release::WentOnBefore,
