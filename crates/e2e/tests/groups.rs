@@ -8,7 +8,7 @@ use e2e::{
     nbd::{Peer, command},
 };
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -56,7 +56,7 @@ impl Chain {
     }
 }
 
-fn write_on(socket: &PathBuf, chain: usize, count: &AtomicU64, end: &AtomicBool) -> Result<()> {
+fn write_on(socket: &Path, chain: usize, count: &AtomicU64, end: &AtomicBool) -> Result<()> {
     let mut peers = Vec::new();
     for volume in 0..VOLUMES {
         let mut peer = Peer::unix(socket)?;
