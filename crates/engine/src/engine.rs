@@ -10,6 +10,7 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod groups;
 mod schedules;
 mod surveys;
 mod trash;
@@ -25,6 +26,7 @@ use crate::{
 };
 use cluster::{Command, Map, ProposalToken, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
+use groups::{GroupSealing, GroupStep};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
@@ -96,6 +98,8 @@ enum Purpose {
     AdminSnapshot(AdminToken, VolumeId, String),
     /// A volume is to go out of the trash for good.
     Purge(VolumeId),
+    /// An administrator asked for something about a group.
+    AdminGroup(AdminToken, GroupStep),
 }
 
 impl Purpose {
@@ -109,7 +113,8 @@ impl Purpose {
             | Purpose::AdminDone(token)
             | Purpose::AdminSchedule(token, ..)
             | Purpose::AdminGone(token, _)
-            | Purpose::AdminSnapshot(token, ..) => Some(*token),
+            | Purpose::AdminSnapshot(token, ..)
+            | Purpose::AdminGroup(token, _) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
@@ -193,6 +198,8 @@ pub struct Engine {
     shrinking: Vec<(AdminToken, VolumeId)>,
     /// Administrators who wait until a layer is sealed.
     sealing: Vec<Sealing>,
+    /// Administrators who wait until layers of all volumes of a group are sealed.
+    group_sealing: Vec<GroupSealing>,
     /// Commands that wait until those who have their volume are gone.
     errands: Vec<Errand>,
     /// Volumes that want their session, nobody has, and the node holds when it is their turn.
@@ -244,6 +251,7 @@ impl Engine {
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
             sealing: Vec::new(),
+            group_sealing: Vec::new(),
             errands: Vec::new(),
             turns: BTreeSet::new(),
             turns_at: None,
@@ -351,6 +359,8 @@ impl Engine {
         for held in self.held.values() {
             if let Some(session) = &held.session {
                 session.check();
+                let epoch = session.epoch().unwrap_or(self.map.epoch());
+                assert_eq!(epoch, self.map.epoch(), "a session goes by another map");
             }
             for connection in &held.connections {
                 assert!(self.links.contains_key(connection), "a held volume's link is lost");
@@ -451,6 +461,7 @@ impl Engine {
             self.look_after_flattens(now);
         }
         self.answer_sealed(now, outputs);
+        self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();

@@ -222,6 +222,20 @@ impl Session {
         self.drive(effects);
     }
 
+    /// Which map it goes by; nothing once it is closed.
+    pub fn epoch(&self) -> Option<proto::Epoch> {
+        (self.life != Life::Closed).then(|| self.map.epoch())
+    }
+
+    /// Whether each change that comes from now on will be in the head of its map, and in no layer
+    /// below it. It is so from the moment the session learns of that head.
+    pub fn is_past_the_cut(&self) -> bool {
+        let Some(volume) = self.map.volume(self.volume) else { return true };
+        // One that opens serves nothing before it has turned, and one that closes takes nothing.
+        let takes_changes = self.life == Life::Open && !self.read_only && !self.is_closing();
+        !takes_changes || self.switch.leads_to(volume.head)
+    }
+
     /// When [`Event::Tick`] wants to come at the latest.
     pub fn deadline(&self) -> Option<Time> {
         if self.life == Life::Closed {

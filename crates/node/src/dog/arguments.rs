@@ -3,6 +3,7 @@
 
 use super::{
     failure::EXIT_CODES_HELP,
+    freeze::Span as FreezeSpan,
     moment::Moment,
     name::{DiskName, Name, SnapshotName, VolumeName},
 };
@@ -61,6 +62,9 @@ pub enum Noun {
     /// Virtual disks: create, list, resize, snapshot, clone, import, export, attach
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Groups of volumes whose snapshots are taken at one moment
+    #[command(subcommand)]
+    Group(GroupVerb),
     /// Disks of the node: list, scrub
     #[command(subcommand)]
     Disk(DiskVerb),
@@ -162,6 +166,8 @@ pub enum VolumeVerb {
         /// The volume and the new snapshot's tag
         #[arg(value_name = "NAME@TAG")]
         name: SnapshotName,
+        #[command(flatten)]
+        freeze: FreezeOptions,
     },
     /// List the snapshots of a volume
     Snapshots {
@@ -382,6 +388,83 @@ pub enum ExportFormat {
     Qcow2,
 }
 
+/// What to do with groups of volumes.
+#[derive(Debug, Subcommand)]
+pub enum GroupVerb {
+    /// Make a group of volumes
+    Create {
+        /// Its name
+        name: String,
+        /// Its volumes; more can be added later
+        volumes: Vec<VolumeName>,
+    },
+    /// Delete a group, while its volumes and all snapshots stay; or delete a snapshot of a group,
+    /// in all of its volumes
+    Delete {
+        /// A group, or a snapshot of it as NAME@TAG
+        name: Name,
+        /// Really delete the snapshot: there is no way back to it then. A group alone needs this
+        /// not
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// List all groups
+    List,
+    /// Show the volumes and snapshots of a group, or one of its snapshots
+    Info {
+        /// A group, or a snapshot of it as NAME@TAG
+        name: Name,
+    },
+    /// Add volumes to a group
+    Add {
+        /// The group's name
+        name: String,
+        /// Which volumes
+        #[arg(required = true)]
+        volumes: Vec<VolumeName>,
+    },
+    /// Take volumes out of a group; their snapshots stay
+    Remove {
+        /// The group's name
+        name: String,
+        /// Which volumes
+        #[arg(required = true)]
+        volumes: Vec<VolumeName>,
+    },
+    /// Take a snapshot of all volumes of a group at one moment, while they are attached or not. It
+    /// can be read when this returns
+    Snapshot {
+        /// The group and the new snapshot's tag, which each volume's snapshot gets
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        #[command(flatten)]
+        freeze: FreezeOptions,
+    },
+    /// Give all volumes of a group snapshot the content and size they had then, or none of them.
+    /// Nobody may have one of them attached
+    Rollback {
+        /// The group and the snapshot's tag
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        /// Really do it: what was written since the last snapshots is lost
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Guests that stand still for a snapshot.
+#[derive(Debug, Args)]
+pub struct FreezeOptions {
+    /// Let a guest stand still meanwhile: the socket of its guest agent, whose file systems are
+    /// frozen, or of QEMU's monitor (QMP), whose processors are stopped. May be given several times
+    #[arg(long, value_name = "SOCKET")]
+    pub freeze: Vec<PathBuf>,
+    /// How long guests stand still at most: they go on after that whatever happens, and what was
+    /// not done by then counts as failed. A number with ms, s or min
+    #[arg(long, value_name = "TIME", default_value = "10s", requires = "freeze")]
+    pub freeze_deadline: FreezeSpan,
+}
+
 /// What to do with disks.
 #[derive(Debug, Subcommand)]
 pub enum DiskVerb {
@@ -519,6 +602,19 @@ mod tests {
             "dog trash purge disk1 --yes",
             "dog trash purge --all --yes",
             "dog volume snapshot disk1@monday",
+            "dog volume snapshot disk1@monday --freeze /run/ga.sock --freeze-deadline 5s",
+            "dog group create db data log",
+            "dog group create db",
+            "dog group add db data log",
+            "dog group remove db log",
+            "dog group list --json",
+            "dog group info db",
+            "dog group info db@monday",
+            "dog group snapshot db@monday",
+            "dog group snapshot db@monday --freeze a.sock --freeze b.sock --freeze-deadline 500ms",
+            "dog group rollback db@monday --yes",
+            "dog group delete db@monday --yes",
+            "dog group delete db",
             "dog volume snapshots disk1",
             "dog volume snapshots disk1 --reclaimable --json",
             "dog volume info disk1@monday",
@@ -578,6 +674,10 @@ mod tests {
             "dog volume read disk1 --offset 0",
             "dog volume export disk1 file --format vmdk",
             "dog volume snapshot disk1",
+            "dog volume snapshot disk1@a --freeze-deadline 5s",
+            "dog group snapshot db@a --freeze s --freeze-deadline 1h",
+            "dog group add db",
+            "dog group create db data@monday",
             "dog volume snapshot disk1@",
             "dog volume snapshot disk1@a@b",
             "dog volume snapshots disk1@monday",

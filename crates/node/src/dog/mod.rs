@@ -16,6 +16,8 @@ mod disk;
 mod export;
 mod failure;
 mod foreign;
+mod freeze;
+mod group;
 mod import;
 mod interrupt;
 mod jobs;
@@ -61,6 +63,9 @@ const START_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
+    if let Some(code) = freeze::guard::asked_for() {
+        return code;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         // Help, the version, and help for who gave no verb: as clap prints them.
@@ -113,6 +118,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let context = Context::new(&arguments.global);
     match arguments.noun {
         Noun::Volume(verb) => volume::run(&context, verb)?,
+        Noun::Group(verb) => group::run(&context, verb)?,
         Noun::Disk(verb) => disk::run(&context, verb)?,
         Noun::Node(verb) => status::node(&context, verb)?,
         Noun::Status => return status::status(&context),

@@ -3,6 +3,8 @@
 
 use super::{
     Context, Failure,
+    arguments::FreezeOptions,
+    freeze,
     interrupt::Interrupt,
     moment::Moment,
     name::SnapshotName,
@@ -41,14 +43,31 @@ impl Context {
 }
 
 /// Takes a snapshot.
-pub fn create(context: &Context, name: SnapshotName) -> Result<(), Failure> {
-    let SnapshotName { volume, tag } = name.clone();
-    let reply = context.ask(&AdminRequest::SnapshotCreate { name: volume, tag })?;
-    let AdminReply::Snapshot(snapshot) = reply else { return Err(Failure::mismatch()) };
-    if context.json {
-        return print::json(&snapshot);
+pub fn create(
+    context: &Context,
+    name: SnapshotName,
+    options: &FreezeOptions,
+) -> Result<(), Failure> {
+    if !options.freeze.is_empty()
+        && context.snapshots(&name.volume, false)?.iter().any(|known| known.tag == name.tag)
+    {
+        // Known before a guest stands still for it.
+        return Err(Failure::conflict(format!(
+            "volume {} has a snapshot {} already; choose another tag",
+            name.volume, name.tag
+        )));
     }
-    print::text(&format!("snapshot {name} of {} taken\n", Size(snapshot.bytes)))
+    let undo = format!("dog volume delete {name} --yes");
+    let (snapshot, guests) = freeze::around(options, &name.to_string(), &undo, || {
+        let SnapshotName { volume, tag } = name.clone();
+        match context.ask(&AdminRequest::SnapshotCreate { name: volume, tag })? {
+            AdminReply::Snapshot(snapshot) => Ok(snapshot),
+            _ => Err(Failure::mismatch()),
+        }
+    })?;
+    let words = freeze::words(&guests);
+    let text = format!("{words}snapshot {name} of {} taken\n", Size(snapshot.bytes));
+    freeze::show(context, &snapshot, &guests, &text)
 }
 
 /// Lists the snapshots of a volume.

@@ -63,7 +63,7 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Delete { name: Name::Snapshot(name), yes, .. } => {
             snapshot::delete(context, name, yes)
         }
-        VolumeVerb::Snapshot { name } => snapshot::create(context, name),
+        VolumeVerb::Snapshot { name, freeze } => snapshot::create(context, name, &freeze),
         VolumeVerb::Snapshots { name, reclaimable } => {
             snapshot::list(context, &name.0, reclaimable)
         }
