@@ -100,6 +100,8 @@ enum Purpose {
     Purge(VolumeId),
     /// An administrator asked for something about a group.
     AdminGroup(AdminToken, GroupStep),
+    /// A group snapshot that was being taken when the node ended, by group and tag.
+    TornGroup(String, String),
 }
 
 impl Purpose {
@@ -122,6 +124,7 @@ impl Purpose {
             | Purpose::Duty(_)
             | Purpose::Scheduled(..)
             | Purpose::Surplus(_)
+            | Purpose::TornGroup(..)
             | Purpose::Purge(_) => None,
         }
     }
@@ -200,6 +203,8 @@ pub struct Engine {
     sealing: Vec<Sealing>,
     /// Administrators who wait until layers of all volumes of a group are sealed.
     group_sealing: Vec<GroupSealing>,
+    /// Group snapshots that were being taken when the node ended the last time, by group and tag.
+    torn_groups: BTreeSet<(String, String)>,
     /// Commands that wait until those who have their volume are gone.
     errands: Vec<Errand>,
     /// Volumes that want their session, nobody has, and the node holds when it is their turn.
@@ -252,6 +257,7 @@ impl Engine {
             shrinking: Vec::new(),
             sealing: Vec::new(),
             group_sealing: Vec::new(),
+            torn_groups: BTreeSet::new(),
             errands: Vec::new(),
             turns: BTreeSet::new(),
             turns_at: None,

@@ -99,6 +99,9 @@ impl Engine {
                 self.slot_taken(now, key, slot, result, outputs);
             }
             (Purpose::Surplus(volume), _) => self.surplus_dropped(volume),
+            (Purpose::TornGroup(name, tag), result) => {
+                self.torn_group_dropped((&name, &tag), result, outputs);
+            }
             (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (Purpose::AdminGroup(token, step), Err(refusal)) => {
@@ -190,6 +193,7 @@ impl Engine {
         }
         self.duty_done(volume);
         self.reconsider_schedules(volume);
+        self.drop_torn_groups();
     }
 
     fn drop_layers(&mut self, layers: &[(LineageId, LayerId)]) {

@@ -2,7 +2,7 @@
 
 use super::{Engine, Phase, Purpose, Work, administer::refused, errands::Needs};
 use crate::{
-    Output,
+    NoticeLevel, Output,
     admin::{
         AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken, GroupMemberReport,
         GroupReport, GroupSnapshotReport,
@@ -246,7 +246,8 @@ impl Engine {
         let (done, later) = match is_rollback {
             false => (
                 format!("snapshot {group}@{tag} was taken"),
-                "it can be read, cloned and deleted as soon as they have",
+                "it can be read, cloned and deleted as soon as they have, and should the node end \
+                 before that, it is deleted at its next start",
             ),
             true => (
                 format!("group {group} was rolled back to {tag}"),
@@ -273,6 +274,58 @@ impl Engine {
                 waiting.waits.iter().any(|(volume, layer)| self.is_sealing(*volume, *layer));
             assert!(waits, "{waiting:?} waits for what is sealed");
         }
+    }
+
+    // -- snapshots that a crash interrupted --
+
+    /// After a start: finds the group snapshots that were being taken when the node ended. Of what
+    /// was not flushed then a power cut may have left something in one volume and lost what came
+    /// before it in another, so they need not be one moment of all volumes: they go, as soon as
+    /// they are sealed. Nobody was told that they can be read.
+    pub(super) fn begin_groups(&mut self) {
+        for group in self.map.groups() {
+            for snapshot in &group.snapshots {
+                let mut members = snapshot.members.iter();
+                if members.any(|&(volume, layer)| self.is_sealing(volume, layer)) {
+                    self.torn_groups.insert((group.name.clone(), snapshot.tag.clone()));
+                }
+            }
+        }
+    }
+
+    /// Deletes those of them that are sealed by now.
+    pub(super) fn drop_torn_groups(&mut self) {
+        let unix_s = self.unix_s();
+        for (name, tag) in std::mem::take(&mut self.torn_groups) {
+            // Deleted by somebody else meanwhile.
+            let Ok(members) = self.members(&name, &tag) else { continue };
+            if members.iter().any(|&(volume, layer)| self.is_sealing(volume, layer)) {
+                self.torn_groups.insert((name, tag));
+                continue;
+            }
+            let needs = members.iter().map(|&(v, layer)| (v, Needs::Snapshot(layer))).collect();
+            let purpose = Purpose::TornGroup(name.clone(), tag.clone());
+            let command = Command::DropGroupSnapshot { name, tag, unix_s };
+            self.propose_when_all_free(needs, command, purpose);
+        }
+    }
+
+    /// One of them was deleted, or could not be.
+    pub(super) fn torn_group_dropped(
+        &self,
+        (name, tag): (&str, &str),
+        result: Result<Answer, Refusal>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let what = format!("group snapshot {name}@{tag} was being taken when the node ended");
+        let sentence = match result {
+            Ok(_) => format!("{what} and was deleted; take another one"),
+            Err(refusal) => format!(
+                "{what}, need not be one moment of all volumes, and could not be deleted \
+                 ({refusal}): do it with `dog group delete {name}@{tag} --yes`"
+            ),
+        };
+        outputs.push(Output::Notice { level: NoticeLevel::Warning, sentence });
     }
 
     // -- reports --
