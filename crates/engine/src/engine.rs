@@ -10,6 +10,7 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod sources;
 mod surveys;
 
 use crate::{
@@ -26,6 +27,7 @@ use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
 };
+use sources::{Creation, SourceRoute};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -79,6 +81,8 @@ enum Purpose {
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
     AdminDone(AdminToken),
+    /// An administrator asked for a volume with a source: answer with the named volume.
+    AdminFrom(AdminToken, String),
 }
 
 impl Purpose {
@@ -89,7 +93,8 @@ impl Purpose {
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
             | Purpose::AdminSame(token, _)
-            | Purpose::AdminDone(token) => Some(*token),
+            | Purpose::AdminDone(token)
+            | Purpose::AdminFrom(token, _) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
@@ -184,6 +189,11 @@ pub struct Engine {
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
     next_survey: u64,
+    /// Questions to sources.
+    asked_sources: Routes<SourceRoute>,
+    /// Volumes that wait for their source to be made, and the last one's number.
+    creations: BTreeMap<u64, Creation>,
+    last_creation: u64,
     work: VecDeque<Work>,
 }
 
@@ -224,6 +234,9 @@ impl Engine {
             flattens_at: None,
             surveys: BTreeMap::new(),
             next_survey: 0,
+            asked_sources: Routes::new(),
+            creations: BTreeMap::new(),
+            last_creation: 0,
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -269,6 +282,7 @@ impl Engine {
             }
             Input::Tick => self.handle_tick(now, outputs),
             Input::Stop => self.handle_stop(outputs),
+            Input::Source { token, result } => self.handle_source(token, result, outputs),
         }
         self.run(now, outputs);
     }
@@ -291,8 +305,13 @@ impl Engine {
         let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
         let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
         let journal = self.can_verify_journal().then_some(self.verify_journal_at);
-        let own =
-            [self.turns_at, self.flattens_at, self.errands_deadline(), self.surveys_deadline()];
+        let own = [
+            self.turns_at,
+            self.flattens_at,
+            self.errands_deadline(),
+            self.surveys_deadline(),
+            self.creations_deadline(),
+        ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
 
@@ -404,6 +423,7 @@ impl Engine {
         }
         self.answer_sealed(now, outputs);
         self.advance_surveys(now, outputs);
+        self.expire_creations(Some(now), outputs);
     }
 
     fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
@@ -521,6 +541,10 @@ impl Engine {
             volume::Effect::Flattened => {
                 let command = Command::Flattened { volume, generation };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::Source { token, layer, offset, length, kind_only } => {
+                let what = (offset, length, kind_only);
+                self.ask_source((id, generation, token), layer, what, outputs);
             }
             volume::Effect::Fenced => {
                 let held = self.held.get(&id).expect("its session speaks");

@@ -11,6 +11,7 @@ use crate::{
     http, log,
     settings::{Settings, Stop},
     sockets,
+    source::Sources,
     systemd::{self, notify},
 };
 use mio::Poll;
@@ -168,6 +169,7 @@ fn engine_settings(
         disks: disks.collect(),
         unix_s: since_1970.as_secs(),
         version: env!("CARGO_PKG_VERSION").to_string(),
+        fill_bytes_per_s: settings.fill_rate,
     }
 }
 
@@ -180,6 +182,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
     let (ready, mut readied) = oneshot::channel();
     let (end, mut ended) = oneshot::channel();
     let disk_engine = settings.disk_engine;
+    let sources = Sources::new(asker.waker(), settings.nbd_listen);
     let thread = std::thread::Builder::new().name("data".to_string()).spawn(move || {
         let run = || {
             // The ring belongs to the thread that makes it.
@@ -193,6 +196,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
                 listeners: nbd,
                 commands,
                 ready,
+                sources,
             };
             let data = DataThread::new(parts).map_err(|error| format!("cannot start: {error}"))?;
             data.run()

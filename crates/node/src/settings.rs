@@ -52,6 +52,8 @@ pub struct Settings {
     pub stop_timeout: Duration,
     /// The least important events that are logged.
     pub log_level: tracing::Level,
+    /// How many bytes a second are copied into a volume that is filled or flattened; 0: no bound.
+    pub fill_rate: u64,
 }
 
 /// One setting.
@@ -277,6 +279,19 @@ pub const SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    Setting {
+        name: "fill-rate",
+        value: "SIZE",
+        default: "100M",
+        limit: "bytes a second; 0 is as fast as it goes",
+        doc: "How much is copied each second, in the background, into each volume that is filled \
+              from a source or flattened.",
+        hidden: false,
+        take: |settings, text| {
+            settings.fill_rate = parse::<Size>(text)?.0;
+            Ok(())
+        },
+    },
 ];
 
 /// Why there are no settings to start with.
@@ -305,6 +320,7 @@ impl Settings {
             disk_engine: Performer::Auto,
             stop_timeout: Duration::ZERO,
             log_level: tracing::Level::INFO,
+            fill_rate: 0,
         };
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             (setting.take)(&mut settings, setting.default).expect("defaults are right");
@@ -582,6 +598,7 @@ mod tests {
             ("disk-engine", "threads"),
             ("stop-timeout", "7"),
             ("log-level", "debug"),
+            ("fill-rate", "1M"),
         ];
         assert_eq!(samples.map(|(name, _)| name).to_vec(), {
             SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>()

@@ -113,6 +113,7 @@ impl SimNode {
             }],
             unix_s: 1_700_000_000,
             version: "simulated".into(),
+            fill_bytes_per_s: 0,
         };
         let mut outputs = Vec::new();
         let engine = Engine::new(now, settings, &mut outputs);

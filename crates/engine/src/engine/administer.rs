@@ -100,6 +100,10 @@ impl Engine {
                 let volume = self.map.volume(volume).expect("found just now");
                 AdminReply::Snapshots(self.snapshot_reports(volume))
             }
+            AdminRequest::VolumeCreateFrom { name, bytes, from } => {
+                self.begin_creation(now, token, (name, bytes, from), outputs)?;
+                return Ok(None);
+            }
             request => {
                 self.administer_layers(token, request)?;
                 return Ok(None);

@@ -102,6 +102,7 @@ impl World {
             }],
             unix_s: UNIX_S,
             version: "test".into(),
+            fill_bytes_per_s: 0,
         };
         let mut outputs = Vec::new();
         let now = Time(1);

@@ -15,33 +15,31 @@ mod disk;
 mod export;
 mod failure;
 mod foreign;
+mod from;
 mod import;
 mod interrupt;
 mod jobs;
 mod manual;
 mod name;
-mod nbd_client;
-mod nbd_handshake;
-mod nbd_wire;
 mod print;
 mod progress;
 mod snapshot;
 mod source;
 mod status;
-mod transfer;
+pub(crate) mod transfer;
 mod tree;
 mod volume;
 
 use crate::{
     api,
     client::{Client, ClientError},
+    nbd_client::NbdClient,
 };
 use arguments::{Arguments, Global, Noun};
 use clap::{Parser, error::ErrorKind};
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest};
 use failure::{Failure, FailureKind};
 use interrupt::Interrupt;
-use nbd_client::NbdClient;
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -148,7 +146,7 @@ impl Context {
 
     /// Attaches a volume over the NBD socket.
     fn attach(&self, name: &str, interrupt: &Interrupt) -> Result<NbdClient, Failure> {
-        Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.clone())?)
+        Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.watch())?)
     }
 
     /// A note for people, beside the result.
