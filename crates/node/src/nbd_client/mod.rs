@@ -520,7 +520,8 @@ impl NbdClient {
     fn simple_reply(&mut self, cookie: u64, code: u32) -> Result<(), &'static str> {
         let pending = self.pending.get_mut(&cookie).ok_or("a reply to no request")?;
         if code != 0 {
-            pending.error = Some(NbdError::Request { code, sentence: error_sentence(code) });
+            pending.error =
+                Some(NbdError::Request { code, sentence: self.peer.request_failed(code) });
         } else if pending.command == COMMAND_READ {
             if self.export.structured {
                 return Err("a simple reply to a read");
@@ -568,7 +569,7 @@ impl NbdClient {
                 pending.extents = parse_extents(&body[4..], pending.length)?;
             }
             kind if kind & CHUNK_ERROR_BIT != 0 => {
-                pending.error = Some(parse_error(kind, body)?);
+                pending.error = Some(parse_error(self.peer, kind, body)?);
             }
             _ => return Err("a chunk of an unknown kind"),
         }
@@ -687,7 +688,7 @@ fn parse_extents(body: &[u8], asked: u32) -> Result<Vec<Extent>, &'static str> {
 }
 
 /// The body of an error chunk.
-fn parse_error(kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
+fn parse_error(peer: Peer, kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
     let (Some(code), Some(length)) = (be32(body, 0), be16(body, 4)) else {
         return Err("an error that is too short");
     };
@@ -697,7 +698,7 @@ fn parse_error(kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
         return Err("an error of a wrong length");
     }
     let message = printable(&body[6..6 + length]);
-    let sentence = if message.is_empty() { error_sentence(code) } else { message };
+    let sentence = if message.is_empty() { peer.request_failed(code) } else { message };
     Ok(NbdError::Request { code, sentence })
 }
 

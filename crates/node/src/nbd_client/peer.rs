@@ -1,6 +1,7 @@
 //! Who is at the other end, and so what people are told about it: `dog` ends with a sentence, the
 //! source of a volume is waited for, and a few words say why.
 
+use super::wire::error_sentence;
 use proto::limits::{SOURCE_CONNECT_MS_MAX, SOURCE_SILENT_MS_MAX};
 use std::{fmt, io, time::Duration};
 
@@ -136,6 +137,15 @@ impl Peer {
                 format!("volume `{name}` is in use; `dog volume info {name}` shows by whom")
             }
             Peer::Source => format!("it does not give export {name:?} to us"),
+        }
+    }
+
+    /// One request failed.
+    pub(super) fn request_failed(self, code: u32) -> String {
+        match (self, code) {
+            (Peer::Daemon, _) => error_sentence(code),
+            (Peer::Source, 5) => "it has an I/O error there".to_string(),
+            (Peer::Source, _) => format!("it refuses a request (NBD error {code})"),
         }
     }
 
