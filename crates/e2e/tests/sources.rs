@@ -186,8 +186,8 @@ fn writes_and_what_was_never_written_survive_kill_9_of_either_side() -> Result<(
         node.begin()?;
     }
     load.wait_for_writes(100)?;
-    node.dog_ok("volume snapshot v@half")?;
     let history = load.stop()?;
+    node.dog_ok("volume snapshot v@half")?;
     let found = content(&node, "v")?;
     history.check_latest(&found)?;
     ensure!(!is_filled(&node, "v")?, "it was filled too early to show anything");

@@ -3,6 +3,7 @@
 
 mod orders;
 mod snapshots;
+mod sources;
 mod support;
 mod trees;
 

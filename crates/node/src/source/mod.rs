@@ -192,6 +192,10 @@ impl Reader {
         if wanted == SourceWanted::Open {
             let own_export = open.own_export();
             let result = open.bytes().map(|bytes| SourceReply::Opened { bytes, own_export });
+            if self.asked.is_empty() {
+                // Nothing may come of it.
+                self.open = None;
+            }
             return self.answer(token, result);
         }
         match open.ask(number, wanted) {
