@@ -37,6 +37,8 @@ pub(crate) struct Flatten {
     pace: Pace,
     /// When it was last looked how fast it goes, how far it was then, and how fast it had gone.
     measured: Option<(Time, u64, u64)>,
+    /// How often copies may have been lost.
+    losses: u64,
     /// All was copied when this work was the next: nothing shows through for it and later ones.
     flat_from: Option<u64>,
 }
@@ -122,6 +124,23 @@ impl Flatten {
             Stage::Idle => self.flat_from.is_some_and(|from| work >= from),
             Stage::Copying | Stage::Failed(_) => false,
         }
+    }
+
+    /// Whether everything that shows through was copied, and nothing of that lost.
+    pub(crate) fn has_copied_all(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Waiting { .. } | Stage::Flushing { .. } | Stage::Reported { .. }
+        ) || (matches!(self.stage, Stage::Idle) && self.flat_from.is_some())
+    }
+
+    /// Likewise, and already when so many losses were known.
+    pub(crate) fn is_copied_since(&self, losses: u64) -> bool {
+        self.has_copied_all() && self.losses == losses
+    }
+
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
     }
 
     fn is_running(&self) -> bool {
@@ -289,6 +308,7 @@ impl Session {
 
     /// Copies that were not stable may be gone with their disk: all is looked at once more.
     pub(crate) fn copies_lost(&mut self) {
+        self.flatten.losses += 1;
         let stage = &mut self.flatten.stage;
         if matches!(stage, Stage::Copying | Stage::Waiting { .. } | Stage::Flushing { .. }) {
             *stage = Stage::Copying;

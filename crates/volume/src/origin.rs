@@ -40,7 +40,7 @@ pub(crate) struct Follow {
     pub(crate) role: Role,
     pub(crate) index: u32,
     pub(crate) kind_only: bool,
-    chain: Arc<[Origin]>,
+    pub(crate) chain: Arc<[Origin]>,
     /// What was found so far, by its first block.
     found: BTreeMap<u32, Found>,
     /// What is to be asked for: how far along the chain, and which blocks.

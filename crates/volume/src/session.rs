@@ -115,6 +115,13 @@ pub(crate) enum Role {
         follow: u64,
         level: usize,
     },
+    /// Likewise, but of the volume's own disks instead of the source that it was asked of: all was
+    /// copied meanwhile, and copies had been lost so many times by then.
+    Instead {
+        follow: u64,
+        level: usize,
+        losses: u64,
+    },
     /// Finds out what is to be copied.
     Look,
     /// Finds out which of it still is, now that nobody else can write there.
@@ -581,7 +588,20 @@ impl Session {
         let number = piece.work;
         self.works.at_mut(number).expect("a work outlives its pieces").in_flight -= 1;
         match (piece, result) {
-            (Piece { role: Role::Through { follow, level }, place, .. }, result) => {
+            (Piece { role: Role::Instead { follow, level, losses }, place, .. }, Ok(_))
+                if !self.flatten.is_copied_since(losses) =>
+            {
+                let (_, blocks) = place.expect("it is a look");
+                self.ask_source_again(follow, level, blocks);
+            }
+            (
+                Piece {
+                    role: Role::Through { follow, level } | Role::Instead { follow, level, .. },
+                    place,
+                    ..
+                },
+                result,
+            ) => {
                 let (_, blocks) = place.expect("it is a look");
                 let whole = self.take_through(follow, level, blocks, result.as_ref().ok());
                 if let Some(Whole { role, answer, places }) = whole {
@@ -710,8 +730,14 @@ impl Session {
     /// Does what the coordinator wants until it wants nothing more.
     fn drive(&mut self, effects: &mut Vec<Effect>) {
         self.carry_out(effects);
-        while self.sources.len() > 0 && (self.life == Life::Fenced || self.is_closing()) {
-            self.give_up_sources(effects);
+        while self.sources.len() > 0 {
+            if self.life == Life::Fenced || self.is_closing() {
+                self.give_up_sources(effects);
+            } else if self.flatten.has_copied_all() {
+                self.ask_disks_instead();
+            } else {
+                break;
+            }
             self.carry_out(effects);
         }
         self.pump_sources(effects);

@@ -218,6 +218,32 @@ impl Session {
         }
     }
 
+    /// All was copied: what sources are still asked is here by now, and they may be gone for ever.
+    pub(crate) fn ask_disks_instead(&mut self) {
+        let losses = self.flatten.losses();
+        for question in std::mem::take(&mut self.sources.questions).into_values() {
+            let piece = self.pieces.remove(question.piece).expect("it waits for the question");
+            self.works.at_mut(piece.work).expect("a work outlives its pieces").in_flight -= 1;
+            let (index, blocks) = piece.place.expect("it is a look");
+            let Role::Through { follow, level } = piece.role else {
+                unreachable!("only these ask sources")
+            };
+            let source = replica::Source::Own;
+            let request = match question.kind_only {
+                true => replica::Request::Map { source, index, blocks },
+                false => replica::Request::Read { source, index, blocks },
+            };
+            self.send(piece.work, Role::Instead { follow, level, losses }, request);
+        }
+    }
+
+    /// Copies were lost meanwhile: only the source has what was asked for.
+    pub(crate) fn ask_source_again(&mut self, follow: u64, level: usize, blocks: BlockRange) {
+        let origin = self.follows.at(follow).expect("it waits for this").chain[level];
+        let is_asked = self.ask_source(follow, level, origin, blocks);
+        assert!(is_asked, "the source stays while something is to be copied from it");
+    }
+
     /// The background is not to go on: what it asked of sources is given up.
     pub(crate) fn give_up_background(&mut self, effects: &mut Vec<Effect>) {
         let background = |(_, question): &(&u64, &Question)| question.background;

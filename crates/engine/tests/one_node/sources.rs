@@ -80,11 +80,12 @@ impl Far {
         let token = AdminToken(world.next);
         world.next += 1;
         world.tell(Input::Admin { token, request });
-        for output in self.pass(world, 1) {
-            match output {
-                Output::Admin { token: answered, result } if answered == token => return *result,
-                other => panic!("{other:?}"),
-            }
+        let said = self.pass(world, 1);
+        if let [Output::Admin { token: answered, .. }] = said[..]
+            && answered == token
+            && let Some(Output::Admin { result, .. }) = said.into_iter().next()
+        {
+            return *result;
         }
         panic!("no answer");
     }

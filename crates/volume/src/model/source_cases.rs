@@ -240,3 +240,80 @@ fn an_answer_that_does_not_fit_is_none() {
     world.settle();
     world.close();
 }
+
+/// What a flatten had fetched before a shrink came back behind the end when the volume grew again.
+#[test]
+fn what_was_fetched_before_a_shrink_is_not_copied_after_it() {
+    let mut world = World::new(1, 8 << 20, CALM);
+    world.settle();
+    world.close();
+    world.create_from_source(2 << 20, 2 << 20);
+    world.settle();
+    world.tell(Event::Flatten { start: true });
+    let mut held = None;
+    for _ in 0..3_000 {
+        world.disk.step(&mut world.random);
+        world.deliver();
+        let questions = &mut world.source.questions;
+        if let Some(place) = questions.iter().position(|question| question.offset == 1 << 20) {
+            held = Some(questions.remove(place));
+        }
+        world.deliver_source();
+        world.pass(Duration::from_millis(1));
+    }
+    let held = held.expect("it was asked");
+    assert!(world.source.questions.is_empty(), "all but one was fetched");
+    let volume = world.volume;
+    for bytes in [1 << 20, 2 << 20] {
+        let resize = Command::ResizeVolume { volume, bytes, allow_shrink: true };
+        world.state.apply(&resize).expect("no shrink is under way");
+        rest(&mut world, 500);
+        let map = world.state.map();
+        assert_eq!(map.volume(volume).expect("it exists").pending_discard, None);
+    }
+    world.source.questions.push(held);
+    rest(&mut world, 500);
+    world.read(2048, 2048);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
+
+/// A question of status locks nothing. One that had been passed on to the source when the last block
+/// was copied waited for ever if the source then went away for good, and with it the end of the
+/// filling.
+#[test]
+fn a_status_that_waits_for_a_source_ends_when_all_was_copied() {
+    for dies in [false, true] {
+        let mut world = world();
+        let what = What::Status { first: 4096, sectors: 16 };
+        world.request(4096, 16, Operation::Status, what, None);
+        while world.source.questions.is_empty() {
+            world.disk.step(&mut world.random);
+            world.deliver();
+        }
+        // These are never answered.
+        world.source.questions.clear();
+        world.tell(Event::Flatten { start: true });
+        let mut has_died = false;
+        for _ in 0..100_000 {
+            if world.flattened > 0 {
+                break;
+            }
+            let state = world.session.flattening().expect("it goes on");
+            if dies && !has_died && state.done_bytes == state.total_bytes {
+                has_died = true;
+                world.die(true);
+                world.reopen();
+                world.tell_map();
+            }
+            world.advance();
+        }
+        assert_eq!((world.flattened, world.open.len(), has_died), (1, 0, dies));
+        world.source.down = Some("gone for ever");
+        world.read(0, 3 * OBJECT_SECTORS);
+        world.settle();
+        world.close();
+        world.check_snapshots();
+    }
+}
