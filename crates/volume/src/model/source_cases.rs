@@ -279,9 +279,9 @@ fn what_was_fetched_before_a_shrink_is_not_copied_after_it() {
     world.check_snapshots();
 }
 
-/// A question of status locks nothing. One that had been passed on to the source when the last block
-/// was copied waited for ever if the source then went away for good, and with it the end of the
-/// filling.
+/// A question of status locks nothing. One that had been passed on to the source when the last
+/// block was copied waited for ever if the source then went away for good, and with it the end of
+/// the filling.
 #[test]
 fn a_status_that_waits_for_a_source_ends_when_all_was_copied() {
     for dies in [false, true] {
