@@ -16,6 +16,8 @@ pub fn create(
     let interrupt = Interrupt::listen()?;
     let from = address(from)?;
     let bytes = size.map(|size| size.0);
+    // This waits for a daemon that is starting.
+    context.ask(&AdminRequest::NodeInfo)?;
     let request = AdminRequest::VolumeCreateFrom { name, bytes, from };
     let volume = context.ask_for_volume(&request)?;
     if wait {

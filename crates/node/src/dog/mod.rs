@@ -125,7 +125,10 @@ impl Context {
 
     /// Asks the daemon. One that is starting is waited for.
     fn ask(&self, request: &AdminRequest) -> Result<AdminReply, Failure> {
-        let until = Instant::now() + START_PATIENCE;
+        // A source that cannot be had is told at once; the daemon has waited for it already.
+        let is_told_at_once = matches!(request, AdminRequest::VolumeCreateFrom { .. });
+        let patience = if is_told_at_once { Duration::ZERO } else { START_PATIENCE };
+        let until = Instant::now() + patience;
         loop {
             match self.client.request(request) {
                 Err(ClientError::Refused(AdminError {
