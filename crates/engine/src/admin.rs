@@ -246,6 +246,17 @@ pub enum AdminRequest {
         /// To which of its snapshots.
         tag: String,
     },
+    /// A new volume that has at once what lies elsewhere, and is filled with it in the background.
+    /// Answered by [`AdminReply::Volume`]; [`VolumeReport::flatten`] says how far it is.
+    VolumeCreateFrom {
+        /// Its name.
+        name: String,
+        /// Its size in bytes; nothing: the source's, rounded up to whole blocks.
+        #[serde(default)]
+        bytes: Option<u64>,
+        /// Where the source is: an NBD URI, or the absolute path of a file or device.
+        from: String,
+    },
 }
 
 impl AdminRequest {
@@ -274,6 +285,7 @@ impl AdminRequest {
                 | AdminRequest::GroupSnapshot { .. }
                 | AdminRequest::GroupSnapshotDelete { .. }
                 | AdminRequest::GroupRollback { .. }
+                | AdminRequest::VolumeCreateFrom { .. }
         )
     }
 }
@@ -599,6 +611,9 @@ pub struct OriginReport {
     pub layer: LayerId,
     /// So many bytes from the start show through.
     pub bytes: u64,
+    /// Where it is, if it lies elsewhere.
+    #[serde(default)]
+    pub source: Option<String>,
 }
 
 /// How far flattening is.
@@ -612,6 +627,12 @@ pub struct FlattenReport {
     pub total_bytes: u64,
     /// Why it came to a halt. It is tried again after a while.
     pub error: Option<String>,
+    /// How fast it went of late, in bytes a second; 0 when that is not known.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// Why it does not go on: the source that does not answer, and for how long.
+    #[serde(default)]
+    pub waiting: Option<String>,
 }
 
 /// One snapshot.
@@ -678,7 +699,8 @@ pub struct LayerReport {
     pub parent: Option<LayerId>,
     /// What it is.
     pub kind: LayerKind,
-    /// "volume" for a head, "volume@tag" for a snapshot; nothing for a hidden one.
+    /// "volume" for a head, "volume@tag" for a snapshot, the address of a source; nothing for a
+    /// hidden one.
     pub name: Option<String>,
     /// The volume it belongs to, hidden or not; nothing: that was deleted.
     pub volume: Option<String>,
@@ -703,6 +725,8 @@ pub enum LayerKind {
     Snapshot,
     /// Nothing names it, others show it.
     Hidden,
+    /// It lies elsewhere; its name is where.
+    Source,
 }
 
 /// Who holds a volume.

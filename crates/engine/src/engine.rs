@@ -12,6 +12,7 @@ mod duties;
 mod errands;
 mod groups;
 mod schedules;
+mod sources;
 mod surveys;
 mod trash;
 
@@ -32,6 +33,7 @@ use proto::{
     MemberToken, Time, VolumeId, limits,
 };
 use schedules::Schedules;
+use sources::{Creation, SourceRoute};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -102,6 +104,8 @@ enum Purpose {
     AdminGroup(AdminToken, GroupStep),
     /// A group snapshot that was being taken when the node ended, by group and tag.
     TornGroup(String, String),
+    /// An administrator asked for a volume with a source: answer with the named volume.
+    AdminFrom(AdminToken, String),
 }
 
 impl Purpose {
@@ -116,7 +120,8 @@ impl Purpose {
             | Purpose::AdminSchedule(token, ..)
             | Purpose::AdminGone(token, _)
             | Purpose::AdminSnapshot(token, ..)
-            | Purpose::AdminGroup(token, _) => Some(*token),
+            | Purpose::AdminGroup(token, _)
+            | Purpose::AdminFrom(token, _) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
@@ -223,6 +228,11 @@ pub struct Engine {
     schedules: Schedules,
     /// What is in the trash, and how it is emptied.
     trash: Trash,
+    /// Questions to sources.
+    asked_sources: Routes<SourceRoute>,
+    /// Volumes that wait for their source to be made, and the last one's number.
+    creations: BTreeMap<u64, Creation>,
+    last_creation: u64,
     work: VecDeque<Work>,
 }
 
@@ -267,6 +277,9 @@ impl Engine {
             next_survey: 0,
             schedules: Schedules::new(),
             trash: Trash::default(),
+            asked_sources: Routes::new(),
+            creations: BTreeMap::new(),
+            last_creation: 0,
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -312,6 +325,7 @@ impl Engine {
             }
             Input::Tick => self.handle_tick(now, outputs),
             Input::Stop => self.handle_stop(outputs),
+            Input::Source { token, result } => self.handle_source(token, result, outputs),
         }
         self.run(now, outputs);
     }
@@ -352,6 +366,7 @@ impl Engine {
             self.surveys_deadline(),
             self.schedules_deadline(),
             self.trash.look_at,
+            self.creations_deadline(),
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
@@ -471,6 +486,7 @@ impl Engine {
         self.advance_surveys(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();
+        self.expire_creations(Some(now), outputs);
     }
 
     fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
@@ -589,6 +605,10 @@ impl Engine {
             volume::Effect::Flattened => {
                 let command = Command::Flattened { volume, generation };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::Source { token, layer, offset, length, kind_only } => {
+                let what = (offset, length, kind_only);
+                self.ask_source((id, generation, token), layer, what, outputs);
             }
             volume::Effect::Fenced => {
                 let held = self.held.get(&id).expect("its session speaks");

@@ -267,6 +267,31 @@ pub const FREEZE_RELEASE_MS_MAX: u64 = 86_400_000;
 pub const FREEZE_RELEASE_WAIT_MS: u64 = 15_000;
 /// Longest message of a guest's agent or monitor, in bytes.
 pub const FREEZE_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// What a flatten may copy at once after a rest, in milliseconds of its rate.
+pub const FILL_BURST_MS: u64 = 250;
+/// How often it is looked how fast a flatten goes, in milliseconds.
+pub const FILL_MEASURE_MS: u64 = 2_000;
+/// Pieces of sources that one session asks for at once, each at most one member request long; more
+/// wait in the session. The background takes at most half.
+pub const SOURCE_PIECES_MAX: usize = 16;
+/// After how long a source that failed is asked again, in milliseconds.
+pub const SOURCE_RETRY_MS: u64 = 1_000;
+/// How long a new volume waits for its source to tell its size, in milliseconds.
+pub const SOURCE_OPEN_MS_MAX: u64 = 20_000;
+/// How long a source may take to let itself be connected to, and over each step of greeting, in
+/// milliseconds.
+pub const SOURCE_CONNECT_MS_MAX: u64 = 5_000;
+/// How long a source that is asked may send nothing before the connection is given up, in
+/// milliseconds.
+pub const SOURCE_SILENT_MS_MAX: u64 = 15_000;
+/// How long a connection to a source is kept while nothing is asked of it, in milliseconds.
+pub const SOURCE_IDLE_MS: u64 = 30_000;
+/// Sources that one node reads at once, each by a thread of its own.
+pub const SOURCE_READERS_MAX: usize = 64;
+/// Questions to one source that are with its thread at once; more wait in the engine.
+pub const SOURCE_QUESTIONS_MAX: usize = 32;
+/// Answers of sources that the node has not taken in yet; readers wait beyond that.
+pub const SOURCE_ANSWERS_MAX: usize = 64;
 
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
@@ -336,3 +361,6 @@ const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(FREEZE_ATTEMPT_MS < FREEZE_RELEASE_WAIT_MS);
 const _: () = assert!(FREEZE_MS_MAX < FREEZE_RELEASE_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);
+const _: () = assert!(SOURCE_OPEN_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(SOURCE_CONNECT_MS_MAX < SOURCE_OPEN_MS_MAX);
+const _: () = assert!(SOURCE_PIECES_MAX <= SOURCE_QUESTIONS_MAX);

@@ -18,14 +18,16 @@ mod pieces;
 mod request;
 mod session;
 mod shrink;
+mod source;
 mod switch;
 mod work;
 
 #[cfg(test)]
 mod model;
 
-pub use event::{Effect, Event, Waiting};
+pub use event::{Effect, Event, SourceAnswer, SourceToken, Waiting};
 pub use flatten::Flattening;
 pub use replica::View;
 pub use request::{Answer, Changed, Completion, Error, Extent, Operation, Request, RequestId};
 pub use session::Session;
+pub use source::SourceTrouble;

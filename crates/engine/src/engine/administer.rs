@@ -117,6 +117,10 @@ impl Engine {
                 self.administer_groups(token, request)?;
                 return Ok(None);
             }
+            AdminRequest::VolumeCreateFrom { name, bytes, from } => {
+                self.begin_creation(now, token, (name, bytes, from), outputs)?;
+                return Ok(None);
+            }
             request => {
                 self.administer_layers(token, request)?;
                 return Ok(None);

@@ -149,6 +149,13 @@ impl Engine {
                 let result = self.volume_named(now, &name).map(AdminReply::Volume);
                 outputs.push(Output::Admin { token, result: Box::new(result) });
             }
+            (Purpose::AdminFrom(token, name), _) => {
+                if let Some(volume) = self.map.volume_named(&name).map(|volume| volume.id) {
+                    self.attend(volume);
+                }
+                let result = self.volume_named(now, &name).map(AdminReply::Volume);
+                outputs.push(Output::Admin { token, result: Box::new(result) });
+            }
             (Purpose::AdminDone(token), _) => {
                 outputs.push(Output::Admin { token, result: Box::new(Ok(AdminReply::Done)) });
             }

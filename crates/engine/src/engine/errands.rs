@@ -245,6 +245,7 @@ impl Engine {
                 result: Box::new(Err(AdminError { kind, sentence })),
             });
         }
+        self.expire_creations(None, outputs);
         // What these asked for is so, but not finished.
         for waiting in std::mem::take(&mut self.sealing) {
             let error =

@@ -6,6 +6,7 @@ mod offline;
 mod orders;
 mod schedules;
 mod snapshots;
+mod sources;
 mod support;
 mod trash;
 mod trees;

@@ -124,6 +124,7 @@ impl World {
             trash_expiry_s: TRASH_EXPIRY_S,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "test".into(),
+            fill_bytes_per_s: 0,
         };
         let mut outputs = Vec::new();
         let now = Time(1);

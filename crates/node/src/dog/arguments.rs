@@ -103,13 +103,22 @@ pub enum Noun {
 /// What to do with a volume.
 #[derive(Debug, Subcommand)]
 pub enum VolumeVerb {
-    /// Make a new, empty volume; it takes space only as it is written
+    /// Make a new, empty volume; it takes space only as it is written. With --from, it has the
+    /// content of something that lies elsewhere
     Create {
         /// Its name
         name: String,
-        /// Its size, a multiple of 4096 bytes
-        #[arg(allow_negative_numbers = true)]
-        size: Size,
+        /// Its size, a multiple of 4096 bytes [with --from: the source's, rounded up]
+        #[arg(allow_negative_numbers = true, required_unless_present = "from")]
+        size: Option<Size>,
+        /// Where its content is: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH, or the
+        /// path of a raw file or device. The volume can be used at once and is filled in the
+        /// background, also after a restart; until that is done, the source must stay what it is
+        #[arg(long, value_name = "ADDRESS")]
+        from: Option<String>,
+        /// Show the progress and return when the volume is filled
+        #[arg(long, requires = "from")]
+        wait: bool,
     },
     /// List all volumes
     List,
@@ -196,8 +205,8 @@ pub enum VolumeVerb {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Copy what a clone shares with its snapshot, so that it needs it no more. This goes on in the
-    /// background, also after a restart
+    /// Copy what a clone shares with its snapshot, or a volume with its source, so that it needs it
+    /// no more. This goes on in the background, also after a restart
     Flatten {
         /// The clone's name
         name: VolumeName,
@@ -579,6 +588,8 @@ mod tests {
     fn commands_of_the_manual_parse() {
         for line in [
             "dog volume create disk1 20G",
+            "dog volume create disk1 --from nbd://host/export",
+            "dog volume create disk1 20G --from image.raw --wait",
             "dog volume list --json",
             "dog --json volume info disk1",
             "dog volume resize disk1 30G",
@@ -670,6 +681,7 @@ mod tests {
             "dog volume",
             "dog volume create disk1",
             "dog volume create disk1 20X",
+            "dog volume create disk1 20G --wait",
             "dog volume create disk1 -5",
             "dog volume read disk1 --offset 0",
             "dog volume export disk1 file --format vmdk",

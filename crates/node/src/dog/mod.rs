@@ -17,6 +17,7 @@ mod export;
 mod failure;
 mod foreign;
 mod freeze;
+mod from;
 mod group;
 mod import;
 mod interrupt;
@@ -24,16 +25,13 @@ mod jobs;
 mod manual;
 mod moment;
 mod name;
-mod nbd_client;
-mod nbd_handshake;
-mod nbd_wire;
 mod print;
 mod progress;
 mod schedule;
 mod snapshot;
 mod source;
 mod status;
-mod transfer;
+pub(crate) mod transfer;
 mod trash;
 mod tree;
 mod unfinished;
@@ -42,13 +40,13 @@ mod volume;
 use crate::{
     api,
     client::{Client, ClientError},
+    nbd_client::NbdClient,
 };
 use arguments::{Arguments, Global, Noun};
 use clap::{Parser, error::ErrorKind};
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest};
 use failure::{Failure, FailureKind};
 use interrupt::Interrupt;
-use nbd_client::NbdClient;
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -141,7 +139,10 @@ impl Context {
 
     /// Asks the daemon. One that is starting is waited for.
     fn ask(&self, request: &AdminRequest) -> Result<AdminReply, Failure> {
-        let until = Instant::now() + START_PATIENCE;
+        // A source that cannot be had is told at once; the daemon has waited for it already.
+        let is_told_at_once = matches!(request, AdminRequest::VolumeCreateFrom { .. });
+        let patience = if is_told_at_once { Duration::ZERO } else { START_PATIENCE };
+        let until = Instant::now() + patience;
         loop {
             match self.client.request(request) {
                 Err(ClientError::Refused(AdminError {
@@ -162,7 +163,7 @@ impl Context {
 
     /// Attaches a volume over the NBD socket.
     fn attach(&self, name: &str, interrupt: &Interrupt) -> Result<NbdClient, Failure> {
-        Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.clone())?)
+        Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.watch())?)
     }
 
     /// A note for people, beside the result.

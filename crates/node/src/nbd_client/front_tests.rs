@@ -1,7 +1,8 @@
 //! The client against our own server's machine, over a pair of sockets, with a volume in memory
 //! that completes requests in random order.
 
-use super::{super::transfer, *};
+use super::*;
+use crate::dog::transfer;
 use front::nbd::{Connection, Effect, Settings};
 use proto::{BLOCK_SIZE, BlockState, Buffer, Payload, Time};
 use std::thread::{self, JoinHandle};
@@ -131,7 +132,7 @@ fn serve(mut stream: UnixStream, mut random: Random) {
 fn attached(name: &str, seed: u64) -> (Result<NbdClient, NbdError>, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || serve(theirs, Random(seed)));
-    (NbdClient::over(ours, name, Interrupt::never()), server)
+    (NbdClient::over(ours.into(), Peer::Daemon, name, Box::new(|| false)), server)
 }
 
 #[test]
