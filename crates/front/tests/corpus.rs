@@ -82,6 +82,30 @@ fn handshakes() -> Seeds {
             let other = meta_data("fixed", &["base:allocation"]);
             options(&[option(8, b""), option(10, &other), go("disk"), status])
         }),
+        ("context-of-a-snapshot", {
+            let both = meta_data("disk", &["sheepdog:dirty/monday", "base:allocation"]);
+            let status = request(0, 7, 0, 65_536);
+            options(&[option(8, b""), option(10, &both), go("disk"), write.clone(), status])
+        }),
+        ("context-of-a-snapshot-that-is-gone", {
+            let gone = meta_data("disk", &["sheepdog:dirty/gone", "sheepdog:dirty/monday"]);
+            options(&[option(8, b""), option(10, &gone), go("disk"), request(8, 7, 0, 8192)])
+        }),
+        ("context-list-snapshots", {
+            let names = ["sheepdog:", "sheepdog:dirty/", "sheepdog:dirty/b1", "sheepdog:dirty"];
+            options(&[option(8, b""), option(9, &meta_data("disk", &names)), go("disk")])
+        }),
+        ("contexts-too-many", {
+            let names = ["tuesday", "monday", "b1", "b2", "b3", "b4", "b5", "b6", "b7"];
+            let names = names.map(|tag| format!("sheepdog:dirty/{tag}"));
+            let names = names.each_ref().map(String::as_str);
+            let status = request(0, 7, 0, 4096);
+            options(&[option(8, b""), option(10, &meta_data("disk", &names)), go("disk"), status])
+        }),
+        ("contexts-the-same-twice", {
+            let names = ["sheepdog:dirty/b1", "sheepdog:dirty/b1", "base:allocation"];
+            options(&[option(8, b""), option(10, &meta_data("disk", &names)), go("disk")])
+        }),
         ("option-longest", options(&[option(99, &[7; 8192])])),
         ("option-too-long", options(&[claims(99, 8193, b"")])),
         ("option-of-4-gib", options(&[claims(7, u32::MAX, b"disk")])),
@@ -242,6 +266,17 @@ fn transmissions() -> Seeds {
         ("eof-in-payload", steps(CHUNKS, &[ask(0, 8), ask(1, 8), pay(9), vec![15, 0]])),
         ("stop-in-flight", {
             steps(CHUNKS, &[ask(0, 8), vec![15, 20], complete(0), read(3), read(20)])
+        }),
+        ("several-contexts-out-of-order", {
+            let asks = [ask(7, 100), ask(1, 16), pay_blocks(2), ask(7, 32)].concat();
+            let ends = [0, 2, 1, 2, 0, 1].map(complete).concat();
+            steps(CHUNKS, &[asks, ends, fail(0), read(20), complete(0), read(20)])
+        }),
+        ("several-contexts-to-the-limit", {
+            steps(CHUNKS, &[ask(7, 8).repeat(260), complete(5), read(14), complete(9)])
+        }),
+        ("several-contexts-and-goodbye", {
+            steps(CHUNKS, &[ask(7, 8), vec![0, 2, 2, 0, 0], complete(0), complete(0), read(20)])
         }),
         ("unknown-command", steps(CHUNKS, &[vec![0, 2, 9, 0, 48], ask(0, 8)])),
         ("unknown-command-long", steps(CHUNKS, &[vec![0, 2, 9, 0, 8], ask(0, 8)])),

@@ -82,6 +82,9 @@ pub const REQUEST_PIECES_MAX: usize = 64;
 pub const STATUS_EXTENTS_MAX: usize = 4096;
 /// Objects one status request looks at; the answer covers only those if it asks about more.
 pub const STATUS_OBJECTS_MAX: u64 = 1024;
+/// Snapshots that a front is told of when it asks what a volume can be compared with; older ones are
+/// to be asked for by their tags.
+pub const BASES_LISTED_MAX: usize = 1024;
 /// Disks that may hold one partition.
 pub const MEMBERS_MAX: usize = 8;
 /// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
@@ -118,6 +121,8 @@ pub const NBD_OPTION_UNREAD_BYTES_MAX: usize = 64 << 10;
 pub const NBD_INPUT_BYTES_MAX: usize = 256 << 10;
 /// Extents in one reply to NBD's block status; the client asks again for the rest.
 pub const NBD_STATUS_EXTENTS_MAX: usize = 8192;
+/// Metadata contexts that one NBD connection may have.
+pub const NBD_CONTEXTS_MAX: usize = 8;
 /// How long an NBD client may take over the handshake, in milliseconds.
 pub const NBD_HANDSHAKE_MS_MAX: u64 = 10_000;
 /// How long an NBD client may take over the rest of a request it began, in milliseconds.
@@ -183,6 +188,10 @@ const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);
 const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);
+const _: () = assert!(STATUS_EXTENTS_MAX <= NBD_STATUS_EXTENTS_MAX);
+// A block status counts with the longest replies it may bring, and must still be admitted.
+const _: () =
+    assert!(NBD_CONTEXTS_MAX * (NBD_STATUS_EXTENTS_MAX * 8 + 64) <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(REQUEST_BYTES_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(SESSION_PIECES_MAX <= STORE_REQUESTS_MAX);

@@ -27,5 +27,7 @@ mod model;
 pub use event::{Effect, Event, Waiting};
 pub use flatten::Flattening;
 pub use replica::View;
-pub use request::{Answer, Changed, Completion, Error, Extent, Operation, Request, RequestId};
+pub use request::{
+    Answer, Base, Changed, Completion, Error, Extent, Operation, Request, RequestId, Tags,
+};
 pub use session::Session;

@@ -1,11 +1,12 @@
 //! The transmission: requests become [`volume::Request`]s, completions become replies.
 
-use super::connection::{CloseReason, Connection, Effect, State, held_bytes_of};
+use super::connection::{CloseReason, Connection, Effect, State};
+use super::contexts::{self, Context};
 use super::errors::Refusal;
 use super::incoming::Incoming;
-use super::wire::{self, RequestHeader, chunk, command, command_flag, extent_flag};
-use proto::{BlockState, Payload, SECTOR_SIZE, Time, limits};
-use volume::{Completion, Error, Extent, Operation, Request, RequestId};
+use super::wire::{self, RequestHeader, chunk, command, command_flag};
+use proto::{Payload, SECTOR_SIZE, Time, limits};
+use volume::{Completion, Error, Operation, Request, RequestId};
 
 /// The volume that is served, and how.
 #[derive(Debug, Default)]
@@ -15,8 +16,8 @@ pub struct Export {
     pub read_only: bool,
     /// Reads are answered in chunks, errors carry sentences.
     pub structured: bool,
-    /// Block status is answered with `base:allocation`.
-    pub allocation: bool,
+    /// Block status is answered in these, which count from `FIRST_CONTEXT_ID` on.
+    pub contexts: Vec<Context>,
 }
 
 /// A request the volume works on.
@@ -25,6 +26,8 @@ pub struct Pending {
     pub header: RequestHeader,
     /// What it counts for among the bytes the connection holds.
     pub held_bytes: usize,
+    /// In which of the export's contexts a block status is being looked up.
+    pub context: usize,
 }
 
 impl Connection {
@@ -57,7 +60,7 @@ impl Connection {
     /// payload are already there.
     pub(super) fn admit(&mut self, now: Time, behind: usize, effects: &mut Vec<Effect>) {
         let State::Waiting(header) = self.state else { return };
-        let held_bytes = held_bytes_of(&header);
+        let held_bytes = self.held_bytes_of(&header);
         let bytes = self.held_bytes + self.output.unsent() + held_bytes;
         if self.in_flight.len() >= limits::NBD_REQUESTS_PER_CONNECTION_MAX
             || bytes > limits::NBD_BYTES_PER_CONNECTION_MAX
@@ -76,8 +79,7 @@ impl Connection {
                 self.state = State::Payload(Incoming::new(header, behind.min(payload)));
             }
             Ok(Kind::Other(operation)) => {
-                self.held_bytes += held_bytes;
-                self.request(header, operation, effects);
+                self.request(header, 0, operation, effects);
             }
         }
     }
@@ -117,7 +119,8 @@ impl Connection {
         };
         let header = incoming.header;
         let fua = header.flags & command_flag::FUA != 0;
-        self.request(header, Operation::Write { buffer: incoming.finish(), fua }, effects);
+        self.held_bytes -= self.held_bytes_of(&header);
+        self.request(header, 0, Operation::Write { buffer: incoming.finish(), fua }, effects);
         self.request_deadline = None;
     }
 
@@ -131,11 +134,19 @@ impl Connection {
         self.request_deadline = None;
     }
 
-    /// Hands a request to the volume. Its bytes are already counted.
-    fn request(&mut self, header: RequestHeader, operation: Operation, effects: &mut Vec<Effect>) {
+    /// Hands a request to the volume.
+    fn request(
+        &mut self,
+        header: RequestHeader,
+        context: usize,
+        operation: Operation,
+        effects: &mut Vec<Effect>,
+    ) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let pending = Pending { header, held_bytes: held_bytes_of(&header) };
+        let held_bytes = self.held_bytes_of(&header);
+        self.held_bytes += held_bytes;
+        let pending = Pending { header, held_bytes, context };
         let before = self.in_flight.insert(id, pending);
         assert!(before.is_none(), "request ids are never reused");
         let (offset, length) = (header.offset, u64::from(header.length));
@@ -163,7 +174,14 @@ impl Connection {
                 fast_only: flag(command_flag::FAST_ZERO),
                 fua,
             }),
-            command::BLOCK_STATUS => Kind::Other(Operation::Status),
+            command::BLOCK_STATUS => match self.export.contexts.first() {
+                Some(context) => Kind::Other(context.operation()),
+                None => {
+                    let sentence = "Block status needs a context, such as base:allocation; \
+                        negotiate it.";
+                    return Err(Refusal::invalid(sentence));
+                }
+            },
             other => unreachable!("command {other} has flags but no meaning"),
         };
         self.judge_place(header)?;
@@ -179,14 +197,8 @@ impl Connection {
                 _ => Err(Refusal::invalid("A flush has neither offset nor length.")),
             };
         }
-        if header.command == command::BLOCK_STATUS {
-            if !self.export.allocation {
-                let sentence = "Block status needs the context base:allocation; negotiate it.";
-                return Err(Refusal::invalid(sentence));
-            }
-            if length == 0 {
-                return Err(Refusal::invalid("Block status of no bytes has no answer."));
-            }
+        if header.command == command::BLOCK_STATUS && length == 0 {
+            return Err(Refusal::invalid("Block status of no bytes has no answer."));
         }
         let refuse = |error: Error| Err(Refusal::of(&error, header));
         let changes =
@@ -224,14 +236,15 @@ impl Connection {
 
     // -- replies -------------------------------------------------------------------------------
 
-    /// Sends the reply to a request the volume has completed.
+    /// Sends the reply to a request the volume has completed, or the part of it that it brought.
     pub(super) fn complete(
         &mut self,
         now: Time,
-        header: &RequestHeader,
+        pending: &Pending,
         result: Result<Completion, Error>,
         effects: &mut Vec<Effect>,
     ) {
+        let header = &pending.header;
         match (header.command, result) {
             (_, Err(error)) => {
                 self.refuse(now, header, &Refusal::of(&error, header), effects);
@@ -239,12 +252,8 @@ impl Connection {
             (command::READ, Ok(Completion::Data(payloads))) => {
                 self.send_data(now, header, payloads, effects);
             }
-            (command::BLOCK_STATUS, Ok(Completion::Status(extents))) => {
-                self.send_status(now, header, &extents, effects);
-            }
-            (command::READ | command::BLOCK_STATUS, Ok(other)) => {
-                unreachable!("{other:?} does not complete command {}", header.command);
-            }
+            (command::BLOCK_STATUS, Ok(found)) => self.send_status(now, pending, &found, effects),
+            (command::READ, Ok(other)) => unreachable!("{other:?} does not complete a read"),
             (_, Ok(Completion::Done)) => self.send_done(now, header, effects),
             (command, Ok(other)) => unreachable!("{other:?} does not complete command {command}"),
         }
@@ -284,26 +293,41 @@ impl Connection {
         }
     }
 
+    /// One context's part of a block status; then the next one is looked up.
     fn send_status(
         &mut self,
         now: Time,
-        header: &RequestHeader,
-        extents: &[Extent],
+        pending: &Pending,
+        found: &Completion,
         effects: &mut Vec<Effect>,
     ) {
+        let Pending { header, context, .. } = *pending;
         let one = header.flags & command_flag::REQ_ONE != 0;
         let count_max = if one { 1 } else { limits::NBD_STATUS_EXTENTS_MAX };
-        let extents = descriptors(extents, header.length, count_max);
+        let extents = match (self.export.contexts[context], found) {
+            (Context::Allocation, Completion::Status(extents)) => {
+                contexts::allocation(extents, header.length, count_max)
+            }
+            (Context::Dirty(_), Completion::Difference(runs)) => {
+                contexts::dirty(runs, header.length, count_max)
+            }
+            (context, other) => unreachable!("{other:?} does not complete {context:?}"),
+        };
         assert!(!extents.is_empty(), "a block status tells of one extent at least");
+        let next = self.export.contexts.get(context + 1).copied();
+        let flags = if next.is_some() { 0 } else { chunk::FLAG_DONE };
         self.output.write(now, effects, |out| {
             let length = 4 + 8 * extents.len() as u32;
-            wire::put_chunk_header(out, chunk::BLOCK_STATUS, header.cookie, length);
-            out.extend(wire::BASE_ALLOCATION_ID.to_be_bytes());
+            wire::put_chunk(out, flags, chunk::BLOCK_STATUS, header.cookie, length);
+            out.extend((wire::FIRST_CONTEXT_ID + context as u32).to_be_bytes());
             for (length, flags) in extents {
                 out.extend(length.to_be_bytes());
                 out.extend(flags.to_be_bytes());
             }
         });
+        if let Some(next) = next {
+            self.request(header, context + 1, next.operation(), effects);
+        }
     }
 
     fn refuse(
@@ -332,51 +356,4 @@ enum Kind {
 
 fn is_known(command: u16) -> bool {
     command <= command::BLOCK_STATUS && command != command::DISC
-}
-
-/// The extents as lengths and flags, neighbours of equal flags joined, at most `count_max` of them
-/// and not past `length_max`.
-fn descriptors(extents: &[Extent], length_max: u32, count_max: usize) -> Vec<(u32, u32)> {
-    let mut descriptors: Vec<(u32, u32)> = Vec::new();
-    let mut left = length_max;
-    for extent in extents {
-        let flags = match extent.state {
-            BlockState::Absent | BlockState::Zero => extent_flag::HOLE | extent_flag::ZERO,
-            BlockState::Data => 0,
-        };
-        let length = u32::try_from(extent.length).unwrap_or(u32::MAX).min(left);
-        if length == 0 {
-            break;
-        }
-        left -= length;
-        let count = descriptors.len();
-        match descriptors.last_mut() {
-            Some((joined, last)) if *last == flags => *joined += length,
-            _ if count == count_max => break,
-            _ => descriptors.push((length, flags)),
-        }
-    }
-    descriptors
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(extents: &[(u64, BlockState)], length: u32, count: usize, expected: &[(u32, u32)]) {
-        let extents: Vec<Extent> =
-            extents.iter().map(|&(length, state)| Extent { length, state }).collect();
-        assert_eq!(descriptors(&extents, length, count), expected);
-    }
-
-    #[test]
-    fn extents_are_joined_cut_and_counted() {
-        use BlockState::{Absent, Data, Zero};
-        check(&[(4096, Absent), (4096, Zero), (4096, Data)], 12288, 9, &[(8192, 3), (4096, 0)]);
-        check(&[(4096, Data), (1 << 40, Absent)], 8192, 9, &[(4096, 0), (4096, 3)]);
-        check(&[(1 << 40, Data)], u32::MAX - 511, 9, &[(u32::MAX - 511, 0)]);
-        check(&[(512, Data), (512, Zero), (512, Data)], 1536, 1, &[(512, 0)]);
-        check(&[(512, Zero), (512, Absent), (512, Data)], 1536, 1, &[(1024, 3)]);
-        check(&[(4096, Data), (4096, Zero)], 4096, 9, &[(4096, 0)]);
-    }
 }

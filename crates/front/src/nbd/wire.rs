@@ -114,12 +114,26 @@ pub mod chunk {
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// The query for everything in the namespace of [`BASE_ALLOCATION`].
 pub const BASE_WILDCARD: &str = "base:";
-/// What the context is called in replies to `BLOCK_STATUS`.
-pub const BASE_ALLOCATION_ID: u32 = 1;
+/// Before the tag of a snapshot: the metadata context that says what differs from it. Also the
+/// query for all of these.
+pub const DIRTY_PREFIX: &str = "sheepdog:dirty/";
+/// The query for everything in the namespace of [`DIRTY_PREFIX`].
+pub const SHEEPDOG_WILDCARD: &str = "sheepdog:";
+/// What the first context of a connection is called in replies to `BLOCK_STATUS`; the others count
+/// on.
+pub const FIRST_CONTEXT_ID: u32 = 1;
 
 /// Flags of an extent in [`BASE_ALLOCATION`].
 pub mod extent_flag {
     pub const HOLE: u32 = 1 << 0;
+    pub const ZERO: u32 = 1 << 1;
+}
+
+/// Flags of an extent in a context that begins with [`DIRTY_PREFIX`].
+pub mod dirty_flag {
+    /// It may differ.
+    pub const DIRTY: u32 = 1 << 0;
+    /// It reads as zeros; only where it is dirty.
     pub const ZERO: u32 = 1 << 1;
 }
 
@@ -322,10 +336,18 @@ pub fn put_simple_reply(out: &mut Vec<u8>, error: u32, cookie: u64) {
     out.extend(cookie.to_be_bytes());
 }
 
-/// Appends the head of a chunk that is its reply's only one, with `length` bytes to follow.
+/// Appends the head of a chunk that is its reply's only or last one, with `length` bytes to follow.
 pub fn put_chunk_header(out: &mut Vec<u8>, kind: u16, cookie: u64, length: u32) {
+    put_chunk(out, chunk::FLAG_DONE, kind, cookie, length);
+}
+
+/// Longest answer to a block status in one context, in bytes.
+pub const STATUS_CHUNK_BYTES_MAX: usize = 24 + 8 * proto::limits::NBD_STATUS_EXTENTS_MAX;
+
+/// Appends the head of a chunk, with `length` bytes to follow.
+pub fn put_chunk(out: &mut Vec<u8>, flags: u16, kind: u16, cookie: u64, length: u32) {
     out.extend(CHUNK_MAGIC.to_be_bytes());
-    out.extend(chunk::FLAG_DONE.to_be_bytes());
+    out.extend(flags.to_be_bytes());
     out.extend(kind.to_be_bytes());
     out.extend(cookie.to_be_bytes());
     out.extend(length.to_be_bytes());

@@ -40,12 +40,18 @@ pub fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
 
 /// All a client says until it is served `name`.
 pub fn handshake(name: &str, structured: bool, allocation: bool) -> Vec<u8> {
+    let contexts: &[&str] = if allocation { &["base:allocation"] } else { &[] };
+    handshake_with(name, structured, contexts)
+}
+
+/// All a client says until it is served `name`, with these contexts.
+pub fn handshake_with(name: &str, structured: bool, contexts: &[&str]) -> Vec<u8> {
     let mut bytes = client_flags(3);
     if structured {
         bytes.extend(option(8, &[]));
     }
-    if allocation {
-        bytes.extend(option(10, &meta_data(name, &["base:allocation"])));
+    if !contexts.is_empty() {
+        bytes.extend(option(10, &meta_data(name, contexts)));
     }
     bytes.extend(option(7, &info_data(name, &[1, 3])));
     bytes
@@ -78,8 +84,10 @@ impl Asked {
 pub enum Outcome {
     Done,
     Data(Vec<u8>),
-    /// Lengths and flags.
+    /// Lengths and flags, for a client with one context.
     Extents(Vec<(u32, u32)>),
+    /// Those of each context, for a client with several.
+    Contexts(Vec<Vec<(u32, u32)>>),
     /// The number, and the sentence where there is one.
     Error(u32, String),
 }
@@ -88,6 +96,10 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Replies {
     structured: bool,
+    /// How many contexts were negotiated; they count from 1 on.
+    pub contexts: usize,
+    /// The parts of block statuses that have come, by cookie.
+    parts: BTreeMap<u64, Vec<Vec<(u32, u32)>>>,
     /// Requests without a reply, by cookie.
     pub open: BTreeMap<u64, Asked>,
     unread: Vec<u8>,
@@ -96,7 +108,8 @@ pub struct Replies {
 impl Replies {
     /// Expects replies of a server with which structured replies were negotiated or not.
     pub fn new(structured: bool) -> Replies {
-        Replies { structured, open: BTreeMap::new(), unread: Vec::new() }
+        let (parts, open) = (BTreeMap::new(), BTreeMap::new());
+        Replies { structured, contexts: 1, parts, open, unread: Vec::new() }
     }
 
     /// All replies that `bytes` complete.
@@ -106,8 +119,11 @@ impl Replies {
         let mut rest = &unread[..];
         let mut outcomes = Vec::new();
         while let Some((cookie, outcome, after)) = self.one(rest) {
-            self.open.remove(&cookie);
-            outcomes.push((cookie, outcome));
+            if let Some(outcome) = outcome {
+                self.open.remove(&cookie);
+                self.parts.remove(&cookie);
+                outcomes.push((cookie, outcome));
+            }
             rest = after;
         }
         self.unread = rest.to_vec();
@@ -116,12 +132,15 @@ impl Replies {
 
     /// Whether a reply was begun and not ended.
     pub fn is_inside(&self) -> bool {
-        !self.unread.is_empty()
+        !self.unread.is_empty() || !self.parts.is_empty()
     }
 
-    fn one<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
+    /// One message: whose, the outcome if it is the last one of its reply, and what follows it.
+    fn one<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, Option<Outcome>, &'a [u8])> {
         match bytes.get(..4)? {
-            [0x67, 0x44, 0x66, 0x98] => self.simple(bytes),
+            [0x67, 0x44, 0x66, 0x98] => {
+                self.simple(bytes).map(|(cookie, outcome, rest)| (cookie, Some(outcome), rest))
+            }
             [0x66, 0x8e, 0x33, 0xef] => self.chunk(bytes),
             other => panic!("a reply with the magic {other:x?}"),
         }
@@ -142,14 +161,17 @@ impl Replies {
         Some((cookie, Outcome::Data(data.to_vec()), rest))
     }
 
-    fn chunk<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
+    fn chunk<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, Option<Outcome>, &'a [u8])> {
         let (head, rest) = bytes.split_at_checked(20)?;
         assert!(self.structured, "a chunk although none were negotiated");
         let (flags, kind) = (u16_at(head, 4), u16_at(head, 6));
         let (cookie, length) = (u64_at(head, 8), u32_at(head, 16) as usize);
-        assert_eq!(flags, 1, "every reply has one chunk");
         let asked = self.asked(cookie);
         let (body, rest) = rest.split_at_checked(length)?;
+        if kind == 5 {
+            return Some((cookie, self.part(cookie, flags, &asked, body), rest));
+        }
+        assert_eq!(flags, 1, "what is no block status has one chunk");
         let outcome = match kind {
             0 => {
                 assert_eq!(length, 0);
@@ -161,7 +183,6 @@ impl Replies {
                 assert_eq!(length - 8, asked.length as usize);
                 Outcome::Data(body[8..].to_vec())
             }
-            5 => extents(&asked, body),
             0x8001 => error(body, 0),
             0x8002 => {
                 let at = u64_at(body, length - 8);
@@ -170,7 +191,19 @@ impl Replies {
             }
             other => panic!("a chunk of kind {other}"),
         };
-        Some((cookie, outcome, rest))
+        Some((cookie, Some(outcome), rest))
+    }
+
+    /// One context's part of a block status; the outcome with the last one.
+    fn part(&mut self, cookie: u64, flags: u16, asked: &Asked, body: &[u8]) -> Option<Outcome> {
+        let parts = self.parts.entry(cookie).or_default();
+        parts.push(extents(asked, parts.len() as u32 + 1, body));
+        let is_last = parts.len() == self.contexts;
+        assert_eq!(flags, u16::from(is_last), "a part for each context, the last one says so");
+        is_last.then(|| match &parts[..] {
+            [only] => Outcome::Extents(only.clone()),
+            several => Outcome::Contexts(several.to_vec()),
+        })
     }
 
     fn asked(&self, cookie: u64) -> Asked {
@@ -178,8 +211,8 @@ impl Replies {
     }
 }
 
-fn extents(asked: &Asked, body: &[u8]) -> Outcome {
-    assert_eq!((asked.command, u32_at(body, 0)), (7, 1));
+fn extents(asked: &Asked, context: u32, body: &[u8]) -> Vec<(u32, u32)> {
+    assert_eq!((asked.command, u32_at(body, 0)), (7, context));
     assert!(body.len() > 4 && body.len() % 8 == 4);
     let extents: Vec<(u32, u32)> =
         body[4..].chunks(8).map(|pair| (u32_at(pair, 0), u32_at(pair, 4))).collect();
@@ -188,7 +221,7 @@ fn extents(asked: &Asked, body: &[u8]) -> Outcome {
         extents.iter().map(|&(length, _)| u64::from(length)).sum::<u64>() <= asked.length.into()
     );
     assert!(asked.flags & 8 == 0 || extents.len() == 1, "only one was asked for");
-    Outcome::Extents(extents)
+    extents
 }
 
 fn error(body: &[u8], behind: usize) -> Outcome {

@@ -128,12 +128,19 @@ impl Play {
         let mut rig = Rig::new(Settings { can_multi_conn: flag(0) });
         rig.offers[0].bytes = 2 << 20; // the longest requests are slow, and fit only the huge one
         let name = ["disk", "fixed", "huge", "disk"][usize::from(settings >> 6)];
-        rig.feed(&client::handshake(name, flag(1), flag(1) && flag(2)));
+        // Without several connections, three contexts; one of them is of a snapshot that is gone.
+        let contexts: &[&str] = match (flag(1) && flag(2), flag(0)) {
+            (false, _) => &[],
+            (true, true) => &["base:allocation"],
+            (true, false) => &["base:allocation", "sheepdog:dirty/monday", "sheepdog:dirty/gone"],
+        };
+        rig.feed(&client::handshake_with(name, flag(1), contexts));
         rig.read_all();
         rig.piece_bytes =
             [limits::NBD_INPUT_BYTES_MAX, 4096, 29, 1][usize::from(settings >> 3) % 4];
         rig.at_once = flag(5);
-        let replies = Replies::new(flag(1));
+        let mut replies = Replies::new(flag(1));
+        replies.contexts = contexts.len().max(1);
         Play { rig, replies, cookie: 0, owed: 0, long_reads: 1, sane: true }
     }
 

@@ -27,7 +27,19 @@ fn served(name: &str, structured: bool, allocation: bool) -> Rig {
 
 /// One request with its payload, and its only reply.
 fn ask(rig: &mut Rig, structured: bool, asked: Asked, payload: &[u8]) -> Outcome {
+    ask_in(rig, structured, 1, asked, payload)
+}
+
+/// The same of a client with so many contexts.
+fn ask_in(
+    rig: &mut Rig,
+    structured: bool,
+    contexts: usize,
+    asked: Asked,
+    payload: &[u8],
+) -> Outcome {
     let mut replies = Replies::new(structured);
+    replies.contexts = contexts.max(1);
     replies.open.insert(77, asked);
     rig.feed(&asked.bytes(77));
     rig.feed(payload);
