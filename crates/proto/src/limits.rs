@@ -140,6 +140,12 @@ pub const NBD_HANDSHAKES_PER_CLIENT_MAX: usize = 32;
 /// NBD connections of one client (peer process or address).
 pub const NBD_CONNECTIONS_PER_CLIENT_MAX: usize = 128;
 
+/// Content of one record in a stream of changes, in bytes: what a receiver holds until it has
+/// verified it.
+pub const DIFF_RECORD_BYTES_MAX: usize = 1 << 20;
+/// Head of a stream of changes, in bytes: its numbers, and three names.
+pub const DIFF_HEADER_BYTES_MAX: usize = 1024;
+
 /// Map pages cached per disk unless told otherwise, in bytes.
 pub const MAP_CACHE_BYTES_DEFAULT: usize = 256 << 20;
 /// Least map cache, in bytes.
@@ -217,6 +223,9 @@ const _: () = assert!(
 const _: () = assert!(
     2 * VOLUME_NAME_BYTES_MAX + HOLDER_BYTES_MAX + NODE_NAME_BYTES_MAX + 256 <= COMMAND_BYTES_MAX
 );
+const _: () = assert!(3 * VOLUME_NAME_BYTES_MAX + 128 <= DIFF_HEADER_BYTES_MAX);
+// It is kept in one block while the stream is received.
+const _: () = assert!(DIFF_HEADER_BYTES_MAX <= BLOCK_SIZE / 2);
 const _: () = assert!(DISK_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX);
 const _: () =

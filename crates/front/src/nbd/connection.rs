@@ -519,7 +519,9 @@ impl Connection {
                 let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u32);
                 Incoming::bytes(&RequestHeader { length, ..*header })
             }
-            wire::command::BLOCK_STATUS => self.export.contexts.len() * wire::STATUS_CHUNK_BYTES_MAX,
+            wire::command::BLOCK_STATUS => {
+                self.export.contexts.len() * wire::STATUS_CHUNK_BYTES_MAX
+            }
             _ => 0,
         }
     }

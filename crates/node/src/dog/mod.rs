@@ -11,6 +11,7 @@ mod arguments;
 mod attach;
 mod bench;
 mod content;
+mod diff;
 mod disk;
 mod export;
 mod failure;
@@ -149,6 +150,17 @@ impl Context {
     /// Attaches a volume over the NBD socket.
     fn attach(&self, name: &str, interrupt: &Interrupt) -> Result<NbdClient, Failure> {
         Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.clone())?)
+    }
+
+    /// Attaches a volume or snapshot over the NBD socket, to compare it with a snapshot below it.
+    fn attach_to_compare(
+        &self,
+        name: &str,
+        tag: &str,
+        interrupt: &Interrupt,
+    ) -> Result<NbdClient, Failure> {
+        let interrupt = interrupt.clone();
+        Ok(NbdClient::connect_to_compare(&self.nbd_socket, name, tag, interrupt)?)
     }
 
     /// A note for people, beside the result.

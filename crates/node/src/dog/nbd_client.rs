@@ -91,6 +91,13 @@ pub enum Command {
         /// How much.
         length: u32,
     },
+    /// What differs from a snapshot; only after [`NbdClient::connect_to_compare`].
+    Difference {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u32,
+    },
 }
 
 /// What a request brought.
@@ -102,6 +109,8 @@ pub enum Outcome {
     Data(Vec<u8>),
     /// Runs, in order; at least one, covering a part from the start of what was asked for.
     Status(Vec<Extent>),
+    /// Likewise.
+    Difference(Vec<Changed>),
 }
 
 /// A run of bytes of one kind.
@@ -112,6 +121,17 @@ pub struct Extent {
     /// Whether they take space.
     pub hole: bool,
     /// Whether they read as zeros.
+    pub zero: bool,
+}
+
+/// A run of bytes that all may differ from a snapshot, or do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Changed {
+    /// How many, never 0.
+    pub length: u64,
+    /// Whether they may differ.
+    pub dirty: bool,
+    /// Whether they do, and read as zeros now.
     pub zero: bool,
 }
 
@@ -167,7 +187,10 @@ struct Pending {
     data: Vec<u8>,
     /// Which parts of it have arrived.
     arrived: Vec<(usize, usize)>,
-    extents: Vec<Extent>,
+    /// Runs of block status, with their flags.
+    extents: Vec<(u64, u32)>,
+    /// Whether the flags are about what differs.
+    compares: bool,
     error: Option<NbdError>,
 }
 
@@ -203,6 +226,25 @@ pub struct NbdClient {
 impl NbdClient {
     /// Connects to the daemon's NBD socket and attaches the volume.
     pub fn connect(socket: &Path, name: &str, interrupt: Interrupt) -> Result<NbdClient, NbdError> {
+        NbdClient::connect_in(socket, name, CONTEXT_ALLOCATION, interrupt)
+    }
+
+    /// The same, to compare with a snapshot. [`Export::context`] tells whether that is possible.
+    pub fn connect_to_compare(
+        socket: &Path,
+        name: &str,
+        tag: &str,
+        interrupt: Interrupt,
+    ) -> Result<NbdClient, NbdError> {
+        NbdClient::connect_in(socket, name, &format!("{CONTEXT_DIRTY}{tag}"), interrupt)
+    }
+
+    fn connect_in(
+        socket: &Path,
+        name: &str,
+        context: &str,
+        interrupt: Interrupt,
+    ) -> Result<NbdClient, NbdError> {
         let (sender, connected) = mpsc::channel();
         let path = socket.to_path_buf();
         // A daemon that hangs accepts nobody, and then connecting blocks without a deadline.
@@ -211,16 +253,17 @@ impl NbdClient {
             .recv_timeout(nbd_handshake::PATIENCE)
             .map_err(|_| NbdError::Connect(nbd_handshake::hanging()))?
             .map_err(|error| connect_error(socket, &error))?;
-        NbdClient::over(stream, name, interrupt)
+        NbdClient::over(stream, name, context, interrupt)
     }
 
-    /// Attaches the volume over a connected socket.
+    /// Attaches the volume over a connected socket, with block status in this context.
     pub fn over(
         mut stream: UnixStream,
         name: &str,
+        context: &str,
         interrupt: Interrupt,
     ) -> Result<NbdClient, NbdError> {
-        let export = nbd_handshake::attach(&mut stream, name)?;
+        let export = nbd_handshake::attach(&mut stream, name, context)?;
         stream.set_nonblocking(true).map_err(lost)?;
         Ok(NbdClient {
             stream,
@@ -262,6 +305,7 @@ impl NbdClient {
         }
         let cookie = self.next_cookie;
         self.next_cookie += 1;
+        let compares = matches!(command, Command::Difference { .. });
         let (number, flags, offset, length, data) = parts(command);
         let mut head = Vec::with_capacity(28);
         head.extend(MAGIC_REQUEST.to_be_bytes());
@@ -283,6 +327,7 @@ impl NbdClient {
             data: vec![0; room],
             arrived: Vec::new(),
             extents: Vec::new(),
+            compares,
             error: None,
         };
         self.pending.insert(cookie, pending);
@@ -555,7 +600,7 @@ impl NbdClient {
             (None, COMMAND_BLOCK_STATUS) if pending.extents.is_empty() => {
                 nonsense("block status of nothing")
             }
-            (None, COMMAND_BLOCK_STATUS) => Ok(Outcome::Status(pending.extents)),
+            (None, COMMAND_BLOCK_STATUS) => Ok(pending.status()),
             (None, _) => Ok(Outcome::Done),
         };
         self.replies.push_back(Reply {
@@ -596,6 +641,22 @@ impl Pending {
         }
     }
 
+    /// What the flags of a block status mean.
+    fn status(&self) -> Outcome {
+        if self.compares {
+            let changed = |&(length, flags): &(u64, u32)| {
+                let dirty = flags & STATUS_DIRTY != 0;
+                Changed { length, dirty, zero: dirty && flags & STATUS_DIRTY_ZERO != 0 }
+            };
+            return Outcome::Difference(self.extents.iter().map(changed).collect());
+        }
+        let extent = |&(length, flags): &(u64, u32)| {
+            let hole = flags & STATUS_HOLE != 0;
+            Extent { length, hole, zero: flags & STATUS_ZERO != 0 }
+        };
+        Outcome::Status(self.extents.iter().map(extent).collect())
+    }
+
     /// Whether each byte of a read arrived exactly once.
     fn is_whole(&mut self) -> bool {
         self.arrived.sort_unstable();
@@ -626,12 +687,14 @@ fn parts(command: Command) -> (u16, u16, u64, u32, Vec<u8>) {
         }
         Command::Trim { offset, length } => (COMMAND_TRIM, 0, offset, length, Vec::new()),
         Command::Flush => (COMMAND_FLUSH, 0, 0, 0, Vec::new()),
-        Command::Status { offset, length } => (COMMAND_BLOCK_STATUS, 0, offset, length, Vec::new()),
+        Command::Status { offset, length } | Command::Difference { offset, length } => {
+            (COMMAND_BLOCK_STATUS, 0, offset, length, Vec::new())
+        }
     }
 }
 
 /// Runs of block status. What goes past the question is cut off.
-fn parse_extents(body: &[u8], asked: u32) -> Result<Vec<Extent>, &'static str> {
+fn parse_extents(body: &[u8], asked: u32) -> Result<Vec<(u64, u32)>, &'static str> {
     if !body.len().is_multiple_of(8) {
         return Err("a block status with half a run");
     }
@@ -645,8 +708,7 @@ fn parse_extents(body: &[u8], asked: u32) -> Result<Vec<Extent>, &'static str> {
         let length = u64::from(length).min(left);
         left -= length;
         if length > 0 {
-            let hole = flags & STATUS_HOLE != 0;
-            extents.push(Extent { length, hole, zero: flags & STATUS_ZERO != 0 });
+            extents.push((length, flags));
         }
     }
     Ok(extents)

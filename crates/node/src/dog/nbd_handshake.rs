@@ -1,5 +1,5 @@
-//! The NBD handshake, the client's side: structured replies and `base:allocation` where the server
-//! has them, then `GO`. Blocking, with a deadline.
+//! The NBD handshake, the client's side: structured replies and one context of block status where
+//! the server has them, then `GO`. Blocking, with a deadline.
 
 use super::{
     nbd_client::{Export, NbdError, be16, be32, be64, printable},
@@ -29,12 +29,12 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Attaches the volume of this name.
-pub fn attach(stream: &mut UnixStream, name: &str) -> Result<Export, NbdError> {
+/// Attaches the volume of this name, with block status in this context.
+pub fn attach(stream: &mut UnixStream, name: &str, context: &str) -> Result<Export, NbdError> {
     greet(stream)?;
     send_option(stream, OPTION_STRUCTURED_REPLY, &[])?;
     let structured = read_answer(stream, OPTION_STRUCTURED_REPLY)?.kind == REPLY_ACK;
-    let context = if structured { ask_for_context(stream, name)? } else { None };
+    let context = if structured { ask_for_context(stream, name, context)? } else { None };
     let mut body = Vec::new();
     body.extend(length_of(name.as_bytes())?.to_be_bytes());
     body.extend(name.as_bytes());
@@ -81,21 +81,25 @@ fn greet(stream: &mut UnixStream) -> Result<(), NbdError> {
     stream.write_all(&u32::from(ours).to_be_bytes()).map_err(lost)
 }
 
-/// Block status in `base:allocation`; its number, if the server has it.
-fn ask_for_context(stream: &mut UnixStream, name: &str) -> Result<Option<u32>, NbdError> {
+/// Block status in a context; its number, if the server has it.
+fn ask_for_context(
+    stream: &mut UnixStream,
+    name: &str,
+    wanted: &str,
+) -> Result<Option<u32>, NbdError> {
     let mut body = Vec::new();
     body.extend(length_of(name.as_bytes())?.to_be_bytes());
     body.extend(name.as_bytes());
     body.extend(1u32.to_be_bytes());
-    body.extend(length_of(CONTEXT_ALLOCATION.as_bytes())?.to_be_bytes());
-    body.extend(CONTEXT_ALLOCATION.as_bytes());
+    body.extend(length_of(wanted.as_bytes())?.to_be_bytes());
+    body.extend(wanted.as_bytes());
     send_option(stream, OPTION_SET_META_CONTEXT, &body)?;
     let mut context = None;
     for _ in 0..ANSWERS_MAX {
         let answer = read_answer(stream, OPTION_SET_META_CONTEXT)?;
         match answer.kind {
             REPLY_ACK => return Ok(context),
-            REPLY_META_CONTEXT if answer.body.get(4..) == Some(CONTEXT_ALLOCATION.as_bytes()) => {
+            REPLY_META_CONTEXT if answer.body.get(4..) == Some(wanted.as_bytes()) => {
                 context = be32(&answer.body, 0);
             }
             // GO will say in words what is wrong with the name.

@@ -341,9 +341,9 @@ impl Rig {
 
     fn bases_of(&self, name: &str, tags: &Tags) -> Vec<Base> {
         let exists = self.offers.iter().any(|offer| offer.name == name);
-        let bases = BASES.iter().filter(|(tag, _)| {
-            exists && (tags.all || tags.named.iter().any(|named| named == tag))
-        });
+        let bases = BASES
+            .iter()
+            .filter(|(tag, _)| exists && (tags.all || tags.named.iter().any(|named| named == tag)));
         bases.map(|&(tag, layer)| Base { tag: tag.to_owned(), layer }).collect()
     }
 

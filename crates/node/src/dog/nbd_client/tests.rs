@@ -140,7 +140,8 @@ fn attached(
         server.negotiate(offer);
         script(&mut server);
     });
-    let client = NbdClient::over(ours, "vol", Interrupt::never()).expect("attached");
+    let client =
+        NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, Interrupt::never()).expect("attached");
     (client, server)
 }
 
@@ -148,7 +149,7 @@ fn attached(
 fn refused(script: impl FnOnce(&mut Server) + Send + 'static) -> NbdError {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || script(&mut Server { stream: theirs }));
-    let result = NbdClient::over(ours, "vol", Interrupt::never());
+    let result = NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, Interrupt::never());
     server.join().expect("the server ends");
     result.err().expect("not attached")
 }
@@ -395,7 +396,8 @@ fn interrupted_client_stops_waiting() {
         server
     });
     let interrupt = Interrupt::never();
-    let mut client = NbdClient::over(ours, "vol", interrupt.clone()).expect("attached");
+    let mut client =
+        NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, interrupt.clone()).expect("attached");
     let _server = server.join().expect("negotiated");
     client.submit(Command::Flush).expect("sent");
     interrupt.request();
