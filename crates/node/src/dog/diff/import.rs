@@ -94,6 +94,7 @@ fn receive(
         };
         progress.reach(reached.max(target.resumed_at));
     }
+    target.finish_writing()?;
     Ok(totals)
 }
 

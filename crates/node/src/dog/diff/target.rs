@@ -40,6 +40,8 @@ pub struct Target<'a> {
     marker: Marker,
     /// All that the stream tells of before this place had arrived when this began.
     pub resumed_at: u64,
+    /// Up to where the stream has told.
+    reached: u64,
     /// Bytes that came since the progress was noted.
     unnoted: u64,
 }
@@ -71,7 +73,6 @@ impl<'a> Target<'a> {
         if let Some(resumed_at) = resumed_at {
             let client = context.attach(&name, interrupt)?;
             let marker = marker.expect("it says how far it came");
-            let unnoted = 0;
             return Ok(Target {
                 context,
                 interrupt,
@@ -80,7 +81,8 @@ impl<'a> Target<'a> {
                 client,
                 marker,
                 resumed_at,
-                unnoted,
+                reached: resumed_at,
+                unnoted: 0,
             });
         }
         if header.start > 0 {
@@ -119,18 +121,39 @@ impl<'a> Target<'a> {
         let client = match client {
             Some(client) => client,
             None => {
-                let bytes = header.to_bytes;
-                context
-                    .ask_for_volume(&AdminRequest::VolumeCreate { name: name.clone(), bytes })?;
-                context.attach(&name, interrupt)?
+                let request =
+                    AdminRequest::VolumeCreate { name: name.clone(), bytes: header.to_bytes };
+                let made = context.ask_for_volume(&request);
+                match made.and_then(|_| context.attach(&name, interrupt)) {
+                    Ok(client) => client,
+                    Err(failure) => {
+                        // Where even that fails the next import finds that nothing was begun.
+                        let _ = marker.remove(context, interrupt);
+                        return Err(failure);
+                    }
+                }
             }
         };
-        let target =
-            Target { context, interrupt, name, header, client, marker, resumed_at: 0, unnoted: 0 };
-        if target.header.to_bytes > target.client.export().bytes {
-            target.resize(target.header.to_bytes)?;
+        let (resumed_at, reached, unnoted) = (0, 0, 0);
+        let target = Target {
+            context,
+            interrupt,
+            name,
+            header,
+            client,
+            marker,
+            resumed_at,
+            reached,
+            unnoted,
+        };
+        let grown = match target.header.to_bytes > target.client.export().bytes {
+            true => target.resize(target.header.to_bytes),
+            false => Ok(()),
+        };
+        match grown {
+            Ok(()) => Ok(target),
+            Err(failure) => Err(target.give_up(failure, false)),
         }
-        Ok(target)
     }
 
     /// This is its content here.
@@ -159,6 +182,7 @@ impl<'a> Target<'a> {
 
     fn wrote(&mut self, end: u64, bytes: u64) -> Result<(), Failure> {
         self.unnoted += bytes;
+        self.reached = end;
         if self.unnoted >= CHECKPOINT_BYTES { self.note(end) } else { Ok(()) }
     }
 
@@ -172,9 +196,18 @@ impl<'a> Target<'a> {
         self.marker.put(Record { header, progress: progress.max(self.resumed_at) })
     }
 
-    /// All has arrived: the target becomes what the stream leads to.
-    pub fn complete(mut self) -> Result<VolumeReport, Failure> {
-        self.note(self.header.to_bytes)?;
+    /// All has arrived, and the stream is whole.
+    pub fn finish_writing(&mut self) -> Result<(), Failure> {
+        self.note(self.header.to_bytes)
+    }
+
+    /// The target becomes what the stream leads to. When that fails, nothing is missing but this.
+    pub fn complete(self) -> Result<VolumeReport, Failure> {
+        let remainder = kept(&self.name, &self.header, self.header.to_bytes);
+        self.become_whole().map_err(|failure| with(failure, &remainder))
+    }
+
+    fn become_whole(self) -> Result<VolumeReport, Failure> {
         let Target { context, interrupt, name, header, .. } = &self;
         if context.volume(name)?.bytes != header.to_bytes {
             self.resize(header.to_bytes)?;
@@ -198,7 +231,11 @@ impl<'a> Target<'a> {
     }
 
     /// Something is wrong: keeps what has arrived, or undoes it. Gives back what to report.
-    pub fn give_up(self, failure: Failure, keep: bool) -> Failure {
+    pub fn give_up(mut self, failure: Failure, keep: bool) -> Failure {
+        if keep {
+            // Where that fails, what was noted before holds.
+            let _ = self.note(self.reached);
+        }
         let Target { context, interrupt, name, header, client, marker, .. } = self;
         let progress = marker.record.as_ref().map_or(0, |record| record.progress);
         if keep {
@@ -334,10 +371,12 @@ impl Finding<'_> {
         let is_at_start = newest.is_some_and(|newest| {
             Some(&newest.tag) == record.header.from.as_ref() && volume.bytes == newest.bytes
         });
-        if let (true, Some(from)) = (is_at_start, &record.header.from)
-            && self.written_since(from)?.0 == 0
-        {
-            return Ok(None);
+        if let (true, Some(from)) = (is_at_start, &record.header.from) {
+            let (written, client) = self.written_since(from)?;
+            client.disconnect()?;
+            if written == 0 {
+                return Ok(None);
+            }
         }
         Ok(Some(Begun { record, volume: Some(volume) }))
     }
