@@ -446,6 +446,7 @@ mod tests {
             "dog volume diff disk1@monday disk1@tuesday",
             "dog volume export-diff disk1@monday disk1@tuesday changes",
             "dog volume export-diff disk1@monday disk1 -",
+            "dog volume export-diff disk1@a disk1@b --start 4096 -",
             "dog volume export-diff --full disk1@monday - --start 4G",
             "dog volume import-diff - copy",
             "dog volume import-diff changes copy --resume --keep-partial",

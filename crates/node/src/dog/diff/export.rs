@@ -8,7 +8,7 @@ use crate::dog::{
     Context, Failure,
     export::{self, Partial, windows},
     interrupt::Interrupt,
-    name::{Name, SnapshotName},
+    name::{Name, NameError, SnapshotName},
     print,
     progress::Progress,
     source::interrupted,
@@ -25,35 +25,35 @@ use std::{
 /// Runs the command.
 pub fn run(context: &Context, options: &ExportDiff) -> Result<(), Failure> {
     let interrupt = Interrupt::listen()?;
-    let (from, to) = ends(options)?;
-    let piped = options.file.as_os_str() == "-";
+    let Ends { from, to, file } = ends(options)?;
+    let piped = file.as_os_str() == "-";
     if piped && io::stdout().is_terminal() {
         return Err(Failure::usage(
             "a stream of changes would spoil the terminal; name a file, or use a pipe",
         ));
     }
     if !piped {
-        export::check_target(&options.file, options.overwrite)?;
+        export::check_target(&file, options.overwrite)?;
     }
-    let mut pair = Pair::open(context, from, to, &interrupt)?;
-    let header = header(context, &mut pair, to, options)?;
+    let mut pair = Pair::open(context, from.as_ref(), &to, &interrupt)?;
+    let header = header(context, &mut pair, &to, options)?;
     let mut progress = Progress::resumed("exporting", header.start, header.to_bytes);
     if piped {
         write(&mut pair, &header, &mut Sink::Output, &mut progress, &interrupt)?;
         drop(progress);
         return pair.close();
     }
-    let partial = Partial::beside(&options.file);
+    let partial = Partial::beside(&file);
     interrupt.will_remove(partial.path.clone());
     let mut sink = Sink::File(partial.create()?, partial.path.clone());
     let totals = write(&mut pair, &header, &mut sink, &mut progress, &interrupt)?;
     interrupted(&interrupt)?;
-    partial.become_whole(&options.file)?;
+    partial.become_whole(&file)?;
     let took = progress.elapsed();
     drop(progress);
     pair.close()?;
     let Totals { records, data_bytes, zero_bytes } = totals;
-    let file = options.file.display();
+    let file = file.display();
     if context.json {
         return print::json(&serde_json::json!({
             "file": file.to_string(), "records": records, "data_bytes": data_bytes,
@@ -65,22 +65,39 @@ pub fn run(context: &Context, options: &ExportDiff) -> Result<(), Failure> {
     print::text(&format!("exported {data} of data and {zeros} of zeros to {file}\n"))
 }
 
-/// What it begins with, and what it leads to.
-fn ends(options: &ExportDiff) -> Result<(Option<&SnapshotName>, &Name), Failure> {
-    match (&options.names[..], options.full) {
-        ([to], true) => Ok((None, to)),
-        ([Name::Snapshot(from), to], false) => Ok((Some(from), to)),
-        ([Name::Volume(from), _], false) => Err(Failure::usage(format!(
-            "a stream of changes begins with a snapshot, and {from} is a volume; name one of its \
-             snapshots, such as {from}@monday, or say --full for everything"
-        ))),
-        (_, true) => Err(Failure::usage(
+/// What is exported, and where to.
+#[derive(PartialEq, Eq, Debug)]
+struct Ends {
+    /// What the stream begins with; nothing for everything.
+    from: Option<SnapshotName>,
+    /// What it leads to.
+    to: Name,
+    file: PathBuf,
+}
+
+fn ends(options: &ExportDiff) -> Result<Ends, Failure> {
+    let ExportDiff { from, to, file, full, .. } = options;
+    match (full, file) {
+        (true, None) => Ok(Ends { from: None, to: from.clone(), file: PathBuf::from(to) }),
+        (true, Some(_)) => Err(Failure::usage(
             "--full begins with nothing; name only what the stream leads to, and the file",
         )),
-        (_, false) => Err(Failure::usage(
+        (false, None) => Err(Failure::usage(
             "name the snapshot that the stream begins with, what it leads to, and the file; or \
              say --full for everything",
         )),
+        (false, Some(file)) => {
+            let to = to.parse().map_err(|error: NameError| Failure::usage(error.to_string()))?;
+            match from {
+                Name::Snapshot(from) => {
+                    Ok(Ends { from: Some(from.clone()), to, file: file.clone() })
+                }
+                Name::Volume(from) => Err(Failure::usage(format!(
+                    "a stream of changes begins with a snapshot, and {from} is a volume; name one \
+                     of its snapshots, such as {from}@monday, or say --full for everything"
+                ))),
+            }
+        }
     }
 }
 
@@ -225,21 +242,30 @@ mod tests {
 
     #[test]
     fn ends_are_two_names_or_one_with_full() {
-        let check = |names: &[&str], full: bool, expected: Option<(Option<&str>, &str)>| {
-            let names = names.iter().map(|name| name.parse().expect("a name")).collect();
-            let file = PathBuf::from("-");
-            let options = ExportDiff { names, file, full, start: None, overwrite: false };
+        let check = |words: &[&str], full: bool, expected: Option<(Option<&str>, &str)>| {
+            let options = ExportDiff {
+                from: words[0].parse().expect("a name"),
+                to: words[1].to_string(),
+                file: words.get(2).map(PathBuf::from),
+                full,
+                start: None,
+                overwrite: false,
+            };
             let found = ends(&options).ok();
-            let found = found.map(|(from, to)| (from.map(|from| from.to_string()), to.to_string()));
-            let expected = expected.map(|(from, to)| (from.map(String::from), to.to_string()));
-            assert_eq!(found, expected);
+            let expected = expected.map(|(from, to)| Ends {
+                from: from.map(|from| from.parse().expect("a name")),
+                to: to.parse().expect("a name"),
+                file: PathBuf::from("-"),
+            });
+            assert_eq!(found, expected, "{words:?}");
         };
-        check(&["a@x", "a@y"], false, Some((Some("a@x"), "a@y")));
-        check(&["a@x", "a"], false, Some((Some("a@x"), "a")));
-        check(&["a@x"], true, Some((None, "a@x")));
-        check(&["a"], true, Some((None, "a")));
-        check(&["a@x"], false, None);
-        check(&["a", "a@y"], false, None);
-        check(&["a@x", "a@y"], true, None);
+        check(&["a@x", "a@y", "-"], false, Some((Some("a@x"), "a@y")));
+        check(&["a@x", "a", "-"], false, Some((Some("a@x"), "a")));
+        check(&["a@x", "-"], true, Some((None, "a@x")));
+        check(&["a", "-"], true, Some((None, "a")));
+        check(&["a@x", "-"], false, None);
+        check(&["a", "a@y", "-"], false, None);
+        check(&["a@x", "a@", "-"], false, None);
+        check(&["a@x", "a@y", "-"], true, None);
     }
 }

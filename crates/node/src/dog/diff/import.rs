@@ -75,7 +75,17 @@ fn receive(
     progress: &mut Progress,
 ) -> Result<Totals, Failure> {
     let mut totals = Totals::default();
-    while let Some(item) = stream.next()? {
+    loop {
+        let Some(item) = stream.next_here()? else {
+            if stream.is_piped() {
+                // A pipe may bring nothing for long, and the daemon waits for no half request.
+                target.settle()?;
+            }
+            if !stream.read_more()? {
+                break;
+            }
+            continue;
+        };
         interrupted(stream.interrupt)?;
         let reached = match item {
             Item::Header(_) => continue,
@@ -123,24 +133,42 @@ impl<'a> Stream<'a> {
     /// The next part; nothing at the end of a stream that is whole.
     fn next(&mut self) -> Result<Option<Item>, Failure> {
         loop {
-            if let Some(item) = self.decoder.next().map_err(|damage| self.refuse(&damage))? {
+            if let Some(item) = self.next_here()? {
                 return Ok(Some(item));
             }
-            if self.hole > 0 {
-                let length = self.hole.min(ZEROS.len() as u64);
-                self.hole -= length;
-                self.decoder.push(&ZEROS[..length as usize]);
-                continue;
-            }
-            match self.source.next(self.interrupt)? {
-                Some(Piece::Data(bytes)) => self.decoder.push(&bytes),
-                Some(Piece::Hole(length)) => self.hole = length,
-                None => {
-                    self.decoder.finish().map_err(|damage| self.refuse(&damage))?;
-                    return Ok(None);
-                }
+            if !self.read_more()? {
+                return Ok(None);
             }
         }
+    }
+
+    /// The next part, if all of it was read already.
+    fn next_here(&mut self) -> Result<Option<Item>, Failure> {
+        self.decoder.next().map_err(|damage| self.refuse(&damage))
+    }
+
+    /// Whether nobody knows when more will come.
+    fn is_piped(&self) -> bool {
+        self.source.length().is_none()
+    }
+
+    /// Reads on; whether there was anything. At the end of the source the stream must be whole.
+    fn read_more(&mut self) -> Result<bool, Failure> {
+        if self.hole > 0 {
+            let length = self.hole.min(ZEROS.len() as u64);
+            self.hole -= length;
+            self.decoder.push(&ZEROS[..length as usize]);
+            return Ok(true);
+        }
+        match self.source.next(self.interrupt)? {
+            Some(Piece::Data(bytes)) => self.decoder.push(&bytes),
+            Some(Piece::Hole(length)) => self.hole = length,
+            None => {
+                self.decoder.finish().map_err(|damage| self.refuse(&damage))?;
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn refuse(&self, damage: &Damage) -> Failure {

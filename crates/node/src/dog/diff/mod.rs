@@ -44,12 +44,13 @@ pub struct Diff {
 /// `dog volume export-diff`.
 #[derive(Debug, Args)]
 pub struct ExportDiff {
-    /// The snapshot NAME@TAG that the stream begins with, unless --full is said; then what it
-    /// leads to: a later snapshot of the same volume, or the volume, which nobody may have attached
-    #[arg(required = true, num_args = 1..=2, value_name = "NAME")]
-    pub names: Vec<Name>,
+    /// The snapshot NAME@TAG that the stream begins with. Left out with --full
+    pub from: Name,
+    /// What it leads to: a later snapshot of the same volume, or the volume, which nobody may have
+    /// attached
+    pub to: String,
     /// The file, or - for standard output
-    pub file: PathBuf,
+    pub file: Option<PathBuf>,
     /// Everything, for a copy that does not exist yet
     #[arg(long)]
     pub full: bool,

@@ -186,6 +186,11 @@ impl<'a> Target<'a> {
         if self.unnoted >= CHECKPOINT_BYTES { self.note(end) } else { Ok(()) }
     }
 
+    /// Waits until all that was written has arrived.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        transfer::settle(&mut self.client)
+    }
+
     /// Everything before this place is put on stable media, and then that it is there.
     fn note(&mut self, progress: u64) -> Result<(), Failure> {
         transfer::settle(&mut self.client)?;
