@@ -81,6 +81,7 @@ fuzz: build-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
 bench: deps build ## measure one node, against qemu-storage-daemon and with 1 TiB described; see docs/performance.md
 	$(CARGO) run --locked --quiet --release --package xtask -- bench one
 	$(CARGO) run --locked --quiet --release --package xtask -- bench table
+	$(CARGO) run --locked --quiet --release --package xtask -- bench layers
 
 .PHONY: install
 install: build ## install programs, manual pages, completions and the systemd unit below DESTDIR/PREFIX

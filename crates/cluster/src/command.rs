@@ -1,8 +1,11 @@
 //! Commands: what can be asked of the cluster's state, and how they are written in its log.
 
 use crate::Refusal;
+use crate::group::check_group_name;
+use crate::schedule::check_schedule_name;
+use crate::source::check_address;
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
-use proto::limits::{COMMAND_BYTES_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX};
+use proto::limits::{COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX};
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +67,8 @@ pub enum Command {
         /// The new name.
         name: String,
     },
-    /// Delete a volume that nobody has attached. Answered by [`Answer::Dropped`].
+    /// Delete a volume that nobody has attached. Answered by [`Answer::Dropped`]. Only logs of
+    /// before there were locks have it; see [`Command::DropVolume`].
     DeleteVolume {
         /// Which one.
         volume: VolumeId,
@@ -129,7 +133,8 @@ pub enum Command {
         /// The head that was opened.
         layer: LayerId,
     },
-    /// Delete a snapshot that nobody reads. Answered by [`Answer::Dropped`].
+    /// Delete a snapshot that nobody reads. Answered by [`Answer::Dropped`]. Only logs of before
+    /// there were locks have it; see [`Command::DropSnapshot`].
     DeleteSnapshot {
         /// Of which volume.
         volume: VolumeId,
@@ -185,6 +190,154 @@ pub enum Command {
         /// Whether its writer's session is to copy.
         wanted: bool,
     },
+    /// Delete a volume that nobody has attached, for good. Answered by [`Answer::Dropped`].
+    DropVolume {
+        /// Which one.
+        volume: VolumeId,
+        /// Whether its snapshots go too; otherwise it may have none.
+        with_snapshots: bool,
+        /// Now: no snapshot may be locked.
+        unix_s: u64,
+    },
+    /// Delete a snapshot that nobody reads, for good. Answered by [`Answer::Dropped`].
+    DropSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which one.
+        tag: String,
+        /// Now: it may not be locked.
+        unix_s: u64,
+    },
+    /// Put a volume that nobody has attached into the trash, with its snapshots. Answered by
+    /// [`Answer::Done`].
+    TrashVolume {
+        /// Which one.
+        volume: VolumeId,
+        /// Whether its snapshots go too; otherwise it may have none.
+        with_snapshots: bool,
+        /// Now: no snapshot may be locked.
+        unix_s: u64,
+        /// From when on it may be purged.
+        expires_unix_s: u64,
+    },
+    /// Take a volume out of the trash. Answered by [`Answer::Done`].
+    Undelete {
+        /// Which one.
+        volume: VolumeId,
+        /// The name it gets, its former one or another.
+        name: String,
+    },
+    /// Delete a volume in the trash for good. Answered by [`Answer::Dropped`].
+    Purge {
+        /// Which one.
+        volume: VolumeId,
+    },
+    /// Let nobody delete a snapshot before a time; never a shorter one than is agreed. Done already
+    /// is done. Answered by [`Answer::Done`].
+    LockSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which one.
+        tag: String,
+        /// Until when.
+        until_unix_s: u64,
+    },
+    /// Create a group without members. Answered by [`Answer::Done`].
+    CreateGroup {
+        /// Its name.
+        name: String,
+        /// Now.
+        unix_s: u64,
+    },
+    /// Delete a group. Its volumes and all snapshots stay. Answered by [`Answer::Done`].
+    DeleteGroup {
+        /// Its name.
+        name: String,
+    },
+    /// Add volumes to a group, or take them out of it. Done already is done. Answered by
+    /// [`Answer::Done`].
+    ChangeGroup {
+        /// Its name.
+        name: String,
+        /// Which volumes, at most `GROUP_VOLUMES_MAX`.
+        volumes: Vec<VolumeId>,
+        /// Whether they are to be members.
+        member: bool,
+    },
+    /// Take a snapshot of all volumes of a group at one moment. Answered by
+    /// [`Answer::GroupSnapshotCreated`].
+    SnapshotGroup {
+        /// Its name.
+        name: String,
+        /// The name of each of the snapshots, and of them all together.
+        tag: String,
+        /// Now.
+        unix_s: u64,
+    },
+    /// Delete a group snapshot: those of its snapshots that still exist. Answered by
+    /// [`Answer::Dropped`].
+    DropGroupSnapshot {
+        /// The group's name.
+        name: String,
+        /// Which one.
+        tag: String,
+        /// Now: none of them may be locked.
+        unix_s: u64,
+    },
+    /// Roll all volumes of a group snapshot back to it. Answered by [`Answer::Dropped`].
+    RollbackGroup {
+        /// The group's name.
+        name: String,
+        /// To which group snapshot.
+        tag: String,
+    },
+    /// Have snapshots taken of a volume again and again: a new schedule, or another one in the
+    /// place of that of this name. Done already is done. Answered by [`Answer::Done`].
+    SetSchedule {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Its name, unique within the volume.
+        schedule: String,
+        /// One snapshot in so many seconds.
+        every_s: u32,
+        /// How many of them are kept.
+        keep: u32,
+        /// Now: the first snapshot is that of the next slot.
+        unix_s: u64,
+    },
+    /// No more of them; the snapshots stay. Answered by [`Answer::Done`].
+    RemoveSchedule {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Its name.
+        schedule: String,
+    },
+    /// Take the snapshot of a slot of a schedule. Answered by [`Answer::SnapshotCreated`].
+    ScheduledSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The schedule's name.
+        schedule: String,
+        /// Which slot: the time since 1970 divided by that between two snapshots.
+        slot: u64,
+        /// The snapshot's name.
+        tag: String,
+        /// Now.
+        unix_s: u64,
+    },
+    /// Create a volume that shows what lies elsewhere. Answered by [`Answer::VolumeCreated`].
+    CreateVolumeFrom {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// Where that is.
+        address: String,
+        /// So many bytes of it show.
+        source_bytes: u64,
+        /// Now.
+        unix_s: u64,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -209,6 +362,11 @@ pub enum Answer {
     SnapshotCreated {
         /// What it names.
         layer: LayerId,
+    },
+    /// The group snapshot exists; its parts are sealing.
+    GroupSnapshotCreated {
+        /// Its volumes, and what each of its snapshots names.
+        layers: Vec<(VolumeId, LayerId)>,
     },
     /// The attachment is held.
     Attached {
@@ -250,9 +408,38 @@ impl Command {
             Command::CreateVolume { name, .. } | Command::RenameVolume { name, .. } => {
                 check_name(name)?;
             }
+            Command::Undelete { name, .. } => check_name(name)?,
+            Command::CreateVolumeFrom { name, address, .. } => {
+                check_name(name)?;
+                check_address(address)?;
+            }
             Command::CreateSnapshot { tag, .. }
             | Command::DeleteSnapshot { tag, .. }
+            | Command::DropSnapshot { tag, .. }
+            | Command::LockSnapshot { tag, .. }
             | Command::Rollback { tag, .. } => check_tag(tag)?,
+            Command::CreateGroup { name, .. } | Command::DeleteGroup { name } => {
+                check_group_name(name)?;
+            }
+            Command::ChangeGroup { name, volumes, .. } => {
+                check_group_name(name)?;
+                if volumes.len() > GROUP_VOLUMES_MAX {
+                    return Err(Refusal::TooManyInGroup { name: name.clone() });
+                }
+            }
+            Command::SnapshotGroup { name, tag, .. }
+            | Command::DropGroupSnapshot { name, tag, .. }
+            | Command::RollbackGroup { name, tag } => {
+                check_group_name(name)?;
+                check_tag(tag)?;
+            }
+            Command::SetSchedule { schedule, .. } | Command::RemoveSchedule { schedule, .. } => {
+                check_schedule_name(schedule)?;
+            }
+            Command::ScheduledSnapshot { schedule, tag, .. } => {
+                check_schedule_name(schedule)?;
+                check_tag(tag)?;
+            }
             Command::CloneSnapshot { tag, name, .. } => {
                 check_tag(tag)?;
                 check_name(name)?;

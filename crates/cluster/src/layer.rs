@@ -1,6 +1,7 @@
 //! Layers as the cluster agrees on them: which exist, what lies below each, and when one goes.
 
 use crate::map::Map;
+use crate::refusal::Refusal;
 use crate::volume::{Attachment, Volume};
 use proto::{LayerId, LineageId};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,26 @@ pub struct Snapshot {
     pub created_unix_s: u64,
     /// Who reads it, in order of generation. The generations are drawn from the volume's.
     pub readers: Vec<Attachment>,
+    /// Before this time, in seconds since 1970, nobody deletes it; 0: it is not locked.
+    pub locked_until_unix_s: u64,
+    /// The schedule that had it taken, if one had.
+    pub schedule: Option<String>,
+}
+
+impl Snapshot {
+    /// Whether it may not be deleted at this time.
+    pub fn is_locked(&self, unix_s: u64) -> bool {
+        unix_s < self.locked_until_unix_s
+    }
+
+    /// Why not.
+    pub(crate) fn refusal(&self, volume: &Volume) -> Refusal {
+        Refusal::Locked {
+            name: volume.name.clone(),
+            tag: self.tag.clone(),
+            until_unix_s: self.locked_until_unix_s,
+        }
+    }
 }
 
 /// What shows through where a layer's whole lineage has nothing.
@@ -167,8 +188,11 @@ fn prune_unnamed(
             continue;
         }
         let below = map.layer(layer.parent).map(|below| below.lineage);
+        Arc::make_mut(&mut map.layers).remove(&candidate);
+        if map.sources.contains_key(&candidate) {
+            Arc::make_mut(&mut map.sources).remove(&candidate);
+        }
         let layers = Arc::make_mut(&mut map.layers);
-        layers.remove(&candidate);
         if let [child] = children[..] {
             let child = layers.get_mut(&child).expect("listed as a child");
             // A flattened layer shows nothing of another lineage.
@@ -182,9 +206,13 @@ fn prune_unnamed(
     gone
 }
 
+/// One invariant.
+pub(crate) fn hold(condition: bool, what: &'static str) -> Result<(), &'static str> {
+    if condition { Ok(()) } else { Err(what) }
+}
+
 /// The first invariant that does not hold for the layers.
 pub(crate) fn contradiction(map: &Map) -> Result<(), &'static str> {
-    let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
     let mut children: BTreeMap<LayerId, (usize, usize)> = BTreeMap::new();
     // The layers of a lineage hang together: one of them lies on none of them.
     let mut lowest = BTreeSet::new();

@@ -19,7 +19,11 @@ pub(crate) fn add_layer(map: &mut Map, layer: impl FnOnce(LayerId) -> Layer) -> 
 }
 
 impl State {
-    fn snapshot(&self, volume: VolumeId, tag: &str) -> Result<(&Volume, &Snapshot), Refusal> {
+    pub(crate) fn snapshot(
+        &self,
+        volume: VolumeId,
+        tag: &str,
+    ) -> Result<(&Volume, &Snapshot), Refusal> {
         check_tag(tag)?;
         let volume = self.volume(volume)?;
         match volume.snapshot(tag) {
@@ -31,7 +35,7 @@ impl State {
     }
 
     /// A snapshot whose layer is sealed for good.
-    fn sealed_snapshot(
+    pub(crate) fn sealed_snapshot(
         &self,
         volume: VolumeId,
         tag: &str,
@@ -50,21 +54,25 @@ impl State {
         }
     }
 
-    /// Whether a layer may be added.
-    fn vet_new_layer(&self) -> Result<(), Refusal> {
+    /// Whether so many layers may be added.
+    pub(crate) fn vet_new_layers(&self, count: usize) -> Result<(), Refusal> {
         // Hidden layers are as many as clones of clones were deleted.
-        match self.map.layers.len() >= LAYERS_MAX {
+        match self.map.layers.len() + count > LAYERS_MAX {
             true => Err(Refusal::TooManyLayers),
             false => Ok(()),
         }
     }
 
-    pub(crate) fn create_snapshot(
-        &mut self,
-        id: VolumeId,
-        tag: &str,
-        unix_s: u64,
-    ) -> Result<Answer, Refusal> {
+    /// Whether so many snapshots may be added, of whatever volumes.
+    pub(crate) fn vet_snapshots(&self, count: usize) -> Result<(), Refusal> {
+        if self.map.snapshots + count > SNAPSHOTS_MAX {
+            return Err(Refusal::TooManySnapshots);
+        }
+        self.vet_new_layers(count)
+    }
+
+    /// Whether a snapshot of this volume may be taken now.
+    pub(crate) fn vet_snapshot(&self, id: VolumeId, tag: &str) -> Result<(), Refusal> {
         check_tag(tag)?;
         let volume = self.volume(id)?;
         if volume.snapshot(tag).is_some() {
@@ -75,24 +83,50 @@ impl State {
             return Err(Refusal::ShrinkPending { name: volume.name.clone() });
         }
         // Readers of the head would have to move to the new one.
-        if let Some(reader) = volume.attachments.iter().find(|held| held.read_only) {
-            return Err(self.attached(volume, reader));
+        match volume.attachments.iter().find(|held| held.read_only) {
+            Some(reader) => Err(self.attached(volume, reader)),
+            None => Ok(()),
         }
-        if self.map.snapshots >= SNAPSHOTS_MAX {
-            return Err(Refusal::TooManySnapshots);
-        }
-        self.vet_new_layer()?;
+    }
+
+    /// Takes a snapshot that was vetted before, within a change; what it names.
+    pub(crate) fn take_snapshot(
+        &mut self,
+        id: VolumeId,
+        tag: &str,
+        unix_s: u64,
+        schedule: Option<&str>,
+    ) -> LayerId {
+        let volume = self.map.volume(id).expect("vetted before");
         let (lineage, sealed, bytes) = (volume.lineage, volume.head, volume.bytes);
         let overlap = self.map.layers[&sealed].overlap;
-        let map = self.change();
+        let map = Arc::make_mut(&mut self.map);
         map.snapshots += 1;
         let head = add_layer(map, |_| Layer { lineage, parent: sealed, overlap, opened: false });
         let volume = self.volume_again(id);
         volume.head = head;
-        let (tag, readers) = (tag.to_owned(), Vec::new());
-        let snapshot = Snapshot { tag, layer: sealed, bytes, created_unix_s: unix_s, readers };
-        volume.snapshots.push(snapshot);
-        Ok(Answer::SnapshotCreated { layer: sealed })
+        volume.snapshots.push(Snapshot {
+            tag: tag.to_owned(),
+            layer: sealed,
+            bytes,
+            created_unix_s: unix_s,
+            readers: Vec::new(),
+            locked_until_unix_s: 0,
+            schedule: schedule.map(str::to_owned),
+        });
+        sealed
+    }
+
+    pub(crate) fn create_snapshot(
+        &mut self,
+        id: VolumeId,
+        tag: &str,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        self.vet_snapshot(id, tag)?;
+        self.vet_snapshots(1)?;
+        self.change();
+        Ok(Answer::SnapshotCreated { layer: self.take_snapshot(id, tag, unix_s, None) })
     }
 
     pub(crate) fn layer_opened(
@@ -111,18 +145,6 @@ impl State {
         let layers = Arc::make_mut(&mut self.change().layers);
         layers.get_mut(&layer).expect("a volume has its head").opened = true;
         Ok(Answer::Done)
-    }
-
-    pub(crate) fn delete_snapshot(&mut self, id: VolumeId, tag: &str) -> Result<Answer, Refusal> {
-        let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
-        if let Some(reader) = snapshot.readers.first() {
-            return Err(self.attached(volume, reader));
-        }
-        let layer = snapshot.layer;
-        self.change_volume(id).snapshots.retain(|snapshot| snapshot.layer != layer);
-        let map = Arc::make_mut(&mut self.map);
-        map.snapshots -= 1;
-        Ok(Answer::Dropped(prune(map, [layer])))
     }
 
     pub(crate) fn clone_snapshot(
@@ -151,22 +173,30 @@ impl State {
         if self.map.volumes.len() >= VOLUMES_MAX {
             return Err(Refusal::TooManyVolumes);
         }
-        self.vet_new_layer()
+        self.vet_new_layers(1)
     }
 
-    pub(crate) fn rollback(&mut self, id: VolumeId, tag: &str) -> Result<Answer, Refusal> {
-        let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
+    /// Whether a volume may be rolled back to a snapshot now.
+    pub(crate) fn vet_rollback(&self, id: VolumeId, tag: &str) -> Result<(), Refusal> {
+        let (volume, _) = self.sealed_snapshot(id, tag)?;
         // The layer below an unopened head, were that head to go, would never be settled.
         self.not_sealing(volume)?;
-        if let Some(by) = volume.attachments.first() {
-            return Err(self.attached(volume, by));
+        match volume.attachments.first() {
+            Some(by) => Err(self.attached(volume, by)),
+            None => Ok(()),
         }
-        self.vet_new_layer()?;
+    }
+
+    /// Rolls a volume back that was vetted before, within a change; the head it had, which is still
+    /// to be pruned.
+    pub(crate) fn roll_back(&mut self, id: VolumeId, tag: &str) -> LayerId {
+        let volume = self.map.volume(id).expect("vetted before");
+        let snapshot = volume.snapshot(tag).expect("vetted before");
         let (lineage, parent, bytes) = (volume.lineage, snapshot.layer, snapshot.bytes);
         let (former, present) = (volume.head, volume.bytes);
         // What shows through the lineage is what did when the snapshot was taken.
         let overlap = self.map.layers[&parent].overlap;
-        let map = self.change();
+        let map = Arc::make_mut(&mut self.map);
         let head = add_layer(map, |_| Layer { lineage, parent, overlap, opened: false });
         map.provisioned_bytes = map.provisioned_bytes - u128::from(present) + u128::from(bytes);
         let volume = self.volume_again(id);
@@ -174,6 +204,14 @@ impl State {
         volume.bytes = bytes;
         volume.pending_discard = None;
         volume.flattening &= overlap > 0;
+        former
+    }
+
+    pub(crate) fn rollback(&mut self, id: VolumeId, tag: &str) -> Result<Answer, Refusal> {
+        self.vet_rollback(id, tag)?;
+        self.vet_new_layers(1)?;
+        self.change();
+        let former = self.roll_back(id, tag);
         Ok(Answer::Dropped(prune(Arc::make_mut(&mut self.map), [former])))
     }
 

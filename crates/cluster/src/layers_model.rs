@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 const NODE: NodeId = NodeId(1);
+/// What lies elsewhere: this, plus the number of the block.
+const SOURCE: u64 = 1 << 50;
 /// Content of a volume: what was written, by block.
 type Content = BTreeMap<u64, u64>;
 
@@ -47,7 +49,10 @@ impl Disk {
             at = *parent;
         }
         let origin = map.origin(layer).filter(|origin| block * BLOCK < origin.bytes)?;
-        self.read(map, origin.layer, block)
+        match map.source(origin.layer) {
+            Some(source) => (block * BLOCK < source.bytes).then_some(SOURCE + block),
+            None => self.read(map, origin.layer, block),
+        }
     }
 }
 
@@ -68,8 +73,36 @@ impl Model {
                 let content = self.volumes[volume].1[tag].clone();
                 self.volumes.insert(*new, (content, BTreeMap::new()));
             }
-            (Command::DeleteVolume { volume, .. }, _) => {
+            (Command::CreateVolumeFrom { source_bytes, bytes, .. }, answer) => {
+                let Answer::VolumeCreated { volume } = answer else { panic!("{answer:?}") };
+                let shown = 0..source_bytes.min(bytes).div_ceil(BLOCK);
+                let content = shown.map(|block| (block, SOURCE + block)).collect();
+                self.volumes.insert(*volume, (content, BTreeMap::new()));
+            }
+            (
+                Command::DeleteVolume { volume, .. }
+                | Command::DropVolume { volume, .. }
+                | Command::Purge { volume },
+                _,
+            ) => {
                 self.volumes.remove(volume);
+            }
+            (Command::SnapshotGroup { tag, .. }, Answer::GroupSnapshotCreated { layers }) => {
+                for (volume, _) in layers {
+                    let (content, snapshots) = self.volumes.get_mut(volume).expect("known");
+                    snapshots.insert(tag.clone(), content.clone());
+                }
+            }
+            (Command::DropGroupSnapshot { name, tag, .. }, _) => {
+                for volume in members(before, name, tag) {
+                    self.volumes.get_mut(&volume).expect("known").1.remove(tag);
+                }
+            }
+            (Command::RollbackGroup { name, tag }, _) => {
+                for volume in members(before, name, tag) {
+                    let (content, snapshots) = self.volumes.get_mut(&volume).expect("known");
+                    *content = snapshots[tag].clone();
+                }
             }
             (Command::ResizeVolume { volume, bytes, .. }, _) => {
                 let head = before.volume(*volume).expect("it was resized").head;
@@ -79,11 +112,18 @@ impl Model {
                 }
                 self.volumes.get_mut(volume).expect("known").0.retain(|b, _| *b < *bytes / BLOCK);
             }
-            (Command::CreateSnapshot { volume, tag, .. }, _) => {
+            (
+                Command::CreateSnapshot { volume, tag, .. }
+                | Command::ScheduledSnapshot { volume, tag, .. },
+                _,
+            ) => {
                 let (content, snapshots) = self.volumes.get_mut(volume).expect("known");
                 snapshots.insert(tag.clone(), content.clone());
             }
-            (Command::DeleteSnapshot { volume, tag }, _) => {
+            (
+                Command::DeleteSnapshot { volume, tag } | Command::DropSnapshot { volume, tag, .. },
+                _,
+            ) => {
                 self.volumes.get_mut(volume).expect("known").1.remove(tag);
             }
             (Command::Rollback { volume, tag }, _) => {
@@ -97,7 +137,8 @@ impl Model {
         }
         for (_, layer) in map.layers() {
             let Layer { opened, .. } = *map.layer(layer).expect("listed");
-            if opened && !self.disk.layers.contains_key(&layer) {
+            let is_source = map.source(layer).is_some();
+            if opened && !is_source && !self.disk.layers.contains_key(&layer) {
                 let parent = map.parent_in_lineage(layer).unwrap_or_default();
                 self.disk.open(layer, parent);
             }
@@ -156,6 +197,49 @@ impl Model {
     }
 }
 
+/// The volumes of a group snapshot.
+fn members(map: &Map, name: &str, tag: &str) -> Vec<VolumeId> {
+    let snapshot = map.group(name).and_then(|group| group.snapshot(tag)).expect("it was there");
+    snapshot.members.iter().map(|&(volume, _)| volume).collect()
+}
+
+/// One that concerns the trash, locks, groups, schedules or sources.
+fn rare_command(dice: &mut Dice, map: &Map, volume: &Volume, tag: String) -> Command {
+    let (id, unix_s) = (volume.id, dice.below(1000));
+    let name = format!("g{}", dice.below(3));
+    let group = map.group(&name).and_then(|group| group.snapshots.first());
+    let group_tag = group.map_or("t0".into(), |snapshot| snapshot.tag.clone());
+    let (schedule, with_snapshots) = ("s".to_owned(), dice.below(2) == 0);
+    match dice.below(16) {
+        0 => Command::CreateGroup { name, unix_s },
+        1 => match dice.below(8) {
+            0 => Command::DeleteGroup { name },
+            _ => Command::DropGroupSnapshot { name, tag: group_tag, unix_s },
+        },
+        2..5 => Command::ChangeGroup { name, volumes: vec![id], member: dice.below(4) > 0 },
+        5..8 => Command::SnapshotGroup { name, tag: format!("t{}", dice.below(9)), unix_s },
+        8 => Command::RollbackGroup { name, tag: group_tag },
+        9 => Command::TrashVolume { volume: id, with_snapshots, unix_s, expires_unix_s: unix_s },
+        10 => Command::DropVolume { volume: id, with_snapshots, unix_s },
+        11 => match dice.below(2) {
+            0 => Command::DropSnapshot { volume: id, tag, unix_s },
+            _ => Command::LockSnapshot { volume: id, tag, until_unix_s: dice.below(500) },
+        },
+        12 => Command::SetSchedule { volume: id, schedule, every_s: 60, keep: 2, unix_s },
+        13 => {
+            let (slot, tag) = (unix_s / 60, format!("t{}", dice.below(9)));
+            Command::ScheduledSnapshot { volume: id, schedule, slot, tag, unix_s }
+        }
+        _ => Command::CreateVolumeFrom {
+            name: format!("vm{}", dice.below(12)),
+            bytes: BLOCK * (1 + dice.below(16)),
+            address: "nbd://elsewhere".into(),
+            source_bytes: 1 + dice.below(16 * BLOCK),
+            unix_s,
+        },
+    }
+}
+
 /// A command that makes sense more often than not.
 fn random_command(dice: &mut Dice, map: &Map) -> Command {
     let known: Vec<&Volume> = map.volumes().collect();
@@ -173,6 +257,15 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
     };
     let generation = volume.attachments.last().map_or(Generation(1), |held| held.generation);
     let (id, holder) = (volume.id, "process 1".to_owned());
+    if volume.trash.is_some() {
+        return match dice.below(3) {
+            0 => Command::Purge { volume: id },
+            _ => Command::Undelete { volume: id, name },
+        };
+    }
+    if dice.below(6) == 0 {
+        return rare_command(dice, map, volume, tag);
+    }
     match dice.below(32) {
         0..6 => Command::CreateSnapshot { volume: id, tag: format!("t{}", dice.below(9)), unix_s },
         6..10 => Command::DeleteSnapshot { volume: id, tag },
@@ -229,10 +322,12 @@ fn run(seed: u64, steps: usize) -> usize {
             _ => {}
         }
         let foretold = match &command {
-            Command::DeleteSnapshot { volume, tag } => before
-                .volume(*volume)
-                .and_then(|volume| volume.snapshot(tag))
-                .map(|snapshot| before.going_with(snapshot.layer)),
+            Command::DeleteSnapshot { volume, tag } | Command::DropSnapshot { volume, tag, .. } => {
+                before
+                    .volume(*volume)
+                    .and_then(|volume| volume.snapshot(tag))
+                    .map(|snapshot| before.going_with(snapshot.layer))
+            }
             _ => None,
         };
         match state.apply(&command) {
@@ -260,13 +355,18 @@ fn run(seed: u64, steps: usize) -> usize {
     state.apply(&Command::ReleaseNode { node: NODE }).expect("known");
     for volume in ids {
         let before = state.map();
-        let command = Command::DeleteVolume { volume, with_snapshots: true };
+        let command = match before.volume(volume).expect("known").trash {
+            Some(_) => Command::Purge { volume },
+            None => Command::DropVolume { volume, with_snapshots: true, unix_s: 1000 },
+        };
         let answer = state.apply(&command).expect("nobody has it");
         model.apply(&command, &answer, &before, &state.map());
         model.compare(&state.map());
     }
     assert_eq!(state.map().layers().count(), 0, "a layer is kept for nobody");
     assert!(model.disk.layers.is_empty(), "a disk keeps a layer for nobody");
+    assert_eq!(state.map().sources().count(), 0, "a source is kept for nobody");
+    assert!(state.map().groups().all(|group| group.snapshots.is_empty()));
     accepted
 }
 

@@ -13,13 +13,18 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod group;
 mod layer;
 mod layering;
 mod map;
+mod migrate;
 mod partition;
 mod refusal;
+mod schedule;
 mod snapshot;
+mod source;
 mod state;
+mod trash;
 mod volume;
 mod voter;
 
@@ -29,14 +34,19 @@ mod layers_model;
 mod model;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole_tests;
 
 pub use command::{Answer, Command, DecodeError};
+pub use group::{Group, GroupSnapshot, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot};
 pub use map::{Disk, LayerFate, Map, Node};
 pub use partition::{Configuration, Member, partition_of};
 pub use refusal::{Refusal, RefusalKind};
+pub use schedule::{Schedule, check_schedule_name};
+pub use source::{Source, check_address};
 pub use state::State;
 pub use volume::{
-    Attachment, PendingDiscard, SIZE_UNIT, Volume, check_name, check_size, check_tag,
+    Attachment, PendingDiscard, SIZE_UNIT, Trash, Volume, check_name, check_size, check_tag,
 };
 pub use voter::{BootError, Effect, Event, PersistError, ProposalToken, RequestNumber, Voter};

@@ -1,7 +1,9 @@
 //! The map: one immutable state of the cluster, as everybody but the state machine sees it.
 
+use crate::group::Group;
 use crate::layer::Layer;
 use crate::partition::{Configuration, Member, Partitions, partition_of};
+use crate::source::Source;
 use crate::volume::Volume;
 use proto::{
     ClusterId, ConfigurationNumber, DiskId, Epoch, Incarnation, LayerId, LineageId, NodeId,
@@ -54,17 +56,23 @@ pub struct Map {
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
     pub(crate) layers: Arc<BTreeMap<LayerId, Layer>>,
-    /// Which volume has which name: always exactly the names of `volumes`.
+    /// What the source layers among them show.
+    pub(crate) sources: Arc<BTreeMap<LayerId, Source>>,
+    pub(crate) groups: Arc<BTreeMap<String, Arc<Group>>>,
+    /// Which volume has which name: always exactly the names of `volumes` out of the trash.
     pub(crate) names: Arc<BTreeMap<String, VolumeId>>,
     /// The next ids to issue; every id ever issued is below.
     pub(crate) next_volume: VolumeId,
     pub(crate) next_layer: LayerId,
-    /// Sum of the volumes' sizes. Their largest number at the largest size exceeds 64 bits.
+    /// Sum of the sizes of the volumes out of the trash. Their largest number at the largest size
+    /// exceeds 64 bits.
     pub(crate) provisioned_bytes: u128,
     /// Number of attachments of all volumes and snapshots.
     pub(crate) attachments: usize,
     /// Number of snapshots of all volumes.
     pub(crate) snapshots: usize,
+    /// Number of schedules of all volumes.
+    pub(crate) schedules: usize,
 }
 
 impl Map {
@@ -79,12 +87,15 @@ impl Map {
             partitions: Arc::new(Partitions::new(0)),
             volumes: Arc::default(),
             layers: Arc::default(),
+            sources: Arc::default(),
+            groups: Arc::default(),
             names: Arc::default(),
             next_volume: VolumeId(1),
             next_layer: LayerId(1),
             provisioned_bytes: 0,
             attachments: 0,
             snapshots: 0,
+            schedules: 0,
         }
     }
 
@@ -124,7 +135,7 @@ impl Map {
         self.disks.values()
     }
 
-    /// A volume.
+    /// A volume, in the trash or not.
     pub fn volume(&self, volume: VolumeId) -> Option<&Volume> {
         self.volumes.get(&volume).map(|volume| &**volume)
     }
@@ -134,12 +145,12 @@ impl Map {
         self.names.get(name).and_then(|volume| self.volume(*volume))
     }
 
-    /// All volumes, in order of id.
+    /// All volumes, in order of id, with those in the trash.
     pub fn volumes(&self) -> impl ExactSizeIterator<Item = &Volume> {
         self.volumes.values().map(|volume| &**volume)
     }
 
-    /// All volumes, in order of name.
+    /// The volumes out of the trash, in order of name.
     pub fn volumes_by_name(&self) -> impl Iterator<Item = &Volume> {
         self.names.values().filter_map(|volume| self.volume(*volume))
     }
@@ -201,8 +212,8 @@ impl Map {
         Map { partitions: Arc::new(partitions.expect("one run is all of them")), ..self.clone() }
     }
 
-    /// Sum of the sizes of all volumes in bytes, what their guests may come to fill; `u64::MAX` if
-    /// it is more than that. More than the disks can hold is overcommitted.
+    /// Sum of the sizes of all volumes out of the trash in bytes, what their guests may come to
+    /// fill; `u64::MAX` if it is more than that. More than the disks can hold is overcommitted.
     pub fn provisioned_bytes(&self) -> u64 {
         u64::try_from(self.provisioned_bytes).unwrap_or(u64::MAX)
     }

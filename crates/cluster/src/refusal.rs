@@ -2,8 +2,8 @@
 
 use crate::PersistError;
 use proto::limits::{
-    ATTACHMENTS_MAX, DISKS_MAX, LAYERS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX,
-    SNAPSHOTS_MAX, VOLUMES_MAX,
+    ATTACHMENTS_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX, NODES_MAX,
+    PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, VOLUMES_MAX,
 };
 use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
 
@@ -277,6 +277,194 @@ pub enum Refusal {
         /// Who reported.
         generation: Generation,
     },
+    /// It was deleted, but not for good.
+    #[error(
+        "volume \"{name}\" is in the trash; take it out first with `dog trash undelete {volume}`"
+    )]
+    InTrash {
+        /// Which volume.
+        name: String,
+        /// Its id.
+        volume: VolumeId,
+    },
+    /// Only what is in the trash can be purged or taken out.
+    #[error("volume \"{name}\" is not in the trash; `dog trash list` shows what is")]
+    NotInTrash {
+        /// Which volume.
+        name: String,
+    },
+    /// Nobody deletes a locked snapshot.
+    #[error(
+        "snapshot \"{name}@{tag}\" is locked until {until}, and until then nobody can delete it, \
+         nor its volume; wait until then",
+        until = proto::calendar::date(*.until_unix_s)
+    )]
+    Locked {
+        /// Which volume.
+        name: String,
+        /// Which of its snapshots.
+        tag: String,
+        /// Until when, in seconds since 1970.
+        until_unix_s: u64,
+    },
+    /// A lock only gets longer.
+    #[error(
+        "snapshot \"{name}@{tag}\" is locked until {until} already, and a lock cannot be made \
+         shorter; choose a later date",
+        until = proto::calendar::date(*.until_unix_s)
+    )]
+    LockedLonger {
+        /// Which volume.
+        name: String,
+        /// Which of its snapshots.
+        tag: String,
+        /// Until when, in seconds since 1970.
+        until_unix_s: u64,
+    },
+    /// A name that a group may not have.
+    #[error(
+        "\"{name}\" cannot be a group's name because {problem}; choose 1 to 255 printable \
+         characters without white space, '/' or '@', not starting with '-'"
+    )]
+    BadGroupName {
+        /// The name, made printable.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Two groups of one name.
+    #[error("a group named \"{name}\" exists already; choose another name")]
+    GroupExists {
+        /// The name.
+        name: String,
+    },
+    /// No such group (any more).
+    #[error("there is no group \"{name}\"; `dog group list` shows what groups there are")]
+    UnknownGroup {
+        /// Its name.
+        name: String,
+    },
+    /// A snapshot of no volumes.
+    #[error("group \"{name}\" has no volumes; add some first with `dog group add {name} VOLUME`")]
+    EmptyGroup {
+        /// Which group.
+        name: String,
+    },
+    /// A limit.
+    #[error(
+        "group \"{name}\" would have more than {max} volumes, the most it can have; make several \
+         groups",
+        max = GROUP_VOLUMES_MAX
+    )]
+    TooManyInGroup {
+        /// Which group.
+        name: String,
+    },
+    /// A limit.
+    #[error(
+        "the cluster has {max} groups, the most it can have; delete one first",
+        max = GROUPS_MAX
+    )]
+    TooManyGroups,
+    /// Two group snapshots of one group with one tag.
+    #[error("group \"{name}\" has a snapshot \"{tag}\" already; choose another tag")]
+    GroupTagTaken {
+        /// Which group.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// No such group snapshot (any more).
+    #[error(
+        "group \"{name}\" has no snapshot \"{tag}\"; see what it has with `dog group info {name}`"
+    )]
+    UnknownGroupSnapshot {
+        /// Which group.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// Some of it was deleted.
+    #[error(
+        "some of the snapshots of \"{name}@{tag}\" were deleted, so the group cannot go back to \
+         that moment; roll back single volumes with `dog volume rollback VOLUME@{tag}`"
+    )]
+    GroupSnapshotIncomplete {
+        /// Which group.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// A name that a schedule may not have.
+    #[error(
+        "\"{name}\" cannot be a schedule's name because {problem}; choose 1 to 64 printable \
+         characters without white space, '/' or '@', not starting with '-'"
+    )]
+    BadScheduleName {
+        /// The name, made printable.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Too often, or too seldom.
+    #[error("snapshots cannot be taken every {every_s} s; choose one minute to 366 days")]
+    BadInterval {
+        /// What was asked for.
+        every_s: u32,
+    },
+    /// None, or too many.
+    #[error(
+        "a schedule cannot keep {keep} snapshots; choose 1 to {max}",
+        max = SCHEDULE_KEEP_MAX
+    )]
+    BadKeep {
+        /// What was asked for.
+        keep: u32,
+    },
+    /// No such schedule (any more).
+    #[error(
+        "volume \"{name}\" has no schedule \"{schedule}\"; `dog schedule list {name}` shows those \
+         it has"
+    )]
+    UnknownSchedule {
+        /// Which volume.
+        name: String,
+        /// The schedule's name.
+        schedule: String,
+    },
+    /// A limit.
+    #[error("there are {max} schedules, the most there can be; remove one first")]
+    TooManySchedules {
+        /// Of the volume, or of the cluster.
+        max: usize,
+    },
+    /// Each slot has its snapshot once.
+    #[error(
+        "schedule \"{schedule}\" of volume \"{name}\" has its snapshot of that time already; wait \
+         for the next one"
+    )]
+    SlotTaken {
+        /// Which volume.
+        name: String,
+        /// The schedule's name.
+        schedule: String,
+    },
+    /// No address, or one that cannot be shown.
+    #[error(
+        "\"{address}\" cannot be the address of a source; give an NBD URI or the path of a file, \
+         at most 1024 printable characters"
+    )]
+    BadAddress {
+        /// The address, made printable and cut.
+        address: String,
+    },
+    /// A limit.
+    #[error(
+        "{max} volumes show something that lies elsewhere, the most that can; wait until one is \
+         filled",
+        max = SOURCES_MAX
+    )]
+    TooManySources,
     /// Proposals come faster than the log takes them.
     #[error(
         "{max} commands wait for the cluster's log already; try again a little later",
@@ -303,20 +491,48 @@ impl Refusal {
             | SizeOutOfRange { .. }
             | SizeNotAligned { .. }
             | NothingToFlatten { .. }
+            | LockedLonger { .. }
+            | BadGroupName { .. }
+            | BadScheduleName { .. }
+            | BadInterval { .. }
+            | BadKeep { .. }
+            | BadAddress { .. }
             | WouldShrink { .. } => RefusalKind::Invalid,
-            NoCluster | UnknownNode { .. } | UnknownVolume { .. } | UnknownSnapshot { .. } => {
-                RefusalKind::NotFound
-            }
-            ClusterExists | NameTaken { .. } | TagTaken { .. } => RefusalKind::Exists,
+            NoCluster
+            | UnknownNode { .. }
+            | UnknownVolume { .. }
+            | UnknownSnapshot { .. }
+            | UnknownGroup { .. }
+            | UnknownGroupSnapshot { .. }
+            | UnknownSchedule { .. } => RefusalKind::NotFound,
+            ClusterExists
+            | NameTaken { .. }
+            | TagTaken { .. }
+            | GroupExists { .. }
+            | GroupTagTaken { .. }
+            | SlotTaken { .. } => RefusalKind::Exists,
             Sealing { .. }
             | HasSnapshots { .. }
             | ShrinkPending { .. }
             | ShrinkNeedsWriter { .. }
             | Attached { .. }
             | NotTheWriter { .. }
+            | InTrash { .. }
+            | NotInTrash { .. }
+            | Locked { .. }
+            | EmptyGroup { .. }
+            | GroupSnapshotIncomplete { .. }
             | TooManyProposals => RefusalKind::Busy,
-            TooManyNodes | TooManyDisks | TooManyVolumes | TooManySnapshots | TooManyLayers
-            | TooManyAttachments => RefusalKind::Full,
+            TooManyNodes
+            | TooManyDisks
+            | TooManyVolumes
+            | TooManySnapshots
+            | TooManyLayers
+            | TooManyAttachments
+            | TooManyInGroup { .. }
+            | TooManyGroups
+            | TooManySchedules { .. }
+            | TooManySources => RefusalKind::Full,
             NotLogged(_) => RefusalKind::Unavailable,
         }
     }

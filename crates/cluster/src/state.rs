@@ -1,17 +1,20 @@
 //! The state machine: applies commands one after the other, each wholly or not at all.
 
 use crate::command::{Answer, Command};
-use crate::layer::{self, Layer, prune};
+use crate::group;
+use crate::layer::{self, Layer, hold};
 use crate::layering::add_layer;
 use crate::map::{Disk, Map, Node};
 use crate::partition::{Member, Partitions};
 use crate::refusal::Refusal;
+use crate::schedule;
+use crate::source;
 use crate::volume::{
     Attachment, PendingDiscard, Volume, check_name, check_size, check_tag, printable,
 };
 use proto::limits::{
     ATTACHMENTS_MAX, DISKS_MAX, HOLDER_BYTES_MAX, LAYERS_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
-    PARTITION_BITS_MAX, SNAPSHOTS_MAX, VOLUMES_MAX,
+    PARTITION_BITS_MAX, SCHEDULES_MAX, SNAPSHOTS_MAX, VOLUMES_MAX,
 };
 use proto::{
     ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
@@ -81,7 +84,7 @@ impl State {
             }
             Command::RenameVolume { volume, name } => self.rename_volume(*volume, name),
             &Command::DeleteVolume { volume, with_snapshots } => {
-                self.delete_volume(volume, with_snapshots)
+                self.drop_volume(volume, with_snapshots, 0)
             }
             Command::Attach { volume, node, holder, read_only, unix_s } => {
                 self.attach(*volume, *node, holder, *read_only, *unix_s)
@@ -97,7 +100,7 @@ impl State {
             &Command::LayerOpened { volume, generation, layer } => {
                 self.layer_opened(volume, generation, layer)
             }
-            Command::DeleteSnapshot { volume, tag } => self.delete_snapshot(*volume, tag),
+            Command::DeleteSnapshot { volume, tag } => self.drop_snapshot(*volume, tag, 0),
             Command::CloneSnapshot { volume, tag, name, unix_s } => {
                 self.clone_snapshot(*volume, tag, name, *unix_s)
             }
@@ -107,6 +110,48 @@ impl State {
                 self.attach_snapshot(*volume, tag, *node, holder, *unix_s)
             }
             &Command::SetFlatten { volume, wanted } => self.set_flatten(volume, wanted),
+            command => self.apply_rare(command),
+        }
+    }
+
+    /// Those that concern the trash, locks, groups, schedules and sources.
+    fn apply_rare(&mut self, command: &Command) -> Result<Answer, Refusal> {
+        match command {
+            &Command::DropVolume { volume, with_snapshots, unix_s } => {
+                self.drop_volume(volume, with_snapshots, unix_s)
+            }
+            Command::DropSnapshot { volume, tag, unix_s } => {
+                self.drop_snapshot(*volume, tag, *unix_s)
+            }
+            &Command::TrashVolume { volume, with_snapshots, unix_s, expires_unix_s } => {
+                self.trash_volume(volume, with_snapshots, unix_s, expires_unix_s)
+            }
+            Command::Undelete { volume, name } => self.undelete(*volume, name),
+            &Command::Purge { volume } => self.purge(volume),
+            Command::LockSnapshot { volume, tag, until_unix_s } => {
+                self.lock_snapshot(*volume, tag, *until_unix_s)
+            }
+            Command::CreateGroup { name, unix_s } => self.create_group(name, *unix_s),
+            Command::DeleteGroup { name } => self.delete_group(name),
+            Command::ChangeGroup { name, volumes, member } => {
+                self.change_members(name, volumes, *member)
+            }
+            Command::SnapshotGroup { name, tag, unix_s } => self.snapshot_group(name, tag, *unix_s),
+            Command::DropGroupSnapshot { name, tag, unix_s } => {
+                self.drop_group_snapshot(name, tag, *unix_s)
+            }
+            Command::RollbackGroup { name, tag } => self.rollback_group(name, tag),
+            Command::SetSchedule { volume, schedule, every_s, keep, unix_s } => {
+                self.set_schedule(*volume, schedule, *every_s, *keep, *unix_s)
+            }
+            Command::RemoveSchedule { volume, schedule } => self.remove_schedule(*volume, schedule),
+            Command::ScheduledSnapshot { volume, schedule, slot, tag, unix_s } => {
+                self.scheduled_snapshot(*volume, schedule, *slot, tag, *unix_s)
+            }
+            Command::CreateVolumeFrom { name, bytes, address, source_bytes, unix_s } => {
+                self.create_volume_from(name, *bytes, address, *source_bytes, *unix_s)
+            }
+            other => unreachable!("{other:?} is applied above"),
         }
     }
 
@@ -129,8 +174,15 @@ impl State {
         Arc::make_mut(volumes.get_mut(&volume).expect("looked up before"))
     }
 
+    /// A volume that is not in the trash.
     pub(crate) fn volume(&self, volume: VolumeId) -> Result<&Volume, Refusal> {
-        self.map.volume(volume).ok_or(Refusal::UnknownVolume { volume })
+        match self.map.volume(volume) {
+            Some(known) if known.trash.is_some() => {
+                Err(Refusal::InTrash { name: known.name.clone(), volume })
+            }
+            Some(known) => Ok(known),
+            None => Err(Refusal::UnknownVolume { volume }),
+        }
     }
 
     /// What people call a node.
@@ -261,6 +313,8 @@ impl State {
             pending_discard: None,
             created_unix_s: unix_s,
             flattening: false,
+            trash: None,
+            schedules: Vec::new(),
         };
         Arc::make_mut(&mut map.volumes).insert(id, Arc::new(volume));
         Answer::VolumeCreated { volume: id }
@@ -319,26 +373,6 @@ impl State {
         names.remove(&former);
         names.insert(name.to_owned(), id);
         Ok(Answer::Done)
-    }
-
-    fn delete_volume(&mut self, id: VolumeId, with_snapshots: bool) -> Result<Answer, Refusal> {
-        let volume = self.volume(id)?;
-        if let Some(by) = volume.all_attachments().next() {
-            return Err(self.attached(volume, by));
-        }
-        let count = volume.snapshots.len();
-        if count > 0 && !with_snapshots {
-            return Err(Refusal::HasSnapshots { name: volume.name.clone(), count });
-        }
-        let map = self.change();
-        let volume = Arc::make_mut(&mut map.volumes).remove(&id).expect("looked up before");
-        Arc::make_mut(&mut map.names).remove(&volume.name);
-        map.provisioned_bytes -= u128::from(volume.bytes);
-        map.snapshots -= count;
-        // The newest first: a layer without children goes whole, without being merged.
-        let mut layers: Vec<LayerId> = volume.layers().collect();
-        layers.sort_unstable();
-        Ok(Answer::Dropped(prune(map, layers)))
     }
 
     fn attach(
@@ -436,7 +470,6 @@ impl State {
     /// neither panic nor trust any number.
     pub(crate) fn contradiction(&self) -> Result<(), &'static str> {
         let map = &*self.map;
-        let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
         hold(map.volumes.len() <= VOLUMES_MAX, "too many volumes")?;
         hold(map.nodes.len() <= NODES_MAX, "too many nodes")?;
         hold(map.disks.len() <= DISKS_MAX, "too many disks")?;
@@ -470,18 +503,25 @@ impl State {
             hold(configuration.number.0 <= COUNT_MAX, "a count without end")?;
         }
         let mut provisioned_bytes = 0;
-        let (mut attachments, mut snapshots) = (0, 0);
+        let (mut attachments, mut snapshots, mut named) = (0, 0, 0);
         for volume in map.volumes() {
             contradiction_in_volume(map, volume)?;
-            provisioned_bytes += u128::from(volume.bytes);
+            if volume.trash.is_none() {
+                provisioned_bytes += u128::from(volume.bytes);
+                named += 1;
+            }
             attachments += volume.all_attachments().count();
             snapshots += volume.snapshots.len();
         }
-        hold(map.names.len() == map.volumes.len(), "two volumes with one name")?;
+        hold(map.names.len() == named, "two volumes with one name")?;
         hold(map.provisioned_bytes == provisioned_bytes, "the sum of the sizes")?;
         hold(map.attachments == attachments, "the number of attachments")?;
         hold(map.snapshots == snapshots, "the number of snapshots")?;
+        hold(map.schedules == schedule::count(map), "the number of schedules")?;
+        hold(map.schedules <= SCHEDULES_MAX, "too many schedules")?;
         layer::contradiction(map)?;
+        group::contradiction(map)?;
+        source::contradiction(map)?;
         let lineages: std::collections::BTreeSet<_> =
             map.volumes().map(|volume| volume.lineage).collect();
         hold(lineages.len() == map.volumes.len(), "two volumes with one lineage")
@@ -490,7 +530,6 @@ impl State {
 
 /// The first invariant that does not hold for a volume.
 fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static str> {
-    let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
     hold(volume.generation.0 <= COUNT_MAX, "a count without end")?;
     hold(volume.id > VolumeId(0) && volume.id < map.next_volume, "a volume's id")?;
     for layer in volume.layers() {
@@ -512,7 +551,11 @@ fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static st
     }
     hold(check_name(&volume.name).is_ok(), "a volume's name")?;
     hold(check_size(volume.bytes).is_ok(), "a volume's size")?;
-    hold(map.names.get(&volume.name) == Some(&volume.id), "two volumes with one name")?;
+    let is_named = map.names.get(&volume.name) == Some(&volume.id);
+    hold(is_named == volume.trash.is_none(), "two volumes with one name")?;
+    let is_held = volume.all_attachments().next().is_some();
+    hold(volume.trash.is_none() || !is_held, "an attachment of what is in the trash")?;
+    schedule::contradiction(volume)?;
     if let Some(discard) = volume.pending_discard {
         hold(discard.above < discard.end, "an empty discard")?;
         hold(check_size(discard.above).is_ok(), "where a discard begins")?;
@@ -535,7 +578,6 @@ fn contradiction_in_attachments(
     volume: &Volume,
     attachments: &[Attachment],
 ) -> Result<(), &'static str> {
-    let hold = |condition: bool, what: &'static str| if condition { Ok(()) } else { Err(what) };
     let mut last = Generation(0);
     for held in attachments {
         hold(held.generation > last && held.generation <= volume.generation, "a generation")?;

@@ -310,6 +310,52 @@ fn snapshots_and_commands_keep_their_bytes() {
             "011101017402016802",
         ),
         (Command::SetFlatten { volume, wanted: true }, "01120101"),
+        (Command::DropVolume { volume, with_snapshots: true, unix_s: 2 }, "0113010102"),
+        (Command::DropSnapshot { volume, tag: "t".into(), unix_s: 2 }, "011401017402"),
+        (
+            Command::TrashVolume { volume, with_snapshots: true, unix_s: 2, expires_unix_s: 3 },
+            "011501010203",
+        ),
+        (Command::Undelete { volume, name: "w".into() }, "0116010177"),
+        (Command::Purge { volume }, "011701"),
+        (Command::LockSnapshot { volume, tag: "t".into(), until_unix_s: 2 }, "011801017402"),
+        (Command::CreateGroup { name: "g".into(), unix_s: 2 }, "0119016702"),
+        (Command::DeleteGroup { name: "g".into() }, "011a0167"),
+        (
+            Command::ChangeGroup { name: "g".into(), volumes: vec![volume], member: true },
+            "011b0167010101",
+        ),
+        (Command::SnapshotGroup { name: "g".into(), tag: "t".into(), unix_s: 2 }, "011c0167017402"),
+        (
+            Command::DropGroupSnapshot { name: "g".into(), tag: "t".into(), unix_s: 2 },
+            "011d0167017402",
+        ),
+        (Command::RollbackGroup { name: "g".into(), tag: "t".into() }, "011e01670174"),
+        (
+            Command::SetSchedule { volume, schedule: "s".into(), every_s: 60, keep: 2, unix_s: 3 },
+            "011f0101733c0203",
+        ),
+        (Command::RemoveSchedule { volume, schedule: "s".into() }, "0120010173"),
+        (
+            Command::ScheduledSnapshot {
+                volume,
+                schedule: "s".into(),
+                slot: 5,
+                tag: "t".into(),
+                unix_s: 6,
+            },
+            "012101017305017406",
+        ),
+        (
+            Command::CreateVolumeFrom {
+                name: "w".into(),
+                bytes: 4096,
+                address: "a".into(),
+                source_bytes: 512,
+                unix_s: 2,
+            },
+            "0122017780200161800402",
+        ),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -318,10 +364,11 @@ fn snapshots_and_commands_keep_their_bytes() {
 }
 
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node; the disk; one run
-/// of 2^12 partitions; the volume with its attachment and its pending discard; its layer.
-const SNAPSHOT: &str = "0115f7dc54fddf8d8506014d0202010205616c706861010302040c01802001010304\
+/// of 2^12 partitions; the volume with its attachment and its pending discard, out of the trash and
+/// without schedules; its layer; no sources and no groups.
+const SNAPSHOT: &str = "02d92a915a35925aec06014d0202010205616c706861010302040c01802001010304\
     00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
-    00010101000001";
+    0000000101010000010000";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

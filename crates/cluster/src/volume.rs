@@ -2,6 +2,7 @@
 
 use crate::Refusal;
 use crate::layer::Snapshot;
+use crate::schedule::Schedule;
 use proto::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, VOLUME_NAME_BYTES_MAX};
 use proto::{BLOCK_SIZE, Generation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ pub const SIZE_UNIT: u64 = BLOCK_SIZE as u64;
 pub struct Volume {
     /// Never reused within the cluster.
     pub id: VolumeId,
-    /// Unique among the volumes that exist; obeys [`check_name`].
+    /// Unique among the volumes that are not in the trash; obeys [`check_name`].
     pub name: String,
     /// The size that people asked for, in bytes; obeys [`check_size`]. What a session may serve at
     /// this moment is [`Volume::served_bytes`].
@@ -37,6 +38,20 @@ pub struct Volume {
     pub created_unix_s: u64,
     /// Whether its writer's session is to copy what shows through its head, until nothing does.
     pub flattening: bool,
+    /// Since when it is in the trash, if it is.
+    pub trash: Option<Trash>,
+    /// Snapshots of it that are taken again and again, by name.
+    pub schedules: Vec<Schedule>,
+}
+
+/// A volume's stay in the trash: it keeps its content and snapshots, and nobody can attach it. It
+/// has a name, that it had, which others may have too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Trash {
+    /// When it was deleted, in seconds since 1970.
+    pub since_unix_s: u64,
+    /// From when on it may be deleted for good, in seconds since 1970.
+    pub expires_unix_s: u64,
 }
 
 impl Volume {
@@ -67,6 +82,11 @@ impl Volume {
             released += before - held.len();
         }
         released
+    }
+
+    /// The schedule of this name.
+    pub fn schedule(&self, name: &str) -> Option<&Schedule> {
+        self.schedules.iter().find(|schedule| schedule.name == name)
     }
 
     /// The snapshot with this tag.
@@ -129,8 +149,8 @@ pub fn check_tag(tag: &str) -> Result<(), Refusal> {
     problem_of(tag).map_or(Ok(()), |problem| Err(bad(problem)))
 }
 
-/// What is wrong with the name of a volume or a snapshot.
-fn problem_of(name: &str) -> Option<&'static str> {
+/// What is wrong with the name of a volume, a snapshot, a group or a schedule.
+pub(crate) fn problem_of(name: &str) -> Option<&'static str> {
     Some(if name.is_empty() {
         "it is empty"
     } else if name.len() > VOLUME_NAME_BYTES_MAX {

@@ -58,7 +58,63 @@ fn story() -> Vec<(&'static str, Command)> {
         }),
         ("flatten", Command::SetFlatten { volume: VolumeId(2), wanted: true }),
         ("flattened", Command::Flattened { volume: VolumeId(2), generation: Generation(1) }),
-        ("delete", Command::DeleteVolume { volume, with_snapshots: true }),
+        ("create-group", Command::CreateGroup { name: name("group"), unix_s: 8 }),
+        ("change-group", {
+            let (name, volumes) = (name("group"), vec![volume, VolumeId(2)]);
+            Command::ChangeGroup { name, volumes, member: true }
+        }),
+        ("set-schedule", {
+            let schedule = name("hourly");
+            Command::SetSchedule { volume, schedule, every_s: 3600, keep: 24, unix_s: 9 }
+        }),
+        ("lock", {
+            let tag = name("monday");
+            Command::LockSnapshot { volume, tag, until_unix_s: 1000 }
+        }),
+        ("create-from", {
+            let (name, address) = (name("import"), name("nbd://elsewhere/export"));
+            let (bytes, source_bytes) = (1 << 30, 1 << 29);
+            Command::CreateVolumeFrom { name, bytes, address, source_bytes, unix_s: 10 }
+        }),
+        ("detach", Command::Detach { volume: VolumeId(2), generation: Generation(1) }),
+        ("attach-again", {
+            let holder = name("process 4714");
+            Command::Attach { volume, node, holder, read_only: false, unix_s: 11 }
+        }),
+        ("rolled-back", {
+            Command::LayerOpened { volume, generation: Generation(3), layer: LayerId(4) }
+        }),
+        ("snapshot-group", {
+            let (name, tag) = (name("group"), name("tuesday"));
+            Command::SnapshotGroup { name, tag, unix_s: 12 }
+        }),
+        ("group-settled", {
+            Command::LayerOpened { volume, generation: Generation(3), layer: LayerId(7) }
+        }),
+        ("scheduled", {
+            let (schedule, tag) = (name("hourly"), name("hourly-1"));
+            Command::ScheduledSnapshot { volume, schedule, slot: 1, tag, unix_s: 3600 }
+        }),
+        ("scheduled-settled", {
+            Command::LayerOpened { volume, generation: Generation(3), layer: LayerId(9) }
+        }),
+        ("end-schedule", Command::RemoveSchedule { volume, schedule: name("hourly") }),
+        ("release-all", Command::ReleaseNode { node }),
+        ("drop-snapshot", {
+            Command::DropSnapshot { volume, tag: name("hourly-1"), unix_s: 1000 }
+        }),
+        ("trash", {
+            let (unix_s, expires_unix_s) = (1000, 2000);
+            Command::TrashVolume { volume, with_snapshots: true, unix_s, expires_unix_s }
+        }),
+        ("undelete", Command::Undelete { volume, name: name("back") }),
+        ("trash-again", {
+            let (unix_s, expires_unix_s) = (1000, 2000);
+            Command::TrashVolume { volume, with_snapshots: true, unix_s, expires_unix_s }
+        }),
+        ("purge", Command::Purge { volume }),
+        ("delete-group", Command::DeleteGroup { name: name("group") }),
+        ("drop", Command::DropVolume { volume: VolumeId(3), with_snapshots: true, unix_s: 0 }),
     ]
 }
 
@@ -73,7 +129,7 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     }
     let whole = state.encode();
     let mut later = whole.clone();
-    later[0] = 2;
+    later[0] = 3;
     let mut spoiled = whole.clone();
     spoiled[20] ^= 1;
     seeds.extend([

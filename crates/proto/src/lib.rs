@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+pub mod calendar;
 mod checksum;
 mod disk;
 mod ids;

@@ -15,6 +15,28 @@ pub const SNAPSHOTS_MAX: usize = 65_536;
 /// Layers per cluster: the heads, the snapshots' and the hidden ones, of which each carries two
 /// others, or a clone.
 pub const LAYERS_MAX: usize = 2 * (VOLUMES_MAX + SNAPSHOTS_MAX);
+/// Groups per cluster.
+pub const GROUPS_MAX: usize = 4_096;
+/// Volumes in one group: all their sessions switch in one step.
+pub const GROUP_VOLUMES_MAX: usize = 128;
+/// Group snapshots of all groups, each counted once for each of its volumes.
+pub const GROUP_MEMBERSHIPS_MAX: usize = SNAPSHOTS_MAX;
+/// Schedules of one volume.
+pub const SCHEDULES_PER_VOLUME_MAX: usize = 16;
+/// Schedules of all volumes together.
+pub const SCHEDULES_MAX: usize = 65_536;
+/// Shortest time between two snapshots of a schedule, in seconds.
+pub const SCHEDULE_EVERY_S_MIN: u32 = 60;
+/// Longest time between two snapshots of a schedule, in seconds: a year.
+pub const SCHEDULE_EVERY_S_MAX: u32 = 366 * 24 * 3600;
+/// Most snapshots that one schedule keeps.
+pub const SCHEDULE_KEEP_MAX: u32 = 10_000;
+/// Length of a schedule's name, in bytes: with its date behind it, it becomes a tag.
+pub const SCHEDULE_NAME_BYTES_MAX: usize = 64;
+/// Sources (parents elsewhere) per cluster.
+pub const SOURCES_MAX: usize = 4_096;
+/// Length of a source's address in bytes.
+pub const SOURCE_ADDRESS_BYTES_MAX: usize = 1_024;
 /// Length of a volume name, or of a snapshot's tag, in bytes. Names are printable, without '/', '@'
 /// or white space.
 pub const VOLUME_NAME_BYTES_MAX: usize = 255;
@@ -213,7 +235,12 @@ const _: () = assert!(
     // 128 bytes are more than the numbers of a volume, an attachment or a disk take.
     VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 128)
         + ATTACHMENTS_MAX * (HOLDER_BYTES_MAX + 128)
-        + SNAPSHOTS_MAX * (VOLUME_NAME_BYTES_MAX + 64)
+        + SNAPSHOTS_MAX * (VOLUME_NAME_BYTES_MAX + SCHEDULE_NAME_BYTES_MAX + 80)
+        + SCHEDULES_MAX * (SCHEDULE_NAME_BYTES_MAX + 32)
+        + GROUPS_MAX * (VOLUME_NAME_BYTES_MAX + 32 + GROUP_VOLUMES_MAX * 10)
+        // A group snapshot has a tag, and at least one member.
+        + GROUP_MEMBERSHIPS_MAX * (VOLUME_NAME_BYTES_MAX + 48)
+        + SOURCES_MAX * (SOURCE_ADDRESS_BYTES_MAX + 32)
         + LAYERS_MAX * 48
         + NODES_MAX * (NODE_NAME_BYTES_MAX + 128)
         + DISKS_MAX * 128
@@ -221,7 +248,13 @@ const _: () = assert!(
         <= SNAPSHOT_BYTES_MAX
 );
 const _: () = assert!(
-    2 * VOLUME_NAME_BYTES_MAX + HOLDER_BYTES_MAX + NODE_NAME_BYTES_MAX + 256 <= COMMAND_BYTES_MAX
+    2 * VOLUME_NAME_BYTES_MAX
+        + HOLDER_BYTES_MAX
+        + NODE_NAME_BYTES_MAX
+        + SOURCE_ADDRESS_BYTES_MAX
+        + SCHEDULE_NAME_BYTES_MAX
+        + 256
+        <= COMMAND_BYTES_MAX
 );
 const _: () = assert!(3 * VOLUME_NAME_BYTES_MAX + 128 <= DIFF_HEADER_BYTES_MAX);
 // It is kept in one block while the stream is received.

@@ -3,6 +3,7 @@
 //! memory, idling and starting cost. The figures go to `docs/performance.md`.
 
 mod fio;
+mod layers;
 mod machine;
 mod report;
 mod server;
@@ -25,8 +26,10 @@ use std::{
 pub enum Bench {
     /// One copy on one node, against qemu-storage-daemon on a raw file
     One(One),
-    /// Start and memory on a disk that describes a lot of data
+    /// Start, memory, snapshots and clones on a disk that describes a lot of data
     Table(table::Described),
+    /// What snapshots and clones cost those who read and write
+    Layers(layers::Layers),
 }
 
 /// Options of `bench one`.
@@ -82,6 +85,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::One(options) => run_one(options),
         Bench::Table(options) => table::run(options),
+        Bench::Layers(options) => layers::run(options),
     }
 }
 

@@ -80,7 +80,8 @@ impl Engine {
             }
             AdminRequest::VolumeDelete { name, with_snapshots } => {
                 let volume = self.find(&name)?;
-                let command = Command::DeleteVolume { volume, with_snapshots };
+                let unix_s = self.unix_s();
+                let command = Command::DropVolume { volume, with_snapshots, unix_s };
                 let purpose = Purpose::AdminDone(token);
                 self.propose_when_free(volume, Needs::Everything, command, purpose);
                 return Ok(None);
@@ -125,7 +126,7 @@ impl Engine {
                 let volume = self.find(&name)?;
                 let known = self.map.volume(volume).expect("found just now");
                 let layer = known.snapshot(&tag).map_or(LayerId(0), |snapshot| snapshot.layer);
-                let command = Command::DeleteSnapshot { volume, tag };
+                let command = Command::DropSnapshot { volume, tag, unix_s };
                 let purpose = Purpose::AdminDone(token);
                 self.propose_when_free(volume, Needs::Snapshot(layer), command, purpose);
             }

@@ -82,28 +82,6 @@ pub fn exact(bytes: u64) -> String {
     }
 }
 
-/// A point in time in words, in universal time: `2026-11-21 05:33:19 UTC`.
-pub fn date(unix_s: u64) -> String {
-    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC", second % 60)
-}
-
-/// Year, month and day of a day counted from 1970-01-01, by the Gregorian calendar: years begin
-/// in March here, so that a leap day is the last of its year.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
-}
-
 /// A span of time in the two largest units: `3 d 4 h`, `2 min 5 s`, `7 s`.
 pub fn span(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
@@ -122,16 +100,6 @@ pub fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_follow_the_calendar() {
-        let check = |unix_s, text: &str| assert_eq!(date(unix_s), text);
-        check(0, "1970-01-01 00:00:00 UTC");
-        check(951_782_399, "2000-02-28 23:59:59 UTC");
-        check(951_782_400, "2000-02-29 00:00:00 UTC");
-        check(1_700_000_000, "2023-11-14 22:13:20 UTC");
-        check(4_107_542_400, "2100-03-01 00:00:00 UTC");
-    }
 
     #[test]
     fn spans_have_at_most_two_units() {

@@ -189,7 +189,7 @@ fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
     let rows = snapshots.iter().map(|snapshot| {
         let mut row = vec![
             snapshot.tag.clone(),
-            print::date(snapshot.created_unix_s),
+            proto::calendar::date(snapshot.created_unix_s),
             Size(snapshot.bytes).to_string(),
             Size(snapshot.used_bytes).to_string(),
         ];
@@ -219,7 +219,7 @@ fn describe(snapshot: &SnapshotReport) -> String {
         ("Size", print::exact(snapshot.bytes)),
         ("Used", print::exact(snapshot.used_bytes)),
         ("Used by maps", print::exact(snapshot.metadata_bytes)),
-        ("Created", print::date(snapshot.created_unix_s)),
+        ("Created", proto::calendar::date(snapshot.created_unix_s)),
         ("Clones", clones(snapshot)),
     ];
     for reader in &snapshot.readers {

@@ -260,7 +260,7 @@ fn describe(volume: &VolumeReport) -> String {
     }
     fields.extend([
         ("Copies", volume.copies.to_string()),
-        ("Created", print::date(volume.created_unix_s)),
+        ("Created", proto::calendar::date(volume.created_unix_s)),
     ]);
     match &volume.attachment {
         None => fields.push(("Attached to", "nobody".to_string())),

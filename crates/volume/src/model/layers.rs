@@ -236,7 +236,7 @@ impl World {
     /// Deletes a snapshot, if nothing is in the way.
     pub(super) fn delete_snapshot(&mut self, number: usize) {
         let Snap { volume, tag, .. } = &self.snaps[number];
-        let delete = Command::DeleteSnapshot { volume: *volume, tag: tag.clone() };
+        let delete = Command::DropSnapshot { volume: *volume, tag: tag.clone(), unix_s: 0 };
         if let Ok(answer) = self.state.apply(&delete) {
             self.drop_layers(answer);
             self.snaps.remove(number);

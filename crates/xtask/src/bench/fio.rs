@@ -22,6 +22,8 @@ pub struct Sample {
     pub bytes_per_s: f64,
     pub p50_us: f64,
     pub p99_us: f64,
+    /// The slowest one.
+    pub worst_us: f64,
     /// The daemon's processor time for each operation.
     pub processor_us: f64,
     /// What the daemon wrote for each byte that the client wrote; nothing for reads.
@@ -97,6 +99,7 @@ fn parse(output: &str, processor: Duration, written: u64) -> Result<Sample> {
         bytes_per_s: number(&read["bw_bytes"]) + number(&write["bw_bytes"]),
         p50_us: percentile("50.000000"),
         p99_us: percentile("99.000000"),
+        worst_us: number(&latencies["max"]) / 1000.0,
         processor_us: processor.as_secs_f64() * 1e6 / operations,
         written_per_byte: (client_wrote > 0.0).then(|| written as f64 / client_wrote),
     })
@@ -125,14 +128,16 @@ mod tests {
     fn fio_is_understood() {
         let output = "fio: warning\n{\"jobs\": [{\"error\": 0, \"read\": {\"total_ios\": 0}, \
             \"write\": {\"total_ios\": 1000, \"iops\": 500.5, \"bw_bytes\": 2048, \
-            \"io_bytes\": 4096000, \"clat_ns\": {\"percentile\": {\"50.000000\": 90000, \
-            \"99.000000\": 120000}}}, \"sync\": {\"total_ios\": 0}}]}";
+            \"io_bytes\": 4096000, \"clat_ns\": {\"max\": 500000, \
+            \"percentile\": {\"50.000000\": 90000, \"99.000000\": 120000}}}, \
+            \"sync\": {\"total_ios\": 0}}]}";
         let sample = parse(output, Duration::from_millis(20), 8_192_000).expect("a report");
         let expected = Sample {
             operations_per_s: 500.5,
             bytes_per_s: 2048.0,
             p50_us: 90.0,
             p99_us: 120.0,
+            worst_us: 500.0,
             processor_us: 20.0,
             written_per_byte: Some(2.0),
         };

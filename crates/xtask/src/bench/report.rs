@@ -8,7 +8,7 @@ use std::{fmt::Write, fs, path::Path};
 const RATIO_MIN: f64 = 0.9;
 
 /// The middle of some figures.
-fn median(samples: &[Sample], figure: impl Fn(&Sample) -> f64) -> f64 {
+pub fn median(samples: &[Sample], figure: impl Fn(&Sample) -> f64) -> f64 {
     let mut figures: Vec<f64> = samples.iter().map(figure).collect();
     figures.sort_by(f64::total_cmp);
     match figures.len() {

@@ -1,9 +1,11 @@
 //! The systems under comparison, as processes of ours that end with their values.
 
 use super::output_of;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use std::{
     fs::{self, File},
+    io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,6 +26,28 @@ pub trait Server {
     fn process(&self) -> u32;
     /// The volume.
     fn uri(&self) -> String;
+}
+
+/// One volume of our daemon as a system of its own.
+pub struct Volume<'a> {
+    /// The daemon.
+    pub sheep: &'a Sheep,
+    /// The volume's name.
+    pub name: &'static str,
+}
+
+impl Server for Volume<'_> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn process(&self) -> u32 {
+        self.sheep.process()
+    }
+
+    fn uri(&self) -> String {
+        self.sheep.uri_of(self.name)
+    }
 }
 
 /// Our daemon.
@@ -83,7 +107,33 @@ impl Sheep {
         Ok(())
     }
 
-    fn dog(&self, arguments: &[&str]) -> Result<()> {
+    /// Asks the daemon as `dog` does, without the time that starting `dog` takes. Gives back the
+    /// reply and how long it took.
+    pub fn ask(&self, request: &Value) -> Result<(Value, Duration)> {
+        let body = request.to_string();
+        let started = Instant::now();
+        let mut socket = UnixStream::connect(self.data.join("admin.sock"))?;
+        let length = body.len();
+        write!(
+            socket,
+            "POST /v1/request HTTP/1.1\r\nHost: sheep\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let took = started.elapsed();
+        let (head, body) = answer.split_once("\r\n\r\n").context("no answer of HTTP")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{request} was refused: {body}");
+        Ok((serde_json::from_str(body).context("broken JSON")?, took))
+    }
+
+    /// Where a volume is exported.
+    pub fn uri_of(&self, volume: &str) -> String {
+        format!("nbd+unix:///{volume}?socket={}", self.data.join("nbd.sock").display())
+    }
+
+    /// Has `dog` do something.
+    pub fn dog(&self, arguments: &[&str]) -> Result<()> {
         output_of(self.command().args(arguments)).map(|_| ())
     }
 
@@ -104,7 +154,7 @@ impl Server for Sheep {
     }
 
     fn uri(&self) -> String {
-        format!("nbd+unix:///bench?socket={}", self.data.join("nbd.sock").display())
+        self.uri_of("bench")
     }
 }
 

@@ -13,6 +13,7 @@ use proto::{
     Duration, Generation, LayerId, LineageId, MemberReply, MemberRequest, MemberToken, OBJECT_SIZE,
     ObjectKey, Payload, Stamp, Time, Write, limits,
 };
+use serde_json::json;
 use std::{
     fs::File,
     io,
@@ -27,6 +28,8 @@ use store::{Effect, Event, MediumKind, Options, ScrubRate, Store};
 const WRITES_AT_ONCE: usize = 64;
 /// How often the start is timed.
 const STARTS: usize = 3;
+/// How many snapshots and clones are timed.
+const LAYERS_TIMED: usize = 25;
 /// Only finds what never ends: a store that waits for a deadline gets there within these rounds.
 const IDLE_ROUNDS_MAX: usize = 1000;
 
@@ -90,12 +93,45 @@ pub fn run(options: &Described) -> Result<()> {
         sheep.kill()?;
     }
     lines.push(String::new());
+    lines.push(time_layers(&programs, &data)?);
+    lines.push(String::new());
     let text = lines.join("\n");
     println!("{text}");
     if !options.print_only {
         report::put(&root.join("docs/performance.md"), "bench table", &text)?;
     }
     Ok(())
+}
+
+/// How long a snapshot of the volume takes, and a clone of that, from the question over the admin
+/// socket to the answer; in a sentence with medians and the longest.
+fn time_layers(programs: &Path, data: &Path) -> Result<String> {
+    let sheep = Sheep::start(programs, data, &["--scrub-rate", "0"])?;
+    sheep.probe("bench")?;
+    let (mut snapshots, mut clones) = (Vec::new(), Vec::new());
+    for number in 0..LAYERS_TIMED {
+        let (tag, new_name) = (format!("t{number}"), format!("clone{number}"));
+        let snapshot = json!({"request": "snapshot_create", "name": "bench", "tag": tag});
+        snapshots.push(sheep.ask(&snapshot)?.1);
+        let clone = json!({
+            "request": "volume_clone", "name": "bench", "tag": tag, "new_name": new_name
+        });
+        clones.push(sheep.ask(&clone)?.1);
+    }
+    let figures = |times: &mut Vec<std::time::Duration>| {
+        times.sort();
+        let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
+        format!(
+            "{:.2} ms, at most {:.2} ms",
+            ms(times[times.len() / 2]),
+            ms(times[times.len() - 1])
+        )
+    };
+    Ok(format!(
+        "Of that volume, the median of {LAYERS_TIMED}: a snapshot {}; a clone of it {}.",
+        figures(&mut snapshots),
+        figures(&mut clones)
+    ))
 }
 
 /// Writes all blocks of all objects but the first of the only volume, through the store.
