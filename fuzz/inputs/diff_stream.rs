@@ -1,5 +1,5 @@
 #[path = "../../crates/node/src/dog/diff/stream.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::duplicate_mod, reason = "the parser itself, without its crate")]
 mod stream;
 
 use proto::limits::{DIFF_HEADER_BYTES_MAX, DIFF_RECORD_BYTES_MAX};
