@@ -104,8 +104,8 @@ pub const REQUEST_PIECES_MAX: usize = 64;
 pub const STATUS_EXTENTS_MAX: usize = 4096;
 /// Objects one status request looks at; the answer covers only those if it asks about more.
 pub const STATUS_OBJECTS_MAX: u64 = 1024;
-/// Snapshots that a front is told of when it asks what a volume can be compared with; older ones are
-/// to be asked for by their tags.
+/// Snapshots that a front is told of when it asks what a volume can be compared with; older ones
+/// are to be asked for by their tags.
 pub const BASES_LISTED_MAX: usize = 1024;
 /// Disks that may hold one partition.
 pub const MEMBERS_MAX: usize = 8;

@@ -153,8 +153,8 @@ impl Connection {
         }
     }
 
-    /// `base:allocation` is promised for any name without a look at the volume: `GO` decides whether
-    /// it exists, and only the contexts of the name that it chooses count.
+    /// `base:allocation` is promised for any name without a look at the volume: `GO` decides
+    /// whether it exists, and only the contexts of the name that it chooses count.
     fn take_meta_context(
         &mut self,
         now: Time,
