@@ -26,6 +26,10 @@ help: ## this list
 build-deps:
 	@tools/install-build-deps build
 
+.PHONY: fuzz-deps
+fuzz-deps:
+	@tools/install-build-deps fuzz
+
 .PHONY: deps
 deps: ## install all that building, testing and the demo need
 	@tools/install-build-deps test
@@ -55,11 +59,11 @@ check-lints:
 check-tidy: ## the rules of the house that a program can check
 	$(CARGO) run --locked --quiet --package xtask -- tidy
 
-# cargo-deny is not packaged everywhere; where it is, it checks deny.toml. `cargo install cargo-deny` brings it.
+# Licences, bans and sources of deny.toml are checked by check-tidy. cargo-deny, which is not packaged everywhere, looks
+# into licence texts too where it is installed (`cargo install cargo-deny`).
 .PHONY: check-licences
-check-licences:
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check bans licenses sources; \
-	else echo "check-licences: NOT RUN, there is no cargo-deny here (cargo install cargo-deny)"; fi
+check-licences: check-tidy
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check bans licenses sources; fi
 
 .PHONY: test-unit
 test-unit: ## tests of the parts: tables, models, crash points, simulation, fuzz corpora
@@ -74,7 +78,7 @@ soak: deps build ## the random tests with fresh seeds, for SOAK_MINUTES (60)
 	SOAK_MINUTES=$(SOAK_MINUTES) tools/soak
 
 .PHONY: fuzz
-fuzz: build-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
+fuzz: fuzz-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tools/fuzz
 
 .PHONY: bench

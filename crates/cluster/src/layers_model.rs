@@ -489,10 +489,12 @@ fn refusals_about_snapshots_say_what_to_do() {
     );
     state.apply(&Command::Detach { volume, generation: Generation(1) }).expect("held");
     state.apply(&read("a")).expect("sealed");
-    let held = "volume \"vm1\" is attached read-only by reader on node alpha; stop it or wait \
-                until it closes the volume";
+    let held = "snapshot \"vm1@a\" is read by reader on node alpha; stop it or wait until it \
+                closes the snapshot";
     check(&mut state, delete("a"), RefusalKind::Busy, held);
     let whole = Command::DeleteVolume { volume, with_snapshots: true };
+    let held = "volume \"vm1\" is attached read-only by reader on node alpha; stop it or wait \
+                until it closes the volume";
     check(&mut state, whole, RefusalKind::Busy, held);
     state.apply(&Command::Detach { volume, generation: Generation(2) }).expect("held");
     check(

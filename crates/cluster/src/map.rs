@@ -150,9 +150,48 @@ impl Map {
         self.volumes.values().map(|volume| &**volume)
     }
 
+    /// How many volumes are in the trash.
+    pub fn trashed(&self) -> usize {
+        self.volumes.len() - self.names.len()
+    }
+
     /// The volumes out of the trash, in order of name.
     pub fn volumes_by_name(&self) -> impl Iterator<Item = &Volume> {
         self.names.values().filter_map(|volume| self.volume(*volume))
+    }
+
+    /// The volumes that are not what they were in an earlier map, and those that are gone, by id.
+    /// What did not change is passed over by address, not by content.
+    pub fn changed_volumes(&self, before: &Map) -> Vec<VolumeId> {
+        if Arc::ptr_eq(&self.volumes, &before.volumes) {
+            return Vec::new();
+        }
+        let (mut old, mut new) = (before.volumes.iter(), self.volumes.iter());
+        let (mut was, mut is) = (old.next(), new.next());
+        let mut changed = Vec::new();
+        loop {
+            match (was, is) {
+                (None, None) => return changed,
+                (Some((gone, _)), Some((id, _))) if gone < id => {
+                    changed.push(*gone);
+                    was = old.next();
+                }
+                (Some((gone, _)), None) => {
+                    changed.push(*gone);
+                    was = old.next();
+                }
+                (Some((id, former)), Some((same, present))) if id == same => {
+                    if !Arc::ptr_eq(former, present) {
+                        changed.push(*id);
+                    }
+                    (was, is) = (old.next(), new.next());
+                }
+                (_, Some((id, _))) => {
+                    changed.push(*id);
+                    is = new.next();
+                }
+            }
+        }
     }
 
     /// What each of the layers found on a disk (`Store::layers`) is to the map, in the same order.

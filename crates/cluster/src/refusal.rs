@@ -465,6 +465,21 @@ pub enum Refusal {
         max = SOURCES_MAX
     )]
     TooManySources,
+    /// Somebody reads the snapshot, and what was asked for cannot go along with that.
+    #[error(
+        "snapshot \"{name}@{tag}\" is read by {holder} on node {node}; stop it or wait until it \
+         closes the snapshot"
+    )]
+    SnapshotRead {
+        /// Of which volume.
+        name: String,
+        /// Which snapshot.
+        tag: String,
+        /// Who reads it.
+        holder: String,
+        /// Where.
+        node: String,
+    },
     /// Proposals come faster than the log takes them.
     #[error(
         "{max} commands wait for the cluster's log already; try again a little later",
@@ -522,6 +537,7 @@ impl Refusal {
             | Locked { .. }
             | EmptyGroup { .. }
             | GroupSnapshotIncomplete { .. }
+            | SnapshotRead { .. }
             | TooManyProposals => RefusalKind::Busy,
             TooManyNodes
             | TooManyDisks

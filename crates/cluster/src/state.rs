@@ -202,6 +202,20 @@ impl State {
         }
     }
 
+    pub(crate) fn snapshot_read(
+        &self,
+        volume: &Volume,
+        snapshot: &crate::Snapshot,
+        by: &Attachment,
+    ) -> Refusal {
+        Refusal::SnapshotRead {
+            name: volume.name.clone(),
+            tag: snapshot.tag.clone(),
+            holder: by.holder.clone(),
+            node: self.node_name(by.node),
+        }
+    }
+
     fn create_cluster(
         &mut self,
         cluster: ClusterId,

@@ -134,7 +134,7 @@ impl State {
     ) -> Result<LayerId, Refusal> {
         let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
         if let Some(reader) = snapshot.readers.first() {
-            return Err(self.attached(volume, reader));
+            return Err(self.snapshot_read(volume, snapshot, reader));
         }
         match snapshot.is_locked(now) {
             true => Err(snapshot.refusal(volume)),

@@ -364,3 +364,28 @@ fn a_snapshot_of_version_1_is_read() {
     assert_eq!(again[0], 2);
     assert_eq!(State::decode(&again), Ok(state));
 }
+
+#[test]
+fn which_volumes_changed_is_told_without_looking_into_the_others() {
+    let mut state = state();
+    let changed = |state: &mut State, command: Command| {
+        let before = state.map();
+        done(state, command);
+        (state.map().changed_volumes(&before), before.changed_volumes(&state.map()))
+    };
+    let both = |ids: &[VolumeId]| (ids.to_vec(), ids.to_vec());
+    let create = Command::CreateVolume { name: "d".into(), bytes: 8192, unix_s: 0 };
+    assert_eq!(changed(&mut state, create), both(&[VolumeId(4)]));
+    assert_eq!(changed(&mut state, snapshot(B, "t")), both(&[B]));
+    assert_eq!(changed(&mut state, trash(A)), both(&[A]));
+    assert_eq!(changed(&mut state, Command::Purge { volume: A }), both(&[A]));
+    let group = Command::CreateGroup { name: "g".into(), unix_s: 0 };
+    assert_eq!(changed(&mut state, group), both(&[]));
+    let before = state.map();
+    let drop = Command::DropVolume { volume: C, with_snapshots: false, unix_s: 0 };
+    done(&mut state, drop);
+    settle(&mut state, B);
+    assert_eq!(state.map().changed_volumes(&before), [B, C]);
+    let all = [B, C, VolumeId(4)];
+    assert_eq!(before.changed_volumes(&State::default().map()), all);
+}

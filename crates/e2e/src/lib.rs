@@ -12,6 +12,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes are started, timed and awaited")]
 
+mod fault_disk;
 mod guest;
 mod load;
 pub mod nbd;
@@ -21,6 +22,7 @@ mod qmp;
 mod scratch;
 mod tool;
 
+pub use fault_disk::{FaultDisk, Unflushed};
 pub use guest::{DiskSetup, Guest, GuestOutput, Machine};
 pub use load::{History, Load, Moment, NEVER};
 pub use node::{LogLine, Node};

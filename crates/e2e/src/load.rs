@@ -48,6 +48,8 @@ pub struct History {
     base: Vec<u8>,
     /// The writes of each unit, in their order.
     units: Vec<Vec<Write>>,
+    /// When each flush that was answered was sent, and when it was answered.
+    flushes: Vec<(Moment, Moment)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,11 @@ impl Load {
             socket: socket.to_owned(),
             export: export.to_owned(),
             clock: clock.clone(),
-            history: History { base, units: vec![Vec::new(); BLOCKS + QUARTERS] },
+            history: History {
+                base,
+                units: vec![Vec::new(); BLOCKS + QUARTERS],
+                flushes: Vec::new(),
+            },
             in_flight: BTreeMap::new(),
             random: 0x9e37_79b9_7f4a_7c15,
         };
@@ -147,12 +153,12 @@ impl Writer {
         if size != self.history.base.len() as u64 {
             return Err(Trouble::Refused(anyhow::anyhow!("the volume has {size} bytes")));
         }
-        let mut flushing = false;
+        let mut flushing = None;
         loop {
             while self.in_flight.len() < DEPTH && !stop.load(SeqCst) {
                 self.send_one(&mut peer, &mut flushing).map_err(Trouble::Away)?;
             }
-            if self.in_flight.is_empty() && !flushing {
+            if self.in_flight.is_empty() && flushing.is_none() {
                 return Ok(());
             }
             let (error, cookie) = peer.reply().map_err(Trouble::Away)?;
@@ -161,7 +167,9 @@ impl Writer {
                 return Err(Trouble::Refused(anyhow::anyhow!(text)));
             }
             if cookie == FLUSH_COOKIE {
-                flushing = false;
+                let sent = flushing.take().context("a reply to no flush");
+                let answered = self.clock.fetch_add(1, SeqCst);
+                self.history.flushes.push((sent.map_err(Trouble::Refused)?, answered));
                 continue;
             }
             let unit = cookie as usize;
@@ -171,10 +179,10 @@ impl Writer {
         }
     }
 
-    fn send_one(&mut self, peer: &mut Peer, flushing: &mut bool) -> Result<()> {
+    fn send_one(&mut self, peer: &mut Peer, flushing: &mut Option<Moment>) -> Result<()> {
         let choice = self.next_random();
-        if choice.is_multiple_of(128) && !*flushing {
-            *flushing = true;
+        if choice.is_multiple_of(128) && flushing.is_none() {
+            *flushing = Some(self.clock.fetch_add(1, SeqCst));
             return peer.request(command::FLUSH, FLUSH_COOKIE, 0, 0);
         }
         let unit = (self.next_random() % (BLOCKS + QUARTERS) as u64) as usize;
@@ -272,6 +280,27 @@ impl History {
         self.check(content, NEVER - 1, NEVER)
     }
 
+    /// Whether `content` may be found after a power cut between two moments: all that was flushed
+    /// before the first or something later, and nothing sent after the second. Each unit for
+    /// itself: of what was not flushed some may be lost and some not.
+    pub fn check_power_cut(&self, content: &[u8], from: Moment, to: Moment) -> Result<()> {
+        ensure!(content.len() == self.base.len(), "it has {} bytes", content.len());
+        let answered = self.flushes.iter().filter(|(_, answered)| *answered < from);
+        let flushed = answered.map(|(sent, _)| *sent).max().unwrap_or(0);
+        for unit in 0..self.units.len() {
+            let (offset, length) = place_of(unit);
+            let found = self.states(unit, &content[offset..offset + length], to)?;
+            let durable = self.units[unit].iter().rfind(|write| write.acknowledged < flushed);
+            let durable = durable.map_or(0, |write| write.sent);
+            ensure!(
+                found.iter().any(|state| state.map_or(0, |write| write.sent) >= durable),
+                "unit {unit} shows {found:?}, but what was sent at {durable} was flushed before \
+                 {from}"
+            );
+        }
+        Ok(())
+    }
+
     /// After which of its writes a unit looks like this; nothing: before the first.
     fn states(&self, unit: usize, content: &[u8], to: Moment) -> Result<Vec<Option<Write>>> {
         let (offset, length) = place_of(unit);
@@ -305,7 +334,7 @@ mod tests {
         for (unit, write) in writes {
             units[*unit].push(*write);
         }
-        History { base: vec![0; COVERED], units }
+        History { base: vec![0; COVERED], units, flushes: Vec::new() }
     }
 
     fn content(stamps: &[(usize, Moment)]) -> Vec<u8> {
@@ -344,6 +373,25 @@ mod tests {
         check(&[(0, 5)], 0, 40, false); // never written
         assert!(history.check_latest(&content(&[(0, 10), (1, 11)])).is_ok());
         assert!(history.check_latest(&content(&[(0, 1), (1, 11)])).is_err());
+    }
+
+    #[test]
+    fn a_power_cut_may_take_what_was_not_flushed_and_nothing_else() {
+        let mut history = history(&[(0, write(1, 2)), (0, write(5, 6)), (1, write(7, 8))]);
+        history.flushes.push((3, 4));
+        let check = |history: &History, stamps: &[(usize, Moment)], from, good: bool| {
+            let result = history.check_power_cut(&content(stamps), from, 20);
+            assert_eq!(result.is_ok(), good, "{stamps:?} {from}: {result:?}");
+        };
+        check(&history, &[(0, 1)], 10, true);
+        check(&history, &[(0, 5)], 10, true);
+        check(&history, &[(0, 1), (1, 7)], 10, true); // the later one survived, the earlier not
+        check(&history, &[], 10, false);
+        check(&history, &[], 4, true); // the flush was not answered yet
+        history.flushes.push((9, 10));
+        check(&history, &[(0, 1), (1, 7)], 11, false);
+        check(&history, &[(0, 5), (1, 7)], 11, true);
+        check(&history, &[(0, 5)], 11, false);
     }
 
     #[test]

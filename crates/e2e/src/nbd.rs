@@ -13,6 +13,8 @@ const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
+const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// FIXED_NEWSTYLE and NO_ZEROES.
 const CLIENT_FLAGS: u32 = 3;
@@ -40,6 +42,8 @@ pub mod option {
     pub const STRUCTURED_REPLY: u32 = 8;
     /// What may block status tell?
     pub const LIST_META_CONTEXT: u32 = 9;
+    /// Long headers both ways, please.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Command numbers of the NBD protocol.
@@ -94,6 +98,26 @@ impl OptionReply {
     /// Whether it refuses.
     pub fn is_error(&self) -> bool {
         self.kind & 0x8000_0000 != 0
+    }
+}
+
+/// A chunk of a reply with extended headers.
+#[derive(Debug)]
+pub struct ExtendedReply {
+    /// 0 for nothing to tell, 1 for data; the highest bit for an error.
+    pub kind: u16,
+    /// The request's.
+    pub cookie: u64,
+    /// The request's.
+    pub offset: u64,
+    /// What it carries.
+    pub data: Vec<u8>,
+}
+
+impl ExtendedReply {
+    /// The number of an error.
+    pub fn error(&self) -> Option<u32> {
+        self.data.first_chunk().map(|&number| u32::from_be_bytes(number))
     }
 }
 
@@ -181,6 +205,38 @@ impl Peer {
     /// Sends a request's header, whose fields may lie.
     pub fn request(&mut self, command: u16, cookie: u64, offset: u64, length: u32) -> Result<()> {
         self.send(&request_header(command, cookie, offset, length))
+    }
+
+    /// Sends a request with an extended header.
+    pub fn extended_request(
+        &mut self,
+        flags: u16,
+        command: u16,
+        cookie: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        let mut bytes = Vec::from(EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        bytes.extend(flags.to_be_bytes());
+        bytes.extend(command.to_be_bytes());
+        for field in [cookie, offset, length] {
+            bytes.extend(field.to_be_bytes());
+        }
+        self.send(&bytes)
+    }
+
+    /// Takes a reply with an extended header, which must be its only chunk.
+    pub fn extended_reply(&mut self) -> Result<ExtendedReply> {
+        let magic = u32::from_be_bytes(self.take()?);
+        ensure!(magic == EXTENDED_REPLY_MAGIC, "no extended reply but {magic:#x}");
+        let flags = u16::from_be_bytes(self.take()?);
+        ensure!(flags == 1, "not the only chunk");
+        let kind = u16::from_be_bytes(self.take()?);
+        let (cookie, offset) = (u64::from_be_bytes(self.take()?), u64::from_be_bytes(self.take()?));
+        let length = u64::from_be_bytes(self.take()?);
+        ensure!(length <= u64::from(REPLY_BYTES_MAX), "a chunk of {length} bytes");
+        let data = self.payload(length as usize)?;
+        Ok(ExtendedReply { kind, cookie, offset, data })
     }
 
     /// Takes a simple reply: the error and the cookie.

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+const NEEDS: &str = "this test needs root and loop devices; run it on a machine that has them";
 /// How long an unmount is tried.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -82,26 +83,38 @@ impl LoopMount {
     /// Fails when loop devices or mounts are not allowed: what needs one must not be skipped
     /// unseen.
     pub fn new(scratch: &Scratch, mkfs: &str, bytes: u64, sector_bytes: u32) -> Result<LoopMount> {
-        const NEEDS: &str =
-            "this test needs root and loop devices; run it on a machine that has them";
         let image = scratch.join("filesystem.img");
         fs::File::create(&image)?.set_len(bytes)?;
-        let device = Tool::new("losetup")
-            .words("--find --show --direct-io=on --sector-size")
-            .arg(sector_bytes.to_string())
-            .arg(&image)
-            .ok()
-            .context(NEEDS)?
-            .trim()
-            .to_owned();
-        let mount = LoopMount { device, mount_point: scratch.join("mount") };
-        fs::create_dir(&mount.mount_point)?;
+        let mount = LoopMount::attach(&image, &scratch.join("mount"), sector_bytes)?;
         Tool::new("sh")
             .arg("-c")
             .arg(format!("PATH=$PATH:/usr/sbin {mkfs} {}", mount.device))
             .ok()?;
-        Tool::new("mount").arg(&mount.device).arg(&mount.mount_point).ok().context(NEEDS)?;
+        mount.mount()
+    }
+
+    /// Mounts the file system that an image has already.
+    pub fn of_image(image: &Path, mount_point: &Path, sector_bytes: u32) -> Result<LoopMount> {
+        LoopMount::attach(image, mount_point, sector_bytes)?.mount()
+    }
+
+    fn attach(image: &Path, mount_point: &Path, sector_bytes: u32) -> Result<LoopMount> {
+        let device = Tool::new("losetup")
+            .words("--find --show --direct-io=on --sector-size")
+            .arg(sector_bytes.to_string())
+            .arg(image)
+            .ok()
+            .context(NEEDS)?
+            .trim()
+            .to_owned();
+        let mount = LoopMount { device, mount_point: mount_point.to_owned() };
+        fs::create_dir(&mount.mount_point)?;
         Ok(mount)
+    }
+
+    fn mount(self) -> Result<LoopMount> {
+        Tool::new("mount").arg(&self.device).arg(&self.mount_point).ok().context(NEEDS)?;
+        Ok(self)
     }
 
     /// Where it is mounted.

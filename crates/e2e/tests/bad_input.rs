@@ -377,8 +377,18 @@ fn bad_commands_say_why_and_change_nothing() -> Result<()> {
         ("volume resize nothere 32M".into(), 3, "nothere"),
         ("volume rename nothere w".into(), 3, "nothere"),
         ("volume rename v a/b".into(), 2, "name"),
-        ("volume delete nothere --yes".into(), 3, "nothere"),
-        ("volume delete v".into(), 4, "--yes"),
+        ("volume delete nothere --now --yes".into(), 3, "nothere"),
+        ("volume delete v --now".into(), 4, "--yes"),
+        ("volume delete v --keep soon".into(), 2, "soon"),
+        ("volume delete v --keep 999w".into(), 2, "3660 days"),
+        ("volume lock v --until +1d".into(), 2, "tag"),
+        ("volume lock v@nothere --until +1d".into(), 3, "nothere"),
+        ("volume lock v@nothere --until tomorrow".into(), 2, "2026-12-31"),
+        ("trash undelete v".into(), 3, "trash list"),
+        ("trash undelete 999".into(), 3, "trash list"),
+        ("trash purge v --yes".into(), 3, "trash list"),
+        ("trash purge v".into(), 3, "trash list"),
+        ("trash purge --all".into(), 4, "--yes"),
         ("volume read v --offset 0 --length 1".into(), 2, "512"),
         ("volume read v --offset 64M --length 4K".into(), 2, ""),
         ("volume read nothere --offset 0 --length 4K".into(), 3, "nothere"),
@@ -401,7 +411,7 @@ fn bad_commands_say_why_and_change_nothing() -> Result<()> {
     let mut peer = e2e::nbd::Peer::unix(&node.nbd_socket())?;
     peer.greet()?;
     ensure!(peer.go("v")?.is_ok(), "the volume can be attached");
-    let output = node.dog("volume delete v --yes").run()?;
+    let output = node.dog("volume delete v --now --yes").run()?;
     refused_with(&output, 4, &["attached"])?;
     drop(peer);
 

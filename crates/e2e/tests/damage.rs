@@ -113,5 +113,7 @@ fn scrub_finds_a_flipped_bit_in_one_pass() -> Result<()> {
         ensure!(begin.elapsed() < Duration::from_secs(30), "not found: {disks}");
         std::thread::sleep(Duration::from_millis(50));
     }
+    let said = node.dog("status").run()?.text();
+    ensure!(said.contains("has 1 damaged block; `dog disk list --json` names it:"), "{said}");
     node.stop()
 }

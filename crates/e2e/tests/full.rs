@@ -83,7 +83,7 @@ fn full_then_free(node: &mut Node) -> Result<()> {
     ensure!(output.code == Some(0) && !text.contains("failed"), "after a trim: {text}");
 
     // And so can what a deleted volume held.
-    node.dog_ok("volume delete v --yes")?;
+    node.dog_ok("volume delete v --now --yes")?;
     node.dog_ok("volume create x 2G")?;
     let begin = std::time::Instant::now();
     loop {
@@ -182,7 +182,7 @@ fn a_guest_with_werror_enospc_pauses_and_resumes() -> Result<()> {
     ensure!(state["status"] == "io-error", "{state}");
 
     // Space is freed, the guest goes on; what it has not noticed, it cannot complain of.
-    node.dog_ok("volume delete ballast --yes")?;
+    node.dog_ok("volume delete ballast --now --yes")?;
     let begin = std::time::Instant::now();
     loop {
         guest.qmp().execute("cont", serde_json::json!({}))?;

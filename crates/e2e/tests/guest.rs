@@ -43,8 +43,7 @@ fn a_guest_formats_verifies_trims_and_grows() -> Result<()> {
 
     // Growing online: sheep knows the new size at once; QEMU's client learns it by reconnecting,
     // which it does for its next request; the guest is told by block_resize.
-    node.dog_ok("volume resize v 512M")?;
-    node.dog_ok("volume reconnect v")?;
+    node.dog_ok("volume resize v 512M --reconnect")?;
     let touch = json!({ "command-line": "qemu-io volume \"read 0 512\"" });
     guest.qmp().execute("human-monitor-command", touch)?;
     let size = json!({ "node-name": "volume", "size": 512 * MIB });

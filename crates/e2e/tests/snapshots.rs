@@ -118,7 +118,7 @@ impl Pair {
     }
 
     fn delete(&mut self, name: &str) -> Result<()> {
-        self.node.dog_ok(&format!("volume delete {name} --yes"))?;
+        self.node.dog_ok(&format!("volume delete {name} --now --yes"))?;
         self.contents.remove(name);
         Ok(())
     }
@@ -139,7 +139,7 @@ impl Pair {
     fn finish(mut self) -> Result<()> {
         let names: Vec<String> = self.contents.keys().cloned().collect();
         for name in names.iter().filter(|name| !name.contains('@')) {
-            self.node.dog_ok(&format!("volume delete {name} --with-snapshots --yes"))?;
+            self.node.dog_ok(&format!("volume delete {name} --with-snapshots --now --yes"))?;
         }
         wait_empty(&self.node)?;
         self.node.stop()
@@ -261,14 +261,14 @@ fn what_deleting_would_free_is_what_it_frees() -> Result<()> {
     for (tag, mib) in [("a", 0), ("b", 1)] {
         ensure!(freed(tag)? == mib * MIB as u64, "{} bytes by deleting {tag}", freed(tag)?);
     }
-    node.dog_ok("volume delete c --yes")?;
+    node.dog_ok("volume delete c --now --yes")?;
     for (tag, mib, left) in [("a", 3, 5), ("b", 1, 4)] {
         ensure!(freed(tag)? == mib * MIB as u64, "{} bytes by deleting {tag}", freed(tag)?);
         node.dog_ok(&format!("volume delete v@{tag} --yes"))?;
         wait_until("its space is free", || Ok(used()? == left * MIB as u64))?;
     }
     ensure!(node.used_bytes("v")? == 4 * MIB as u64, "{} bytes", node.used_bytes("v")?);
-    node.dog_ok("volume delete v --yes")?;
+    node.dog_ok("volume delete v --now --yes")?;
     wait_empty(&node)?;
     node.stop()
 }
@@ -319,7 +319,7 @@ fn snapshots_of_a_volume_under_load_are_points_in_time() -> Result<()> {
         .arg(&raw)
         .arg(scratch.join("image.qcow2"))
         .ok()?;
-    node.dog_ok("volume delete v --with-snapshots --yes")?;
+    node.dog_ok("volume delete v --with-snapshots --now --yes")?;
     wait_empty(&node)?;
     node.stop()
 }
@@ -351,7 +351,7 @@ fn fio_verifies_every_byte_while_snapshots_come_and_go() -> Result<()> {
     let said = fs::read_to_string(scratch.join("fio.log"))?;
     ensure!(fio.wait()?.success() && said.contains("err= 0"), "{said}");
     ensure!(number > 5, "only {number} snapshots were taken");
-    node.dog_ok("volume delete v --with-snapshots --yes")?;
+    node.dog_ok("volume delete v --with-snapshots --now --yes")?;
     wait_empty(&node)?;
     node.stop()
 }
@@ -408,7 +408,7 @@ fn kills_while_snapshots_come_and_go_lose_nothing() -> Result<()> {
     }
     history.check_latest(&content(&node, "v")?)?;
     ensure!(!taken.is_empty(), "no snapshot survived");
-    node.dog_ok("volume delete v --with-snapshots --yes")?;
+    node.dog_ok("volume delete v --with-snapshots --now --yes")?;
     wait_empty(&node)?;
     node.stop()
 }
@@ -443,13 +443,13 @@ fn kills_while_a_clone_is_flattened_under_load_lose_nothing() -> Result<()> {
     history.check_latest(&content(&node, "c")?)?;
     ensure!(content(&node, "v@a")? == base, "the origin changed");
     // It needs its origin no more.
-    node.dog_ok("volume delete v --with-snapshots --yes")?;
+    node.dog_ok("volume delete v --with-snapshots --now --yes")?;
     let used = node.used_bytes("c")?;
     wait_until("what the origin had is free", || {
         Ok(node.dog_json("status")?["used_bytes"] == used)
     })?;
     history.check_latest(&content(&node, "c")?)?;
-    node.dog_ok("volume delete c --yes")?;
+    node.dog_ok("volume delete c --now --yes")?;
     wait_empty(&node)?;
     node.stop()
 }
@@ -547,8 +547,10 @@ fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
         ("volume rollback v@nothere --yes".into(), 3, "nothere"),
         ("volume flatten nothere".into(), 3, "nothere"),
         ("volume delete v@a".into(), 4, "--yes"),
-        ("volume delete v --yes".into(), 4, "--with-snapshots"),
-        ("volume delete v".into(), 4, "--with-snapshots --yes"),
+        ("volume delete v --now --yes".into(), 4, "--with-snapshots"),
+        ("volume delete v".into(), 4, "--with-snapshots"),
+        ("volume delete v --now".into(), 4, "--with-snapshots --yes"),
+        ("volume delete v@a --keep 1h".into(), 2, "--keep"),
         ("volume delete v@nothere --yes".into(), 3, "nothere"),
         ("volume resize v@a 1G".into(), 2, "clone"),
         ("volume rename v@a b".into(), 2, "clone"),
@@ -572,7 +574,7 @@ fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
     drop(peer);
     // A clone stays when what it was cloned from goes.
     wait_until("the volume is free", || {
-        let words = "volume delete v --with-snapshots --yes";
+        let words = "volume delete v --with-snapshots --now --yes";
         Ok(pair.node.dog(words).run()?.code == Some(0))
     })?;
     pair.contents.retain(|name, _| name == "c");

@@ -1,12 +1,15 @@
-//! Row 7: too few descriptors, too little memory. The daemon sheds or ends as a whole; it is never
-//! half alive.
+//! Row 7: too few descriptors, too little memory, hardly any processor time. The daemon sheds or
+//! ends as a whole; it is never half alive.
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Result, ensure};
 use e2e::nbd::Peer;
 use e2e::{Node, Scratch, Tool, sheep};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 fn limit(node: &Node, resource: Resource, value: u64) -> Result<()> {
@@ -120,6 +123,80 @@ fn a_log_that_takes_no_more_stops_nobody() -> Result<()> {
     serves(&node)?;
     node.stop()?;
     node.begin()?;
+    serves(&node)?;
+    node.stop()
+}
+
+/// Lets a daemon run for a tenth of the time, as a processor quota does, as long as it lives. A
+/// quota itself needs a control group that may be written, which there is not everywhere.
+struct Quota {
+    pid: Pid,
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u32>>,
+}
+
+impl Quota {
+    const RUN: Duration = Duration::from_millis(10);
+    const STOPPED: Duration = Duration::from_millis(90);
+
+    fn impose(node: &Node) -> Result<Quota> {
+        let pid = Pid::from_raw(i32::try_from(node.pid().expect("it runs"))?).expect("not 0");
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = end.clone();
+        let thread = std::thread::spawn(move || {
+            let mut periods = 0;
+            while !ended.load(SeqCst) {
+                let _ = kill_process(pid, Signal::STOP);
+                std::thread::sleep(Quota::STOPPED);
+                let _ = kill_process(pid, Signal::CONT);
+                std::thread::sleep(Quota::RUN);
+                periods += 1;
+            }
+            periods
+        });
+        Ok(Quota { pid, end, thread: Some(thread) })
+    }
+
+    /// Ends it; gives how often the daemon was stopped.
+    fn lift(mut self) -> u32 {
+        self.end.store(true, SeqCst);
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        self.end.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+            let _ = kill_process(self.pid, Signal::CONT);
+        }
+    }
+}
+
+#[test]
+fn with_a_tenth_of_a_processor_everything_is_slow_and_nothing_fails() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut node = Node::start(&scratch.join("data"), &[])?;
+    node.dog_ok("volume create v 64M")?;
+    let quota = Quota::impose(&node)?;
+    let begin = Instant::now();
+    Tool::new("fio")
+        .words("--ioengine=nbd --name=starved --rw=randrw --bs=4k --iodepth=16 --fsync=64")
+        .words("--size=32m --io_size=8m --verify=crc32c --verify_fatal=1 --serialize_overlap=1")
+        .words("--randseed=1 --output-format=terse")
+        .arg(format!("--uri={}", node.uri("v")))
+        .directory(scratch.path())
+        .ok()?;
+    // Those who manage it are served too, and a new client gets in.
+    node.dog_ok("status")?;
+    node.dog_ok("volume snapshot v@slow")?;
+    node.dog_ok("volume create w 64M")?;
+    node.dog_ok("volume delete w --yes")?;
+    serves(&node)?;
+    let (took, periods) = (begin.elapsed(), quota.lift());
+    ensure!(periods > 5, "it was stopped {periods} times in {took:?}");
+    // The same again at full speed: it has caught up.
     serves(&node)?;
     node.stop()
 }

@@ -52,13 +52,19 @@ pub enum AdminRequest {
         #[serde(default)]
         while_attached: bool,
     },
-    /// No more volume; its space comes back in the background. Answered by [`AdminReply::Done`].
+    /// No more volume of this name. It goes into the trash, with its snapshots, answered by
+    /// [`AdminReply::Trashed`]; or for good, answered by [`AdminReply::Done`], and its space comes
+    /// back in the background.
     VolumeDelete {
         /// Its name.
         name: String,
         /// Whether its snapshots go too; otherwise it may have none.
         #[serde(default)]
         with_snapshots: bool,
+        /// How long it is kept in the trash, in seconds; 0: it goes for good. Without it, as long
+        /// as the node's settings say ([`NodeReport::trash_expiry_s`]).
+        #[serde(default)]
+        keep_s: Option<u64>,
     },
     /// Drop the connections of a volume's client once no request is in flight, so that a client
     /// that reconnects by itself learns a new size. Answered by [`AdminReply::Done`].
@@ -131,6 +137,57 @@ pub enum AdminRequest {
         /// What to do.
         action: ScrubAction,
     },
+    /// Have snapshots taken of a volume again and again, or otherwise than until now. Answered by
+    /// [`AdminReply::Schedule`].
+    ScheduleSet {
+        /// The volume's name.
+        name: String,
+        /// The schedule's name, unique within the volume.
+        schedule: String,
+        /// One snapshot in so many seconds.
+        every_s: u32,
+        /// How many of them are kept.
+        keep: u32,
+    },
+    /// No more of them; those that were taken stay. Answered by [`AdminReply::Done`].
+    ScheduleRemove {
+        /// The volume's name.
+        name: String,
+        /// The schedule's name.
+        schedule: String,
+    },
+    /// Schedules. Answered by [`AdminReply::Schedules`].
+    ScheduleList {
+        /// Only those of this volume; nothing: all.
+        #[serde(default)]
+        name: Option<String>,
+    },
+    /// The volumes in the trash. Answered by [`AdminReply::Trash`].
+    TrashList,
+    /// Take a volume out of the trash. Answered by [`AdminReply::Volume`].
+    TrashUndelete {
+        /// The name it had, if no other one in the trash had it too, or its id.
+        which: String,
+        /// The name it gets; nothing: the one it had.
+        #[serde(default)]
+        new_name: Option<String>,
+    },
+    /// Delete what is in the trash for good. Its space comes back in the background. Answered by
+    /// [`AdminReply::Done`].
+    TrashPurge {
+        /// What of it.
+        what: TrashChoice,
+    },
+    /// Let nobody delete a snapshot before a time, nor its volume. It cannot be undone. Answered by
+    /// [`AdminReply::Snapshot`].
+    SnapshotLock {
+        /// The volume's name.
+        name: String,
+        /// Which snapshot.
+        tag: String,
+        /// Until when, in seconds since 1970; not before what is agreed already.
+        until_unix_s: u64,
+    },
 }
 
 impl AdminRequest {
@@ -147,8 +204,30 @@ impl AdminRequest {
                 | AdminRequest::VolumeClone { .. }
                 | AdminRequest::VolumeRollback { .. }
                 | AdminRequest::VolumeFlatten { .. }
+                | AdminRequest::ScheduleSet { .. }
+                | AdminRequest::ScheduleRemove { .. }
+                | AdminRequest::TrashUndelete { .. }
+                | AdminRequest::TrashPurge { .. }
+                | AdminRequest::SnapshotLock { .. }
         )
     }
+}
+
+impl AdminRequest {
+    /// Whether its answer waits for nothing but the engine itself.
+    pub fn is_answered_at_once(&self) -> bool {
+        !self.changes() && !matches!(self, AdminRequest::SnapshotList { reclaimable: true, .. })
+    }
+}
+
+/// What to delete for good of what is in the trash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrashChoice {
+    /// One volume: the name it had, if no other one in the trash had it too, or its id.
+    One(String),
+    /// All that is in it now.
+    All,
 }
 
 /// What to do about flattening.
@@ -195,6 +274,14 @@ pub enum AdminReply {
     Snapshots(Vec<SnapshotReport>),
     /// Layers, by id: each after what it lies on.
     Layers(Vec<LayerReport>),
+    /// One schedule.
+    Schedule(ScheduleReport),
+    /// Schedules, by volume and name.
+    Schedules(Vec<ScheduleReport>),
+    /// What is in the trash, soonest to expire first.
+    Trash(Vec<TrashReport>),
+    /// What was put into the trash.
+    Trashed(TrashReport),
 }
 
 /// Why not: one sentence with cause and remedy, and a kind for programs.
@@ -219,6 +306,8 @@ pub enum AdminErrorKind {
     Invalid,
     /// Ask again later: the node is starting, stopping or out of a bound.
     Unavailable,
+    /// Remove something first: there are as many of them as there may be.
+    LimitReached,
 }
 
 /// Whether all is well, in words.
@@ -248,6 +337,16 @@ pub struct StatusReport {
     pub hidden_layers: u64,
     /// Part of `used_bytes`: the data of hidden layers.
     pub hidden_bytes: u64,
+    /// How many volumes are in the trash. They count nowhere else but in `used_bytes`.
+    #[serde(default)]
+    pub trash_volumes: u64,
+    /// Part of `used_bytes`: their data, with that of their snapshots.
+    #[serde(default)]
+    pub trash_bytes: u64,
+    /// How many were deleted for good before their time since the program started, for want of
+    /// space.
+    #[serde(default)]
+    pub trash_gave_way: u64,
 }
 
 /// One node.
@@ -263,6 +362,10 @@ pub struct NodeReport {
     pub version: String,
     /// How long the program has been running, in seconds.
     pub uptime_s: u64,
+    /// How long deleted volumes are kept in the trash unless told otherwise, in seconds; 0: not at
+    /// all.
+    #[serde(default)]
+    pub trash_expiry_s: u64,
 }
 
 /// One disk.
@@ -382,6 +485,38 @@ pub struct VolumeReport {
     pub attachment: Option<AttachmentReport>,
     /// Why its oldest request waits, and for how long, if one waits noticeably.
     pub waiting: Option<String>,
+    /// The name it gets once an import has filled it; nothing: it is whole.
+    #[serde(default)]
+    pub importing: Option<String>,
+    /// Its schedules, by name.
+    #[serde(default)]
+    pub schedules: Vec<ScheduleReport>,
+}
+
+/// One schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleReport {
+    /// The volume's name.
+    pub volume: String,
+    /// Its own name.
+    pub schedule: String,
+    /// One snapshot in so many seconds, its *slot*: slots are counted from 1970.
+    pub every_s: u32,
+    /// How many snapshots are kept.
+    pub keep: u32,
+    /// When the next snapshot is due, in seconds since 1970, or was if it is still being tried;
+    /// nothing: it rests, as its volume is in the trash.
+    pub next_unix_s: Option<u64>,
+    /// The last slot that has its snapshot, or had to do without one.
+    pub last_slot: u64,
+    /// How many snapshots of it there are now. More than `keep`, while some are locked, or read.
+    pub snapshots: u32,
+    /// When the latest of them was taken, in seconds since 1970.
+    pub last_snapshot_unix_s: Option<u64>,
+    /// Why the last one could not be taken, if it could not.
+    pub problem: Option<String>,
+    /// Whether that lasts: `status` warns of it.
+    pub failing: bool,
 }
 
 /// What shows through a clone.
@@ -434,7 +569,33 @@ pub struct SnapshotReport {
     /// Who reads it.
     pub readers: Vec<AttachmentReport>,
     /// The volumes that show it, by name: its clones, and clones of clones that were deleted.
+    /// Behind those in the trash stands " (in trash)".
     pub clones: Vec<String>,
+    /// The schedule that had it taken, if one had.
+    #[serde(default)]
+    pub schedule: Option<String>,
+    /// Until when nobody can delete it, in seconds since 1970, if that is not over.
+    #[serde(default)]
+    pub locked_until_unix_s: Option<u64>,
+}
+
+/// One volume in the trash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashReport {
+    /// Its id.
+    pub volume: VolumeId,
+    /// The name it had; others in the trash may have had it too.
+    pub name: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// What its data takes with that of its snapshots, in bytes; see [`VolumeReport::used_bytes`].
+    pub used_bytes: u64,
+    /// How many snapshots it has.
+    pub snapshots: u32,
+    /// When it was deleted, seconds since 1970.
+    pub deleted_unix_s: u64,
+    /// From when on it may be deleted for good, seconds since 1970.
+    pub expires_unix_s: u64,
 }
 
 /// One layer.
@@ -456,6 +617,9 @@ pub struct LayerReport {
     pub used_bytes: u64,
     /// Whether its last writes are still being settled.
     pub sealing: bool,
+    /// Whether the volume it belongs to is in the trash.
+    #[serde(default)]
+    pub in_trash: bool,
 }
 
 /// What a layer is.

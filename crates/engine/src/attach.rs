@@ -121,7 +121,12 @@ impl Held {
 
     /// Whether it is on its way out: nobody can join any more, but wait for the next turn.
     pub(crate) fn is_ending(&self) -> bool {
-        self.duty.is_some() || matches!(self.stage, Stage::Closing | Stage::Detaching)
+        match self.stage {
+            Stage::Closing | Stage::Detaching => true,
+            // Its client went again before it had it.
+            Stage::Attaching if self.connections.is_empty() => true,
+            Stage::Attaching | Stage::Opening | Stage::Open => self.duty.is_some(),
+        }
     }
 }
 
@@ -204,6 +209,22 @@ mod tests {
         assert_eq!(held.next.len(), 1);
         held.leave(ConnectionId(5));
         assert!(held.next.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_went_before_it_had_its_volume_is_on_its_way_out() {
+        let mut held = Held::new(client("a"), None);
+        held.join(ConnectionId(1));
+        assert!(!held.is_ending());
+        held.leave(ConnectionId(1));
+        assert!(held.is_ending());
+        let id = HeldId::Head(VolumeId(1));
+        let mut all = BTreeMap::from([(id, held)]);
+        for (number, who) in [(2, "a"), (3, "b")] {
+            let at = ConnectionId(number);
+            assert_eq!(admit(&mut all, id, "vm1", at, &client(who)), Admission::Wait);
+        }
+        assert_eq!(all[&id].next.len(), 2);
     }
 
     #[test]

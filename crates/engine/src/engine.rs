@@ -10,7 +10,9 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod schedules;
 mod surveys;
+mod trash;
 
 use crate::{
     Client, ConnectionId, Input, Output, Settings,
@@ -19,19 +21,22 @@ use crate::{
     disks::{Disk, Disks},
     names, report,
     routes::Routes,
+    timetable::ScheduleKey,
 };
 use cluster::{Command, Map, ProposalToken, Voter};
-use errands::{Errand, Sealed, Sealing};
+use errands::{Errand, Needs, Sealed, Sealing};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
 };
+use schedules::Schedules;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 use store::journal::Journal;
 use surveys::Survey;
+use trash::Trash;
 use volume::{Answer, RequestId, Session};
 
 const JOURNAL_VERIFY_INTERVAL: Duration = Duration::from_secs(limits::JOURNAL_VERIFY_INTERVAL_S);
@@ -79,6 +84,18 @@ enum Purpose {
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
     AdminDone(AdminToken),
+    /// An administrator set a schedule: answer with it.
+    AdminSchedule(AdminToken, VolumeId, String),
+    /// The snapshot of a slot of a schedule is due.
+    Scheduled(ScheduleKey, u64),
+    /// A schedule's snapshot is beyond what it keeps.
+    Surplus(VolumeId),
+    /// An administrator deleted a volume, for good or into the trash.
+    AdminGone(AdminToken, VolumeId),
+    /// An administrator asked: answer with the snapshot of this tag.
+    AdminSnapshot(AdminToken, VolumeId, String),
+    /// A volume is to go out of the trash for good.
+    Purge(VolumeId),
 }
 
 impl Purpose {
@@ -89,12 +106,18 @@ impl Purpose {
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
             | Purpose::AdminSame(token, _)
-            | Purpose::AdminDone(token) => Some(*token),
+            | Purpose::AdminDone(token)
+            | Purpose::AdminSchedule(token, ..)
+            | Purpose::AdminGone(token, _)
+            | Purpose::AdminSnapshot(token, ..) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
             | Purpose::DetachForgotten
-            | Purpose::Duty(_) => None,
+            | Purpose::Duty(_)
+            | Purpose::Scheduled(..)
+            | Purpose::Surplus(_)
+            | Purpose::Purge(_) => None,
         }
     }
 }
@@ -184,6 +207,10 @@ pub struct Engine {
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
     next_survey: u64,
+    /// Snapshots that are taken again and again.
+    schedules: Schedules,
+    /// What is in the trash, and how it is emptied.
+    trash: Trash,
     work: VecDeque<Work>,
 }
 
@@ -224,6 +251,8 @@ impl Engine {
             flattens_at: None,
             surveys: BTreeMap::new(),
             next_survey: 0,
+            schedules: Schedules::new(),
+            trash: Trash::default(),
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -281,7 +310,19 @@ impl Engine {
 
     /// Ends a round of inputs: what the stores gathered goes to their media.
     pub fn poll(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        self.present = now;
         self.verify_journal(now);
+        self.poll_stores(now);
+        self.run(now, outputs);
+        // What the stores now want may concern the trash, and what is told of it them.
+        if self.tend_trash(now) {
+            self.run(now, outputs);
+            self.poll_stores(now);
+            self.run(now, outputs);
+        }
+    }
+
+    fn poll_stores(&mut self, now: Time) {
         let mut effects = Vec::new();
         for (id, disk) in &mut self.disks {
             if let Some(store) = disk.store_mut() {
@@ -289,7 +330,6 @@ impl Engine {
                 self.work.extend(effects.drain(..).map(|effect| Work::FromStore(*id, effect)));
             }
         }
-        self.run(now, outputs);
     }
 
     /// When [`Input::Tick`] and [`Engine::poll`] are wanted at the latest.
@@ -297,8 +337,14 @@ impl Engine {
         let stores = self.disks.values().filter_map(|disk| disk.store()?.deadline());
         let sessions = self.held.values().filter_map(|held| held.session.as_ref()?.deadline());
         let journal = self.can_verify_journal().then_some(self.verify_journal_at);
-        let own =
-            [self.turns_at, self.flattens_at, self.errands_deadline(), self.surveys_deadline()];
+        let own = [
+            self.turns_at,
+            self.flattens_at,
+            self.errands_deadline(),
+            self.surveys_deadline(),
+            self.schedules_deadline(),
+            self.trash.look_at,
+        ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
 
@@ -330,6 +376,8 @@ impl Engine {
             self.check_attachments();
             self.check_duties();
             self.check_errands();
+            self.check_schedules();
+            self.check_trash();
         }
     }
 
@@ -410,6 +458,8 @@ impl Engine {
         }
         self.answer_sealed(now, outputs);
         self.advance_surveys(now, outputs);
+        self.take_schedules(now);
+        self.drop_surplus();
     }
 
     fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
@@ -426,6 +476,7 @@ impl Engine {
                     self.release(id);
                 }
                 self.turns.clear();
+                self.schedules.clear();
                 (self.turns_at, self.flattens_at) = (None, None);
                 self.abandon_errands(outputs);
                 self.advance_stop(outputs);

@@ -10,21 +10,21 @@ use cluster::{Map, Snapshot, Volume};
 use proto::{BLOCK_SIZE, LayerId, LineageId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The snapshots of a volume, oldest first.
+/// The snapshots of a volume, oldest first, as of this time.
 pub(crate) fn snapshots(
-    map: &Map,
+    (map, unix_s): (&Map, u64),
     disks: &Disks,
     held: &BTreeMap<HeldId, Held>,
     volume: &Volume,
 ) -> Vec<SnapshotReport> {
     let clones = clones(map);
-    let report = |snapshot| snapshot_with(map, disks, held, volume, snapshot, &clones);
+    let report = |snapshot| snapshot_with((map, unix_s), disks, held, volume, snapshot, &clones);
     volume.snapshots.iter().map(report).collect()
 }
 
-/// One snapshot.
+/// One snapshot, as of this time.
 pub(crate) fn snapshot(
-    map: &Map,
+    (map, unix_s): (&Map, u64),
     disks: &Disks,
     held: &BTreeMap<HeldId, Held>,
     volume: &Volume,
@@ -34,11 +34,11 @@ pub(crate) fn snapshot(
         .children(snapshot.layer)
         .any(|child| map.layer(child).is_some_and(|layer| layer.lineage != volume.lineage));
     let clones = if any_clone { clones(map) } else { BTreeMap::new() };
-    snapshot_with(map, disks, held, volume, snapshot, &clones)
+    snapshot_with((map, unix_s), disks, held, volume, snapshot, &clones)
 }
 
 fn snapshot_with(
-    map: &Map,
+    (map, unix_s): (&Map, u64),
     disks: &Disks,
     held: &BTreeMap<HeldId, Held>,
     volume: &Volume,
@@ -70,6 +70,8 @@ fn snapshot_with(
         sealing: map.sealing(volume) == Some(snapshot.layer),
         readers: readers.collect(),
         clones: clones.get(&snapshot.layer).cloned().unwrap_or_default(),
+        schedule: snapshot.schedule.clone(),
+        locked_until_unix_s: snapshot.is_locked(unix_s).then_some(snapshot.locked_until_unix_s),
     }
 }
 
@@ -79,10 +81,11 @@ fn snapshot_with(
 fn clones(map: &Map) -> BTreeMap<LayerId, Vec<String>> {
     let alive: BTreeSet<LineageId> = map.volumes().map(|volume| volume.lineage).collect();
     let mut clones: BTreeMap<LayerId, Vec<String>> = BTreeMap::new();
-    for volume in map.volumes_by_name() {
+    let trashed = map.volumes().filter(|volume| volume.trash.is_some());
+    for volume in map.volumes_by_name().chain(trashed) {
         let mut shown = below_lineage(map, volume.head);
         while let Some(layer) = shown {
-            clones.entry(layer).or_default().push(volume.name.clone());
+            clones.entry(layer).or_default().push(names::shown_name(volume, None));
             let is_alive = map.layer(layer).is_some_and(|known| alive.contains(&known.lineage));
             shown = if is_alive { None } else { below_lineage(map, layer) };
         }
@@ -129,10 +132,11 @@ pub(crate) fn list(map: &Map, disks: &Disks, volume: Option<&Volume>) -> Vec<Lay
             parent: (layer.parent != LayerId(0)).then_some(layer.parent),
             kind,
             name: owner.map(|(volume, snapshot)| names::full_name(volume, snapshot)),
-            volume: belongs_to.map(|volume| volume.name.clone()),
+            volume: belongs_to.map(|volume| names::shown_name(volume, None)),
             bytes,
             used_bytes: report::usage(disks, id).data_blocks * BLOCK_SIZE as u64,
             sealing: belongs_to.is_some_and(|volume| map.sealing(volume) == Some(id)),
+            in_trash: belongs_to.is_some_and(|volume| volume.trash.is_some()),
         });
     }
     reports

@@ -15,11 +15,13 @@ mod layers;
 mod names;
 mod report;
 mod routes;
+mod timetable;
+pub mod unfinished;
 
 pub use engine::Engine;
 
 use admin::{AdminError, AdminReply, AdminRequest, AdminToken};
-use proto::{ClusterId, DiskDone, DiskId, DiskOp, NodeId};
+use proto::{ClusterId, DiskDone, DiskId, DiskOp, Duration, NodeId};
 
 /// Chosen by the driver for each connection of a front, never reused while the engine lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -49,8 +51,14 @@ pub struct Settings {
     pub journal_bytes: u64,
     /// The disks.
     pub disks: Vec<DiskSettings>,
-    /// Seconds since 1970 at the start. Only ever shown to people; nothing is decided by it.
+    /// Seconds since 1970 at the start. Shown to people; what is about dates (schedules, locks, the
+    /// trash) is decided by it, and nothing else.
     pub unix_s: u64,
+    /// How long deleted volumes are kept in the trash unless told otherwise, in seconds; 0: not at
+    /// all.
+    pub trash_expiry_s: u64,
+    /// How long after the start nothing is deleted for good because it has expired.
+    pub trash_grace: Duration,
     /// The program's version, for reports.
     pub version: String,
 }

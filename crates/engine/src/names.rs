@@ -68,9 +68,10 @@ pub(crate) fn find(map: &Map, name: &str) -> Result<Export, Answer> {
     Ok(Export::Snapshot { volume: volume.id, layer: snapshot.layer })
 }
 
-/// What something that is held is called, if it still exists.
+/// What something that is held is called, if it still exists. What is in the trash does not, for
+/// clients.
 pub(crate) fn of(map: &Map, id: HeldId) -> Option<String> {
-    let volume = map.volume(id.volume())?;
+    let volume = map.volume(id.volume()).filter(|volume| volume.trash.is_none())?;
     match id {
         HeldId::Head(_) => Some(volume.name.clone()),
         HeldId::Snapshot { layer, .. } => {
@@ -85,6 +86,12 @@ pub(crate) fn full_name(volume: &Volume, snapshot: Option<&Snapshot>) -> String 
         Some(snapshot) => format!("{}@{}", volume.name, snapshot.tag),
         None => volume.name.clone(),
     }
+}
+
+/// As [`full_name`]; of what is in the trash, that it is there, for others have that name, too.
+pub(crate) fn shown_name(volume: &Volume, snapshot: Option<&Snapshot>) -> String {
+    let name = full_name(volume, snapshot);
+    if volume.trash.is_some() { name + " (in trash)" } else { name }
 }
 
 /// All that a client can have now: the volumes in order, each with its snapshots after it, oldest
@@ -127,6 +134,10 @@ pub(crate) fn bases(map: &Map, export: Export, tags: &Tags) -> Vec<Base> {
     bases
 }
 
+/// To a client that waited for something.
+pub(crate) const DELETED_MEANWHILE: &str =
+    "it was deleted meanwhile; `dog volume list` shows what exists";
+
 pub(crate) fn no_such_volume(name: &str) -> String {
     format!("there is no volume named {name:?}; `dog volume list` shows those that exist")
 }
@@ -141,9 +152,9 @@ pub(crate) fn no_such_snapshot(name: &str, tag: &str) -> String {
 pub(crate) fn of_layers(map: &Map) -> BTreeMap<LayerId, String> {
     let mut names = BTreeMap::new();
     for volume in map.volumes() {
-        names.insert(volume.head, full_name(volume, None));
+        names.insert(volume.head, shown_name(volume, None));
         for snapshot in &volume.snapshots {
-            names.insert(snapshot.layer, full_name(volume, Some(snapshot)));
+            names.insert(snapshot.layer, shown_name(volume, Some(snapshot)));
         }
     }
     names

@@ -4,14 +4,16 @@ use crate::{
     NoticeLevel,
     admin::{
         AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport, OriginReport,
-        ScrubReport, StatusReport, VolumeReport,
+        ScheduleReport, ScrubReport, StatusReport, VolumeReport,
     },
     attach::Held,
     disks::{Disk, Disks},
     names,
+    unfinished::{self, Before},
 };
 use cluster::Map;
-use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time};
+use proto::limits::SCHEDULE_WARNINGS_MAX;
+use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
 use volume::Session;
@@ -111,10 +113,11 @@ fn damage_words(map: &Map, damage: &Damage) -> String {
     let from = u64::from(key.index) * OBJECT_SIZE as u64 + u64::from(first) * BLOCK_SIZE as u64;
     // What a layer keeps, those above it may show too.
     let what = match map.owner(key.layer) {
-        Some((volume, None)) => format!("volume {}", volume.name),
+        Some((volume, None)) => format!("volume {}", names::shown_name(volume, None)),
         Some((volume, Some(snapshot))) => {
-            let name = names::full_name(volume, Some(snapshot));
-            format!("snapshot {name} and what was not overwritten since in volume {}", volume.name)
+            let (name, volume) =
+                (names::shown_name(volume, Some(snapshot)), names::shown_name(volume, None));
+            format!("snapshot {name} and what was not overwritten since in volume {volume}")
         }
         None => match map.layer(key.layer) {
             Some(_) => format!("what others show of hidden layer {}", key.layer),
@@ -125,7 +128,7 @@ fn damage_words(map: &Map, damage: &Damage) -> String {
 }
 
 /// How much a disk can still grow: to its limit, as far as the file system has room.
-fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u64 {
+pub(crate) fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u64 {
     let to_limit = limit.map(|limit| limit.saturating_sub(allocated));
     match disk.settings.kind {
         store::MediumKind::Device => 0,
@@ -209,6 +212,8 @@ pub(crate) fn volume(
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),
+        importing: unfinished::target(&volume.name).map(|(target, _)| target.to_string()),
+        schedules: Vec::new(),
     }
 }
 
@@ -241,10 +246,12 @@ pub(crate) fn status(
         }
         if disk.damaged_blocks > 0 {
             healthy = false;
+            let them = if disk.damaged_blocks == 1 { "it" } else { "them" };
             warnings.push(format!(
-                "disk {} has {} damaged blocks; `dog disk list --json` names them: restore them \
-                 from a backup and think of replacing the disk",
-                disk.path, disk.damaged_blocks
+                "disk {} has {}; `dog disk list --json` names {them}: restore {them} from a backup \
+                 and think of replacing the disk",
+                disk.path,
+                counted(disk.damaged_blocks, "damaged block", "damaged blocks")
             ));
         }
     }
@@ -264,17 +271,17 @@ pub(crate) fn status(
     let full = disks.iter().any(|disk| disk.full);
     if !full && capacity_bytes > 0 && available < capacity_bytes / LOW_SPACE_DIVISOR {
         warnings.push(format!(
-            "only {} MiB are left for new data; discard or delete something, or give the disk \
-             more room",
-            available >> 20
+            "only {} are left for new data; discard or delete something, or give the disk more \
+             room",
+            size_in_words(available)
         ));
     }
     if provisioned_bytes > capacity_bytes {
         warnings.push(format!(
-            "the volumes are promised {} MiB but the disks hold {} MiB: thin volumes that fill up \
-             will get \"no space\"",
-            provisioned_bytes >> 20,
-            capacity_bytes >> 20
+            "the volumes may grow to {} together, but the disks hold {}: add space before they \
+             are full, or writes of new data will be refused",
+            size_in_words(provisioned_bytes),
+            size_in_words(capacity_bytes)
         ));
     }
     for volume in volumes {
@@ -289,7 +296,9 @@ pub(crate) fn status(
                 name = volume.name
             ));
         }
+        warnings.extend(unfinished_words(volume));
     }
+    warnings.extend(schedule_warnings(volumes));
     StatusReport {
         healthy,
         warnings,
@@ -301,9 +310,51 @@ pub(crate) fn status(
         snapshots: volumes.iter().map(|volume| u64::from(volume.snapshots)).sum(),
         hidden_layers,
         hidden_bytes,
+        trash_volumes: 0,
+        trash_bytes: 0,
+        trash_gave_way: 0,
         node,
         disks,
     }
+}
+
+/// An import that nobody goes on with, with the remedy.
+fn unfinished_words(volume: &VolumeReport) -> Option<String> {
+    let name = &volume.name;
+    let (target, before) = unfinished::target(name)?;
+    let goes_on = volume.attachment.as_ref().is_some_and(|held| held.connections > 0);
+    let remedy = match before {
+        Before::Nothing => format!(
+            "begun {} and not finished: delete what is there of it with `dog volume delete {name} \
+             --now --yes`, and import again",
+            calendar::date(volume.created_unix_s)
+        ),
+        Before::Volume => format!(
+            "not finished, so that its content is partly old and partly new: give it its name \
+             back with `dog volume rename {name} {target}`, and import again with --overwrite"
+        ),
+    };
+    (!goes_on).then(|| format!("the import of volume {target} was {remedy}"))
+}
+
+/// The schedules whose snapshots cannot be taken.
+fn schedule_warnings(volumes: &[VolumeReport]) -> Vec<String> {
+    let all = volumes.iter().flat_map(|volume| &volume.schedules);
+    let failing: Vec<&ScheduleReport> = all.filter(|schedule| schedule.failing).collect();
+    let warning = |report: &&ScheduleReport| {
+        let why = report.problem.as_deref().unwrap_or_default();
+        format!(
+            "schedule {} of volume {} takes no snapshots: {why}",
+            report.schedule, report.volume
+        )
+    };
+    let mut warnings: Vec<String> =
+        failing.iter().take(SCHEDULE_WARNINGS_MAX).map(warning).collect();
+    if failing.len() > warnings.len() {
+        let more = failing.len() - warnings.len();
+        warnings.push(format!("{more} more schedules take none; `dog schedule list` says why"));
+    }
+    warnings
 }
 
 /// What a store wants people to know.
@@ -326,7 +377,13 @@ pub(crate) fn notice(map: &Map, path: &str, notice: &Notice) -> (NoticeLevel, St
         Notice::NoLongerFull => (NoticeLevel::Info, format!("disk {path} takes new data again")),
         Notice::ScrubDone { pass, errors } => (
             NoticeLevel::Info,
-            format!("disk {path}: scrub pass {pass} has ended and found {errors} damages"),
+            match errors {
+                0 => format!("disk {path}: scrub pass {pass} has ended and found no damage"),
+                _ => format!(
+                    "disk {path}: scrub pass {pass} has ended and found {}",
+                    counted(*errors, "damage", "damages")
+                ),
+            },
         ),
     }
 }

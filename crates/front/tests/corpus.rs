@@ -5,7 +5,9 @@
 #[path = "../../../fuzz/inputs/corpus.rs"]
 mod corpus;
 
-use front::nbd::fuzz::client::{Asked, client_flags, handshake, info_data, meta_data, option};
+use front::nbd::fuzz::client::{
+    Asked, Style, client_flags, handshake, info_data, meta_data, option,
+};
 use front::nbd::fuzz::{fuzz_handshake, fuzz_transmission};
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -36,8 +38,13 @@ fn claims(number: u32, length: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn request(flags: u16, command: u16, offset: u64, length: u32) -> Vec<u8> {
+fn request(flags: u16, command: u16, offset: u64, length: u64) -> Vec<u8> {
     Asked { flags, command, offset, length }.bytes(u64::from(command) + 1)
+}
+
+/// With an extended header.
+fn long(flags: u16, command: u16, offset: u64, length: u64) -> Vec<u8> {
+    Asked { flags, command, offset, length }.extended_bytes(u64::from(command) + 1)
 }
 
 fn handshakes() -> Seeds {
@@ -112,7 +119,7 @@ fn handshakes() -> Seeds {
         ("option-cut", options(&[claims(7, 100, b"disk")])),
         ("go-then-everything", {
             let parts = [
-                handshake("disk", true, true),
+                handshake("disk", Style::Structured, true),
                 write.clone(),
                 request(4, 0, 0, 4096),
                 request(8, 7, 0, 65_536),
@@ -125,27 +132,68 @@ fn handshakes() -> Seeds {
             parts.concat()
         }),
         ("go-then-simple-replies", {
-            let parts = [handshake("disk", false, false), write.clone(), request(0, 0, 0, 4096)];
+            let parts =
+                [handshake("disk", Style::Simple, false), write.clone(), request(0, 0, 0, 4096)];
             parts.concat()
         }),
         ("go-then-write-read-only", {
-            [handshake("fixed", true, false), write, request(0, 2, 0, 0)].concat()
+            [handshake("fixed", Style::Structured, false), write, request(0, 2, 0, 0)].concat()
         }),
         ("go-then-write-too-long", {
-            [handshake("disk", true, false), request(0, 1, 0, (32 << 20) + 512)].concat()
+            [handshake("disk", Style::Structured, false), request(0, 1, 0, (32 << 20) + 512)]
+                .concat()
         }),
         ("go-then-offset-overflow", {
-            [handshake("huge", true, false), request(0, 0, u64::MAX - 511, 1024)].concat()
+            [handshake("huge", Style::Structured, false), request(0, 0, u64::MAX - 511, 1024)]
+                .concat()
         }),
-        ("go-then-magic-wrong", [handshake("disk", true, false), vec![0x25; 28]].concat()),
-        ("go-then-header-cut", [handshake("disk", true, false), vec![0x25, 0x60, 0x95]].concat()),
+        ("go-then-everything-extended", {
+            let parts = [
+                handshake("huge", Style::Extended, true),
+                [long(33, 1, 512, 1024), vec![7; 1024]].concat(),
+                long(4, 0, 0, 4096),
+                long(0, 7, 0, 1 << 40),
+                long(2, 6, 0, 5 << 30),
+                long(0, 4, 0, 1 << 40),
+                long(0, 5, 0, 1 << 33),
+                long(0, 3, 0, 0),
+                [long(32, 6, 0, 64), vec![9; 64]].concat(),
+                long(0, 1, 0, 4096),
+                long(0, 6, 512, u64::MAX - 511),
+                long(0, 2, 0, 0),
+            ];
+            parts.concat()
+        }),
+        ("extended-then-structured", options(&[option(11, b""), option(8, b""), go("disk")])),
+        ("extended-then-export-name", options(&[option(11, b""), option(1, b"disk")])),
+        ("extended-with-data", options(&[option(11, b"x"), go("disk")])),
+        ("extended-after-context", {
+            let parts = [option(8, b""), option(10, &all), option(11, b""), go("disk")];
+            [options(&parts), long(0, 7, 0, 1 << 20)].concat()
+        }),
+        ("extended-then-short-header", {
+            [options(&[option(11, b""), go("disk")]), request(0, 0, 0, 512), vec![0; 4]].concat()
+        }),
+        ("extended-payload-too-long", {
+            [handshake("disk", Style::Extended, true), long(32, 1, 0, 1 << 40)].concat()
+        }),
+        (
+            "go-then-magic-wrong",
+            [handshake("disk", Style::Structured, false), vec![0x25; 28]].concat(),
+        ),
+        (
+            "go-then-header-cut",
+            [handshake("disk", Style::Structured, false), vec![0x25, 0x60, 0x95]].concat(),
+        ),
     ]
 }
 
 // Steps as `fuzz_transmission` reads them. Settings: 1 several connections, 2 structured,
-// 4 contexts, 8 and 16 the size of pieces, 32 all at once, 64 and 128 the volume.
+// 4 contexts, 4 without 2 extended headers, 8 and 16 the size of pieces, 32 all at once, 64 and
+// 128 the volume.
 const SIMPLE: u8 = 0;
 const CHUNKS: u8 = 2 + 4;
+const EXTENDED: u8 = 4;
 const PIECES_OF_4096: u8 = 8;
 const PIECES_OF_29: u8 = 16;
 const BYTEWISE: u8 = 24;
@@ -221,6 +269,28 @@ fn transmissions() -> Seeds {
         ("every-error", {
             let fails = (0..9).map(|error| [ask(0, 4), fail(error)].concat()).collect::<Vec<_>>();
             steps(CHUNKS, &[fails.concat(), read(20)])
+        }),
+        ("every-command-extended", {
+            // 176 takes the length from the byte behind it: sectors.
+            let ask = |command: u8, sectors: u8| vec![0, command, 0, 176, 47 + sectors];
+            let mut parts: Vec<Vec<u8>> = [0, 3, 4, 5, 6, 7].map(|command| ask(command, 8)).into();
+            parts.extend([ask(1, 3), pay(128), pay_blocks(1), vec![0, 3, 0, 176, 0]]);
+            steps(EXTENDED, &parts)
+        }),
+        ("every-long-length", {
+            let asks = [4, 5, 6, 7, 0].map(|command| {
+                (0..7).map(|length| ask_at(command, 0, length)).collect::<Vec<_>>().concat()
+            });
+            steps(EXTENDED | AT_ONCE | HUGE, &asks)
+        }),
+        ("extended-payload-where-none-belongs", {
+            // A flag of one bit, the fifth, with a trim.
+            let trim = vec![0, (24 << 3) + 4, 5, 0, 176, 48];
+            steps(EXTENDED | PIECES_OF_29, &[trim, pay_blocks(1), ask_at(6, 0, 0)])
+        }),
+        ("extended-write-without-the-flag", {
+            let write = vec![0, (28 << 3) + 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 176, 48];
+            steps(EXTENDED, &[write, ask_at(6, 0, 0)])
         }),
         ("every-length", {
             let asks = (0..48).map(|length| ask_at(0, 0, length)).collect::<Vec<_>>();

@@ -50,5 +50,6 @@ pub fn http_status(kind: AdminErrorKind) -> u16 {
         AdminErrorKind::Conflict => 409,
         AdminErrorKind::Invalid => 400,
         AdminErrorKind::Unavailable => 503,
+        AdminErrorKind::LimitReached => 507,
     }
 }

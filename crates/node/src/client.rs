@@ -5,7 +5,7 @@ use engine::admin::{AdminError, AdminReply, AdminRequest};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, StatusCode, body::Bytes, header};
 use hyper_util::rt::TokioIo;
-use proto::limits::{ADMIN_ANSWER_MS_MAX, ADMIN_REPLY_BYTES_MAX};
+use proto::limits::{ADMIN_ANSWER_MS_MAX, ADMIN_QUESTION_MS_MAX, ADMIN_REPLY_BYTES_MAX};
 use std::{
     io,
     os::unix::fs::MetadataExt,
@@ -54,12 +54,13 @@ impl Client {
 
     /// Asks and waits for the answer. Must not be called from asynchronous code.
     pub fn request(&self, request: &AdminRequest) -> Result<AdminReply, ClientError> {
+        let deadline = deadline(request);
         let body = serde_json::to_vec(request).expect("a request is always JSON");
         let request = Request::post(api::PATH_REQUEST)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .expect("the parts of the request are constants");
-        let (status, body) = self.exchange(request)?;
+        let (status, body) = self.exchange(request, deadline)?;
         if status == StatusCode::OK {
             return serde_json::from_slice(&body).map_err(|error| self.mismatch(&error));
         }
@@ -73,17 +74,18 @@ impl Client {
         let request = Request::get(path)
             .body(Full::new(Bytes::new()))
             .map_err(|error| ClientError::Broken(format!("`{path}` is no path: {error}")))?;
-        let (status, body) = self.exchange(request)?;
+        let deadline = Duration::from_millis(ADMIN_QUESTION_MS_MAX);
+        let (status, body) = self.exchange(request, deadline)?;
         Ok((status.as_u16(), body.to_vec()))
     }
 
     fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
+        deadline: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("sheep"));
         request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-        let deadline = Duration::from_millis(ADMIN_ANSWER_MS_MAX) + ANSWER_MARGIN;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -149,6 +151,14 @@ impl Client {
              the same version of both",
             self.socket.display()
         ))
+    }
+}
+
+/// How long an answer is waited for.
+fn deadline(request: &AdminRequest) -> Duration {
+    match request.is_answered_at_once() {
+        true => Duration::from_millis(ADMIN_QUESTION_MS_MAX),
+        false => Duration::from_millis(ADMIN_ANSWER_MS_MAX) + ANSWER_MARGIN,
     }
 }
 

@@ -81,7 +81,7 @@ struct Opened {
 pub fn run(settings: &Settings) -> Result<(), String> {
     raise_descriptors()?;
     let opened = open(settings)?;
-    let places = Places::of(&opened, settings);
+    let places = Places::of(&opened);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -167,6 +167,8 @@ fn engine_settings(
         journal_bytes: media[0].bytes(),
         disks: disks.collect(),
         unix_s: since_1970.as_secs(),
+        trash_expiry_s: settings.trash_expiry_s,
+        trash_grace: settings.trash_grace,
         version: env!("CARGO_PKG_VERSION").to_string(),
     }
 }
@@ -305,8 +307,14 @@ struct Places {
 }
 
 impl Places {
-    fn of(opened: &Opened, settings: &Settings) -> Places {
-        let listening = [("NBD", settings.nbd_listen), ("metrics", settings.metrics_listen)];
+    fn of(opened: &Opened) -> Places {
+        // Asked of the sockets: port 0 is whichever the system chose.
+        let nbd = opened.nbd.iter().find_map(|listener| match listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(_) => None,
+        });
+        let metrics = opened.metrics.as_ref().and_then(|listener| listener.local_addr().ok());
+        let listening = [("NBD", nbd), ("metrics", metrics)];
         Places {
             nbd: opened.directory.nbd_socket(),
             admin: opened.directory.admin_socket(),

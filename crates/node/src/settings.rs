@@ -2,9 +2,9 @@
 //! file, default, limit and documentation come from [`SETTINGS`]. A flag wins over the environment,
 //! that over the file.
 
-use crate::{api, disk::Performer, size::Size};
+use crate::{api, disk::Performer, size::Size, span::Span};
 use clap::{Arg, ArgAction, Command, error::ErrorKind};
-use proto::limits::MAP_CACHE_BYTES_MIN;
+use proto::limits::{MAP_CACHE_BYTES_MIN, TRASH_KEEP_S_MAX};
 use std::{
     ffi::OsString,
     net::SocketAddr,
@@ -52,6 +52,11 @@ pub struct Settings {
     pub stop_timeout: Duration,
     /// The least important events that are logged.
     pub log_level: tracing::Level,
+    /// How long deleted volumes are kept in the trash unless told otherwise, in seconds; 0: not at
+    /// all.
+    pub trash_expiry_s: u64,
+    /// How long after the start nothing goes from the trash because it has expired.
+    pub trash_grace: Duration,
 }
 
 /// One setting.
@@ -277,6 +282,37 @@ pub const SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    Setting {
+        name: "trash-expiry",
+        value: "TIME",
+        default: "24h",
+        limit: "seconds, or a number with s, m, h, d or w; 10 years at most; 0 is off",
+        doc: "How long a deleted volume is kept in the trash, from which it can be taken out, \
+              unless `dog volume delete` says otherwise. 0 switches the trash off: what is \
+              deleted is gone.",
+        hidden: false,
+        take: |settings, text| {
+            let seconds = parse::<Span>(text)?.0;
+            if seconds > TRASH_KEEP_S_MAX {
+                return Err(format!("must be at most {}", Span(TRASH_KEEP_S_MAX)));
+            }
+            settings.trash_expiry_s = seconds;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "trash-grace",
+        value: "TIME",
+        default: "10m",
+        limit: "seconds, or a number with s, m, h, d or w",
+        doc: "For tests: how long after the start nothing goes from the trash because it has \
+              expired.",
+        hidden: true,
+        take: |settings, text| {
+            settings.trash_grace = Duration::from_secs(parse::<Span>(text)?.0);
+            Ok(())
+        },
+    },
 ];
 
 /// Why there are no settings to start with.
@@ -305,6 +341,8 @@ impl Settings {
             disk_engine: Performer::Auto,
             stop_timeout: Duration::ZERO,
             log_level: tracing::Level::INFO,
+            trash_expiry_s: 0,
+            trash_grace: Duration::ZERO,
         };
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             (setting.take)(&mut settings, setting.default).expect("defaults are right");
@@ -582,6 +620,8 @@ mod tests {
             ("disk-engine", "threads"),
             ("stop-timeout", "7"),
             ("log-level", "debug"),
+            ("trash-expiry", "7d"),
+            ("trash-grace", "0"),
         ];
         assert_eq!(samples.map(|(name, _)| name).to_vec(), {
             SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>()
@@ -618,6 +658,8 @@ mod tests {
         flag(&["--metrics-listen", "192.0.2.1:1"], "not a loopback address");
         flag(&["--socket-group", "no-such-group-here"], "groupadd");
         flag(&["--stop-timeout", "0"], "from 1 to 3600");
+        flag(&["--trash-expiry", "1y"], "--trash-expiry: `1y` is wrong: `y` in `1y` is no unit");
+        flag(&["--trash-expiry", "523w"], "at most 3660 days");
         flag(&["--log-level", "loud"], "error, warn, info");
         flag(&["--log-level", "3"], "error, warn, info");
         flag(&["--direct-io", "maybe"], "on or off");

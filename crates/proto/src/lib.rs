@@ -14,6 +14,7 @@ pub mod limits;
 mod member;
 mod time;
 mod units;
+mod words;
 
 pub use buffer::{Block, Buffer, Payload};
 pub use checksum::{Crc64, block_checksum, crc32c, crc64, crc64_around, is_zero};
@@ -27,3 +28,4 @@ pub use member::{
 };
 pub use time::{Duration, Time};
 pub use units::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, OBJECT_SIZE, SECTOR_SIZE};
+pub use words::{SIZE_UNITS, counted, size_in_words};

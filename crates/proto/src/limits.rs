@@ -83,6 +83,9 @@ pub const STORE_REQUESTS_MAX: usize = 4096;
 pub const STORE_UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 /// How long a store leaves a change without a flush, in milliseconds.
 pub const STORE_FLUSH_INTERVAL_MS: u64 = 5_000;
+/// How long new data that finds no space waits while something is being deleted, from one step of
+/// that to the next, in milliseconds.
+pub const STORE_SPACE_WAIT_MS: u64 = 10_000;
 /// How soon after a flush the log says what is durable, in milliseconds, when nothing else is
 /// written to it.
 pub const STORE_TELL_DURABLE_MS: u64 = 100;
@@ -134,19 +137,26 @@ pub const CLOSE_STALLED_MS_MAX: u64 = 10_000;
 pub const NBD_PAYLOAD_BYTES_MAX: usize = 32 << 20;
 /// Longest NBD option, in bytes.
 pub const NBD_OPTION_BYTES_MAX: usize = 8192;
-/// Options one NBD client may send before it must decide: `nbdinfo --list` asks two or three about
-/// each volume.
-pub const NBD_OPTIONS_MAX: usize = 1024;
+/// What the options of one NBD client and the replies to them may take before it must decide, in
+/// bytes: `nbdinfo --list` asks for all names, and then two or three things about each.
+pub const NBD_HANDSHAKE_BYTES_MAX: usize = 1 << 30;
 /// Replies to options an NBD client may leave unread before its next option waits, in bytes.
 pub const NBD_OPTION_UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes a driver hands to an NBD connection at once. What cannot be worked on yet is kept.
 pub const NBD_INPUT_BYTES_MAX: usize = 256 << 10;
+/// What one NBD request discards, zeroes or prefetches before the rest of it is begun, in bytes: as
+/// much as a client without extended headers can say at once. It bounds how long a stop, the end of
+/// a connection or a snapshot waits for it.
+pub const NBD_STEP_BYTES_MAX: u64 = 1 << 32;
 /// Extents in one reply to NBD's block status; the client asks again for the rest.
 pub const NBD_STATUS_EXTENTS_MAX: usize = 8192;
 /// Metadata contexts that one NBD connection may have.
 pub const NBD_CONTEXTS_MAX: usize = 8;
 /// How long an NBD client may take over the handshake, in milliseconds.
 pub const NBD_HANDSHAKE_MS_MAX: u64 = 10_000;
+/// How long a client of the Unix socket may take over the handshake if none of its options takes
+/// more than `NBD_HANDSHAKE_MS_MAX`, in milliseconds: asking about each of very many volumes.
+pub const NBD_HANDSHAKE_LOCAL_MS_MAX: u64 = 600_000;
 /// How long an NBD client may take over the rest of a request it began, in milliseconds.
 pub const NBD_REQUEST_MS_MAX: u64 = 30_000;
 /// How long replies may wait for an NBD client that does not read them, in milliseconds.
@@ -195,6 +205,9 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 256;
 pub const ADMIN_READ_MS_MAX: u64 = 10_000;
 /// How long an administrator's request may take, in milliseconds: shrinking a big volume.
 pub const ADMIN_ANSWER_MS_MAX: u64 = 600_000;
+/// How long what is answered from memory may take, in milliseconds, on however busy a machine: a
+/// daemon that says nothing for so long hangs.
+pub const ADMIN_QUESTION_MS_MAX: u64 = 20_000;
 
 /// Volumes that a node holds by itself at once to finish a snapshot, a rollback or a shrink; more
 /// wait for their turn.
@@ -209,18 +222,66 @@ pub const FLATTEN_LOOK_MS: u64 = 30_000;
 /// without the asker then.
 pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
 
+/// Snapshots of schedules that are proposed at once; more wait.
+pub const SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX: usize = 16;
+/// Snapshots beyond what schedules keep that are proposed to be deleted at once; more wait.
+pub const SCHEDULED_DROPS_IN_FLIGHT_MAX: usize = 16;
+/// After how long the snapshot of a slot is tried again when it could not be taken, in
+/// milliseconds; twice as long each time.
+pub const SCHEDULE_RETRY_MS: u64 = 1_000;
+/// The longest such time, in milliseconds.
+pub const SCHEDULE_RETRY_MS_MAX: u64 = 60_000;
+/// Trials in vain after which `dog status` warns though a slot may still get its snapshot: half a
+/// minute.
+pub const SCHEDULE_TRIALS_UNTOLD_MAX: u32 = 5;
+/// Tags that are tried for the snapshot of a slot while each is taken by somebody's own snapshot.
+pub const SCHEDULED_TAG_TRIALS_MAX: u32 = 100;
+/// Schedules with problems that `dog status` names; `dog schedule list` shows all.
+pub const SCHEDULE_WARNINGS_MAX: usize = 16;
+/// Longest time a volume is kept in the trash, in seconds: ten years.
+pub const TRASH_KEEP_S_MAX: u64 = 10 * 366 * 24 * 3600;
+/// How long after its start a node leaves what has expired in the trash, in seconds: if its clock
+/// was wrong then, somebody may still notice.
+pub const TRASH_START_GRACE_S: u64 = 600;
+/// Volumes that a node takes out of the trash for good at once; more wait for their turn.
+pub const TRASH_PURGES_MAX: usize = 16;
+/// After how long a node tries again to empty the trash when it was refused, in milliseconds.
+pub const TRASH_RETRY_MS: u64 = 5_000;
+/// How long a node goes without looking whether something in the trash has expired, in seconds.
+pub const TRASH_LOOK_S_MAX: u64 = 3_600;
+/// What is in the trash gives way when less than this part of a disk is left for new data, ...
+pub const TRASH_ROOM_DIVISOR: u64 = 32;
+/// ... and more than so many bytes are never kept free for that.
+pub const TRASH_ROOM_BYTES_MAX: u64 = 1 << 30;
+/// At least so many are: the longest write of new data fits, while the next is on its way.
+pub const TRASH_ROOM_BYTES_MIN: u64 = 2 * MEMBER_REQUEST_BLOCKS_MAX as u64 * BLOCK_SIZE as u64;
+/// Ids shown of those in the trash that had the same name.
+pub const TRASH_IDS_SHOWN_MAX: usize = 16;
+/// How long a status tells of the last volume that gave way, in seconds.
+pub const TRASH_GAVE_WAY_SHOWN_S: u64 = 24 * 3600;
+/// Longest time a snapshot is locked for by one command, in seconds: a hundred years.
+pub const SNAPSHOT_LOCK_S_MAX: u64 = 100 * 366 * 24 * 3600;
+
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
 
 const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);
+const _: () = assert!(NBD_HANDSHAKE_MS_MAX < NBD_HANDSHAKE_LOCAL_MS_MAX);
+const _: () = assert!(
+    // Of each export the name five times in questions and replies, and what stands around it.
+    (VOLUMES_MAX + SNAPSHOTS_MAX) * (5 * (2 * VOLUME_NAME_BYTES_MAX + 128) + 1024)
+        <= NBD_HANDSHAKE_BYTES_MAX
+);
 const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(STATUS_EXTENTS_MAX <= NBD_STATUS_EXTENTS_MAX);
 // A block status counts with the longest replies it may bring, and must still be admitted.
 const _: () =
-    assert!(NBD_CONTEXTS_MAX * (NBD_STATUS_EXTENTS_MAX * 8 + 64) <= NBD_BYTES_PER_CONNECTION_MAX);
+    assert!(NBD_CONTEXTS_MAX * (NBD_STATUS_EXTENTS_MAX * 16 + 64) <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= REQUEST_BYTES_MAX);
+const _: () = assert!(NBD_PAYLOAD_BYTES_MAX as u64 <= NBD_STEP_BYTES_MAX);
+const _: () = assert!(NBD_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE as u64));
 const _: () = assert!(REQUEST_BYTES_MAX <= SESSION_BYTES_MAX);
 const _: () = assert!(SESSION_PIECES_MAX <= STORE_REQUESTS_MAX);
 const _: () = assert!(REQUEST_PIECES_MAX < SESSION_PIECES_MAX);
@@ -264,5 +325,9 @@ const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX
 const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);
+const _: () = assert!(SCHEDULE_RETRY_MS_MAX / 1000 <= SCHEDULE_EVERY_S_MIN as u64);
+const _: () =
+    assert!(SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX + SCHEDULED_DROPS_IN_FLIGHT_MAX < PROPOSALS_MAX / 8);
 const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);

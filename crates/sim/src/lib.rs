@@ -14,6 +14,7 @@ pub mod nodepoints;
 pub mod onedisk;
 pub mod oracle;
 pub mod random;
+pub mod schedulepoints;
 pub mod stamp;
 pub mod trace;
 pub mod world;

@@ -6,7 +6,7 @@ use crate::{
     random::Random,
 };
 use engine::{DiskSettings, Engine, Input, Output, Settings};
-use proto::{DiskToken, Time};
+use proto::{DiskToken, Duration, Time, limits};
 use std::collections::VecDeque;
 
 /// What of a node outlives its process: its media, and whether it was founded.
@@ -46,6 +46,9 @@ pub type Said = Output;
 
 /// Space the journal may have: no limit that it could meet.
 const JOURNAL_BYTES: u64 = 1 << 40;
+
+/// What a node takes for the present when it starts, unless told otherwise.
+const UNIX_S: u64 = 1_700_000_000;
 
 /// A running node. See the module.
 pub struct SimNode {
@@ -95,6 +98,11 @@ impl Media {
 impl SimNode {
     /// Starts the process. A founding that did not end goes on, as the daemon has it.
     pub fn start(now: Time, setup: &Setup, media: Media) -> SimNode {
+        SimNode::start_at(now, UNIX_S, setup, media)
+    }
+
+    /// The same with another idea of the present, in seconds since 1970.
+    pub fn start_at(now: Time, unix_s: u64, setup: &Setup, media: Media) -> SimNode {
         let settings = Settings {
             cluster: IDENTITY.cluster,
             node: IDENTITY.node,
@@ -111,7 +119,9 @@ impl SimNode {
                 log_bytes: Some(setup.log_bytes),
                 path: "disk".into(),
             }],
-            unix_s: 1_700_000_000,
+            unix_s,
+            trash_expiry_s: 24 * 3600,
+            trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "simulated".into(),
         };
         let mut outputs = Vec::new();

@@ -41,6 +41,13 @@ pub enum Event {
     /// Stop: finish what was asked, write a checkpoint, then [`Effect::Closed`]. Later requests
     /// are answered `Retired`.
     Close,
+    /// Whether something would be deleted for want of space: while it would, and while what was
+    /// deleted is being dropped, new data that finds no space waits for it, up to
+    /// `STORE_SPACE_WAIT_MS` after the last step.
+    GivesWay {
+        /// Whether there is anything.
+        more: bool,
+    },
 }
 
 /// Directs the scrub.

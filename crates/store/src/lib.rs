@@ -33,7 +33,7 @@ pub use format::Format;
 pub use journal::Journal;
 pub use options::{Expected, FormatOptions, Identity, MediumKind, Options, ScrubRate};
 pub use status::{
-    Counters, Damage, DamagedPart, LayerHere, ScrubStatus, SpaceStatus, State, Status, Usage,
+    Counters, Damage, DamagedPart, LayerHere, Room, ScrubStatus, SpaceStatus, State, Status, Usage,
     Waiting,
 };
 pub use store::Store;

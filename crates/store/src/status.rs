@@ -104,6 +104,21 @@ pub struct SpaceStatus {
     pub full: bool,
 }
 
+/// What new data may still take of what the disk has from the medium, at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// So many bytes, at once or after a flush: beyond the reserve and what metadata will take.
+    pub bytes: u64,
+    /// What the disk has from the medium, in bytes.
+    pub allocated_bytes: u64,
+    /// What the disk may have from the medium at most, if that was limited.
+    pub limit_bytes: Option<u64>,
+    /// Whether new data is refused, or waits for what is being deleted.
+    pub is_wanted: bool,
+    /// Whether layers are being dropped: there will be more.
+    pub is_growing: bool,
+}
+
 /// What happened since the disk was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Counters {

@@ -140,7 +140,9 @@ impl Session {
         let (Some((index, blocks)), Some(chain)) = (place, asker.chain.clone()) else {
             return Some(answer);
         };
-        if self.flatten.precedes(asker.number) {
+        // Once the map shows that all was copied, its origin may be gone; what was under way
+        // when that was reported began after the copying.
+        if self.through.chain.is_empty() || self.flatten.precedes(asker.number) {
             return Some(answer);
         }
         if shown(&absent_of(blocks, &answer), index, chain.first()).is_empty() {

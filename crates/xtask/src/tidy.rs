@@ -3,6 +3,7 @@
 
 mod borders;
 mod documents;
+mod licences;
 mod sources;
 
 use anyhow::{Context, Result};
@@ -85,6 +86,7 @@ pub fn check_workspace() -> Result<Vec<Finding>> {
     let root = root();
     let tree = Tree::read(&root)?;
     let mut findings = borders::check(&root)?;
+    findings.extend(licences::check(&root)?);
     findings.extend(sources::check(&tree));
     findings.extend(documents::check(&tree));
     Ok(findings)

@@ -91,8 +91,8 @@ fn demo() -> Result<()> {
     indent(&node.dog("status").run()?.text());
 
     step("Deleting the volume gives its space back.");
-    show(&format!("dog volume delete {VOLUME} --yes"));
-    node.dog_ok(&format!("volume delete {VOLUME} --yes"))?;
+    show(&format!("dog volume delete {VOLUME} --now --yes"));
+    node.dog_ok(&format!("volume delete {VOLUME} --now --yes"))?;
     let begin = Instant::now();
     while node.dog_json("status")?["used_bytes"] != 0 {
         ensure!(begin.elapsed() < GIVE_BACK_TIME_LIMIT, "the space does not come back");

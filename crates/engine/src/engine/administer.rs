@@ -78,14 +78,14 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, new_name)));
                 return Ok(None);
             }
-            AdminRequest::VolumeDelete { name, with_snapshots } => {
-                let volume = self.find(&name)?;
-                let unix_s = self.unix_s();
-                let command = Command::DropVolume { volume, with_snapshots, unix_s };
-                let purpose = Purpose::AdminDone(token);
-                self.propose_when_free(volume, Needs::Everything, command, purpose);
+            AdminRequest::VolumeDelete { name, with_snapshots, keep_s } => {
+                self.delete_volume(token, &name, with_snapshots, keep_s)?;
                 return Ok(None);
             }
+            AdminRequest::TrashList => AdminReply::Trash(self.trash_reports()),
+            AdminRequest::TrashUndelete { .. }
+            | AdminRequest::TrashPurge { .. }
+            | AdminRequest::SnapshotLock { .. } => return self.administer_trash(token, request),
             AdminRequest::LayerList { name } => {
                 let volume = name.map(|name| self.find(&name)).transpose()?;
                 let volume = volume.and_then(|volume| self.map.volume(volume));
@@ -99,6 +99,11 @@ impl Engine {
                 }
                 let volume = self.map.volume(volume).expect("found just now");
                 AdminReply::Snapshots(self.snapshot_reports(volume))
+            }
+            request @ (AdminRequest::ScheduleSet { .. }
+            | AdminRequest::ScheduleRemove { .. }
+            | AdminRequest::ScheduleList { .. }) => {
+                return self.administer_schedules(token, request);
             }
             request => {
                 self.administer_layers(token, request)?;
@@ -155,7 +160,7 @@ impl Engine {
     }
 
     pub(super) fn snapshot_reports(&self, volume: &cluster::Volume) -> Vec<SnapshotReport> {
-        layers::snapshots(&self.map, &self.disks, &self.held, volume)
+        layers::snapshots((&self.map, self.unix_s()), &self.disks, &self.held, volume)
     }
 
     pub(super) fn snapshot_report(
@@ -163,10 +168,10 @@ impl Engine {
         volume: &cluster::Volume,
         snapshot: &cluster::Snapshot,
     ) -> SnapshotReport {
-        layers::snapshot(&self.map, &self.disks, &self.held, volume, snapshot)
+        layers::snapshot((&self.map, self.unix_s()), &self.disks, &self.held, volume, snapshot)
     }
 
-    fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
+    pub(super) fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
         match self.map.volume_named(name) {
             Some(volume) => Ok(volume.id),
             None => Err(AdminError {
@@ -193,7 +198,7 @@ impl Engine {
         Err(AdminError { kind: AdminErrorKind::Conflict, sentence })
     }
 
-    /// Seconds since 1970, for people.
+    /// Seconds since 1970: the wall clock at the start, and from there on a monotonic one.
     pub(super) fn unix_s(&self) -> u64 {
         self.settings.unix_s + self.present.since(self.started).as_secs()
     }
@@ -211,9 +216,10 @@ impl Engine {
         let held = self.held.get(&HeldId::Head(id));
         let named = |layer| {
             let (volume, snapshot) = self.map.owner(layer)?;
-            Some(names::full_name(volume, snapshot))
+            Some(names::shown_name(volume, snapshot))
         };
-        Ok(report::volume(now, &self.map, &self.disks, volume, held, &named))
+        let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
+        Ok(VolumeReport { schedules: self.schedule_reports(volume), ..report })
     }
 
     fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
@@ -226,7 +232,8 @@ impl Engine {
                 *all = Some(names::of_layers(&self.map));
             }
             let named = |layer: LayerId| all.as_ref()?.get(&layer).cloned();
-            report::volume(now, &self.map, &self.disks, volume, held, &named)
+            let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
+            VolumeReport { schedules: self.schedule_reports(volume), ..report }
         };
         self.map.volumes_by_name().map(&mut report).collect()
     }
@@ -238,6 +245,7 @@ impl Engine {
             epoch: self.map.epoch().0,
             version: self.settings.version.clone(),
             uptime_s: now.since(self.started).as_secs(),
+            trash_expiry_s: self.settings.trash_expiry_s,
         }
     }
 
@@ -255,7 +263,9 @@ impl Engine {
         }
         let hidden = layers::hidden(&self.map, &self.disks);
         let volumes = self.volume_reports(now);
-        report::status(self.node_report(now), disks, &volumes, hidden, trouble)
+        let mut report = report::status(self.node_report(now), disks, &volumes, hidden, trouble);
+        self.report_trash(&mut report);
+        report
     }
 
     fn reconnect(&self, name: &str, outputs: &mut Vec<Output>) -> Result<(), AdminError> {
@@ -342,7 +352,27 @@ pub(super) fn refused(refusal: &Refusal) -> AdminError {
         RefusalKind::Invalid => AdminErrorKind::Invalid,
         RefusalKind::NotFound => AdminErrorKind::NotFound,
         RefusalKind::Exists | RefusalKind::Busy => AdminErrorKind::Conflict,
-        RefusalKind::Full | RefusalKind::Unavailable => AdminErrorKind::Unavailable,
+        RefusalKind::Full => AdminErrorKind::LimitReached,
+        RefusalKind::Unavailable => AdminErrorKind::Unavailable,
     };
     AdminError { kind, sentence: refusal.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They were "unavailable", which is asked again for ten seconds and says nothing.
+    #[test]
+    fn a_limit_that_is_reached_is_told_as_such() {
+        for refusal in [
+            Refusal::TooManyVolumes,
+            Refusal::TooManySnapshots,
+            Refusal::TooManyLayers,
+            Refusal::TooManyAttachments,
+        ] {
+            assert_eq!(refused(&refusal).kind, AdminErrorKind::LimitReached, "{refusal}");
+        }
+        assert_eq!(refused(&Refusal::TooManyProposals).kind, AdminErrorKind::Conflict);
+    }
 }

@@ -5,6 +5,7 @@ use crate::{
     NoticeLevel, Output,
     admin::AdminReply,
     attach::{Duty, HeldId},
+    names,
 };
 use cluster::{Answer, Map, Refusal, RefusalKind, Volume};
 use proto::{LayerId, LineageId, Time, VolumeId};
@@ -43,6 +44,7 @@ impl Engine {
         for (id, start) in flattens {
             self.tell_flatten(now, id, start);
         }
+        self.learn_schedules(&old);
     }
 
     /// The end of a proposal.
@@ -65,6 +67,10 @@ impl Engine {
             (Purpose::Attach(id), Ok(Answer::Attached { generation })) => {
                 self.attached(now, id, generation, outputs);
             }
+            // Clients do not learn that it is in the trash.
+            (Purpose::Attach(id), Err(Refusal::InTrash { .. })) => {
+                self.attach_refused(now, id, names::DELETED_MEANWHILE, outputs);
+            }
             (Purpose::Attach(id), Err(refusal)) => {
                 self.attach_refused(now, id, &refusal.to_string(), outputs);
             }
@@ -77,6 +83,11 @@ impl Engine {
             // Whatever needs it is refused if it was.
             (Purpose::DetachForgotten, _) => {}
             (Purpose::Duty(volume), result) => self.duty_reported(now, volume, result, outputs),
+            (Purpose::Scheduled(key, slot), result) => {
+                self.slot_taken(now, key, slot, result, outputs);
+            }
+            (Purpose::Surplus(volume), _) => self.surplus_dropped(volume),
+            (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (purpose, Err(refusal)) => {
                 let token = purpose.token().expect("the others are matched above");
@@ -110,6 +121,7 @@ impl Engine {
                 self.await_seal(now, token, volume, what, outputs);
             }
             (Purpose::AdminSame(token, volume), _) => {
+                self.trash.is_stale = true; // it may come out of it
                 self.attend(volume);
                 self.duty_done(volume);
                 self.answer_volume(now, token, volume, outputs);
@@ -120,6 +132,14 @@ impl Engine {
             }
             (Purpose::AdminDone(token), _) => {
                 outputs.push(Output::Admin { token, result: Box::new(Ok(AdminReply::Done)) });
+            }
+            (Purpose::AdminSchedule(token, volume, schedule), _) => {
+                self.answer_schedule(token, volume, &schedule, outputs);
+            }
+            (Purpose::AdminGone(token, volume), _) => self.gone(token, volume, outputs),
+            (Purpose::AdminSnapshot(token, volume, tag), _) => {
+                let result = self.snapshot_tagged(volume, &tag).map(AdminReply::Snapshot);
+                outputs.push(Output::Admin { token, result: Box::new(result) });
             }
             (purpose, answer) => panic!("{purpose:?} was answered {answer:?}"),
         }
@@ -150,6 +170,7 @@ impl Engine {
             self.answer_shrunk(now, volume, outputs);
         }
         self.duty_done(volume);
+        self.reconsider_schedules(volume);
     }
 
     fn drop_layers(&mut self, layers: &[(LineageId, LayerId)]) {

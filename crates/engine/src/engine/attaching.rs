@@ -76,8 +76,7 @@ impl Engine {
             return self.attend(id.volume());
         }
         let Some(name) = names::of(&self.map, id) else {
-            let sentence = "it was deleted meanwhile; `dog volume list` shows what exists";
-            return self.refuse(connection, sentence.into(), outputs);
+            return self.refuse(connection, names::DELETED_MEANWHILE.into(), outputs);
         };
         match admit(&mut self.held, id, &name, connection, &client) {
             Admission::Attach => {
@@ -286,6 +285,7 @@ impl Engine {
         if !is_wanted || self.duty(id.volume()) == Some(Duty::Finish) {
             self.attend(id.volume());
         }
+        self.reconsider_schedules(id.volume());
         self.advance_stop(outputs);
     }
 

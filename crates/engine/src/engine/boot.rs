@@ -168,7 +168,9 @@ impl Engine {
     fn begin_serving(&mut self, outputs: &mut Vec<Output>) {
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
+        self.trash.is_stale = true;
         self.attend_all();
+        self.begin_schedules();
     }
 
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a

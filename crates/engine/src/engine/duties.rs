@@ -18,9 +18,10 @@ use volume::Session;
 const _: () = assert!(NODE_FLATTENS_MAX <= NODE_FINISHES_MAX, "so many turns are given at once");
 
 impl Engine {
-    /// What a volume wants of its session, whoever has it.
+    /// What a volume wants of its session, whoever has it. In the trash it wants nothing: it goes
+    /// on when it comes out.
     pub(super) fn duty(&self, volume: VolumeId) -> Option<Duty> {
-        let volume = self.map.volume(volume)?;
+        let volume = self.map.volume(volume).filter(|volume| volume.trash.is_none())?;
         if volume.pending_discard.is_some() || self.map.sealing(volume).is_some() {
             Some(Duty::Finish)
         } else {

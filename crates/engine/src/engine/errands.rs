@@ -4,7 +4,7 @@
 use super::{Engine, Phase, Purpose, Work, administer::refused};
 use crate::{
     Output,
-    admin::{AdminError, AdminErrorKind, AdminReply, AdminToken},
+    admin::{AdminError, AdminErrorKind, AdminReply, AdminToken, SnapshotReport},
     attach::HeldId,
 };
 use cluster::{Command, Refusal};
@@ -120,8 +120,7 @@ impl Engine {
     /// Answers those whose layer is sealed, and those who waited too long for it.
     pub(super) fn answer_sealed(&mut self, now: Time, outputs: &mut Vec<Output>) {
         for waiting in std::mem::take(&mut self.sealing) {
-            let volume = self.map.volume(waiting.volume);
-            let sealing = volume.and_then(|volume| self.map.sealing(volume));
+            let sealing = self.sealing_layer(waiting.volume);
             let result = if sealing.is_none_or(|layer| layer != waiting.layer) {
                 self.sealed(now, waiting.volume, &waiting.what)
             } else if waiting.until <= now {
@@ -134,20 +133,42 @@ impl Engine {
         }
     }
 
+    /// What of a volume is being sealed. In the trash, nothing is.
+    fn sealing_layer(&self, volume: VolumeId) -> Option<LayerId> {
+        let volume = self.map.volume(volume).filter(|volume| volume.trash.is_none());
+        volume.and_then(|volume| self.map.sealing(volume))
+    }
+
     fn sealed(&self, now: Time, id: VolumeId, what: &Sealed) -> Result<AdminReply, AdminError> {
         // It may have been deleted, or renamed, since it was asked for.
         let Some(volume) = self.map.volume(id) else {
             return Err(refused(&Refusal::UnknownVolume { volume: id }));
         };
+        if volume.trash.is_some() {
+            let name = volume.name.clone();
+            return Err(refused(&Refusal::InTrash { name, volume: id }));
+        }
         match what {
             Sealed::Rollback(_) => Ok(AdminReply::Volume(self.volume_named(now, &volume.name)?)),
-            Sealed::Snapshot(tag) => match volume.snapshot(tag) {
-                Some(snapshot) => Ok(AdminReply::Snapshot(self.snapshot_report(volume, snapshot))),
-                None => {
-                    let (name, tag) = (volume.name.clone(), tag.clone());
-                    Err(refused(&Refusal::UnknownSnapshot { name, tag }))
-                }
-            },
+            Sealed::Snapshot(tag) => self.snapshot_tagged(id, tag).map(AdminReply::Snapshot),
+        }
+    }
+
+    /// The snapshot of a volume with this tag.
+    pub(super) fn snapshot_tagged(
+        &self,
+        id: VolumeId,
+        tag: &str,
+    ) -> Result<SnapshotReport, AdminError> {
+        let Some(volume) = self.map.volume(id) else {
+            return Err(refused(&Refusal::UnknownVolume { volume: id }));
+        };
+        match volume.snapshot(tag) {
+            Some(snapshot) => Ok(self.snapshot_report(volume, snapshot)),
+            None => {
+                let (name, tag) = (volume.name.clone(), tag.to_owned());
+                Err(refused(&Refusal::UnknownSnapshot { name, tag }))
+            }
         }
     }
 
@@ -192,7 +213,8 @@ impl Engine {
         let errands = std::mem::take(&mut self.errands).into_iter();
         let tokens = errands.filter_map(|errand| errand.purpose.token());
         let surveys = std::mem::take(&mut self.surveys).into_values().map(|survey| survey.token);
-        for token in tokens.chain(surveys).collect::<Vec<_>>() {
+        let emptying = self.trash.abandon();
+        for token in tokens.chain(surveys).chain(emptying).collect::<Vec<_>>() {
             let (kind, sentence) = (AdminErrorKind::Unavailable, self.not_serving());
             outputs.push(Output::Admin {
                 token,
@@ -213,8 +235,7 @@ impl Engine {
     /// Asserts that nobody waits for nothing.
     pub(super) fn check_errands(&self) {
         for waiting in &self.sealing {
-            let volume = self.map.volume(waiting.volume);
-            let sealing = volume.and_then(|volume| self.map.sealing(volume));
+            let sealing = self.sealing_layer(waiting.volume);
             assert_eq!(sealing, Some(waiting.layer), "somebody waits for what is sealed");
         }
         for errand in &self.errands {

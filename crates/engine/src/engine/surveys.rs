@@ -145,7 +145,8 @@ impl Engine {
     }
 
     fn end_survey(&self, survey: Survey, outputs: &mut Vec<Output>) {
-        let result = match self.map.volume(survey.volume) {
+        let volume = self.map.volume(survey.volume).filter(|volume| volume.trash.is_none());
+        let result = match volume {
             Some(volume) => {
                 let mut reports = self.snapshot_reports(volume);
                 for report in &mut reports {

@@ -2,9 +2,12 @@
 //! simulator's business.
 
 mod differences;
+mod offline;
 mod orders;
+mod schedules;
 mod snapshots;
 mod support;
+mod trash;
 mod trees;
 
 use engine::{
@@ -118,7 +121,11 @@ fn deleting_gives_all_space_back_and_the_name_is_free() {
     for index in 0..8 {
         world.write(1, index * 4 * MIB, 3, 65_536);
     }
-    let delete = || AdminRequest::VolumeDelete { name: "vm1".into(), with_snapshots: false };
+    let delete = || AdminRequest::VolumeDelete {
+        name: "vm1".into(),
+        with_snapshots: false,
+        keep_s: Some(0),
+    };
     let refused = world.admin(delete()).expect_err("it is attached");
     assert_eq!(refused.kind, AdminErrorKind::Conflict);
     world.close(1);
@@ -183,7 +190,11 @@ fn a_journal_from_before_the_last_start_is_refused_though_no_layer_tells() {
     let mut world = World::start(disk, old.clone(), false);
     world.create("new", MIB);
     assert_eq!(
-        world.admin(AdminRequest::VolumeDelete { name: "gone".into(), with_snapshots: false }),
+        world.admin(AdminRequest::VolumeDelete {
+            name: "gone".into(),
+            with_snapshots: false,
+            keep_s: Some(0)
+        }),
         Ok(AdminReply::Done)
     );
     let (disk, newest) = world.stop();

@@ -15,7 +15,8 @@ fn shrink(token: u64, bytes: u64) -> Input {
 }
 
 fn delete(token: u64) -> Input {
-    let request = AdminRequest::VolumeDelete { name: "vm1".into(), with_snapshots: false };
+    let request =
+        AdminRequest::VolumeDelete { name: "vm1".into(), with_snapshots: false, keep_s: Some(0) };
     Input::Admin { token: AdminToken(token), request }
 }
 
@@ -63,7 +64,11 @@ fn a_detachment_that_found_no_space_does_not_keep_the_volume() {
         world.close(1);
         world.journal.full = false;
         if delete {
-            let request = AdminRequest::VolumeDelete { name: "vm1".into(), with_snapshots: false };
+            let request = AdminRequest::VolumeDelete {
+                name: "vm1".into(),
+                with_snapshots: false,
+                keep_s: Some(0),
+            };
             assert_eq!(world.admin(request), Ok(AdminReply::Done));
         } else {
             assert_eq!(world.open(2, "b", "vm1"), opened(MIB));

@@ -12,7 +12,7 @@ use volume::{Answer, Completion, Operation};
 const BLOCK: u64 = 4096;
 
 fn delete(name: &str, with_snapshots: bool) -> AdminRequest {
-    AdminRequest::VolumeDelete { name: name.into(), with_snapshots }
+    AdminRequest::VolumeDelete { name: name.into(), with_snapshots, keep_s: Some(0) }
 }
 
 fn take(name: &str, tag: &str) -> AdminRequest {

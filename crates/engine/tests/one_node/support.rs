@@ -4,13 +4,17 @@ use engine::{
     Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
     admin::{AdminError, AdminReply, AdminRequest, AdminToken, SnapshotReport, VolumeReport},
 };
-use proto::{Buffer, ClusterId, DiskDone, DiskError, DiskId, DiskRequest, Duration, NodeId, Time};
+use proto::{
+    Buffer, ClusterId, DiskDone, DiskError, DiskId, DiskRequest, Duration, NodeId, Time, limits,
+};
 use std::collections::VecDeque;
 use volume::{Answer, Completion, Operation, Request, RequestId};
 
 pub const DISK: DiskId = DiskId(3);
 /// When the node starts.
 pub const UNIX_S: u64 = 1_000_000;
+/// How long the trash keeps what nobody says more about.
+pub const TRASH_EXPIRY_S: u64 = 24 * 3600;
 pub const MIB: u64 = 1 << 20;
 
 /// A medium that does everything at once, and fails only when told to.
@@ -84,6 +88,11 @@ impl World {
     }
 
     pub fn start(disk: Medium, journal: Medium, found: bool) -> World {
+        World::start_at(UNIX_S, disk, journal, found)
+    }
+
+    /// A node that takes this for the present, in seconds since 1970.
+    pub fn start_at(unix_s: u64, disk: Medium, journal: Medium, found: bool) -> World {
         let settings = Settings {
             cluster: ClusterId(1),
             node: NodeId(2),
@@ -100,7 +109,9 @@ impl World {
                 log_bytes: None,
                 path: "disk".into(),
             }],
-            unix_s: UNIX_S,
+            unix_s,
+            trash_expiry_s: TRASH_EXPIRY_S,
+            trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "test".into(),
         };
         let mut outputs = Vec::new();

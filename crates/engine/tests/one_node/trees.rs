@@ -139,7 +139,7 @@ impl Tree {
     }
 
     fn delete_volume(&mut self, name: String) {
-        let request = AdminRequest::VolumeDelete { name, with_snapshots: true };
+        let request = AdminRequest::VolumeDelete { name, with_snapshots: true, keep_s: Some(0) };
         assert_eq!(self.world.admin(request), Ok(AdminReply::Done));
     }
 

@@ -17,6 +17,9 @@ pub struct Settings {
     /// Whether further connections of this client share its attachment. Clients that are told so
     /// open several; where each counts as a client of its own they would be refused.
     pub can_multi_conn: bool,
+    /// Whether it is a process of this machine that the socket's rights have let in: it may go on
+    /// with the handshake as long as it makes progress.
+    pub is_local: bool,
 }
 
 /// What the driver has to do.
@@ -101,7 +104,7 @@ pub(super) enum State {
     Waiting(RequestHeader),
     /// The payload of a write.
     Payload(Incoming),
-    /// The payload of a write that is refused.
+    /// The payload of a request that is refused.
     Skipping { left: usize, header: RequestHeader, refusal: Refusal },
     /// Requests in flight and replies to be read; then the end. Input is dropped.
     Draining(CloseReason),
@@ -149,7 +152,7 @@ impl Connection {
             state: State::ClientFlags,
             parked: Vec::new(),
             parked_at: 0,
-            handshake: Handshake::default(),
+            handshake: Handshake::new(&settings),
             export: Export::default(),
             in_flight: BTreeMap::new(),
             next_id: 0,
@@ -272,7 +275,14 @@ impl Connection {
         }
         let pending = self.in_flight.remove(&id).expect("only requests in flight are completed");
         self.held_bytes -= pending.held_bytes;
-        self.complete(now, &pending, result, effects);
+        if pending.left_bytes > 0 && result.is_ok() {
+            // A stop is not held up: without a reply the client asks again when it reconnects.
+            if !matches!(self.state, State::Draining(CloseReason::Stopped)) {
+                self.go_on(pending, effects);
+            }
+        } else {
+            self.complete(now, &pending, result, effects);
+        }
         self.resume(now, effects);
         self.settle(now, effects);
     }
@@ -297,7 +307,7 @@ impl Connection {
     }
 
     /// This side wants to end: no further request is taken; the connection closes when those in
-    /// flight are answered.
+    /// flight are answered, except long ones of which a part was not begun.
     pub fn handle_stop(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.is_ending() {
             return;
@@ -415,7 +425,7 @@ impl Connection {
             State::ClientFlags => wire::CLIENT_FLAGS_BYTES,
             State::OptionHeader => wire::OPTION_HEADER_BYTES,
             State::OptionData(header) => header.length as usize,
-            State::RequestHeader => wire::REQUEST_HEADER_BYTES,
+            State::RequestHeader => self.export.headers.request_bytes(),
             other => unreachable!("no message is expected in {other:?}"),
         }
     }
@@ -516,11 +526,11 @@ impl Connection {
     pub(super) fn held_bytes_of(&self, header: &RequestHeader) -> usize {
         match header.command {
             wire::command::READ | wire::command::WRITE => {
-                let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u32);
+                let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u64);
                 Incoming::bytes(&RequestHeader { length, ..*header })
             }
             wire::command::BLOCK_STATUS => {
-                self.export.contexts.len() * wire::STATUS_CHUNK_BYTES_MAX
+                self.export.contexts.len() * self.export.headers.status_bytes_max()
             }
             _ => 0,
         }

@@ -82,7 +82,7 @@ pub fn found(allocation: bool, bases: &[Base]) -> Vec<Named> {
 }
 
 /// What `base:allocation` says, as lengths and flags.
-pub fn allocation(extents: &[Extent], length_max: u32, count_max: usize) -> Vec<(u32, u32)> {
+pub fn allocation(extents: &[Extent], length_max: u64, count_max: usize) -> Vec<(u64, u32)> {
     let flags = |state| match state {
         BlockState::Absent | BlockState::Zero => extent_flag::HOLE | extent_flag::ZERO,
         BlockState::Data => 0,
@@ -92,7 +92,7 @@ pub fn allocation(extents: &[Extent], length_max: u32, count_max: usize) -> Vec<
 }
 
 /// What `sheepdog:dirty/TAG` says, as lengths and flags.
-pub fn dirty(runs: &[Changed], length_max: u32, count_max: usize) -> Vec<(u32, u32)> {
+pub fn dirty(runs: &[Changed], length_max: u64, count_max: usize) -> Vec<(u64, u32)> {
     let flags = |state| match state {
         None => 0,
         Some(BlockState::Data) => dirty_flag::DIRTY,
@@ -106,13 +106,13 @@ pub fn dirty(runs: &[Changed], length_max: u32, count_max: usize) -> Vec<(u32, u
 /// not past `length_max`.
 fn descriptors(
     runs: impl Iterator<Item = (u64, u32)>,
-    length_max: u32,
+    length_max: u64,
     count_max: usize,
-) -> Vec<(u32, u32)> {
-    let mut descriptors: Vec<(u32, u32)> = Vec::new();
+) -> Vec<(u64, u32)> {
+    let mut descriptors: Vec<(u64, u32)> = Vec::new();
     let mut left = length_max;
     for (length, flags) in runs {
-        let length = u32::try_from(length).unwrap_or(u32::MAX).min(left);
+        let length = length.min(left);
         if length == 0 {
             break;
         }
@@ -134,14 +134,14 @@ mod tests {
 
     #[test]
     fn extents_are_joined_cut_and_counted() {
-        let check = |extents: &[(u64, BlockState)], length, count, expected: &[(u32, u32)]| {
+        let check = |extents: &[(u64, BlockState)], length, count, expected: &[(u64, u32)]| {
             let extents: Vec<Extent> =
                 extents.iter().map(|&(length, state)| Extent { length, state }).collect();
             assert_eq!(allocation(&extents, length, count), expected);
         };
         check(&[(4096, Absent), (4096, Zero), (4096, Data)], 12288, 9, &[(8192, 3), (4096, 0)]);
         check(&[(4096, Data), (1 << 40, Absent)], 8192, 9, &[(4096, 0), (4096, 3)]);
-        check(&[(1 << 40, Data)], u32::MAX - 511, 9, &[(u32::MAX - 511, 0)]);
+        check(&[(1 << 40, Data)], 1 << 33, 9, &[(1 << 33, 0)]);
         check(&[(512, Data), (512, Zero), (512, Data)], 1536, 1, &[(512, 0)]);
         check(&[(512, Zero), (512, Absent), (512, Data)], 1536, 1, &[(1024, 3)]);
         check(&[(4096, Data), (4096, Zero)], 4096, 9, &[(4096, 0)]);
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn changes_have_the_documented_flags() {
-        let check = |runs: &[(u64, Option<BlockState>)], length, expected: &[(u32, u32)]| {
+        let check = |runs: &[(u64, Option<BlockState>)], length, expected: &[(u64, u32)]| {
             let runs: Vec<Changed> =
                 runs.iter().map(|&(length, state)| Changed { length, state }).collect();
             assert_eq!(dirty(&runs, length, 9), expected);
@@ -157,6 +157,7 @@ mod tests {
         check(&[(4096, None), (8192, Some(Data))], 12288, &[(4096, 0), (8192, 1)]);
         check(&[(4096, Some(Zero)), (4096, Some(Absent))], 8192, &[(8192, 3)]);
         check(&[(4096, Some(Data)), (1 << 40, None)], 8192, &[(4096, 1), (4096, 0)]);
+        check(&[(1 << 40, Some(Zero)), (512, None)], 1 << 33, &[(1 << 33, 3)]);
     }
 
     #[test]

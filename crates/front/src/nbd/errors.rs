@@ -42,7 +42,7 @@ impl Refusal {
 /// Where the error is, for the only case in which a client can use it: a read's good part.
 fn place(error: &Error, request: &RequestHeader) -> Option<u64> {
     let Error::Corrupt { offset } = error else { return None };
-    let end = request.offset.checked_add(u64::from(request.length))?;
+    let end = request.offset.checked_add(request.length)?;
     // The damaged block may begin before the request does.
     let at = (*offset).max(request.offset);
     (request.command == command::READ && at < end).then_some(at)

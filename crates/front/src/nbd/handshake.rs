@@ -1,11 +1,11 @@
 //! The handshake: what the client asks before it serves itself, and how it is answered.
 
-use super::connection::{CloseReason, Connection, Effect, State};
+use super::connection::{CloseReason, Connection, Effect, Settings, State};
 use super::contexts::{self, Context, Wanted};
 use super::transmission::Export;
 use super::wire::{
-    self, InfoQuery, MetaQuery, OptionHeader, Reader, handshake_flag, info, option, option_reply,
-    transmission_flag,
+    self, Headers, InfoQuery, MetaQuery, OptionHeader, Reader, handshake_flag, info, option,
+    option_reply, transmission_flag,
 };
 use proto::{BLOCK_SIZE, Duration, SECTOR_SIZE, Time, limits};
 use volume::{Answer, Base};
@@ -18,20 +18,41 @@ const NO_NAME: &str = "No volume is named: add its name to the address, as in \
 const EXPORT_NAME_BYTES_MAX: usize = 2 * limits::VOLUME_NAME_BYTES_MAX + 1;
 
 /// What was negotiated so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Handshake {
     /// The client understands replies to options.
     fixed_newstyle: bool,
     /// The reply to `EXPORT_NAME` ends without padding.
     no_zeroes: bool,
-    /// Options seen.
-    options: usize,
-    /// Replies to reads come in chunks.
-    structured: bool,
+    /// What the client's options and the replies to them may still take, in bytes.
+    bytes_left: usize,
+    /// How much its progress may still prolong the handshake.
+    grace_left: Duration,
+    /// How requests and replies will be headed.
+    headers: Headers,
     /// The contexts that the client chose, and of which export.
     contexts_of: Option<(String, Vec<Context>)>,
     /// What was left of the handshake's time when the driver was asked.
     time_left: Duration,
+}
+
+impl Handshake {
+    /// Nothing is negotiated.
+    pub fn new(settings: &Settings) -> Handshake {
+        let grace_ms = limits::NBD_HANDSHAKE_LOCAL_MS_MAX - limits::NBD_HANDSHAKE_MS_MAX;
+        Handshake {
+            fixed_newstyle: false,
+            no_zeroes: false,
+            bytes_left: limits::NBD_HANDSHAKE_BYTES_MAX,
+            grace_left: match settings.is_local {
+                true => Duration::from_millis(grace_ms),
+                false => Duration::ZERO,
+            },
+            headers: Headers::Simple,
+            contexts_of: None,
+            time_left: Duration::ZERO,
+        }
+    }
 }
 
 /// What the driver was asked, and what of the answer the client wants to know.
@@ -72,19 +93,21 @@ impl Connection {
             self.close(CloseReason::Protocol("an option without its magic"), effects);
             return;
         };
-        self.handshake.options += 1;
+        let bytes = wire::OPTION_HEADER_BYTES + header.length as usize;
+        let bytes_left = self.handshake.bytes_left.checked_sub(bytes);
+        self.handshake.bytes_left = bytes_left.unwrap_or(0);
         if header.option != option::EXPORT_NAME && !self.handshake.fixed_newstyle {
             let reason = "an option that needs fixed newstyle, which the client did not choose";
             self.close(CloseReason::Protocol(reason), effects);
-        } else if self.handshake.options > limits::NBD_OPTIONS_MAX {
-            let sentence = "That were too many options; connect again and choose with NBD_OPT_GO.";
-            self.option_error(now, header.option, option_reply::ERR_TOO_BIG, sentence, effects);
-            self.drain(CloseReason::Protocol("too many options"));
         } else if header.length as usize > limits::NBD_OPTION_BYTES_MAX {
             // Skipping it would be work of the client's choice, up to 4 GiB.
             let sentence = "The option is too long; shorten its names or its list of queries.";
             self.option_error(now, header.option, option_reply::ERR_TOO_BIG, sentence, effects);
             self.drain(CloseReason::Protocol("an option that is too long"));
+        } else if bytes_left.is_none() {
+            let sentence = "That were too many options; connect again and choose with NBD_OPT_GO.";
+            self.option_error(now, header.option, option_reply::ERR_TOO_BIG, sentence, effects);
+            self.drain(CloseReason::Protocol("too many options"));
         } else {
             self.state = State::OptionData(header);
         }
@@ -99,13 +122,19 @@ impl Connection {
         effects: &mut Vec<Effect>,
     ) {
         self.state = State::OptionHeader;
+        self.prolong(now);
         match header.option {
             option::EXPORT_NAME => self.take_export_name(now, data, effects),
             option::ABORT => {
                 self.option_reply(now, option::ABORT, option_reply::ACK, &[], effects);
                 self.drain(CloseReason::Disconnected);
             }
-            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY if !data.is_empty() => {
+            option::LIST
+            | option::STARTTLS
+            | option::STRUCTURED_REPLY
+            | option::EXTENDED_HEADERS
+                if !data.is_empty() =>
+            {
                 let sentence = "This option takes no data.";
                 self.option_error(now, header.option, option_reply::ERR_INVALID, sentence, effects);
             }
@@ -114,8 +143,17 @@ impl Connection {
                 let sentence = "This server does not speak TLS; connect through its local socket.";
                 self.option_error(now, header.option, option_reply::ERR_UNSUP, sentence, effects);
             }
+            option::STRUCTURED_REPLY if self.handshake.headers == Headers::Extended => {
+                let kind = option_reply::ERR_EXTENDED_HEADERS;
+                let sentence = "Extended headers are agreed on, which are more than this.";
+                self.option_error(now, header.option, kind, sentence, effects);
+            }
             option::STRUCTURED_REPLY => {
-                self.handshake.structured = true;
+                self.handshake.headers = Headers::Structured;
+                self.option_reply(now, header.option, option_reply::ACK, &[], effects);
+            }
+            option::EXTENDED_HEADERS => {
+                self.handshake.headers = Headers::Extended;
                 self.option_reply(now, header.option, option_reply::ACK, &[], effects);
             }
             option::INFO | option::GO => self.take_info(now, header.option, data, effects),
@@ -129,7 +167,21 @@ impl Connection {
         }
     }
 
+    /// The client has made progress: if it is local it gets the time of a new handshake, but not
+    /// again and again without end.
+    fn prolong(&mut self, now: Time) {
+        let Some(deadline) = &mut self.handshake_deadline else { return };
+        let spent = Duration::from_millis(limits::NBD_HANDSHAKE_MS_MAX) - deadline.since(now);
+        let grace = spent.min(self.handshake.grace_left);
+        self.handshake.grace_left -= grace;
+        *deadline = *deadline + grace;
+    }
+
     fn take_export_name(&mut self, now: Time, data: &[u8], effects: &mut Vec<Effect>) {
+        if self.handshake.headers == Headers::Extended {
+            let reason = "EXPORT_NAME, which clients with extended headers must not use";
+            return self.close(CloseReason::Protocol(reason), effects);
+        }
         match volume_name(data) {
             Ok(name) => self.ask(now, Question::ExportName { name }, effects),
             // The option knows no way to refuse but to hang up.
@@ -166,8 +218,8 @@ impl Connection {
         if sets {
             self.handshake.contexts_of = None; // also when the option fails
         }
-        let refusal = if !self.handshake.structured {
-            Some("Metadata contexts need structured replies; negotiate them first.")
+        let refusal = if !self.handshake.headers.has_chunks() {
+            Some("Metadata contexts need structured replies or extended headers; negotiate them.")
         } else {
             None
         };
@@ -207,7 +259,7 @@ impl Connection {
             self.option_error(now, option, option_reply::ERR_TOO_BIG, &sentence, effects);
             return;
         }
-        self.output.write(now, effects, |out| {
+        self.reply(now, effects, |out| {
             for (place, context) in found.iter().enumerate() {
                 let id = if sets { wire::FIRST_CONTEXT_ID + place as u32 } else { 0 };
                 let data: [&[u8]; 2] = [&id.to_be_bytes(), context.name.as_bytes()];
@@ -304,11 +356,11 @@ impl Connection {
 
     /// What a volume looks like with what was negotiated.
     fn export_of(&self, name: &str, bytes: u64, read_only: bool) -> Export {
-        let structured = self.handshake.structured;
+        let headers = self.handshake.headers;
         let chosen = self.handshake.contexts_of.as_ref();
-        let chosen = chosen.filter(|(of, _)| structured && of == name);
+        let chosen = chosen.filter(|(of, _)| headers.has_chunks() && of == name);
         let contexts = chosen.map_or_else(Vec::new, |(_, contexts)| contexts.clone());
-        Export { bytes, read_only, structured, contexts }
+        Export { bytes, read_only, headers, contexts }
     }
 
     fn transmission_flags(&self, export: &Export) -> u16 {
@@ -318,7 +370,7 @@ impl Connection {
             true => READ_ONLY,
             false => SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO,
         };
-        if export.structured {
+        if export.headers.has_chunks() {
             flags |= SEND_DF;
         }
         if self.settings.can_multi_conn {
@@ -328,7 +380,7 @@ impl Connection {
     }
 
     fn send_list(&mut self, now: Time, names: &[String], effects: &mut Vec<Effect>) {
-        self.output.write(now, effects, |out| {
+        self.reply(now, effects, |out| {
             for name in names {
                 let length = (name.len() as u32).to_be_bytes();
                 let data: [&[u8]; 2] = [&length, name.as_bytes()];
@@ -348,7 +400,7 @@ impl Connection {
         effects: &mut Vec<Effect>,
     ) {
         let flags = self.transmission_flags(export);
-        self.output.write(now, effects, |out| {
+        self.reply(now, effects, |out| {
             let mut put = |data: &[&[u8]]| {
                 wire::put_option_reply(out, option, option_reply::INFO, data);
             };
@@ -379,6 +431,14 @@ impl Connection {
         });
     }
 
+    /// Sends what `write` appends, and counts it.
+    fn reply(&mut self, now: Time, effects: &mut Vec<Effect>, write: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.output.unsent();
+        self.output.write(now, effects, write);
+        let bytes = self.output.unsent() - before;
+        self.handshake.bytes_left = self.handshake.bytes_left.saturating_sub(bytes);
+    }
+
     fn option_reply(
         &mut self,
         now: Time,
@@ -387,7 +447,7 @@ impl Connection {
         data: &[&[u8]],
         effects: &mut Vec<Effect>,
     ) {
-        self.output.write(now, effects, |out| wire::put_option_reply(out, option, kind, data));
+        self.reply(now, effects, |out| wire::put_option_reply(out, option, kind, data));
     }
 
     fn option_error(

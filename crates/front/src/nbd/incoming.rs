@@ -124,6 +124,7 @@ mod tests {
     use crate::nbd::wire::command;
 
     fn header(offset: u64, length: u32) -> RequestHeader {
+        let length = u64::from(length);
         RequestHeader { flags: 0, command: command::WRITE, cookie: 1, offset, length }
     }
 

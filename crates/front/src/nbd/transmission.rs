@@ -4,7 +4,7 @@ use super::connection::{CloseReason, Connection, Effect, State};
 use super::contexts::{self, Context};
 use super::errors::Refusal;
 use super::incoming::Incoming;
-use super::wire::{self, RequestHeader, chunk, command, command_flag};
+use super::wire::{self, Headers, RequestHeader, chunk, command, command_flag};
 use proto::{Payload, SECTOR_SIZE, Time, limits};
 use volume::{Completion, Error, Operation, Request, RequestId};
 
@@ -14,8 +14,8 @@ pub struct Export {
     /// Its size now.
     pub bytes: u64,
     pub read_only: bool,
-    /// Reads are answered in chunks, errors carry sentences.
-    pub structured: bool,
+    /// How requests and replies are headed.
+    pub headers: Headers,
     /// Block status is answered in these, which count from `FIRST_CONTEXT_ID` on.
     pub contexts: Vec<Context>,
 }
@@ -26,6 +26,8 @@ pub struct Pending {
     pub header: RequestHeader,
     /// What it counts for among the bytes the connection holds.
     pub held_bytes: usize,
+    /// What of it the volume was not asked for yet, at its end.
+    pub left_bytes: u64,
     /// In which of the export's contexts a block status is being looked up.
     pub context: usize,
 }
@@ -38,8 +40,7 @@ impl Connection {
         behind: usize,
         effects: &mut Vec<Effect>,
     ) {
-        let message = message.try_into().expect("the message has the header's length");
-        let Some(header) = RequestHeader::parse(message) else {
+        let Some(header) = RequestHeader::parse(self.export.headers, message) else {
             // Where the next request begins is unknown now.
             self.drain(CloseReason::Protocol("a request without its magic"));
             return;
@@ -68,7 +69,6 @@ impl Connection {
             return;
         }
         self.state = State::RequestHeader;
-        let payload = if header.command == command::WRITE { header.length as usize } else { 0 };
         match self.judge(&header) {
             Err(refusal) => self.refuse_header(now, header, refusal, effects),
             Ok(_) if header.length == 0 && header.command != command::FLUSH => {
@@ -76,7 +76,8 @@ impl Connection {
             }
             Ok(Kind::Write) => {
                 self.held_bytes += held_bytes;
-                self.state = State::Payload(Incoming::new(header, behind.min(payload)));
+                let waiting = behind.min(header.length as usize);
+                self.state = State::Payload(Incoming::new(header, waiting));
             }
             Ok(Kind::Other(operation)) => {
                 self.request(header, 0, operation, effects);
@@ -92,22 +93,26 @@ impl Connection {
         refusal: Refusal,
         effects: &mut Vec<Effect>,
     ) {
-        let length = header.length as usize;
-        match header.command {
-            command::WRITE if length > limits::NBD_PAYLOAD_BYTES_MAX => {
-                // Skipping it would be work of the client's choice.
+        // Skipping more than the longest payload would be work of the client's choice.
+        let too_long = header.length > limits::NBD_PAYLOAD_BYTES_MAX as u64;
+        if header.has_payload(self.export.headers) {
+            if too_long {
                 self.refuse(now, &header, &refusal, effects);
-                self.drain(CloseReason::Protocol("a write that is too long"));
-            }
-            command::WRITE if length > 0 => {
-                self.state = State::Skipping { left: length, header, refusal };
-            }
-            // No known request has a payload; an unknown one with such a length might.
-            unknown if !is_known(unknown) && length > limits::NBD_PAYLOAD_BYTES_MAX => {
+                self.drain(CloseReason::Protocol("a payload that is too long"));
+            } else if header.length == 0 {
                 self.refuse(now, &header, &refusal, effects);
-                self.drain(CloseReason::Protocol("an unknown request that is too long"));
+            } else {
+                let left = header.length as usize;
+                self.state = State::Skipping { left, header, refusal };
             }
-            _ => self.refuse(now, &header, &refusal, effects),
+            return;
+        }
+        self.refuse(now, &header, &refusal, effects);
+        // Extended headers tell of payloads. Otherwise no known request but a write has one, but
+        // an unknown one with such a length might.
+        let extended = self.export.headers == Headers::Extended;
+        if !is_known(header.command) && too_long && !extended {
+            self.drain(CloseReason::Protocol("an unknown request that is too long"));
         }
     }
 
@@ -134,7 +139,7 @@ impl Connection {
         self.request_deadline = None;
     }
 
-    /// Hands a request to the volume.
+    /// Hands a request to the volume, a long one only in part.
     fn request(
         &mut self,
         header: RequestHeader,
@@ -142,14 +147,40 @@ impl Connection {
         operation: Operation,
         effects: &mut Vec<Effect>,
     ) {
+        let length = match operation {
+            // The volume answers for as much of it as is little work.
+            Operation::Status | Operation::Difference { .. } => header.length,
+            _ => header.length.min(limits::NBD_STEP_BYTES_MAX),
+        };
+        let left_bytes = header.length - length;
+        let held_bytes = self.held_bytes_of(&header);
+        let pending = Pending { header, held_bytes, left_bytes, context };
+        self.begin(pending, header.offset, length, operation, effects);
+    }
+
+    /// Hands the next part of a request to the volume.
+    pub(super) fn go_on(&mut self, mut pending: Pending, effects: &mut Vec<Effect>) {
+        let header = &pending.header;
+        let offset = header.offset + (header.length - pending.left_bytes);
+        let length = pending.left_bytes.min(limits::NBD_STEP_BYTES_MAX);
+        let operation = self.operation_of(header, pending.context);
+        pending.left_bytes -= length;
+        self.begin(pending, offset, length, operation, effects);
+    }
+
+    fn begin(
+        &mut self,
+        pending: Pending,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+        effects: &mut Vec<Effect>,
+    ) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let held_bytes = self.held_bytes_of(&header);
-        self.held_bytes += held_bytes;
-        let pending = Pending { header, held_bytes, context };
+        self.held_bytes += pending.held_bytes;
         let before = self.in_flight.insert(id, pending);
         assert!(before.is_none(), "request ids are never reused");
-        let (offset, length) = (header.offset, u64::from(header.length));
         effects.push(Effect::Request(Request { id, offset, length, operation }));
     }
 
@@ -161,44 +192,35 @@ impl Connection {
         if header.flags & !flags != 0 {
             return Err(Refusal::invalid("The request has a flag it cannot have here."));
         }
-        let flag = |flag| header.flags & flag != 0;
-        let fua = flag(command_flag::FUA);
-        let kind = match header.command {
-            command::READ => Kind::Other(Operation::Read),
-            command::WRITE => Kind::Write,
-            command::FLUSH => Kind::Other(Operation::Flush),
-            command::TRIM => Kind::Other(Operation::Discard { fua }),
-            command::CACHE => Kind::Other(Operation::Prefetch),
-            command::WRITE_ZEROES => Kind::Other(Operation::WriteZeroes {
-                may_unmap: !flag(command_flag::NO_HOLE),
-                fast_only: flag(command_flag::FAST_ZERO),
-                fua,
-            }),
-            command::BLOCK_STATUS => match self.export.contexts.first() {
-                Some(context) => Kind::Other(context.operation()),
-                None => {
-                    let sentence = "Block status needs a context, such as base:allocation; \
-                        negotiate it.";
-                    return Err(Refusal::invalid(sentence));
-                }
-            },
-            other => unreachable!("command {other} has flags but no meaning"),
-        };
+        if header.command == command::WRITE && !header.has_payload(self.export.headers) {
+            let sentence = "With extended headers a write must have the flag PAYLOAD_LEN.";
+            return Err(Refusal::invalid(sentence));
+        }
         self.judge_place(header)?;
-        Ok(kind)
+        Ok(match header.command {
+            command::WRITE => Kind::Write,
+            _ => Kind::Other(self.operation_of(header, 0)),
+        })
     }
 
     /// Whether offset and length fit the command and the export.
     fn judge_place(&self, header: &RequestHeader) -> Result<(), Refusal> {
-        let (offset, length) = (header.offset, u64::from(header.length));
+        let (offset, length) = (header.offset, header.length);
         if header.command == command::FLUSH {
             return match (offset, length) {
                 (0, 0) => Ok(()),
                 _ => Err(Refusal::invalid("A flush has neither offset nor length.")),
             };
         }
-        if header.command == command::BLOCK_STATUS && length == 0 {
-            return Err(Refusal::invalid("Block status of no bytes has no answer."));
+        if header.command == command::BLOCK_STATUS {
+            if self.export.contexts.is_empty() {
+                let sentence =
+                    "Block status needs a context, such as base:allocation; negotiate it.";
+                return Err(Refusal::invalid(sentence));
+            }
+            if length == 0 {
+                return Err(Refusal::invalid("Block status of no bytes has no answer."));
+            }
         }
         let refuse = |error: Error| Err(Refusal::of(&error, header));
         let changes =
@@ -221,12 +243,32 @@ impl Connection {
         }
     }
 
+    /// What a request without payload asks of the volume; a block status in this context.
+    fn operation_of(&self, header: &RequestHeader, context: usize) -> Operation {
+        let flag = |flag| header.flags & flag != 0;
+        let fua = flag(command_flag::FUA);
+        match header.command {
+            command::READ => Operation::Read,
+            command::FLUSH => Operation::Flush,
+            command::TRIM => Operation::Discard { fua },
+            command::CACHE => Operation::Prefetch,
+            command::WRITE_ZEROES => Operation::WriteZeroes {
+                may_unmap: !flag(command_flag::NO_HOLE),
+                fast_only: flag(command_flag::FAST_ZERO),
+                fua,
+            },
+            command::BLOCK_STATUS => self.export.contexts[context].operation(),
+            other => unreachable!("command {other} is not known, or has a payload"),
+        }
+    }
+
     /// The flags a command may have, nothing for an unknown one. FUA means nothing to most, but the
     /// protocol wants it taken from all.
     fn flags_of(&self, command: u16) -> Option<u16> {
         use command_flag::*;
         Some(match command {
-            command::READ if self.export.structured => FUA | DF,
+            command::READ if self.export.headers.has_chunks() => FUA | DF,
+            command::WRITE if self.export.headers == Headers::Extended => FUA | PAYLOAD_LENGTH,
             command::BLOCK_STATUS => FUA | REQ_ONE,
             command::WRITE_ZEROES => FUA | NO_HOLE | FAST_ZERO,
             known if is_known(known) => FUA,
@@ -261,10 +303,15 @@ impl Connection {
 
     /// Success without anything to tell.
     fn send_done(&mut self, now: Time, header: &RequestHeader, effects: &mut Vec<Effect>) {
-        // Only reads (of no bytes, here) and block status must be answered in chunks.
-        let chunked = self.export.structured && header.command == command::READ;
+        let headers = self.export.headers;
+        let chunked = match headers {
+            Headers::Simple => false,
+            // Only reads (of no bytes, here) and block status must be answered in chunks.
+            Headers::Structured => header.command == command::READ,
+            Headers::Extended => true,
+        };
         self.output.write(now, effects, |out| match chunked {
-            true => wire::put_chunk_header(out, chunk::NONE, header.cookie, 0),
+            true => wire::put_chunk_header(out, headers, chunk::NONE, header, 0),
             false => wire::put_simple_reply(out, 0, header.cookie),
         });
     }
@@ -279,10 +326,11 @@ impl Connection {
     ) {
         let length: usize = payloads.iter().map(Payload::len).sum();
         assert_eq!(length, header.length as usize, "a read brings what was asked for");
-        let structured = self.export.structured;
+        let headers = self.export.headers;
         self.output.write(now, effects, |out| {
-            if structured {
-                wire::put_chunk_header(out, chunk::OFFSET_DATA, header.cookie, 8 + header.length);
+            if headers.has_chunks() {
+                let length = 8 + length as u32;
+                wire::put_chunk_header(out, headers, chunk::OFFSET_DATA, header, length);
                 out.extend(header.offset.to_be_bytes());
             } else {
                 wire::put_simple_reply(out, 0, header.cookie);
@@ -314,19 +362,15 @@ impl Connection {
             (context, other) => unreachable!("{other:?} does not complete {context:?}"),
         };
         assert!(!extents.is_empty(), "a block status tells of one extent at least");
-        let next = self.export.contexts.get(context + 1).copied();
-        let flags = if next.is_some() { 0 } else { chunk::FLAG_DONE };
+        let next = context + 1;
+        let is_last = next == self.export.contexts.len();
+        let headers = self.export.headers;
         self.output.write(now, effects, |out| {
-            let length = 4 + 8 * extents.len() as u32;
-            wire::put_chunk(out, flags, chunk::BLOCK_STATUS, header.cookie, length);
-            out.extend((wire::FIRST_CONTEXT_ID + context as u32).to_be_bytes());
-            for (length, flags) in extents {
-                out.extend(length.to_be_bytes());
-                out.extend(flags.to_be_bytes());
-            }
+            let id = wire::FIRST_CONTEXT_ID + context as u32;
+            wire::put_status_chunk(out, headers, &header, is_last, id, &extents);
         });
-        if let Some(next) = next {
-            self.request(header, context + 1, next.operation(), effects);
+        if !is_last {
+            self.request(header, next, self.operation_of(&header, next), effects);
         }
     }
 
@@ -337,11 +381,11 @@ impl Connection {
         refusal: &Refusal,
         effects: &mut Vec<Effect>,
     ) {
-        let structured = self.export.structured;
-        self.output.write(now, effects, |out| match structured {
+        let headers = self.export.headers;
+        self.output.write(now, effects, |out| match headers.has_chunks() {
             true => {
                 let Refusal { errno, sentence, at } = refusal;
-                wire::put_error_chunk(out, header.cookie, *errno, sentence, *at);
+                wire::put_error_chunk(out, headers, header, *errno, sentence, *at);
             }
             false => wire::put_simple_reply(out, refusal.errno as u32, header.cookie),
         });

@@ -1,6 +1,8 @@
 //! The numbers of the NBD protocol and the shapes of its messages, as the protocol's own document
 //! (`doc/proto.md` of the nbd project) gives them. Everything is big-endian.
 
+use proto::limits::NBD_STATUS_EXTENTS_MAX;
+
 /// First bytes of a server's greeting: `NBDMAGIC`.
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second part of the greeting, and first bytes of every option: `IHAVEOPT`.
@@ -9,10 +11,14 @@ pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// First bytes of every request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// First bytes of every request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// First bytes of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// First bytes of each chunk of a structured reply.
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+/// First bytes of each chunk of a reply with extended headers.
+pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
 
 /// Bytes of the flags a client answers the greeting with.
 pub const CLIENT_FLAGS_BYTES: usize = 4;
@@ -20,6 +26,8 @@ pub const CLIENT_FLAGS_BYTES: usize = 4;
 pub const OPTION_HEADER_BYTES: usize = 16;
 /// Bytes of a request before its payload.
 pub const REQUEST_HEADER_BYTES: usize = 28;
+/// Bytes of a request with an extended header before its payload.
+pub const EXTENDED_REQUEST_HEADER_BYTES: usize = 32;
 /// Zeros after the reply to `EXPORT_NAME`, unless both sides waived them.
 pub const EXPORT_NAME_PADDING_BYTES: usize = 124;
 /// Longest string the protocol allows, in bytes.
@@ -42,6 +50,7 @@ pub mod option {
     pub const STRUCTURED_REPLY: u32 = 8;
     pub const LIST_META_CONTEXT: u32 = 9;
     pub const SET_META_CONTEXT: u32 = 10;
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// How options are answered. Errors have the highest bit set and carry a sentence.
@@ -55,6 +64,7 @@ pub mod option_reply {
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
+    pub const ERR_EXTENDED_HEADERS: u32 = (1 << 31) + 10;
 }
 
 /// What `INFO` and `GO` may tell.
@@ -97,6 +107,8 @@ pub mod command_flag {
     pub const DF: u16 = 1 << 2;
     pub const REQ_ONE: u16 = 1 << 3;
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload behind the header. Of extended headers only.
+    pub const PAYLOAD_LENGTH: u16 = 1 << 5;
 }
 
 /// Kinds of chunks of a structured reply.
@@ -106,6 +118,8 @@ pub mod chunk {
     pub const NONE: u16 = 0;
     pub const OFFSET_DATA: u16 = 1;
     pub const BLOCK_STATUS: u16 = 5;
+    /// With lengths of 64 bits, for extended headers.
+    pub const BLOCK_STATUS_EXTENDED: u16 = 6;
     pub const ERROR: u16 = (1 << 15) + 1;
     pub const ERROR_OFFSET: u16 = (1 << 15) + 2;
 }
@@ -269,6 +283,41 @@ impl MetaQuery<'_> {
     }
 }
 
+/// How requests and replies are headed, as negotiated; each is more than those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub enum Headers {
+    /// Replies are an error's number, and a read's data.
+    #[default]
+    Simple,
+    /// Reads are answered in chunks, errors carry sentences.
+    Structured,
+    /// Everything is answered in chunks, and lengths have 64 bits.
+    Extended,
+}
+
+impl Headers {
+    /// Bytes of a request before its payload.
+    pub fn request_bytes(self) -> usize {
+        match self {
+            Headers::Simple | Headers::Structured => REQUEST_HEADER_BYTES,
+            Headers::Extended => EXTENDED_REQUEST_HEADER_BYTES,
+        }
+    }
+
+    /// Whether there are chunks, and so errors with sentences and answers of any length.
+    pub fn has_chunks(self) -> bool {
+        self >= Headers::Structured
+    }
+
+    /// Longest answer to a block status in one context, in bytes.
+    pub fn status_bytes_max(self) -> usize {
+        match self {
+            Headers::Simple | Headers::Structured => 24 + 8 * NBD_STATUS_EXTENTS_MAX,
+            Headers::Extended => 40 + 16 * NBD_STATUS_EXTENTS_MAX,
+        }
+    }
+}
+
 /// The head of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestHeader {
@@ -277,14 +326,19 @@ pub struct RequestHeader {
     /// Chosen by the client; its reply carries it.
     pub cookie: u64,
     pub offset: u64,
-    pub length: u32,
+    /// Of the payload where there is one, else of what it is about.
+    pub length: u64,
 }
 
 impl RequestHeader {
     /// Nothing if the magic is wrong.
-    pub fn parse(bytes: &[u8; REQUEST_HEADER_BYTES]) -> Option<RequestHeader> {
+    pub fn parse(headers: Headers, bytes: &[u8]) -> Option<RequestHeader> {
         let mut reader = Reader::new(bytes);
-        if reader.u32()? != REQUEST_MAGIC {
+        let magic = match headers {
+            Headers::Simple | Headers::Structured => REQUEST_MAGIC,
+            Headers::Extended => EXTENDED_REQUEST_MAGIC,
+        };
+        if reader.u32()? != magic {
             return None;
         }
         Some(RequestHeader {
@@ -292,8 +346,19 @@ impl RequestHeader {
             command: reader.u16()?,
             cookie: reader.u64()?,
             offset: reader.u64()?,
-            length: reader.u32()?,
+            length: match headers {
+                Headers::Simple | Headers::Structured => u64::from(reader.u32()?),
+                Headers::Extended => reader.u64()?,
+            },
         })
+    }
+
+    /// Whether bytes follow, as many as the length says.
+    pub fn has_payload(&self, headers: Headers) -> bool {
+        match headers {
+            Headers::Simple | Headers::Structured => self.command == command::WRITE,
+            Headers::Extended => self.flags & command_flag::PAYLOAD_LENGTH != 0,
+        }
     }
 }
 
@@ -336,38 +401,91 @@ pub fn put_simple_reply(out: &mut Vec<u8>, error: u32, cookie: u64) {
     out.extend(cookie.to_be_bytes());
 }
 
-/// Appends the head of a chunk that is its reply's only or last one, with `length` bytes to follow.
-pub fn put_chunk_header(out: &mut Vec<u8>, kind: u16, cookie: u64, length: u32) {
-    put_chunk(out, chunk::FLAG_DONE, kind, cookie, length);
+/// Appends the head of a chunk that is the only one of the reply to `request`, with `length` bytes
+/// to follow.
+pub fn put_chunk_header(
+    out: &mut Vec<u8>,
+    headers: Headers,
+    kind: u16,
+    request: &RequestHeader,
+    length: u32,
+) {
+    put_chunk(out, headers, chunk::FLAG_DONE, kind, request, length);
 }
 
-/// Longest answer to a block status in one context, in bytes.
-pub const STATUS_CHUNK_BYTES_MAX: usize = 24 + 8 * proto::limits::NBD_STATUS_EXTENTS_MAX;
-
-/// Appends the head of a chunk, with `length` bytes to follow.
-pub fn put_chunk(out: &mut Vec<u8>, flags: u16, kind: u16, cookie: u64, length: u32) {
-    out.extend(CHUNK_MAGIC.to_be_bytes());
+/// Appends the head of a chunk of the reply to `request`, with `length` bytes to follow.
+fn put_chunk(
+    out: &mut Vec<u8>,
+    headers: Headers,
+    flags: u16,
+    kind: u16,
+    request: &RequestHeader,
+    length: u32,
+) {
+    let magic = match headers {
+        Headers::Simple | Headers::Structured => CHUNK_MAGIC,
+        Headers::Extended => EXTENDED_CHUNK_MAGIC,
+    };
+    out.extend(magic.to_be_bytes());
     out.extend(flags.to_be_bytes());
     out.extend(kind.to_be_bytes());
-    out.extend(cookie.to_be_bytes());
-    out.extend(length.to_be_bytes());
+    out.extend(request.cookie.to_be_bytes());
+    if headers == Headers::Extended {
+        out.extend(request.offset.to_be_bytes());
+        out.extend(u64::from(length).to_be_bytes());
+    } else {
+        out.extend(length.to_be_bytes());
+    }
 }
 
 /// Appends an error chunk with a sentence, and where in the export the error is, if known.
 pub fn put_error_chunk(
     out: &mut Vec<u8>,
-    cookie: u64,
+    headers: Headers,
+    request: &RequestHeader,
     error: Errno,
     sentence: &str,
     at: Option<u64>,
 ) {
     let sentence = shortened(sentence);
     let (kind, fixed) = if at.is_some() { (chunk::ERROR_OFFSET, 14) } else { (chunk::ERROR, 6) };
-    put_chunk_header(out, kind, cookie, fixed + sentence.len() as u32);
+    put_chunk_header(out, headers, kind, request, fixed + sentence.len() as u32);
     out.extend((error as u32).to_be_bytes());
     out.extend((sentence.len() as u16).to_be_bytes());
     out.extend_from_slice(sentence.as_bytes());
     if let Some(offset) = at {
         out.extend(offset.to_be_bytes());
+    }
+}
+
+/// Appends what a block status tells of one context: lengths and flags. Without extended headers
+/// nobody can ask about more than 32 bits can say.
+pub fn put_status_chunk(
+    out: &mut Vec<u8>,
+    headers: Headers,
+    request: &RequestHeader,
+    is_last: bool,
+    context_id: u32,
+    extents: &[(u64, u32)],
+) {
+    let count = u32::try_from(extents.len()).expect("extents are bounded");
+    let flags = if is_last { chunk::FLAG_DONE } else { 0 };
+    if headers == Headers::Extended {
+        let length = 8 + 16 * count;
+        put_chunk(out, headers, flags, chunk::BLOCK_STATUS_EXTENDED, request, length);
+        out.extend(context_id.to_be_bytes());
+        out.extend(count.to_be_bytes());
+        for &(length, flags) in extents {
+            out.extend(length.to_be_bytes());
+            out.extend(u64::from(flags).to_be_bytes());
+        }
+    } else {
+        put_chunk(out, headers, flags, chunk::BLOCK_STATUS, request, 4 + 8 * count);
+        out.extend(context_id.to_be_bytes());
+        for &(length, flags) in extents {
+            let length = u32::try_from(length).expect("no longer than what was asked about");
+            out.extend(length.to_be_bytes());
+            out.extend(flags.to_be_bytes());
+        }
     }
 }

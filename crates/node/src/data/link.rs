@@ -62,7 +62,7 @@ impl Link {
         (peer, client): (Peer, Client),
         effects: &mut Vec<Effect>,
     ) -> Link {
-        let settings = Settings { can_multi_conn: peer.is_one_client() };
+        let settings = Settings { can_multi_conn: peer.is_one_client(), is_local: peer.is_local() };
         Link {
             token,
             client,

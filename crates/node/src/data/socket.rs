@@ -55,6 +55,11 @@ impl Peer {
     pub fn is_one_client(&self) -> bool {
         matches!(self, Peer::Process(..))
     }
+
+    /// Whether it is a process that the data directory's rights have let in.
+    pub fn is_local(&self) -> bool {
+        !matches!(self, Peer::Address(_))
+    }
 }
 
 impl Listener {

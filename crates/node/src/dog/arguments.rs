@@ -4,11 +4,14 @@
 pub use super::diff::{Diff, ExportDiff, ImportDiff};
 use super::{
     failure::EXIT_CODES_HELP,
-    name::{Name, SnapshotName, VolumeName},
+    moment::Moment,
+    name::{DiskName, Name, SnapshotName, VolumeName},
 };
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
+    interval::Interval,
     size::Size,
+    span::Span,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -69,7 +72,10 @@ pub enum Noun {
     Status,
     /// Measure the node with the job set on a scratch volume, which is deleted again
     Bench(Bench),
-    /// Print shell completions
+    /// Snapshots that are taken again and again: set, remove, list
+    #[command(subcommand)]
+    Schedule(ScheduleVerb),
+    /// Print shell completions, which complete the names of volumes, snapshots and disks too
     Completions {
         /// For which shell
         shell: Shell,
@@ -78,6 +84,16 @@ pub enum Noun {
     Man {
         /// An existing directory, such as /usr/local/share/man/man1
         directory: PathBuf,
+    },
+    /// Deleted volumes: list, take out again, delete for good
+    #[command(subcommand)]
+    Trash(TrashVerb),
+    /// Print what may stand where the last word does; what the shells' completions ask
+    #[command(hide = true)]
+    Complete {
+        /// The command line up to the cursor, from the program's name on
+        #[arg(last = true)]
+        words: Vec<String>,
     },
 }
 
@@ -109,6 +125,11 @@ pub enum VolumeVerb {
         /// Allow a smaller size: what lies beyond it is lost
         #[arg(long, visible_alias = "yes")]
         allow_shrink: bool,
+        /// Then drop the connection of its client, so that it reconnects and learns the new size.
+        /// Only for clients that do reconnect, as QEMU does with reconnect-delay; others get
+        /// errors
+        #[arg(long)]
+        reconnect: bool,
     },
     /// Give a volume another name
     Rename {
@@ -120,16 +141,22 @@ pub enum VolumeVerb {
         #[arg(long)]
         while_attached: bool,
     },
-    /// Delete a volume and all its data, or one snapshot
+    /// Put a volume into the trash, or delete one snapshot for good
     Delete {
         /// A volume, or a snapshot as NAME@TAG
         name: Name,
-        /// Really delete it: this cannot be undone
+        /// Really delete a snapshot, or with --now a volume: this cannot be undone
         #[arg(long, short)]
         yes: bool,
         /// Delete the volume's snapshots too. Its clones stay
         #[arg(long)]
         with_snapshots: bool,
+        /// Delete the volume for good and give its space back, instead of keeping it in the trash
+        #[arg(long)]
+        now: bool,
+        /// How long the volume is kept in the trash [default: what the node is set to]
+        #[arg(long, value_name = "TIME", conflicts_with = "now")]
+        keep: Option<Span>,
     },
     /// Take a snapshot of a volume, while it is attached or not. It can be read when this returns
     Snapshot {
@@ -264,6 +291,44 @@ pub enum VolumeVerb {
     ExportDiff(ExportDiff),
     /// Bring a copy of a volume from the state of one snapshot to that of the next
     ImportDiff(ImportDiff),
+    /// Lock a snapshot: until that date nobody can delete it, nor its volume. This cannot be undone
+    Lock {
+        /// The snapshot
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        /// Until when, in universal time: 2026-12-31 (when that day begins), 2026-12-31T12:00Z, or
+        /// +30d from now
+        #[arg(long, value_name = "DATE", allow_hyphen_values = true)]
+        until: Moment,
+    },
+}
+
+/// What to do with deleted volumes.
+#[derive(Debug, Subcommand)]
+pub enum TrashVerb {
+    /// List the volumes in the trash, the soonest to go first
+    List,
+    /// Take a volume out of the trash, with all its snapshots
+    Undelete {
+        /// The name it had, or its id where several had that name
+        #[arg(value_name = "NAME|ID")]
+        which: String,
+        /// Give it another name
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Delete what is in the trash for good
+    Purge {
+        /// The name it had, or its id where several had that name
+        #[arg(value_name = "NAME|ID", required_unless_present = "all")]
+        which: Option<String>,
+        /// Everything that is in the trash
+        #[arg(long, conflicts_with = "which")]
+        all: bool,
+        /// Really do it: this cannot be undone
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 /// A range of bytes.
@@ -350,6 +415,7 @@ pub enum ScrubVerb {
     /// Set how much is read each second; 0 switches scrubbing off
     Rate {
         /// Bytes a second
+        #[arg(allow_negative_numbers = true)]
         rate: Size,
         #[command(flatten)]
         disk: DiskChoice,
@@ -361,7 +427,7 @@ pub enum ScrubVerb {
 pub struct DiskChoice {
     /// The disk's id, as `dog disk list` shows it [default: all disks of the node]
     #[arg(long, value_name = "ID")]
-    pub disk: Option<String>,
+    pub disk: Option<DiskName>,
 }
 
 /// What to do with the node.
@@ -369,6 +435,40 @@ pub struct DiskChoice {
 pub enum NodeVerb {
     /// Show the node's identity and version
     Info,
+}
+
+/// What to do about schedules.
+#[derive(Debug, Subcommand)]
+pub enum ScheduleVerb {
+    /// Have snapshots NAME-DATE taken of a volume again and again, or otherwise than until now
+    ///
+    /// Time is counted from 1970 in slots of the given length, in universal time: every 1h is on
+    /// the hour, every 1d at midnight. Each slot gets one snapshot, when it begins; what was missed
+    /// while sheep did not run is not made up for, but for the present slot.
+    Set {
+        /// The volume's name
+        volume: VolumeName,
+        /// The schedule's name, of which a volume can have several
+        name: String,
+        /// One snapshot in this time, as in 15m, 1h or 7d; one minute to 366 days
+        #[arg(long)]
+        every: Interval,
+        /// How many are kept. Beyond that the oldest is deleted, unless it is locked or being read
+        #[arg(long)]
+        keep: u32,
+    },
+    /// Take no more of them. Those that were taken stay
+    Remove {
+        /// The volume's name
+        volume: VolumeName,
+        /// The schedule's name
+        name: String,
+    },
+    /// List schedules: when the next snapshot is due, and why the last one could not be taken
+    List {
+        /// Only those of this volume
+        volume: Option<VolumeName>,
+    },
 }
 
 /// `dog bench`.
@@ -408,11 +508,23 @@ mod tests {
             "dog volume resize disk1 30G",
             "dog volume resize disk1 10G --allow-shrink",
             "dog volume resize disk1 10G --yes",
+            "dog volume resize disk1 40G --reconnect",
             "dog volume rename disk1 disk2",
             "dog volume rename disk1 disk2 --while-attached",
             "dog volume delete disk1 --yes",
             "dog volume delete disk1 --yes --with-snapshots",
             "dog volume delete disk1@monday --yes",
+            "dog volume delete disk1",
+            "dog volume delete disk1 --now --yes",
+            "dog volume delete disk1 --keep 7d",
+            "dog volume lock disk1@monday --until 2026-12-31",
+            "dog volume lock disk1@monday --until 2026-12-31T12:00Z",
+            "dog volume lock disk1@monday --until +30d",
+            "dog trash list",
+            "dog trash undelete disk1",
+            "dog trash undelete 17 --name disk2",
+            "dog trash purge disk1 --yes",
+            "dog trash purge --all --yes",
             "dog volume snapshot disk1@monday",
             "dog volume snapshots disk1",
             "dog volume snapshots disk1 --reclaimable --json",
@@ -452,12 +564,17 @@ mod tests {
             "dog volume import-diff changes copy --resume --keep-partial",
             "dog disk list",
             "dog disk scrub start",
-            "dog disk scrub stop --disk 00",
+            "dog disk scrub stop --disk 00112233445566778899aabbccddeeff",
             "dog disk scrub rate 10M",
             "dog node info --data /srv/sheep",
             "dog status --socket /run/sheep.sock",
             "dog bench --seconds 2 --size 256M --job rw-4k-q1 --job rr-4k-q1",
             "dog completions bash",
+            "dog complete -- dog volume info --",
+            "dog schedule set disk1 hourly --every 1h --keep 24",
+            "dog schedule remove disk1 hourly",
+            "dog schedule list",
+            "dog schedule list disk1 --json",
             "dog man /tmp",
         ] {
             if let Err(error) = parse(line) {
@@ -488,9 +605,21 @@ mod tests {
             "dog volume export-diff disk1@monday",
             "dog volume export-diff disk1@a disk1@b disk1@c file",
             "dog volume import-diff - copy@monday",
+            "dog volume delete disk1 --keep 7d --now",
+            "dog volume delete disk1 --keep soon",
+            "dog volume lock disk1 --until +30d",
+            "dog volume lock disk1@monday",
+            "dog volume lock disk1@monday --until tomorrow",
+            "dog trash",
+            "dog trash purge",
+            "dog trash purge disk1 --all",
             "dog disk scrub",
+            "dog disk scrub stop --disk 00",
             "dog bench --seconds 0",
             "dog completions cmd",
+            "dog schedule set disk1 hourly --every 1h",
+            "dog schedule set disk1 hourly --every 60 --keep 24",
+            "dog schedule set disk1@monday hourly --every 1h --keep 24",
             "dog volume list surplus",
         ] {
             let error = parse(line).expect_err(line);

@@ -58,13 +58,14 @@ pub fn run(context: &Context, options: &Bench) -> Result<(), Failure> {
         (Ok(figures), Ok(())) => figures,
         (Err(failure), Ok(())) => return Err(with_remainder(failure, "nothing was left behind")),
         (Ok(_), Err(failure)) => {
-            let remedy = format!("delete the scratch volume: `dog volume delete {name} --yes`");
+            let remedy =
+                format!("delete the scratch volume: `dog volume delete {name} --now --yes`");
             return Err(with_remainder(failure, &remedy));
         }
         (Err(failure), Err(_)) => {
             let remedy = format!(
                 "the scratch volume is left: delete it with `dog volume delete {name} \
-                         --yes`"
+                         --now --yes`"
             );
             return Err(with_remainder(failure, &remedy));
         }

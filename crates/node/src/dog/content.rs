@@ -9,7 +9,7 @@ use super::{
     print,
     progress::Progress,
     source::{Piece, Source},
-    transfer::{self, RANGE_BYTES, Span},
+    transfer::{self, Span},
 };
 use crate::size::Size;
 use std::{
@@ -110,7 +110,7 @@ pub fn write(
 
 /// Zeroes a span, many requests at a time.
 pub fn zero_span(client: &mut NbdClient, span: Span) -> Result<(), Failure> {
-    for (offset, length) in span.pieces(RANGE_BYTES) {
+    for (offset, length) in span.pieces(client.export().range_max()) {
         let command = Command::Zero { offset, length, no_hole: false, fast: false };
         transfer::submit(client, command)?;
     }
@@ -127,7 +127,7 @@ pub fn zero(
 ) -> Result<(), Failure> {
     let mut client = context.attach(name, &Interrupt::listen()?)?;
     let span = check_range(&client, name, range)?;
-    for (offset, length) in span.pieces(RANGE_BYTES) {
+    for (offset, length) in span.pieces(client.export().range_max()) {
         let command = Command::Zero { offset, length, no_hole: no_unmap, fast };
         transfer::submit(&mut client, command)?;
     }
@@ -141,7 +141,7 @@ pub fn zero(
 pub fn discard(context: &Context, name: &str, range: &Range) -> Result<(), Failure> {
     let mut client = context.attach(name, &Interrupt::listen()?)?;
     let span = check_range(&client, name, range)?;
-    for (offset, length) in span.pieces(RANGE_BYTES) {
+    for (offset, length) in span.pieces(client.export().range_max()) {
         transfer::submit(&mut client, Command::Trim { offset, length })?;
     }
     transfer::settle(&mut client)?;

@@ -7,7 +7,6 @@ use super::{
 };
 use crate::size::Size;
 use engine::admin::{AdminReply, AdminRequest, DiskReport, ScrubAction};
-use proto::DiskId;
 
 /// Runs one verb.
 pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
@@ -51,7 +50,7 @@ fn list(context: &Context) -> Result<(), Failure> {
 
 /// Refuses to start what would not run: the rate 0 is how scrubbing is switched off.
 fn check_scrub_rate(context: &Context, choice: &DiskChoice) -> Result<(), Failure> {
-    let chosen = choice.disk.as_deref().map(parse_disk).transpose()?;
+    let chosen = choice.disk.as_ref().map(|name| name.0);
     let AdminReply::Disks(disks) = context.ask(&AdminRequest::DiskList)? else {
         return Err(Failure::mismatch());
     };
@@ -72,19 +71,9 @@ fn scrub(
     action: ScrubAction,
     sentence: String,
 ) -> Result<(), Failure> {
-    let disk = choice.disk.as_deref().map(parse_disk).transpose()?;
+    let disk = choice.disk.as_ref().map(|name| name.0);
     context.tell(&AdminRequest::DiskScrub { disk, action })?;
     context.done(&sentence)
-}
-
-fn parse_disk(text: &str) -> Result<DiskId, Failure> {
-    let whole = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let id = if whole { u128::from_str_radix(text, 16).ok() } else { None };
-    id.map(DiskId).ok_or_else(|| {
-        Failure::usage(format!(
-            "`{text}` is no disk id; give the 32 hexadecimal digits that `dog disk list` shows"
-        ))
-    })
 }
 
 /// Disks as a table.
@@ -130,20 +119,5 @@ fn describe_scrub(disk: &DiskReport) -> String {
         (false, _) if scrub.passes == 0 => "never yet".to_string(),
         (false, _) if scrub.passes == 1 => "1 pass".to_string(),
         (false, _) => format!("{} passes", scrub.passes),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disk_ids_are_whole() {
-        let id = "000102030405060708090a0b0c0d0e0f";
-        assert_eq!(parse_disk(id).map(|disk| disk.to_string()), Ok(id.to_string()));
-        for text in ["", "0", "xyz", &id[1..], "+00102030405060708090a0b0c0d0e0f"] {
-            let failure = parse_disk(text).expect_err(text);
-            assert!(failure.sentence.contains("dog disk list"), "{failure}");
-        }
     }
 }

@@ -22,8 +22,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How much block status is looked up ahead of the reads.
-const WINDOW_BYTES: u32 = transfer::RANGE_BYTES;
+/// How much block status is looked up ahead of the reads, and held in memory.
+const WINDOW_BYTES: u64 = 1 << 30;
 /// Zeros are written to a pipe in pieces of this size.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -159,7 +159,7 @@ fn copy_to_file(
 /// A volume of that many bytes in the windows that are looked up at once.
 pub fn windows(bytes: u64) -> impl Iterator<Item = Span> {
     let pieces = Span { start: 0, end: bytes }.pieces(WINDOW_BYTES);
-    pieces.map(|(offset, length)| Span { start: offset, end: offset + u64::from(length) })
+    pieces.map(|(offset, length)| Span { start: offset, end: offset + length })
 }
 
 /// The parts of a window that do not read as zeros.

@@ -17,6 +17,8 @@ pub enum FailureKind {
     NotFound,
     /// It exists, is in use, or would destroy something without having been told to.
     Conflict,
+    /// There are as many of them as there may be.
+    LimitReached,
     /// Somebody pressed Ctrl-C.
     Interrupted,
 }
@@ -29,6 +31,7 @@ impl FailureKind {
             FailureKind::Usage => 2,
             FailureKind::NotFound => 3,
             FailureKind::Conflict => 4,
+            FailureKind::LimitReached => 5,
             FailureKind::Interrupted => 130,
         }
     }
@@ -42,6 +45,7 @@ Exit codes:
     2  usage: the command makes no sense as it stands
     3  not found: what was named does not exist
     4  conflict: it exists, is in use, or would destroy something without being told to
+    5  limit reached: there are as many of them as there may be
   130  interrupted by Ctrl-C or a signal";
 
 /// One sentence with cause and remedy, and its kind.
@@ -97,6 +101,7 @@ impl From<ClientError> for Failure {
                 AdminErrorKind::Conflict => FailureKind::Conflict,
                 AdminErrorKind::Invalid => FailureKind::Usage,
                 AdminErrorKind::Unavailable => FailureKind::Failed,
+                AdminErrorKind::LimitReached => FailureKind::LimitReached,
             },
             _ => FailureKind::Failed,
         };
@@ -139,6 +144,7 @@ mod tests {
         check(AdminErrorKind::Invalid, 2);
         check(AdminErrorKind::NotFound, 3);
         check(AdminErrorKind::Conflict, 4);
+        check(AdminErrorKind::LimitReached, 5);
         let lost = Failure::from(NbdError::Lost("gone".to_string()));
         assert_eq!(lost.kind.exit_code(), 1);
     }
@@ -150,6 +156,7 @@ mod tests {
             FailureKind::Usage,
             FailureKind::NotFound,
             FailureKind::Conflict,
+            FailureKind::LimitReached,
             FailureKind::Interrupted,
         ] {
             let code = format!("{:>5}  ", kind.exit_code());

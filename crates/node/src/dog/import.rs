@@ -1,5 +1,6 @@
 //! `dog volume import`: raw bytes through our own NBD client, other formats through `qemu-img`.
-//! What fails or is interrupted leaves no new volume behind.
+//! What fails or is interrupted leaves no new volume behind, and what is killed none that looks
+//! whole.
 
 use super::{
     Context, Failure,
@@ -13,7 +14,7 @@ use super::{
     progress::Progress,
     source::{self, Piece, Source},
     transfer::{self, Span},
-    with_remainder,
+    unfinished::Unfinished,
 };
 use crate::size::Size;
 use engine::admin::{AdminRequest, VolumeReport};
@@ -59,37 +60,29 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
         (None, None, Some(length)) => round_up(length)?,
         (None, None, None) => GROWING_BYTES,
     };
-    if blank {
-        let request =
-            AdminRequest::VolumeCreate { name: options.name.clone(), bytes: target_bytes };
-        context.ask_for_volume(&request)?;
-    }
+    let target = match &existing {
+        None => Unfinished::create(context, &options.name, target_bytes)?,
+        Some(_) => Unfinished::take(context, &options.name, &interrupt)?,
+    };
+    let name = &target.working;
     let growing = blank && options.size.is_none() && length.is_none();
     let written = Cell::new(false);
     let mut progress = Progress::new("importing", length);
     let filled = match input {
         Input::Raw(source) => {
-            let (name, interrupt) = (&options.name, &interrupt);
+            let interrupt = &interrupt;
             let fill = Fill { context, name, blank, growing, interrupt, written: &written };
             fill.run(source, &mut progress)
         }
         Input::Foreign { format, bytes } => {
-            let remote = foreign::Remote { socket: &context.nbd_socket, name: &options.name };
-            let path = &options.file;
-            // A volume that somebody holds is found here, before anything is written.
-            let free = context.attach(&options.name, &interrupt).and_then(|client| {
-                client.disconnect()?;
-                written.set(true);
-                Ok(())
-            });
-            free.and_then(|()| {
-                foreign::import(path, &format, remote, blank, &interrupt, |part| {
-                    progress.reach((bytes as f64 * part) as u64);
-                })
+            let remote = foreign::Remote { socket: &context.nbd_socket, name };
+            written.set(true);
+            foreign::import(&options.file, &format, remote, blank, &interrupt, |part| {
+                progress.reach((bytes as f64 * part) as u64);
             })
             .and_then(|()| {
                 progress.reach(bytes);
-                context.attach(&options.name, &interrupt)
+                context.attach(name, &interrupt)
             })
             .and_then(finish)
         }
@@ -97,22 +90,13 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
     let (elapsed, summary) = (progress.elapsed(), progress.summary("imported", progress.elapsed()));
     drop(progress);
     match filled {
-        Ok(()) => report(context, &options.name, &summary, elapsed),
-        Err(failure) if !blank && !written.get() => Err(with_remainder(
-            failure,
-            &format!("nothing was written, and volume {} is as it was", options.name),
-        )),
-        Err(failure) if !blank => Err(with_remainder(
-            failure,
-            &format!(
-                "volume {} existed before and is overwritten in part: import again",
-                options.name
-            ),
-        )),
-        Err(failure) if options.keep_partial => {
-            Err(with_remainder(failure, &format!("the partial volume {} is kept", options.name)))
+        Ok(()) => {
+            target.finish()?;
+            report(context, &options.name, &summary, elapsed)
         }
-        Err(failure) => Err(remove(context, &options.name, &interrupt, failure)),
+        Err(failure) => {
+            Err(target.give_up(failure, written.get(), options.keep_partial, &interrupt))
+        }
     }
 }
 
@@ -246,20 +230,6 @@ fn round_up(length: u64) -> Result<u64, Failure> {
     })
 }
 
-/// Removes a volume that we made and could not fill; the failure to report after that.
-fn remove(context: &Context, name: &str, interrupt: &Interrupt, failure: Failure) -> Failure {
-    match context.delete_when_free(name, interrupt) {
-        Ok(()) => with_remainder(failure, "the partial volume was removed again"),
-        Err(refused) => with_remainder(
-            failure,
-            &format!(
-                "the partial volume {name} could not be removed ({refused}): delete it with `dog \
-                 volume delete {name} --yes`"
-            ),
-        ),
-    }
-}
-
 fn report(context: &Context, name: &str, summary: &str, elapsed: Duration) -> Result<(), Failure> {
     let volume = context.volume(name)?;
     if context.json {
@@ -330,7 +300,7 @@ impl Fill<'_> {
                 self.skip(client, span)?;
                 continue;
             }
-            for (offset, length) in span.pieces(client.export().payload_max) {
+            for (offset, length) in span.payloads(client.export().payload_max) {
                 let start = (offset - at) as usize;
                 let data = data[start..start + length as usize].to_vec();
                 self.written.set(true);

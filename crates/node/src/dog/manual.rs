@@ -7,10 +7,19 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use std::{io, path::Path};
 
-/// Prints completions for a shell.
+/// Prints completions for a shell. Those of the first three ask `dog complete` for everything,
+/// names included; the others know commands and options only.
 pub fn completions(shell: Shell) -> Result<(), Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "dog", &mut script);
+    let script = match shell {
+        Shell::Bash => include_bytes!("completions/dog.bash").to_vec(),
+        Shell::Zsh => include_bytes!("completions/dog.zsh").to_vec(),
+        Shell::Fish => include_bytes!("completions/dog.fish").to_vec(),
+        other => {
+            let mut script = Vec::new();
+            clap_complete::generate(other, &mut dog(), "dog", &mut script);
+            script
+        }
+    };
     print::bytes(&script)
 }
 
@@ -93,7 +102,7 @@ mod tests {
     /// The leaves of a tree of commands, each with its arguments.
     fn describe(command: &Command, path: &str, text: &mut String) {
         let verbs: Vec<&Command> =
-            command.get_subcommands().filter(|verb| verb.get_name() != "help").collect();
+            command.get_subcommands().filter(|verb| !verb.is_hide_set()).collect();
         for verb in &verbs {
             describe(verb, &format!("{path} {}", verb.get_name()), text);
         }

@@ -10,6 +10,7 @@
 mod arguments;
 mod attach;
 mod bench;
+mod complete;
 mod content;
 mod diff;
 mod disk;
@@ -20,17 +21,21 @@ mod import;
 mod interrupt;
 mod jobs;
 mod manual;
+mod moment;
 mod name;
 mod nbd_client;
 mod nbd_handshake;
 mod nbd_wire;
 mod print;
 mod progress;
+mod schedule;
 mod snapshot;
 mod source;
 mod status;
 mod transfer;
+mod trash;
 mod tree;
+mod unfinished;
 mod volume;
 
 use crate::{
@@ -113,8 +118,11 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Node(verb) => status::node(&context, verb)?,
         Noun::Status => return status::status(&context),
         Noun::Bench(options) => bench::run(&context, &options)?,
+        Noun::Schedule(verb) => schedule::run(&context, verb)?,
         Noun::Completions { shell } => manual::completions(shell)?,
+        Noun::Complete { words } => complete::run(&words)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,
+        Noun::Trash(verb) => trash::run(&context, verb)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,10 +1,11 @@
 //! Names on the command line: `NAME` is a volume, `NAME@TAG` a snapshot of it. Whether such a name
 //! may exist is the cluster's to say; here it is only taken apart.
 
+use proto::DiskId;
 use std::{fmt, str::FromStr};
 
 /// What stands between a volume's name and a tag. Neither may contain it.
-const SEPARATOR: char = '@';
+pub const SEPARATOR: char = '@';
 
 /// A volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +28,10 @@ pub enum Name {
     /// What it was once.
     Snapshot(SnapshotName),
 }
+
+/// A disk, by its id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskName(pub DiskId);
 
 /// Why a text is no such name: one sentence with the remedy.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -77,6 +82,20 @@ impl FromStr for VolumeName {
                  volume of the snapshot with `dog volume clone {text} NEW`"
             ))),
         }
+    }
+}
+
+impl FromStr for DiskName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<DiskName, NameError> {
+        let whole = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let id = if whole { u128::from_str_radix(text, 16).ok() } else { None };
+        id.map(|id| DiskName(DiskId(id))).ok_or_else(|| {
+            NameError(format!(
+                "`{text}` is no disk id; give the 32 hexadecimal digits that `dog disk list` shows"
+            ))
+        })
     }
 }
 
@@ -138,5 +157,16 @@ mod tests {
         assert!(error.to_string().contains("as in a@monday"), "{error}");
         let error = "a@b".parse::<VolumeName>().expect_err("a snapshot");
         assert!(error.to_string().contains("dog volume clone a@b NEW"), "{error}");
+    }
+
+    #[test]
+    fn disk_ids_are_whole() {
+        let id = "000102030405060708090a0b0c0d0e0f";
+        let disk: DiskName = id.parse().expect("a disk's id");
+        assert_eq!(disk.0.to_string(), id);
+        for text in ["", "0", "xyz", &id[1..], "+00102030405060708090a0b0c0d0e0f"] {
+            let error = text.parse::<DiskName>().expect_err(text);
+            assert!(error.to_string().contains("dog disk list"), "{error}");
+        }
     }
 }

@@ -25,6 +25,8 @@ const INPUT_BYTES: usize = 64 << 10;
 const DIRECT_READ_MIN: usize = 16 << 10;
 /// How many pieces one system call sends at most.
 const SEND_PIECES_MAX: usize = 64;
+/// What a request of 32 bits zeroes, discards or asks about at most, in bytes.
+const RANGE_BYTES_MAX: u64 = 1 << 30;
 /// Longest chunk that is no data: an error's message, or runs of block status.
 const SMALL_CHUNK_BYTES_MAX: usize = 1 << 20;
 
@@ -41,8 +43,29 @@ pub struct Export {
     pub payload_max: u32,
     /// Whether block status is known, and the number of its context.
     pub context: Option<u32>,
-    /// Whether structured replies were agreed on.
-    pub structured: bool,
+    /// How requests and replies are headed.
+    pub headers: Headers,
+}
+
+impl Export {
+    /// How much one request may zero, discard or ask the status of, in bytes.
+    pub fn range_max(&self) -> u64 {
+        match self.headers {
+            Headers::Simple | Headers::Structured => RANGE_BYTES_MAX,
+            Headers::Extended => u64::MAX,
+        }
+    }
+}
+
+/// How requests and replies are headed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Headers {
+    /// Replies have no shape of their own.
+    Simple,
+    /// Structured replies.
+    Structured,
+    /// Extended headers, with lengths of 64 bits.
+    Extended,
 }
 
 /// One request. Offsets and lengths are bytes.
@@ -69,7 +92,7 @@ pub enum Command {
         /// Where.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
         /// Keep the space.
         no_hole: bool,
         /// Fail instead of being slow.
@@ -80,7 +103,7 @@ pub enum Command {
         /// Where.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
     },
     /// Make everything completed stable.
     Flush,
@@ -89,14 +112,14 @@ pub enum Command {
         /// Where.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
     },
     /// What differs from a snapshot; only after [`NbdClient::connect_to_compare`].
     Difference {
         /// Where.
         offset: u64,
         /// How much.
-        length: u32,
+        length: u64,
     },
 }
 
@@ -181,14 +204,14 @@ pub enum NbdError {
 struct Pending {
     command: u16,
     offset: u64,
-    length: u32,
+    length: u64,
     submitted: Instant,
     /// A read's content as it arrives.
     data: Vec<u8>,
     /// Which parts of it have arrived.
     arrived: Vec<(usize, usize)>,
     /// Runs of block status, with their flags.
-    extents: Vec<(u64, u32)>,
+    extents: Vec<(u64, u64)>,
     /// Whether the flags are about what differs.
     compares: bool,
     error: Option<NbdError>,
@@ -307,13 +330,7 @@ impl NbdClient {
         self.next_cookie += 1;
         let compares = matches!(command, Command::Difference { .. });
         let (number, flags, offset, length, data) = parts(command);
-        let mut head = Vec::with_capacity(28);
-        head.extend(MAGIC_REQUEST.to_be_bytes());
-        head.extend(flags.to_be_bytes());
-        head.extend(number.to_be_bytes());
-        head.extend(cookie.to_be_bytes());
-        head.extend(offset.to_be_bytes());
-        head.extend(length.to_be_bytes());
+        let head = self.head(number, flags, cookie, offset, length);
         self.output.push_back(head);
         if !data.is_empty() {
             self.output.push_back(data);
@@ -369,12 +386,7 @@ impl NbdClient {
     /// free when this returns. Replies still in flight are dropped.
     pub fn disconnect(mut self) -> Result<(), NbdError> {
         let (number, cookie) = (COMMAND_DISCONNECT, self.next_cookie);
-        let mut head = Vec::with_capacity(28);
-        head.extend(MAGIC_REQUEST.to_be_bytes());
-        head.extend(0u16.to_be_bytes());
-        head.extend(number.to_be_bytes());
-        head.extend(cookie.to_be_bytes());
-        head.extend([0; 12]);
+        let head = self.head(number, 0, cookie, 0, 0);
         self.output.push_back(head);
         self.stream.set_nonblocking(false).map_err(lost)?;
         self.stream.set_read_timeout(Some(nbd_handshake::SETTLE_PATIENCE)).map_err(lost)?;
@@ -383,6 +395,32 @@ impl NbdClient {
         let mut rest = [0; 4096];
         while self.stream.read(&mut rest).is_ok_and(|length| length > 0) {}
         Ok(())
+    }
+
+    /// The head of a request.
+    ///
+    /// # Panics
+    /// If it is longer than [`Export::range_max`] or the payload may be.
+    fn head(&self, command: u16, flags: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+        let extended = self.export.headers == Headers::Extended;
+        let mut head = Vec::with_capacity(32);
+        let carries = if command == COMMAND_WRITE { COMMAND_FLAG_PAYLOAD_LENGTH } else { 0 };
+        let (magic, flags) = match extended {
+            true => (MAGIC_EXTENDED_REQUEST, flags | carries),
+            false => (MAGIC_REQUEST, flags),
+        };
+        head.extend(magic.to_be_bytes());
+        head.extend(flags.to_be_bytes());
+        head.extend(command.to_be_bytes());
+        head.extend(cookie.to_be_bytes());
+        head.extend(offset.to_be_bytes());
+        if extended {
+            head.extend(length.to_be_bytes());
+        } else {
+            let length = u32::try_from(length).expect("callers keep to the range's limit");
+            head.extend(length.to_be_bytes());
+        }
+        head
     }
 
     /// Sends what the socket takes; whether it took anything.
@@ -510,7 +548,7 @@ impl NbdClient {
         let input = &self.input[self.used..self.filled];
         let Some(magic) = be32(input, 0) else { return Ok(false) };
         match magic {
-            MAGIC_SIMPLE_REPLY => {
+            MAGIC_SIMPLE_REPLY if self.export.headers != Headers::Extended => {
                 let (Some(code), Some(cookie)) = (be32(input, 4), be64(input, 8)) else {
                     return Ok(false);
                 };
@@ -518,7 +556,14 @@ impl NbdClient {
                 self.simple_reply(cookie, code)?;
                 Ok(true)
             }
-            MAGIC_STRUCTURED_REPLY if self.export.structured => self.parse_chunk(),
+            MAGIC_STRUCTURED_REPLY if self.export.headers == Headers::Structured => {
+                let Some(length) = be32(input, 16) else { return Ok(false) };
+                self.parse_chunk(20, None, u64::from(length))
+            }
+            MAGIC_EXTENDED_REPLY if self.export.headers == Headers::Extended => {
+                let Some(length) = be64(input, 24) else { return Ok(false) };
+                self.parse_chunk(32, be64(input, 16), length)
+            }
             _ => Err("a reply with a wrong magic"),
         }
     }
@@ -528,7 +573,7 @@ impl NbdClient {
         if code != 0 {
             pending.error = Some(NbdError::Request { code, sentence: error_sentence(code) });
         } else if pending.command == COMMAND_READ {
-            if self.export.structured {
+            if self.export.headers == Headers::Structured {
                 return Err("a simple reply to a read");
             }
             let left = pending.data.len();
@@ -542,25 +587,35 @@ impl NbdClient {
         Ok(())
     }
 
-    fn parse_chunk(&mut self) -> Result<bool, &'static str> {
+    /// A chunk with a head of so many bytes, of which the offset, where there is one, and the
+    /// length are known.
+    fn parse_chunk(
+        &mut self,
+        head: usize,
+        offset: Option<u64>,
+        length: u64,
+    ) -> Result<bool, &'static str> {
         let input = &self.input[self.used..self.filled];
-        let Some(length) = be32(input, 16) else { return Ok(false) };
         let (flags, kind) = (be16(input, 4).unwrap_or(0), be16(input, 6).unwrap_or(0));
         let cookie = be64(input, 8).unwrap_or(0);
-        let (length, last) = (length as usize, flags & CHUNK_FLAG_DONE != 0);
+        let length = usize::try_from(length).map_err(|_| "a chunk that is too long")?;
+        let last = flags & CHUNK_FLAG_DONE != 0;
         let pending = self.pending.get_mut(&cookie).ok_or("a chunk of no request")?;
+        if offset.is_some_and(|offset| offset != pending.offset) {
+            return Err("a chunk with the offset of another request");
+        }
         if kind == CHUNK_OFFSET_DATA {
-            let Some(offset) = be64(input, 20) else { return Ok(false) };
+            let Some(offset) = be64(input, head) else { return Ok(false) };
             let left = length.checked_sub(8).ok_or("data without an offset")?;
             let at = pending.arrives(offset, left)?;
-            self.used += 28;
+            self.used += head + 8;
             self.expected = Expected::Payload { cookie, at, left, last };
             return Ok(true);
         }
         if length > SMALL_CHUNK_BYTES_MAX {
             return Err("a chunk that is too long");
         }
-        let Some(body) = input.get(20..20 + length) else { return Ok(false) };
+        let Some(body) = input.get(head..head + length) else { return Ok(false) };
         match kind {
             CHUNK_NONE if length == 0 && last => {}
             CHUNK_OFFSET_HOLE if length == 12 => {
@@ -573,12 +628,20 @@ impl NbdClient {
                 }
                 pending.extents = parse_extents(&body[4..], pending.length)?;
             }
+            CHUNK_BLOCK_STATUS_EXTENDED
+                if pending.command == COMMAND_BLOCK_STATUS && offset.is_some() =>
+            {
+                if be32(body, 0) != self.export.context {
+                    return Err("a block status of another context");
+                }
+                pending.extents = parse_extended_extents(body, pending.length)?;
+            }
             kind if kind & CHUNK_ERROR_BIT != 0 => {
                 pending.error = Some(parse_error(kind, body)?);
             }
             _ => return Err("a chunk of an unknown kind"),
         }
-        self.used += 20 + length;
+        self.used += head + length;
         if last {
             self.complete(cookie);
         }
@@ -644,13 +707,13 @@ impl Pending {
     /// What the flags of a block status mean.
     fn status(&self) -> Outcome {
         if self.compares {
-            let changed = |&(length, flags): &(u64, u32)| {
+            let changed = |&(length, flags): &(u64, u64)| {
                 let dirty = flags & STATUS_DIRTY != 0;
                 Changed { length, dirty, zero: dirty && flags & STATUS_DIRTY_ZERO != 0 }
             };
             return Outcome::Difference(self.extents.iter().map(changed).collect());
         }
-        let extent = |&(length, flags): &(u64, u32)| {
+        let extent = |&(length, flags): &(u64, u64)| {
             let hole = flags & STATUS_HOLE != 0;
             Extent { length, hole, zero: flags & STATUS_ZERO != 0 }
         };
@@ -672,13 +735,12 @@ impl Pending {
 }
 
 /// Command number, flags, offset, length and payload of a command.
-fn parts(command: Command) -> (u16, u16, u64, u32, Vec<u8>) {
+fn parts(command: Command) -> (u16, u16, u64, u64, Vec<u8>) {
     match command {
-        Command::Read { offset, length } => (COMMAND_READ, 0, offset, length, Vec::new()),
+        Command::Read { offset, length } => (COMMAND_READ, 0, offset, length.into(), Vec::new()),
         Command::Write { offset, data, fua } => {
             let flags = if fua { COMMAND_FLAG_FUA } else { 0 };
-            let length = u32::try_from(data.len()).expect("callers keep to the payload limit");
-            (COMMAND_WRITE, flags, offset, length, data)
+            (COMMAND_WRITE, flags, offset, data.len() as u64, data)
         }
         Command::Zero { offset, length, no_hole, fast } => {
             let no_hole = if no_hole { COMMAND_FLAG_NO_HOLE } else { 0 };
@@ -693,19 +755,47 @@ fn parts(command: Command) -> (u16, u16, u64, u32, Vec<u8>) {
     }
 }
 
-/// Runs of block status. What goes past the question is cut off.
-fn parse_extents(body: &[u8], asked: u32) -> Result<Vec<(u64, u32)>, &'static str> {
+/// Runs of block status, with their flags.
+fn parse_extents(body: &[u8], asked: u64) -> Result<Vec<(u64, u64)>, &'static str> {
     if !body.len().is_multiple_of(8) {
         return Err("a block status with half a run");
     }
-    let mut left = u64::from(asked);
-    let mut extents = Vec::new();
-    for run in body.chunks_exact(8) {
+    let runs = body.chunks_exact(8).map(|run| {
         let (length, flags) = (be32(run, 0).unwrap_or(0), be32(run, 4).unwrap_or(0));
+        (u64::from(length), u64::from(flags))
+    });
+    cut_extents(runs, asked)
+}
+
+/// Runs of block status with extended headers, behind their context and how many they are, which
+/// need not be told.
+fn parse_extended_extents(body: &[u8], asked: u64) -> Result<Vec<(u64, u64)>, &'static str> {
+    let (Some(count), Some(runs)) = (be32(body, 4), body.get(8..)) else {
+        return Err("a block status that is too short");
+    };
+    if !runs.len().is_multiple_of(16) {
+        return Err("a block status with half a run");
+    }
+    if count != 0 && count as usize != runs.len() / 16 {
+        return Err("a block status with another number of runs than it says");
+    }
+    let runs =
+        runs.chunks_exact(16).map(|run| (be64(run, 0).unwrap_or(0), be64(run, 8).unwrap_or(0)));
+    cut_extents(runs, asked)
+}
+
+/// What the runs say of what was asked about; what goes past it is cut off.
+fn cut_extents(
+    runs: impl Iterator<Item = (u64, u64)>,
+    asked: u64,
+) -> Result<Vec<(u64, u64)>, &'static str> {
+    let mut left = asked;
+    let mut extents = Vec::new();
+    for (length, flags) in runs {
         if length == 0 {
             return Err("a block status of an empty run");
         }
-        let length = u64::from(length).min(left);
+        let length = length.min(left);
         left -= length;
         if length > 0 {
             extents.push((length, flags));

@@ -1,8 +1,8 @@
-//! The NBD handshake, the client's side: structured replies and one context of block status where
-//! the server has them, then `GO`. Blocking, with a deadline.
+//! The NBD handshake, the client's side: extended headers or structured replies, and one context of
+//! block status, where the server has them, then `GO`. Blocking, with a deadline.
 
 use super::{
-    nbd_client::{Export, NbdError, be16, be32, be64, printable},
+    nbd_client::{Export, Headers, NbdError, be16, be32, be64, printable},
     nbd_wire::*,
 };
 use std::{
@@ -32,9 +32,11 @@ struct Answer {
 /// Attaches the volume of this name, with block status in this context.
 pub fn attach(stream: &mut UnixStream, name: &str, context: &str) -> Result<Export, NbdError> {
     greet(stream)?;
-    send_option(stream, OPTION_STRUCTURED_REPLY, &[])?;
-    let structured = read_answer(stream, OPTION_STRUCTURED_REPLY)?.kind == REPLY_ACK;
-    let context = if structured { ask_for_context(stream, name, context)? } else { None };
+    let headers = ask_for_headers(stream)?;
+    let context = match headers {
+        Headers::Simple => None,
+        Headers::Structured | Headers::Extended => ask_for_context(stream, name, context)?,
+    };
     let mut body = Vec::new();
     body.extend(length_of(name.as_bytes())?.to_be_bytes());
     body.extend(name.as_bytes());
@@ -48,7 +50,7 @@ pub fn attach(stream: &mut UnixStream, name: &str, context: &str) -> Result<Expo
         block_min: 1,
         payload_max: PAYLOAD_MAX_DEFAULT,
         context,
-        structured,
+        headers,
     };
     let mut described = false;
     for _ in 0..ANSWERS_MAX {
@@ -79,6 +81,21 @@ fn greet(stream: &mut UnixStream) -> Result<(), NbdError> {
     }
     let ours = flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
     stream.write_all(&u32::from(ours).to_be_bytes()).map_err(lost)
+}
+
+/// The best headers that the server has.
+fn ask_for_headers(stream: &mut UnixStream) -> Result<Headers, NbdError> {
+    let better = [
+        (OPTION_EXTENDED_HEADERS, Headers::Extended),
+        (OPTION_STRUCTURED_REPLY, Headers::Structured),
+    ];
+    for (option, headers) in better {
+        send_option(stream, option, &[])?;
+        if read_answer(stream, option)?.kind == REPLY_ACK {
+            return Ok(headers);
+        }
+    }
+    Ok(Headers::Simple)
 }
 
 /// Block status in a context; its number, if the server has it.

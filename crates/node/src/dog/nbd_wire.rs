@@ -9,10 +9,14 @@ pub const MAGIC_OPTION: u64 = 0x4948_4156_454f_5054;
 pub const MAGIC_OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 /// Before each request.
 pub const MAGIC_REQUEST: u32 = 0x2560_9513;
+/// Before each request with an extended header.
+pub const MAGIC_EXTENDED_REQUEST: u32 = 0x21e4_1c71;
 /// Before each simple reply.
 pub const MAGIC_SIMPLE_REPLY: u32 = 0x6744_6698;
 /// Before each chunk of a structured reply.
 pub const MAGIC_STRUCTURED_REPLY: u32 = 0x668e_33ef;
+/// Before each chunk of a reply with extended headers.
+pub const MAGIC_EXTENDED_REPLY: u32 = 0x6e8a_278c;
 
 /// Handshake flags, the same bits both ways: fixed newstyle, and no zeroes after EXPORT_NAME.
 pub const FLAG_FIXED_NEWSTYLE: u16 = 1;
@@ -25,6 +29,8 @@ pub const OPTION_GO: u32 = 7;
 pub const OPTION_STRUCTURED_REPLY: u32 = 8;
 /// Ask for block status in a context.
 pub const OPTION_SET_META_CONTEXT: u32 = 10;
+/// Ask for extended headers, which are more than structured replies.
+pub const OPTION_EXTENDED_HEADERS: u32 = 11;
 
 /// Answers to options: done.
 pub const REPLY_ACK: u32 = 1;
@@ -68,6 +74,8 @@ pub const COMMAND_FLAG_FUA: u16 = 1;
 pub const COMMAND_FLAG_NO_HOLE: u16 = 2;
 /// Write zeroes only when fast.
 pub const COMMAND_FLAG_FAST_ZERO: u16 = 16;
+/// With extended headers: the length is that of the bytes behind the header.
+pub const COMMAND_FLAG_PAYLOAD_LENGTH: u16 = 32;
 
 /// Chunk flag: the last of its reply.
 pub const CHUNK_FLAG_DONE: u16 = 1;
@@ -79,15 +87,17 @@ pub const CHUNK_OFFSET_DATA: u16 = 1;
 pub const CHUNK_OFFSET_HOLE: u16 = 2;
 /// Runs of one status.
 pub const CHUNK_BLOCK_STATUS: u16 = 5;
+/// Runs of one status, with lengths of 64 bits.
+pub const CHUNK_BLOCK_STATUS_EXTENDED: u16 = 6;
 /// The bit of all errors.
 pub const CHUNK_ERROR_BIT: u16 = 1 << 15;
 /// An error with an offset behind its message.
 pub const CHUNK_ERROR_OFFSET: u16 = CHUNK_ERROR_BIT + 2;
 
 /// Status bits in `base:allocation`: no space is taken.
-pub const STATUS_HOLE: u32 = 1;
+pub const STATUS_HOLE: u64 = 1;
 /// It reads as zeros.
-pub const STATUS_ZERO: u32 = 2;
+pub const STATUS_ZERO: u64 = 2;
 
 /// The context every server of block status knows.
 pub const CONTEXT_ALLOCATION: &str = "base:allocation";
@@ -95,9 +105,9 @@ pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 /// Before a snapshot's tag: the context that says what differs from it.
 pub const CONTEXT_DIRTY: &str = "sheepdog:dirty/";
 /// Status bits in contexts that begin with [`CONTEXT_DIRTY`]: it may differ.
-pub const STATUS_DIRTY: u32 = 1;
+pub const STATUS_DIRTY: u64 = 1;
 /// It may differ and reads as zeros.
-pub const STATUS_DIRTY_ZERO: u32 = 2;
+pub const STATUS_DIRTY_ZERO: u64 = 2;
 
 /// What an error number means, for replies without a message of their own.
 pub fn error_sentence(code: u32) -> String {

@@ -4,6 +4,7 @@
 use super::{
     Context, Failure,
     interrupt::Interrupt,
+    moment::Moment,
     name::SnapshotName,
     print,
     progress::{Progress, Waiting},
@@ -111,6 +112,24 @@ pub fn delete(context: &Context, name: SnapshotName, yes: bool) -> Result<(), Fa
     ))
 }
 
+/// Locks a snapshot against deletion.
+pub fn lock(context: &Context, name: SnapshotName, until: Moment) -> Result<(), Failure> {
+    let SnapshotName { volume, tag } = name.clone();
+    let until_unix_s = until.unix_s();
+    let request = AdminRequest::SnapshotLock { name: volume, tag, until_unix_s };
+    let AdminReply::Snapshot(snapshot) = context.ask(&request)? else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        return print::json(&snapshot);
+    }
+    print::text(&format!(
+        "snapshot {name} is locked until {}: until then nobody can delete it, nor volume {}\n",
+        proto::calendar::date(until_unix_s),
+        name.volume
+    ))
+}
+
 /// Starts or stops copying what a clone shares, and shows how far that is.
 pub fn flatten(context: &Context, name: &str, stop: bool, wait: bool) -> Result<(), Failure> {
     let interrupt = Interrupt::listen()?;
@@ -185,7 +204,13 @@ fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
     if reclaimable {
         columns.push(("WOULD FREE", true));
     }
-    columns.extend([("READERS", true), ("CLONES", false), ("STATE", false)]);
+    columns.extend([("READERS", true), ("CLONES", false)]);
+    // Where there are none, as often, there is no need to say so.
+    let any_scheduled = snapshots.iter().any(|snapshot| snapshot.schedule.is_some());
+    if any_scheduled {
+        columns.push(("SCHEDULE", false));
+    }
+    columns.push(("STATE", false));
     let rows = snapshots.iter().map(|snapshot| {
         let mut row = vec![
             snapshot.tag.clone(),
@@ -197,7 +222,11 @@ fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
             let bytes = snapshot.reclaimable_bytes.map(|bytes| Size(bytes).to_string());
             row.push(bytes.unwrap_or_else(|| "unknown".to_string()));
         }
-        row.extend([snapshot.readers.len().to_string(), clones(snapshot), state(snapshot)]);
+        row.extend([snapshot.readers.len().to_string(), clones(snapshot)]);
+        if any_scheduled {
+            row.push(snapshot.schedule.clone().unwrap_or_else(|| "-".to_string()));
+        }
+        row.push(state(snapshot));
         row
     });
     print::table(&columns, rows.collect())
@@ -208,7 +237,11 @@ fn clones(snapshot: &SnapshotReport) -> String {
 }
 
 fn state(snapshot: &SnapshotReport) -> String {
-    if snapshot.sealing { "being taken".to_string() } else { "ok".to_string() }
+    match (snapshot.sealing, snapshot.locked_until_unix_s) {
+        (true, _) => "being taken".to_string(),
+        (false, Some(until)) => format!("locked until {}", proto::calendar::date(until)),
+        (false, None) => "ok".to_string(),
+    }
 }
 
 /// One snapshot in full.
@@ -224,6 +257,9 @@ fn describe(snapshot: &SnapshotReport) -> String {
     ];
     for reader in &snapshot.readers {
         fields.push(("Read by", reader.holder.clone()));
+    }
+    if let Some(schedule) = &snapshot.schedule {
+        fields.push(("Schedule", schedule.clone()));
     }
     fields.push(("State", state(snapshot)));
     print::fields(&fields)
@@ -248,7 +284,23 @@ mod tests {
             sealing: false,
             readers: Vec::new(),
             clones: Vec::new(),
+            schedule: None,
+            locked_until_unix_s: None,
         }
+    }
+
+    #[test]
+    fn what_schedules_took_is_told_apart() {
+        let mut scheduled = snapshot("h-1", None);
+        scheduled.schedule = Some("h".to_string());
+        let printed = tabulate(&[snapshot("a", None), scheduled.clone()], false);
+        let expected = "\
+TAG  CREATED                      SIZE     USED  READERS  CLONES  SCHEDULE  STATE
+a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  -       -         ok
+h-1  2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  -       h         ok
+";
+        assert_eq!(printed, expected);
+        assert!(describe(&scheduled).lines().any(|line| line == "Schedule:     h"));
     }
 
     #[test]
@@ -267,10 +319,13 @@ before-upgrade  2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB        0  test, test2
 
     #[test]
     fn what_deleting_would_free_is_a_column_when_asked_for() {
-        let printed = tabulate(&[snapshot("a", Some(1 << 20)), snapshot("b", None)], true);
+        let mut locked = snapshot("a", Some(1 << 20));
+        locked.locked_until_unix_s = Some(1_800_000_000);
+        let printed = tabulate(&[locked, snapshot("b", None)], true);
         let expected = "\
 TAG  CREATED                      SIZE     USED  WOULD FREE  READERS  CLONES  STATE
-a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     1.0 MiB        0  -       ok
+a    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     1.0 MiB        0  -       \
+locked until 2027-01-15 08:00:00 UTC
 b    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     unknown        0  -       ok
 ";
         assert_eq!(printed, expected);

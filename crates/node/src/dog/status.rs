@@ -78,6 +78,15 @@ fn snapshots(report: &StatusReport) -> String {
     }
 }
 
+/// What is in the trash.
+fn trash(report: &StatusReport) -> String {
+    match report.trash_volumes {
+        0 => "empty".to_string(),
+        1 => format!("1 volume keeps {}", Size(report.trash_bytes)),
+        count => format!("{count} volumes keep {}", Size(report.trash_bytes)),
+    }
+}
+
 fn describe(report: &StatusReport) -> String {
     let part = |bytes: u64| match report.capacity_bytes {
         0 => String::new(),
@@ -89,6 +98,7 @@ fn describe(report: &StatusReport) -> String {
     fields.extend([
         ("Volumes", format!("{}, {} attached", report.volumes, report.attached)),
         ("Snapshots", snapshots(report)),
+        ("Trash", trash(report)),
         ("Capacity", Size(report.capacity_bytes).to_string()),
         ("Used", format!("{}{}", Size(report.used_bytes), part(report.used_bytes))),
         (
@@ -123,6 +133,7 @@ mod tests {
                 epoch: 9,
                 version: "0.1.0".to_string(),
                 uptime_s: 3700,
+                trash_expiry_s: 86_400,
             },
             disks: Vec::new(),
             volumes: 2,
@@ -133,6 +144,9 @@ mod tests {
             snapshots: 3,
             hidden_layers: 1,
             hidden_bytes: 1 << 30,
+            trash_volumes: 3,
+            trash_bytes: 12 << 30,
+            trash_gave_way: 0,
         }
     }
 
@@ -151,6 +165,7 @@ mod tests {
         for part in [
             "Health:      ok\n",
             "Snapshots:   3, and 1 hidden layer that others build on (1.0 GiB)\n",
+            "Trash:       3 volumes keep 12.0 GiB\n",
             "Used:        25.0 GiB (25 %)\n",
             "warning: something to know\n",
         ] {

@@ -10,8 +10,6 @@ use std::collections::BTreeMap;
 pub const DEPTH: usize = 32;
 /// Bytes of one read or write.
 pub const REQUEST_BYTES: u32 = 1 << 20;
-/// Bytes that one question of block status, one discard or one zeroing covers at most.
-pub const RANGE_BYTES: u32 = 1 << 30;
 
 /// A range of a volume, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,13 +22,17 @@ pub struct Span {
 
 impl Span {
     /// The span cut into pieces of at most `bytes`.
-    pub fn pieces(self, bytes: u32) -> impl Iterator<Item = (u64, u32)> {
-        let step = u64::from(bytes);
-        let count = (self.end - self.start).div_ceil(step);
+    pub fn pieces(self, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+        let count = (self.end - self.start).div_ceil(bytes);
         (0..count).map(move |place| {
-            let offset = self.start + place * step;
-            (offset, (self.end - offset).min(step) as u32)
+            let offset = self.start + place * bytes;
+            (offset, (self.end - offset).min(bytes))
         })
+    }
+
+    /// The span cut into pieces that can be held in memory, of at most `bytes`.
+    pub fn payloads(self, bytes: u32) -> impl Iterator<Item = (u64, u32)> {
+        self.pieces(bytes.into()).map(|(offset, length)| (offset, length as u32))
     }
 }
 
@@ -41,7 +43,7 @@ pub fn read_in_order(
     mut take: impl FnMut(u64, &[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let step = REQUEST_BYTES.min(client.export().payload_max);
-    let mut wanted = spans.iter().flat_map(|span| span.pieces(step));
+    let mut wanted = spans.iter().flat_map(|span| span.payloads(step));
     let mut arrived: BTreeMap<u64, (u64, Vec<u8>)> = BTreeMap::new();
     // Cookies grow by one, so the next to hand over is known by number.
     let mut next = None;
@@ -94,12 +96,11 @@ pub fn status(client: &mut NbdClient, span: Span) -> Result<Vec<Extent>, Failure
     let mut extents: Vec<Extent> = Vec::new();
     let mut position = span.start;
     while position < span.end {
-        let length = (span.end - position).min(u64::from(RANGE_BYTES)) as u32;
+        let length = (span.end - position).min(client.export().range_max());
         let told = if client.export().context.is_some() {
             client.call(Command::Status { offset: position, length })?
         } else {
             // A server without block status: all may be data.
-            let length = u64::from(length);
             Outcome::Status(vec![Extent { length, hole: false, zero: false }])
         };
         let Outcome::Status(told) = told else { return Err(Failure::mismatch()) };

@@ -36,7 +36,7 @@ fn tabulate(layers: &[LayerReport]) -> String {
             kind(layer.kind).to_string(),
             layer.bytes.map_or_else(|| "-".to_string(), |bytes| Size(bytes).to_string()),
             Size(layer.used_bytes).to_string(),
-            if layer.sealing { "being sealed" } else { "ok" }.to_string(),
+            state(layer).to_string(),
         ],
     });
     print::table(&columns, rows.collect())
@@ -47,6 +47,14 @@ fn kind(kind: LayerKind) -> &'static str {
         LayerKind::Head => "volume",
         LayerKind::Snapshot => "snapshot",
         LayerKind::Hidden => "hidden",
+    }
+}
+
+fn state(layer: &LayerReport) -> &'static str {
+    match (layer.in_trash, layer.sealing) {
+        (true, _) => "in trash",
+        (false, true) => "being sealed",
+        (false, false) => "ok",
     }
 }
 
@@ -148,6 +156,7 @@ mod tests {
             bytes: (kind != LayerKind::Hidden).then_some(1 << 30),
             used_bytes: id << 20,
             sealing: false,
+            in_trash: false,
         }
     }
 
@@ -217,11 +226,13 @@ mod tests {
         ];
         let expected = ["* (layer 1)", "|-* a", "* (b, layer 3)", "|-* b@x", "* b"];
         assert_eq!(drawn(&layers), expected);
+        let mut layers = layers;
+        layers[1].in_trash = true;
         let printed = tabulate(&layers[..2]);
         let expected = "\
 LAYER        KIND       SIZE     USED  STATE
 * (layer 1)  hidden        -  1.0 MiB  ok
-* a          volume  1.0 GiB  2.0 MiB  ok
+* a          volume  1.0 GiB  2.0 MiB  in trash
 ";
         assert_eq!(printed, expected);
     }

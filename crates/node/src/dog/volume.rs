@@ -8,12 +8,19 @@ use super::{
     import,
     interrupt::Interrupt,
     name::Name,
-    print, snapshot,
+    print, schedule, snapshot,
     status::{overcommit_warning, status_report},
+    trash::{self, Deletion},
     tree,
 };
 use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, FlattenReport, OriginReport, VolumeReport};
+use engine::{
+    admin::{
+        AdminReply, AdminRequest, AttachmentReport, FlattenReport, OriginReport, VolumeReport,
+    },
+    unfinished::{self, Before},
+};
+use proto::counted;
 use std::{
     thread,
     time::{Duration, Instant},
@@ -34,8 +41,8 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             let volume = context.volume(&name)?;
             if context.json { print::json(&volume) } else { print::text(&describe(&volume)) }
         }
-        VolumeVerb::Resize { name, size, allow_shrink } => {
-            resize(context, name.0, size, allow_shrink)
+        VolumeVerb::Resize { name, size, allow_shrink, reconnect } => {
+            resize(context, name.0, size, allow_shrink, reconnect)
         }
         VolumeVerb::Rename { name, new_name, while_attached } => {
             let request =
@@ -43,11 +50,15 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             let volume = context.ask_for_volume(&request)?;
             context.show_changed(&volume, &format!("volume {name} is now {}", volume.name))
         }
-        VolumeVerb::Delete { name: Name::Volume(name), yes, with_snapshots } => {
-            delete(context, name, yes, with_snapshots)
+        VolumeVerb::Delete { name: Name::Volume(name), yes, with_snapshots, now, keep } => {
+            let keep_s = keep.map(|keep| keep.0);
+            trash::delete(context, name, &Deletion { yes, with_snapshots, now, keep_s })
         }
         VolumeVerb::Delete { with_snapshots: true, .. } => Err(Failure::usage(
             "a snapshot has no snapshots; leave --with-snapshots out, or name the volume alone",
+        )),
+        VolumeVerb::Delete { keep: Some(_), .. } => Err(Failure::usage(
+            "a snapshot does not go into the trash; leave --keep out, or name the volume alone",
         )),
         VolumeVerb::Delete { name: Name::Snapshot(name), yes, .. } => {
             snapshot::delete(context, name, yes)
@@ -84,6 +95,7 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Diff(options) => diff::difference::run(context, &options),
         VolumeVerb::ExportDiff(options) => diff::export::run(context, &options),
         VolumeVerb::ImportDiff(options) => diff::import::run(context, &options),
+        VolumeVerb::Lock { name, until } => snapshot::lock(context, name, until),
     }
 }
 
@@ -129,7 +141,11 @@ impl Context {
     ) -> Result<(), Failure> {
         interrupt.clean_up();
         let until = Instant::now() + REMOVAL_PATIENCE;
-        let request = AdminRequest::VolumeDelete { name: name.to_string(), with_snapshots: false };
+        let request = AdminRequest::VolumeDelete {
+            name: name.to_string(),
+            with_snapshots: false,
+            keep_s: Some(0),
+        };
         loop {
             match self.tell(&request) {
                 Err(refused) if refused.kind == FailureKind::Conflict && Instant::now() < until => {
@@ -169,37 +185,42 @@ fn list(context: &Context) -> Result<(), Failure> {
     context.warn_of_overcommit()
 }
 
-fn resize(context: &Context, name: String, size: Size, allow_shrink: bool) -> Result<(), Failure> {
+fn resize(
+    context: &Context,
+    name: String,
+    size: Size,
+    allow_shrink: bool,
+    reconnect: bool,
+) -> Result<(), Failure> {
     let request = AdminRequest::VolumeResize { name: name.clone(), bytes: size.0, allow_shrink };
     let volume = context.ask_for_volume(&request)?;
     let sentence = format!("volume {} has {} now", volume.name, Size(volume.bytes));
+    let attachment = client(&volume);
+    if reconnect && attachment.is_some() {
+        context.tell(&AdminRequest::VolumeReconnect { name })?;
+    }
     context.show_changed(&volume, &sentence)?;
-    // Without connections it is the node itself that still holds it, to discard the cut-off end.
-    if let Some(attachment) = volume.attachment.as_ref().filter(|a| a.connections > 0) {
-        context.note(&format!(
-            "{} learns the new size when it asks anew: `dog volume reconnect {name}`, then \
-             `block_resize` in QEMU or `virsh blockresize` (see the manual, \"Growing online\")",
-            attachment.holder
-        ));
+    if let Some(attachment) = attachment {
+        context.note(&resized_note(&volume, &attachment.holder, reconnect));
     }
     context.warn_of_overcommit()
 }
 
-fn delete(context: &Context, name: String, yes: bool, with_snapshots: bool) -> Result<(), Failure> {
-    if !yes {
-        let volume = context.volume(&name)?;
-        let (with, say) = match (volume.snapshots, with_snapshots) {
-            (0, _) => ("", "--yes"),
-            (_, true) => (" and its snapshots", "--yes"),
-            (_, false) => (" and its snapshots", "--with-snapshots --yes"),
-        };
-        return Err(Failure::conflict(format!(
-            "deleting volume {name}{with} destroys {} of data for good; say {say} if you mean it",
-            Size(volume.used_bytes)
-        )));
+/// What is left to do until the client's guest sees the new size.
+fn resized_note(volume: &VolumeReport, holder: &str, reconnected: bool) -> String {
+    let VolumeReport { name, bytes, .. } = volume;
+    let steps = format!(
+        "block_resize of its node, sheep-{}, to {bytes} by QMP, or `virsh blockresize DOMAIN \
+         TARGET {bytes}B`",
+        volume.volume
+    );
+    match reconnected {
+        true => format!("{holder} reconnects with its next request; then tell QEMU: {steps}"),
+        false => format!(
+            "{holder} may use the new size, but learns it only when it connects: `dog volume \
+             reconnect {name}` if it has a reconnect-delay, then tell QEMU: {steps}"
+        ),
     }
-    context.tell(&AdminRequest::VolumeDelete { name: name.clone(), with_snapshots })?;
-    context.done(&format!("volume {name} deleted; its space comes back in the background"))
 }
 
 /// Volumes as a table.
@@ -220,19 +241,38 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
             Size(volume.used_bytes).to_string(),
             volume.snapshots.to_string(),
             volume.copies.to_string(),
-            volume.attachment.as_ref().map_or_else(|| "-".to_string(), |a| a.holder.clone()),
+            client(volume).map_or_else(|| "-".to_string(), |held| held.holder.clone()),
             state(volume),
         ]
     });
     print::table(&columns, rows.collect())
 }
 
+/// The client that has a volume. Without connections it is the node itself, which finishes with it
+/// and gives it up to who wants it.
+fn client(volume: &VolumeReport) -> Option<&AttachmentReport> {
+    volume.attachment.as_ref().filter(|attachment| attachment.connections > 0)
+}
+
 fn state(volume: &VolumeReport) -> String {
     match &volume.waiting {
         Some(waiting) => waiting.clone(),
         None if volume.sealing => "settling the last snapshot or rollback".to_string(),
-        None => "ok".to_string(),
+        None => importing(volume).unwrap_or_else(|| "ok".to_string()),
     }
+}
+
+/// What there is to say of a volume that an import has not filled.
+fn importing(volume: &VolumeReport) -> Option<String> {
+    let (target, before) = unfinished::target(&volume.name)?;
+    let held = client(volume).is_some();
+    let begun = proto::calendar::date(volume.created_unix_s);
+    Some(match (before, held) {
+        (Before::Nothing, true) => format!("import of {target}, begun {begun}"),
+        (Before::Nothing, false) => format!("unfinished import of {target}, begun {begun}"),
+        (Before::Volume, true) => format!("import over {target}"),
+        (Before::Volume, false) => format!("unfinished import over {target}"),
+    })
 }
 
 /// One volume in full.
@@ -262,21 +302,19 @@ fn describe(volume: &VolumeReport) -> String {
         ("Copies", volume.copies.to_string()),
         ("Created", proto::calendar::date(volume.created_unix_s)),
     ]);
-    match &volume.attachment {
+    match client(volume) {
         None => fields.push(("Attached to", "nobody".to_string())),
         Some(attachment) => {
             let mode = if attachment.read_only { ", read only" } else { "" };
-            let plural = if attachment.connections == 1 { "" } else { "s" };
-            fields.push((
-                "Attached to",
-                format!(
-                    "{} by {} connection{plural}{mode}",
-                    attachment.holder, attachment.connections
-                ),
-            ));
+            let connections = u64::from(attachment.connections);
+            let connections = counted(connections, "connection", "connections");
+            fields.push(("Attached to", format!("{} by {connections}{mode}", attachment.holder)));
             fields.push(("On node", attachment.node.to_string()));
             fields.push(("Generation", attachment.generation.to_string()));
         }
+    }
+    for schedule in &volume.schedules {
+        fields.push(("Schedule", schedule::words(schedule)));
     }
     fields.push(("State", state(volume)));
     print::fields(&fields)
@@ -308,7 +346,6 @@ fn flatten_words(flatten: &FlattenReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::admin::AttachmentReport;
     use proto::{Generation, LayerId, NodeId, VolumeId};
 
     fn volume(name: &str, attached: bool) -> VolumeReport {
@@ -335,6 +372,8 @@ mod tests {
             created_unix_s: 1_700_000_000,
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
+            importing: None,
+            schedules: Vec::new(),
         }
     }
 
@@ -351,6 +390,20 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
     }
 
     #[test]
+    fn half_an_import_does_not_look_well() {
+        let check = |name: &str, attached: bool, expected: &str| {
+            let volume = VolumeReport { waiting: None, ..volume(name, attached) };
+            assert_eq!(state(&volume), expected);
+        };
+        let begun = "begun 2023-11-14 22:13:20 UTC";
+        check("d.import-00000001", true, &format!("import of d, {begun}"));
+        check("d.import-00000001", false, &format!("unfinished import of d, {begun}"));
+        check("d.overwrite-00000001", true, "import over d");
+        check("d.overwrite-00000001", false, "unfinished import over d");
+        check("d", false, "ok");
+    }
+
+    #[test]
     fn one_volume_is_described_in_full() {
         let printed = describe(&volume("a", true));
         for line in [
@@ -362,6 +415,23 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
             assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
         }
         assert!(describe(&volume("a", false)).contains("Attached to:  nobody"));
+        // It said "by 0 connections" when the client had gone and the node was not done yet.
+        let mut left = volume("a", true);
+        left.attachment.as_mut().expect("attached").connections = 0;
+        assert!(describe(&left).contains("Attached to:  nobody"));
+        assert!(!tabulate(&[left]).contains("qemu"));
+    }
+
+    #[test]
+    fn a_resize_says_what_is_left_to_do() {
+        let volume = volume("a", true);
+        for reconnected in [false, true] {
+            let note = resized_note(&volume, "process 4711 (qemu)", reconnected);
+            assert!(note.starts_with("process 4711 (qemu) "), "{note}");
+            assert!(note.contains("sheep-7, to 21474836480 by QMP"), "{note}");
+            assert!(note.contains("virsh blockresize DOMAIN TARGET 21474836480B"), "{note}");
+            assert_eq!(note.contains("dog volume reconnect a"), !reconnected, "{note}");
+        }
     }
 
     #[test]

@@ -46,6 +46,7 @@ fn print(status: &StatusReport, volumes: &[VolumeReport]) -> String {
     add_node(&mut registry, status);
     add_disks(&mut registry, &status.disks);
     add_volumes(&mut registry, volumes);
+    add_schedules(&mut registry, volumes);
     add_process(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).expect("a String takes everything");
@@ -81,7 +82,17 @@ fn add_node(registry: &mut Registry, status: &StatusReport) {
     );
     plain("capacity", "What the disks could hold.", bytes.clone(), status.capacity_bytes as f64);
     plain("used", "What guests' data takes.", bytes.clone(), status.used_bytes as f64);
-    plain("hidden", "Data of hidden layers, part of used.", bytes, status.hidden_bytes as f64);
+    plain(
+        "hidden",
+        "Data of hidden layers, part of used.",
+        bytes.clone(),
+        status.hidden_bytes as f64,
+    );
+    plain("trash_volumes", "Volumes in the trash.", None, status.trash_volumes as f64);
+    let help = "Data of volumes in the trash, part of used.";
+    plain("trash", help, bytes, status.trash_bytes as f64);
+    let help = "Volumes that went from the trash before their time, for want of space";
+    registry.register("trash_gave_way", help, ConstCounter::new(status.trash_gave_way));
 }
 
 fn add_disks(registry: &mut Registry, disks: &[DiskReport]) {
@@ -130,6 +141,14 @@ fn add_disks(registry: &mut Registry, disks: &[DiskReport]) {
     counter("disk_map_page_reads", "Map pages not in the cache.", None, &|disk| {
         disk.counters.map_page_reads
     });
+}
+
+fn add_schedules(registry: &mut Registry, volumes: &[VolumeReport]) {
+    let all = || volumes.iter().flat_map(|volume| &volume.schedules);
+    let failing = all().filter(|schedule| schedule.failing).count();
+    add_one(registry, "schedules", "Schedules of snapshots.", None, all().count() as f64);
+    let help = "Schedules whose snapshots cannot be taken.";
+    add_one(registry, "schedules_failing", help, None, failing as f64);
 }
 
 /// A label's value as the text format wants it. The library writes values as they are, and a

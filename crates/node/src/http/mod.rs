@@ -1,6 +1,7 @@
 //! The HTTP/JSON API, version 1: the admin socket with everything, and a loopback address with
 //! health and metrics only. What it serves is said in [`crate::api`].
 
+mod conversation;
 mod metrics;
 mod server;
 
@@ -89,6 +90,10 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Snapshot(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Snapshots(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Layers(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Schedule(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Schedules(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Trash(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Trashed(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }

@@ -1,7 +1,8 @@
 //! Accepting HTTP connections under a cap, and serving each under deadlines.
 
-use axum::Router;
-use hyper::server::conn::http1;
+use super::conversation::{Conversation, Question, Watched};
+use axum::{Router, body::Body};
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -11,7 +12,8 @@ use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::Notify,
+    task::JoinHandle,
 };
 
 /// Connections of one listener: neither can take the other's place.
@@ -36,16 +38,12 @@ async fn serve<S>(router: Router, accept: impl AsyncFn() -> io::Result<S>) -> In
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let cap = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut open = Open::default();
     loop {
-        let permit = Arc::clone(&cap).acquire_owned().await.expect("the cap is never closed");
         match accept().await {
             Ok(stream) => {
-                let conversation = converse(stream, router.clone());
-                tokio::task::spawn_local(async move {
-                    conversation.await;
-                    drop(permit);
-                });
+                open.make_room().await;
+                open.begin(stream, router.clone());
             }
             Err(error) => {
                 tracing::warn!("cannot accept HTTP connections for the moment: {error}");
@@ -55,14 +53,73 @@ where
     }
 }
 
-fn converse<S>(stream: S, router: Router) -> impl Future<Output = ()>
+/// The connections of one listener, at most [`CONNECTIONS_MAX`]. Who comes when there are so many
+/// takes the place of the one whose client has been idle longest: idle ones keep nobody out.
+#[derive(Default)]
+struct Open {
+    conversations: Vec<(Arc<Conversation>, JoinHandle<()>)>,
+    /// Told at the end of each, and when one waits for its client again.
+    freed: Arc<Notify>,
+}
+
+impl Open {
+    /// Waits until there is room for one more. As fewer requests are answered at once than there
+    /// may be connections, that is never long.
+    async fn make_room(&mut self) {
+        loop {
+            self.conversations.retain(|(_, task)| !task.is_finished());
+            if self.conversations.len() < CONNECTIONS_MAX {
+                return;
+            }
+            let idle =
+                self.conversations.iter().enumerate().filter_map(|(place, (known, _))| {
+                    known.idle_since().map(|since| (since, place))
+                });
+            if let Some((_, place)) = idle.min() {
+                let (_, task) = self.conversations.swap_remove(place);
+                task.abort();
+                tracing::debug!("an idle HTTP connection was closed to make room for another");
+                return;
+            }
+            self.freed.notified().await;
+        }
+    }
+
+    fn begin<S>(&mut self, stream: S, router: Router)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let conversation = Arc::new(Conversation::new(Arc::clone(&self.freed)));
+        let (known, freed) = (Arc::clone(&conversation), Arc::clone(&self.freed));
+        let task = tokio::task::spawn_local(async move {
+            converse(stream, router, known).await;
+            freed.notify_one();
+        });
+        self.conversations.push((conversation, task));
+    }
+}
+
+fn converse<S>(stream: S, router: Router, known: Arc<Conversation>) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let router = TowerToHyperService::new(router);
+    let stream = Watched::new(stream, Arc::clone(&known));
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let known = Arc::clone(&known);
+        let (head, body) = request.into_parts();
+        let body = Body::new(Question::new(body, Arc::clone(&known)));
+        let answer = router.call(Request::from_parts(head, body));
+        async move {
+            let answer = answer.await;
+            known.is_answered();
+            answer
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(ADMIN_READ_MS_MAX))
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     async move {
         match tokio::time::timeout(LIFE_MAX, connection).await {
             Ok(Ok(())) => {}

@@ -6,8 +6,8 @@ use crate::{
     client::{Client, ClientError},
 };
 use engine::admin::{
-    AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScrubReport,
-    SnapshotReport, StatusReport, VolumeReport,
+    AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScheduleReport,
+    ScrubReport, SnapshotReport, StatusReport, VolumeReport,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use std::{
@@ -15,6 +15,7 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     thread,
+    time::Instant,
 };
 
 /// A served socket whose requests `answer` answers.
@@ -80,6 +81,7 @@ fn node() -> NodeReport {
         epoch: 9,
         version: "1.2.3".to_string(),
         uptime_s: 10,
+        trash_expiry_s: 86_400,
     }
 }
 
@@ -131,6 +133,23 @@ fn volume() -> VolumeReport {
             read_only: false,
         }),
         waiting: None,
+        importing: None,
+        schedules: vec![schedule()],
+    }
+}
+
+fn schedule() -> ScheduleReport {
+    ScheduleReport {
+        volume: "we\"ird\\name".to_string(),
+        schedule: "hourly".to_string(),
+        every_s: 3600,
+        keep: 24,
+        next_unix_s: Some(3600),
+        last_slot: 0,
+        snapshots: 0,
+        last_snapshot_unix_s: None,
+        problem: Some("there is no room".to_string()),
+        failing: true,
     }
 }
 
@@ -148,6 +167,9 @@ fn status(healthy: bool) -> StatusReport {
         snapshots: 1,
         hidden_layers: 0,
         hidden_bytes: 0,
+        trash_volumes: 2,
+        trash_bytes: 4096,
+        trash_gave_way: 1,
     }
 }
 
@@ -164,6 +186,8 @@ fn snapshot() -> SnapshotReport {
         sealing: false,
         readers: Vec::new(),
         clones: vec!["c".to_string()],
+        schedule: None,
+        locked_until_unix_s: None,
     }
 }
 
@@ -177,6 +201,7 @@ fn layer() -> LayerReport {
         bytes: Some(1 << 30),
         used_bytes: 4096,
         sealing: false,
+        in_trash: false,
     }
 }
 
@@ -210,8 +235,11 @@ fn requests_and_refusals_come_through_unchanged() {
     let client = Client::new(rig.socket());
     let reply = client.request(&AdminRequest::Status).expect("answered");
     assert_eq!(reply, AdminReply::Status(status(true)));
-    let reply =
-        client.request(&AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: true });
+    let reply = client.request(&AdminRequest::VolumeDelete {
+        name: "x".into(),
+        with_snapshots: true,
+        keep_s: Some(0),
+    });
     assert_eq!(reply.expect("answered"), AdminReply::Done);
     let taken = AdminRequest::SnapshotCreate { name: "a b".into(), tag: "monday".into() };
     let reply = client.request(&taken).expect("answered");
@@ -259,7 +287,8 @@ fn a_network_address_tells_and_changes_nothing_else() {
     assert_eq!(rig.get("/v1/status").0, 404);
     assert_eq!(rig.get("/v1/volumes").0, 404);
     assert_eq!(rig.get("/v1/layers").0, 404);
-    let delete = AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: false };
+    let delete =
+        AdminRequest::VolumeDelete { name: "x".into(), with_snapshots: false, keep_s: Some(0) };
     let error = Client::new(rig.socket()).request(&delete);
     assert!(matches!(error, Err(ClientError::Refused(_))), "{error:?}");
     assert_eq!(rig.get("/metrics").0, 200);
@@ -274,7 +303,12 @@ fn metrics_carry_units_and_quote_names() {
         "sheep_healthy 1.0".to_string(),
         "sheep_volumes_attached 1.0".to_string(),
         "sheep_snapshots 1.0".to_string(),
+        "sheep_schedules 1.0".to_string(),
+        "sheep_schedules_failing 1.0".to_string(),
         "sheep_hidden_bytes 0.0".to_string(),
+        "sheep_trash_volumes 2.0".to_string(),
+        "sheep_trash_bytes 4096.0".to_string(),
+        "sheep_trash_gave_way_total 1".to_string(),
         "sheep_volume_snapshots_used_bytes{volume=\"we\\\"ird\\\\name\",id=\"1\"} 4096.0"
             .to_string(),
         format!("sheep_disk_capacity_bytes{{disk=\"{id}\"}} 1099511627776.0"),
@@ -359,4 +393,59 @@ fn requests_beyond_the_bound_are_told_to_come_back() {
         other => other.is_err(),
     });
     assert_eq!(refused.count(), 1);
+}
+
+/// Each listener had half of the connections; 256 of them sat there without a word, and the
+/// administrator waited up to ten seconds for one to be cut.
+#[test]
+fn idle_connections_keep_no_administrator_waiting() {
+    let rig = Rig::new(admin_router, well);
+    let begin = [
+        &b""[..],
+        b"GET /v1/no",
+        b"POST /v1/request HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf",
+        b"GET /v1/node HTTP/1.1\r\nhost: x\r\n\r\n",
+    ];
+    let sit = |number: usize| {
+        let mut stream = UnixStream::connect(rig.socket()).expect("connected");
+        // Where there is no room any more the oldest are cut, which may be this one.
+        let _ = stream.write_all(begin[number % begin.len()]);
+        stream
+    };
+    let mut idle: Vec<_> = (0..proto::limits::ADMIN_CONNECTIONS_MAX).map(sit).collect();
+    for _ in 0..20 {
+        let asked = Instant::now();
+        assert_eq!(rig.get("/v1/node").0, 200);
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(1), "the administrator waited {took:?}");
+        idle.push(sit(idle.len()));
+    }
+}
+
+#[test]
+fn a_request_that_is_being_answered_is_not_cut_for_others() {
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let rig = Rig::new(admin_router, move |request| {
+        if matches!(request, AdminRequest::NodeInfo) {
+            let _ = tell.send(());
+            let _ = held.lock().map(|held| held.recv());
+        }
+        well(request)
+    });
+    let socket = rig.socket();
+    let asked = thread::spawn(move || Client::new(socket).request(&AdminRequest::NodeInfo));
+    told.recv().expect("asked");
+    // What is there when the answer comes is newer than the question.
+    let idle: Vec<_> = (0..2 * proto::limits::ADMIN_CONNECTIONS_MAX)
+        .map(|_| UnixStream::connect(rig.socket()).expect("connected"))
+        .collect();
+    let unknown = rig.exchange(b"GET /nothing HTTP/1.1\r\nconnection: close\r\nhost: x\r\n\r\n");
+    assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
+    assert!(!asked.is_finished());
+    drop(hold);
+    let answer = asked.join().expect("no panic");
+    assert!(matches!(answer, Ok(AdminReply::Node(_))), "{answer:?}");
+    drop(idle);
 }

@@ -4,16 +4,22 @@
 //! Per block it is the register checker C1 and the durability checker C2 of RELIABILITY: contents
 //! are unique, so a read names its write. An operation is *invoked*, then *ok*, *failed* (has
 //! taken effect or never will) or left pending for ever (unknown).
+//!
+//! Snapshots (`snapshots`) are volumes that nobody writes; they and what is made of them are
+//! checked like any other, and that each is a cut through its volume's history besides.
 
 mod register;
+mod snapshots;
 
 pub use register::Value;
+pub use snapshots::Blocks;
 
 use crate::stamp::{Content, Stamp};
 use proto::{BLOCK_SIZE, SECTOR_SIZE};
 use register::{Change, Register, SECTORS};
+use snapshots::{Cut, Taking};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     hash::{Hash, Hasher},
     ops::RangeInclusive,
@@ -53,6 +59,22 @@ struct Volume {
     generation: u64,
     /// Blocks that are or were anything but zeros.
     blocks: BTreeMap<u64, Register>,
+    /// The volumes whose writes it may show: itself, and those it descends from.
+    family: BTreeSet<u64>,
+    /// Snapshots of it that are being taken.
+    cuts: BTreeSet<OperationId>,
+    /// Of a snapshot: what is known of the moment it shows.
+    cut: Option<Cut>,
+}
+
+/// A write that was invoked once.
+#[derive(Clone, Debug)]
+struct Written {
+    volume: u64,
+    offset: u64,
+    length: u64,
+    /// On the same scale as the serials, which say when writes were invoked.
+    acknowledged: Option<u64>,
 }
 
 /// Something was read that cannot be right.
@@ -77,6 +99,8 @@ pub enum Wrong {
     Torn,
     /// A value that was there once, or will never be: lost, or risen from the dead.
     Stale,
+    /// A snapshot has a part of a write, or a write without one that ended before it began.
+    NoCut,
 }
 
 impl fmt::Display for Violation {
@@ -90,8 +114,11 @@ impl fmt::Display for Violation {
 pub struct Oracle {
     volumes: BTreeMap<u64, Volume>,
     operations: BTreeMap<OperationId, Operation>,
-    /// Of every write ever invoked, by serial: its volume, offset and length.
-    writes: BTreeMap<u64, (u64, u64, u64)>,
+    /// Every write ever invoked, by serial.
+    writes: BTreeMap<u64, Written>,
+    taking: BTreeMap<OperationId, Taking>,
+    /// What the snapshots show that a crash interrupted, if they were taken; by volume.
+    interrupted: BTreeMap<u64, Volume>,
     next_operation: u64,
     epoch: u64,
 }
@@ -104,7 +131,8 @@ impl Oracle {
 
     /// A new volume, all zeros.
     pub fn create(&mut self, volume: u64, bytes: u64) {
-        let fresh = Volume { bytes, ..Volume::default() };
+        let family = BTreeSet::from([volume]);
+        let fresh = Volume { bytes, family, ..Volume::default() };
         let before = self.volumes.insert(volume, fresh);
         assert!(before.is_none(), "volume ids are never reused");
     }
@@ -113,6 +141,7 @@ impl Oracle {
     pub fn remove(&mut self, volume: u64) {
         self.volumes.remove(&volume);
         self.operations.retain(|_, operation| operation.volume != volume);
+        self.taking.retain(|_, taking| taking.volume != volume);
     }
 
     /// The volume has another size. What lies beyond a smaller one is gone for good: if it comes
@@ -173,7 +202,7 @@ impl Oracle {
             }
             Action::Read => {
                 for block in blocks_of(offset, length) {
-                    target.blocks.entry(block).or_default().invoke_read(id);
+                    target.register(block).invoke_read(id);
                 }
             }
             Action::Write | Action::Zero | Action::Discard => {
@@ -181,12 +210,13 @@ impl Oracle {
                     let sectors = mask_of(block, offset, length);
                     let optional = action == Action::Discard && sectors != u8::MAX;
                     let change = Change { sectors, serial, optional };
-                    target.blocks.entry(block).or_default().invoke(id, change);
+                    target.register(block).invoke(id, change);
                 }
             }
         }
         if action == Action::Write {
-            self.writes.insert(serial, (volume, offset, length));
+            self.writes.insert(serial, Written { volume, offset, length, acknowledged: None });
+            self.note_write(volume, serial);
         }
         self.operations.insert(id, operation);
         id
@@ -212,6 +242,10 @@ impl Oracle {
     /// A change or flush was acknowledged; with `durable` (FUA), as being on stable media.
     pub fn ok(&mut self, id: OperationId, durable: bool) {
         let operation = self.operations.remove(&id).expect("an operation ends once");
+        if let Some(write) = self.writes.get_mut(&operation.stamp.serial) {
+            self.next_operation += 1;
+            write.acknowledged = Some(self.next_operation);
+        }
         let volume = self.volume_mut(operation.volume);
         match operation.action {
             Action::Read => unreachable!("a read is answered by its content"),
@@ -245,6 +279,7 @@ impl Oracle {
             if !register.read(id, mask, &value) {
                 return Err(wrong(&operation, block, mask, &value, register));
             }
+            self.check_cut(operation.volume, block, mask, &value)?;
         }
         self.volume_mut(operation.volume).blocks.retain(|_, register| !register.is_plain_zero());
         Ok(())
@@ -286,11 +321,13 @@ impl Oracle {
 
     /// The process died; the machine lives.
     pub fn killed(&mut self) {
+        self.interrupt_snapshots(Register::cut);
         self.restarted(Register::settle);
     }
 
     /// The power went.
     pub fn power_cut(&mut self) {
+        self.interrupt_snapshots(Register::cut_by_power);
         self.restarted(Register::power_cut);
     }
 
@@ -366,18 +403,32 @@ impl Oracle {
             Content::Garbage => return Err(Wrong::Garbage),
             Content::Stamped(stamp) => stamp,
         };
-        if (stamp.volume, stamp.sector) != (volume, sector) {
+        let is_of_family = self.volumes[&volume].family.contains(&stamp.volume);
+        if !is_of_family || stamp.sector != sector {
             return Err(Wrong::Misdirected);
         }
-        let at = sector * SECTOR_SIZE as u64;
         match self.writes.get(&stamp.serial) {
-            Some(&(target, offset, length))
-                if target == volume && (offset..offset + length).contains(&at) =>
-            {
-                Ok(stamp.serial)
-            }
+            Some(write) if write.volume == stamp.volume && write.covers(sector) => Ok(stamp.serial),
             _ => Err(Wrong::Invented),
         }
+    }
+}
+
+impl Volume {
+    /// The block's register; one that nothing was asked of before is of zeros.
+    fn register(&mut self, block: u64) -> &mut Register {
+        self.blocks.entry(block).or_insert_with(|| {
+            let mut register = Register::default();
+            self.cuts.iter().for_each(|cut| register.invoke_cut(*cut));
+            register
+        })
+    }
+}
+
+impl Written {
+    fn covers(&self, sector: u64) -> bool {
+        let at = sector * SECTOR_SIZE as u64;
+        (self.offset..self.offset + self.length).contains(&at)
     }
 }
 
@@ -417,5 +468,7 @@ fn mask_of(block: u64, offset: u64, length: u64) -> u8 {
     (first..end).fold(0, |mask, sector| mask | (1 << sector))
 }
 
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod tests;

@@ -48,6 +48,8 @@ struct History {
     reads: BTreeMap<OperationId, usize>,
     /// Pending flushes: the version each makes durable.
     flushes: BTreeMap<OperationId, usize>,
+    /// Pending cuts: the oldest version each may show.
+    cuts: BTreeMap<OperationId, usize>,
 }
 
 /// One block. See the module.
@@ -55,15 +57,24 @@ struct History {
 pub struct Register {
     histories: Vec<History>,
     pending: BTreeMap<OperationId, Change>,
+    /// Values that pending cuts may show and that no history tells of any more.
+    cuts: BTreeMap<OperationId, BTreeSet<Value>>,
 }
 
 impl Default for Register {
     fn default() -> Register {
-        Register { histories: vec![History::of([0; SECTORS])], pending: BTreeMap::new() }
+        Register::of([[0; SECTORS]])
     }
 }
 
 impl Register {
+    /// A block that durably has one of these values.
+    fn of(values: impl IntoIterator<Item = Value>) -> Register {
+        let values: BTreeSet<Value> = values.into_iter().collect();
+        let histories = values.into_iter().map(History::of).collect();
+        Register { histories, pending: BTreeMap::new(), cuts: BTreeMap::new() }
+    }
+
     /// A change was asked for.
     pub fn invoke(&mut self, id: OperationId, change: Change) {
         self.pending.insert(id, change);
@@ -92,7 +103,7 @@ impl Register {
                 let nothing =
                     optional && at > 0 && history.versions[at] == history.versions[at - 1];
                 if durable && !nothing {
-                    history.forget_before(at);
+                    history.forget_before(at, &mut self.cuts);
                 }
                 next.insert(history);
             }
@@ -170,7 +181,7 @@ impl Register {
         let mut next = BTreeSet::new();
         for mut history in std::mem::take(&mut self.histories) {
             if let Some(at) = history.flushes.remove(&id) {
-                history.forget_before(at);
+                history.forget_before(at, &mut self.cuts);
             }
             next.insert(history);
         }
@@ -182,6 +193,45 @@ impl Register {
         for history in &mut self.histories {
             history.flushes.remove(&id);
         }
+    }
+
+    /// A cut through the volume was asked for: a snapshot. It shows what the block has at some
+    /// moment from now on.
+    pub fn invoke_cut(&mut self, id: OperationId) {
+        self.cuts.insert(id, BTreeSet::new());
+        for history in &mut self.histories {
+            history.cuts.insert(id, history.seen);
+        }
+    }
+
+    /// The cut was made before now: what it shows of the block.
+    pub fn cut(&mut self, id: OperationId) -> Register {
+        self.end_cut(id, |history| history.cuts[&id])
+    }
+
+    /// The power went while the cut was being made: what of the block may be in it.
+    pub fn cut_by_power(&mut self, id: OperationId) -> Register {
+        self.end_cut(id, |_| 0)
+    }
+
+    /// The cut is not made.
+    pub fn forget_cut(&mut self, id: OperationId) {
+        self.cuts.remove(&id);
+        for history in &mut self.histories {
+            history.cuts.remove(&id);
+        }
+    }
+
+    fn end_cut(&mut self, id: OperationId, oldest: impl Fn(&History) -> usize) -> Register {
+        let mut values = self.cuts.get(&id).cloned().unwrap_or_default();
+        for history in &self.histories {
+            let start = oldest(history);
+            for longer in self.extensions(history.clone()) {
+                values.extend(&longer.versions[start..]);
+            }
+        }
+        self.forget_cut(id);
+        Register::of(values)
     }
 
     /// Whoever asked for the pending changes is cut off: each has taken effect or never will.
@@ -206,7 +256,7 @@ impl Register {
         self.settle();
         let values: BTreeSet<Value> =
             self.histories.iter().flat_map(|history| history.versions.iter().copied()).collect();
-        self.histories = values.into_iter().map(History::of).collect();
+        *self = Register::of(values);
     }
 
     /// Whether nothing but zeros can be here, durably, with nothing pending.
@@ -276,6 +326,7 @@ impl History {
             applied: BTreeMap::new(),
             reads: BTreeMap::new(),
             flushes: BTreeMap::new(),
+            cuts: BTreeMap::new(),
         }
     }
 
@@ -307,8 +358,12 @@ impl History {
         self
     }
 
-    /// Version `at` is durable: those before it cannot come back.
-    fn forget_before(&mut self, at: usize) {
+    /// Version `at` is durable: those before it cannot come back. What pending cuts may show of
+    /// them is noted.
+    fn forget_before(&mut self, at: usize, cuts: &mut BTreeMap<OperationId, BTreeSet<Value>>) {
+        for (id, &start) in self.cuts.iter().filter(|(_, start)| **start < at) {
+            cuts.entry(*id).or_default().extend(&self.versions[start..at]);
+        }
         self.versions.drain(..at);
         self.renumber(|index| index.saturating_sub(at));
     }
@@ -319,7 +374,8 @@ impl History {
         for index in self.applied.values_mut() {
             *index = number(*index);
         }
-        for index in self.reads.values_mut().chain(self.flushes.values_mut()) {
+        let waiting = self.reads.values_mut().chain(self.flushes.values_mut());
+        for index in waiting.chain(self.cuts.values_mut()) {
             *index = number(*index);
         }
     }
@@ -328,7 +384,8 @@ impl History {
     /// points where a pending flush, or a pending write that is to be durable when it is answered,
     /// will cut: sorted between those, equal prospects are equal histories.
     fn tidied(mut self) -> History {
-        let oldest_read = self.reads.values().copied().min().unwrap_or(usize::MAX);
+        let oldest_read =
+            self.reads.values().chain(self.cuts.values()).copied().min().unwrap_or(usize::MAX);
         let pivot = self.acknowledged.min(oldest_read).min(self.seen);
         if pivot < 1 {
             return self;

@@ -48,6 +48,8 @@ pub struct Guest {
     pub in_flight: BTreeMap<RequestId, InFlight>,
     /// When it does something next.
     pub next_at: Time,
+    /// Whether it is or was a clone, or had snapshots: what it uses is not what it shows.
+    pub has_layers: bool,
     next_request: u64,
 }
 
@@ -64,6 +66,7 @@ impl Guest {
             link: Link::None,
             in_flight: BTreeMap::new(),
             next_at: Time(0),
+            has_layers: false,
             next_request: 0,
         }
     }

@@ -70,6 +70,8 @@ pub struct Mix {
     pub faults: FaultMix,
     /// How often an administrator does something, in millionths per step.
     pub admin: u32,
+    /// How many of an administrator's errands in ten have to do with snapshots.
+    pub layers: u64,
 }
 
 impl Mix {
@@ -113,6 +115,7 @@ impl Mix {
             guest,
             faults: if calm { FaultMix::default() } else { faults },
             admin: *random.pick(&[0, 2_000, 10_000, 50_000]),
+            layers: *random.pick(&[0, 5, 8, 9]),
         }
     }
 }

@@ -4,6 +4,7 @@ mod guest;
 mod life;
 mod mix;
 mod office;
+mod shelf;
 
 pub use guest::{Guest, Link, Outcome};
 pub use mix::{FaultMix, GuestMix, Mix};
@@ -18,6 +19,7 @@ use crate::{
 use engine::{Client, ConnectionId, Input};
 use office::Errand;
 use proto::{DiskError, Duration, Time};
+use shelf::{Reader, Snapshot};
 use std::collections::BTreeMap;
 use volume::Answer;
 
@@ -32,6 +34,10 @@ pub struct Summary {
     pub requests: u64,
     /// Requests that failed.
     pub failures: u64,
+    /// Snapshots taken, clones made, rollbacks, flattenings asked for, snapshots deleted.
+    pub layers: [u64; 5],
+    /// Reads of snapshots.
+    pub snapshot_reads: u64,
     /// Kills, power cuts, stops, and restarts after a disk failed.
     pub crashes: [u64; 4],
     /// Simulated time.
@@ -48,6 +54,14 @@ pub struct World {
     node: SimNode,
     oracle: Oracle,
     guests: BTreeMap<u64, Guest>,
+    /// The snapshots, by layer.
+    snapshots: BTreeMap<u64, Snapshot>,
+    /// Who reads snapshots, by connection.
+    readers: BTreeMap<u64, Reader>,
+    /// Sizes of all snapshots that ever were: some are kept, hidden, for others.
+    sealed_bytes: u64,
+    /// A snapshot that was taken and that the disks were too slow to seal in time.
+    late: Option<Errand>,
     errand: Option<Errand>,
     next_name: u64,
     next_connection: u64,
@@ -89,6 +103,10 @@ impl World {
             node,
             oracle: Oracle::new(),
             guests: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            sealed_bytes: 0,
+            late: None,
             errand: None,
             next_name: 0,
             next_connection: 0,
@@ -116,7 +134,7 @@ impl World {
         for _ in 0..self.mix.steps {
             self.misfortune()?;
             if self.errand.is_none() && self.random.chance(self.mix.admin) {
-                self.send_errand();
+                self.send_errand()?;
             }
             if self.guests.is_empty() && self.errand.is_none() {
                 self.create_volume();
@@ -129,7 +147,17 @@ impl World {
     /// Lets the next thing happen, be it by a guest or by the node.
     fn step(&mut self) -> Result<(), String> {
         let guest = self.guests.values().map(|guest| (guest.next_at, guest.volume)).min();
+        let reader = self.readers.iter().map(|(number, reader)| (reader.next_at, *number)).min();
         let node = self.node.next_due();
+        if let Some((at, number)) = reader
+            && at < Time(u64::MAX)
+            && guest.is_none_or(|(other, _)| at <= other)
+            && node.is_none_or(|due| at <= due)
+        {
+            self.now = self.now.max(at);
+            self.reader_acts(number);
+            return self.listen();
+        }
         match (guest, node) {
             (Some((at, volume)), due) if due.is_none_or(|due| at <= due) => {
                 self.now = self.now.max(at);
@@ -248,7 +276,9 @@ impl World {
                 }
                 Said::Disconnect { connection, reason } => {
                     self.trace.line(self.now, format_args!("guest {} out: {reason}", connection.0));
-                    if let Some(guest) = self.guest_of(connection) {
+                    if !self.reader_disconnected(connection)
+                        && let Some(guest) = self.guest_of(connection)
+                    {
                         guest.link = Link::Closing(connection);
                     }
                 }
@@ -273,6 +303,9 @@ impl World {
 
     fn answered(&mut self, connection: ConnectionId, answer: Answer) -> Result<(), String> {
         self.trace.line(self.now, format_args!("guest {} told {answer:?}", connection.0));
+        if self.reader_answered(connection, &answer)? {
+            return Ok(());
+        }
         let now = self.now;
         let Some(guest) = self.guest_of(connection) else { return Ok(()) };
         match answer {
@@ -311,6 +344,9 @@ impl World {
     ) -> Result<(), String> {
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.trace.line(self.now, format_args!("guest {} has {}: {error}", connection.0, id.0));
+        if self.reader_completed(connection, id, &result)? {
+            return Ok(());
+        }
         let found = self.guests.values_mut().find(|guest| guest.connection() == Some(connection));
         let Some(guest) = found else { return Ok(()) };
         match guest.ended(id, result, &mut self.oracle).map_err(|wrong| wrong.to_string())? {
@@ -335,7 +371,8 @@ impl World {
 
     /// Whether the volumes together could outgrow the disk.
     fn may_be_full(&self) -> bool {
-        let wanted: u64 = self.guests.values().map(|guest| guest.bytes).sum();
+        let heads: u64 = self.guests.values().map(|guest| guest.bytes).sum();
+        let wanted = heads + self.sealed_bytes;
         let room = self.mix.setup.limit_bytes.unwrap_or(self.mix.setup.capacity);
         // Half again for what the store keeps for itself and for what is freed but not flushed.
         wanted + wanted / 2 + (8 << 20) > room

@@ -1,6 +1,10 @@
 //! The administrator: creates, deletes, resizes and renames volumes, and asks what there is.
 
-use super::{Guest, Link, World};
+use super::{
+    Guest, Link, World,
+    shelf::{entry, is_made, is_passing},
+};
+use crate::oracle::OperationId;
 use engine::{
     Input,
     admin::{AdminError, AdminReply, AdminRequest, AdminToken},
@@ -25,6 +29,27 @@ pub(super) enum Errand {
         volume: u64,
         name: String,
     },
+    /// Of a volume, with this tag; late if it was taken and the disks are slow.
+    Snapshot {
+        volume: u64,
+        tag: String,
+        taking: OperationId,
+        is_taken: bool,
+    },
+    Clone {
+        layer: u64,
+        name: String,
+    },
+    /// To this snapshot's layer, from this head.
+    Rollback {
+        volume: u64,
+        layer: u64,
+        head: u64,
+    },
+    Flatten,
+    DeleteSnapshot {
+        layer: u64,
+    },
     /// A question; the answer is kept for whoever asked.
     Question(Option<Box<Result<AdminReply, String>>>),
 }
@@ -34,17 +59,25 @@ const SIZES: [u64; 5] = [1, 24, 1024, 1030, 2500];
 
 impl World {
     /// Something an administrator may want to do now.
-    pub(super) fn send_errand(&mut self) {
+    pub(super) fn send_errand(&mut self) -> Result<(), String> {
+        if self.late.is_some() {
+            return self.look_after_snapshot();
+        }
         let volumes: Vec<u64> = self.guests.keys().copied().collect();
         if volumes.is_empty() || (volumes.len() < self.mix.volumes && self.random.coin()) {
-            return self.create_volume();
+            self.create_volume();
+            return Ok(());
         }
         let volume = *self.random.pick(&volumes);
+        if self.random.below(10) < self.mix.layers {
+            return self.send_layer_errand(volume);
+        }
         match self.random.below(6) {
             0 => self.delete_volume(volume),
             1 => self.rename_volume(volume),
             _ => self.resize_volume(volume),
         }
+        Ok(())
     }
 
     pub(super) fn create_volume(&mut self) {
@@ -56,20 +89,15 @@ impl World {
     }
 
     fn delete_volume(&mut self, volume: u64) {
-        if let Link::Open(connection) = self.guests[&volume].link {
-            self.hang_up(volume, connection);
-        }
-        let guest = self.guests.get_mut(&volume).expect("picked among them");
-        if guest.link != Link::None {
+        if !self.make_way(volume) {
             return;
         }
-        // It waits until the outcome is known.
-        guest.next_at = proto::Time(u64::MAX);
-        let name = guest.name.clone();
-        self.send(
-            Errand::Delete { volume },
-            AdminRequest::VolumeDelete { name, with_snapshots: false },
-        );
+        let layers = self.layers_of(volume);
+        self.send_readers_away(&layers);
+        let name = self.guests[&volume].name.clone();
+        let with_snapshots = !layers.is_empty();
+        let request = AdminRequest::VolumeDelete { name, with_snapshots, keep_s: Some(0) };
+        self.send(Errand::Delete { volume }, request);
     }
 
     fn rename_volume(&mut self, volume: u64) {
@@ -98,7 +126,7 @@ impl World {
         self.send(Errand::Resize { volume, bytes }, request);
     }
 
-    fn send(&mut self, errand: Errand, request: AdminRequest) {
+    pub(super) fn send(&mut self, errand: Errand, request: AdminRequest) {
         self.next_token += 1;
         self.trace.line(self.now, format_args!("admin {} asks {request:?}", self.next_token));
         self.errand = Some(errand);
@@ -123,8 +151,7 @@ impl World {
             }
             (Some(Errand::Delete { volume }), result) => {
                 if result.is_ok() {
-                    self.guests.remove(&volume);
-                    self.oracle.remove(volume);
+                    self.forget_volume(volume);
                 } else if let Some(guest) = self.guests.get_mut(&volume) {
                     guest.next_at = self.now;
                 }
@@ -140,6 +167,41 @@ impl World {
             (Some(Errand::Rename { volume, name }), Ok(_)) => {
                 self.guests.get_mut(&volume).expect("it is only deleted by errand").name = name;
             }
+            (Some(Errand::Snapshot { volume, tag, taking, .. }), result) => {
+                return self.snapshot_answered(volume, tag, taking, result);
+            }
+            (Some(Errand::Clone { layer, name }), Ok(AdminReply::Volume(report))) => {
+                self.summary.layers[1] += 1;
+                self.adopt_clone(report.volume.0, name, layer);
+            }
+            (Some(Errand::Rollback { volume, layer, .. }), result) => {
+                let guest = self.guests.get_mut(&volume).expect("it is only deleted by errand");
+                guest.next_at = self.now;
+                match result {
+                    Err(sentence) if !is_made(&sentence) => {
+                        if !self.excused && !is_passing(&sentence) {
+                            return Err(format!("a rollback failed: {sentence}"));
+                        }
+                    }
+                    _ => {
+                        self.summary.layers[2] += 1;
+                        self.rolled_back(volume, layer);
+                    }
+                }
+            }
+            (Some(Errand::Flatten), Ok(_)) => self.summary.layers[3] += 1,
+            (Some(Errand::DeleteSnapshot { layer }), Ok(_)) => {
+                self.summary.layers[4] += 1;
+                self.forget_snapshot(layer);
+            }
+            (
+                Some(Errand::Clone { .. } | Errand::Flatten | Errand::DeleteSnapshot { .. }),
+                Err(sentence),
+            ) => {
+                if !self.excused && !is_passing(&sentence) {
+                    return Err(format!("an errand failed: {sentence}"));
+                }
+            }
             (Some(Errand::Question(None)), result) => {
                 self.errand = Some(Errand::Question(Some(Box::new(result))));
             }
@@ -149,6 +211,29 @@ impl World {
                 }
             }
             (errand, result) => return Err(format!("{errand:?} was answered {result:?}")),
+        }
+        Ok(())
+    }
+
+    fn snapshot_answered(
+        &mut self,
+        volume: u64,
+        tag: String,
+        taking: OperationId,
+        result: Result<AdminReply, String>,
+    ) -> Result<(), String> {
+        match result {
+            Ok(AdminReply::Snapshot(report)) => {
+                self.summary.layers[0] += 1;
+                self.snapshot_taken(volume, tag, taking, report.layer.0);
+            }
+            Err(sentence) if is_made(&sentence) => {
+                self.late = Some(Errand::Snapshot { volume, tag, taking, is_taken: true });
+            }
+            Err(sentence) if self.excused || is_passing(&sentence) => {
+                self.oracle.failed_snapshot(taking);
+            }
+            result => return Err(format!("a snapshot was answered {result:?}")),
         }
         Ok(())
     }
@@ -174,15 +259,26 @@ impl World {
         for report in &found {
             let id = report.volume.0;
             if !self.guests.contains_key(&id) {
-                let expected = matches!(&errand, Some(Errand::Create { name, bytes })
-                    if *name == report.name && *bytes == report.bytes);
-                if !expected {
-                    return Err(format!("volume {} came from nowhere", report.name));
+                match &errand {
+                    Some(Errand::Create { name, bytes })
+                        if *name == report.name && *bytes == report.bytes =>
+                    {
+                        self.adopt(id, report.name.clone(), report.bytes);
+                    }
+                    Some(Errand::Clone { layer, name }) if *name == report.name => {
+                        self.adopt_clone(id, report.name.clone(), *layer);
+                    }
+                    _ => return Err(format!("volume {} came from nowhere", report.name)),
                 }
-                self.adopt(id, report.name.clone(), report.bytes);
                 continue;
             }
             let mut sizes = vec![self.oracle.bytes(id)];
+            if let Some(Errand::Rollback { volume, layer, .. }) = errand
+                && volume == id
+            {
+                // Which of them, the head tells later.
+                sizes.push(self.oracle.bytes(entry(layer)));
+            }
             if let Some(Errand::Resize { volume, bytes }) = errand
                 && volume == id
             {
@@ -191,7 +287,9 @@ impl World {
             if !sizes.contains(&report.bytes) {
                 return Err(format!("{} has {} bytes, not {sizes:?}", report.name, report.bytes));
             }
-            self.resized(id, report.bytes);
+            if matches!(errand, Some(Errand::Resize { volume, .. }) if volume == id) {
+                self.resized(id, report.bytes);
+            }
             let guest = self.guests.get_mut(&id).expect("just seen");
             let renamed = matches!(&errand, Some(Errand::Rename { volume, name })
                 if *volume == id && *name == report.name);
@@ -208,10 +306,34 @@ impl World {
             if !matches!(errand, Some(Errand::Delete { volume }) if volume == id) {
                 return Err(format!("volume {} is lost", self.guests[&id].name));
             }
-            self.guests.remove(&id);
-            self.oracle.remove(id);
+            self.forget_volume(id);
+        }
+        self.resync_snapshots(errand.as_ref())?;
+        for report in found {
+            let bytes = self.oracle.bytes(report.volume.0);
+            if report.bytes != bytes {
+                return Err(format!("{} has {} bytes, not {bytes}", report.name, report.bytes));
+            }
+            self.resized(report.volume.0, bytes);
         }
         Ok(())
+    }
+
+    /// A volume is gone, and its snapshots with it.
+    fn forget_volume(&mut self, volume: u64) {
+        for layer in self.layers_of(volume) {
+            self.forget_snapshot(layer);
+        }
+        self.guests.remove(&volume);
+        self.oracle.remove(volume);
+    }
+
+    /// A clone of a snapshot exists.
+    fn adopt_clone(&mut self, volume: u64, name: String, layer: u64) {
+        self.oracle.clone_snapshot(entry(layer), volume);
+        let mut guest = Guest::new(volume, name, self.oracle.bytes(volume));
+        (guest.next_at, guest.has_layers) = (self.now, true);
+        self.guests.insert(volume, guest);
     }
 
     /// A volume has this size for certain.

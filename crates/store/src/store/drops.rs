@@ -80,10 +80,11 @@ impl Drops {
 
 impl Serving {
     /// Begins to drop a layer, if there is anything of it.
-    pub(super) fn drop_layer(&mut self, lineage: LineageId, layer: LayerId) {
+    pub(super) fn drop_layer(&mut self, now: Time, lineage: LineageId, layer: LayerId) {
         let here = self.layers.get(&layer).is_some_and(|known| known.lineage == lineage);
         let first = layer.0 == lineage.0 && self.lineages.contains_key(&lineage);
         if here || first {
+            self.growth.deleting_goes_on(now);
             let dropping = Dropping { lineage, logged: false, index: 0, lsn: 0 };
             self.drops.layers.entry(layer).or_insert(dropping);
         }
@@ -115,6 +116,9 @@ impl Serving {
             } else {
                 self.finish_layer(layer)
             };
+            if moved {
+                self.growth.deleting_goes_on(now);
+            }
             // What is in the log comes back here when it is written.
             if moved && self.log.has_pending() {
                 return;

@@ -4,7 +4,7 @@
 use super::{Operation, Serving};
 use crate::layout::{Record, root_pages};
 use crate::space::{CHUNK_BLOCKS, ChunkState, Space};
-use crate::{Effect, MediumKind, Notice, Waiting};
+use crate::{Effect, MediumKind, Notice, Room, Waiting};
 use proto::{BLOCK_SIZE, Buffer, DiskError, DiskRequest, Duration, Time, limits};
 use std::collections::VecDeque;
 
@@ -39,6 +39,8 @@ const RESERVE_BLOCKS_MAX: u64 = 16_384;
 const LEAVING_MAX_IDLE: usize = 2;
 /// How long a medium that had no space is not asked again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How long new data waits from one step of deleting to the next.
+const SPACE_WAIT: Duration = Duration::from_millis(limits::STORE_SPACE_WAIT_MS);
 
 const _: () = assert!(RESERVE_BLOCKS_MIN / 2 > limits::MEMBER_REQUEST_BLOCKS_MAX as u64);
 
@@ -122,6 +124,14 @@ pub(super) struct Growth {
     medium_free: Option<u64>,
     /// The medium cannot give space back.
     keeps_all: bool,
+    /// Something would be deleted for want of space.
+    has_more: bool,
+    /// New data waits for what is being deleted, or would be.
+    waits: bool,
+    /// When that began, or when deleting last made a step.
+    step_at: Time,
+    /// It waited long enough: it is refused until deleting makes a step.
+    gave_up: bool,
 }
 
 impl Growth {
@@ -145,7 +155,35 @@ impl Growth {
             spare: Spare::default(),
             medium_free: None,
             keeps_all: false,
+            has_more: false,
+            waits: false,
+            step_at: Time::default(),
+            gave_up: false,
         }
+    }
+
+    /// Something would be deleted for want of space, or nothing would any more.
+    pub(super) fn gives_way(&mut self, now: Time, more: bool) {
+        self.has_more = more;
+        self.deleting_goes_on(now);
+    }
+
+    /// Something that was deleted has given its space back, or is about to.
+    pub(super) fn deleting_goes_on(&mut self, now: Time) {
+        self.step_at = now;
+        self.gave_up = false;
+    }
+
+    /// Whether new data waits (on) for what is being deleted, or would be.
+    fn has_patience(&mut self, now: Time) -> bool {
+        if self.gave_up {
+            return false;
+        }
+        if !std::mem::replace(&mut self.waits, true) {
+            self.step_at = now;
+        }
+        self.gave_up = now >= self.step_at + SPACE_WAIT;
+        !self.gave_up
     }
 
     pub(super) fn reserve(&self) -> u64 {
@@ -238,8 +276,11 @@ impl Serving {
         let wanted = self.growth.keeps(class) + u64::from(blocks) + beyond;
         let available = self.space.available();
         if available >= promised + wanted {
-            if class == Class::Data && std::mem::take(&mut self.growth.full) {
-                effects.push(Effect::Notice(Notice::NoLongerFull));
+            if class == Class::Data {
+                self.growth.waits = false;
+                if std::mem::take(&mut self.growth.full) {
+                    effects.push(Effect::Notice(Notice::NoLongerFull));
+                }
             }
             return Admission::Granted;
         }
@@ -262,10 +303,47 @@ impl Serving {
             self.checkpoint.request();
             return Admission::Wait(Waiting::Space);
         }
+        if self.expects_space() && self.growth.has_patience(now) {
+            return Admission::Wait(Waiting::Space);
+        }
+        self.growth.waits = false;
         if !std::mem::replace(&mut self.growth.full, true) {
             effects.push(Effect::Notice(Notice::Full));
         }
         Admission::Refused
+    }
+
+    /// Whether deleting gives space back, or is about to.
+    fn expects_space(&self) -> bool {
+        !self.closing && (self.growth.has_more || self.drops.count() > 0)
+    }
+
+    /// Whether new data waits for space that deleting will give back.
+    fn waits_for_deleting(&self) -> bool {
+        self.growth.waits && self.queues.is_stalled()
+    }
+
+    /// When new data has waited long enough for that.
+    pub(super) fn space_wait_ends(&self) -> Option<Time> {
+        self.waits_for_deleting().then(|| self.growth.step_at + SPACE_WAIT)
+    }
+
+    /// See [`crate::Store::room`].
+    pub(crate) fn room(&self) -> Option<Room> {
+        if self.retired.is_some() || self.closing {
+            return None;
+        }
+        let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
+        let (space, growth) = (&self.space, &self.growth);
+        let kept = self.promised_to_metadata() + growth.reserve + growth.beyond_limit(space);
+        let free = space.available() + space.quarantined() + space.freed_by_checkpoint();
+        Some(Room {
+            bytes: bytes(free.saturating_sub(kept)),
+            allocated_bytes: bytes(space.allocated()),
+            limit_bytes: growth.limit_blocks().map(bytes),
+            is_wanted: growth.full || self.waits_for_deleting(),
+            is_growing: self.drops.count() > 0,
+        })
     }
 
     /// Flushes if that makes freed space available.

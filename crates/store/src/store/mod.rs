@@ -28,7 +28,7 @@ pub(crate) use serving::{Layer, Lineage, Serving, ServingParts};
 
 use crate::layout::LOG_FIRST;
 use crate::open::{Opening, Step};
-use crate::{Effect, Event, Identity, LayerHere, OpenError, Options, State, Status, Usage};
+use crate::{Effect, Event, Identity, LayerHere, OpenError, Options, Room, State, Status, Usage};
 use proto::{BLOCK_SIZE, LayerId, MemberError, Time};
 
 /// Where in its life a store is.
@@ -87,7 +87,8 @@ impl Store {
                 Event::Agreed
                 | Event::DropLayer { .. }
                 | Event::Scrub(_)
-                | Event::MediumSpace { .. },
+                | Event::MediumSpace { .. }
+                | Event::GivesWay { .. },
             )
             | (Stage::Refused(_), _) => {}
         }
@@ -115,6 +116,14 @@ impl Store {
             Stage::Serving(serving) => serving.status(),
             Stage::Opening(_) => self.empty_status(State::Opening),
             Stage::Refused(reason) => self.empty_status(State::Refused(reason.clone())),
+        }
+    }
+
+    /// How much room there is for new data, cheaply. Nothing: it takes no new data anyway.
+    pub fn room(&self) -> Option<Room> {
+        match &self.stage {
+            Stage::Serving(serving) => serving.room(),
+            _ => None,
         }
     }
 

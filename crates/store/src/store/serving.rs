@@ -153,12 +153,13 @@ impl Serving {
         match event {
             Event::Member { token, request } => self.handle_member(now, token, request, effects),
             Event::Disk(done) => self.handle_disk(now, done, effects),
-            Event::DropLayer { lineage, layer } => self.drop_layer(lineage, layer),
+            Event::DropLayer { lineage, layer } => self.drop_layer(now, lineage, layer),
             Event::Scrub(command) => self.scrub_command(now, command),
             Event::MediumSpace { free_bytes } => self.growth.medium_has(free_bytes),
             Event::Agreed if self.retired.is_some() => effects.push(Effect::AgreedNoted),
             Event::Agreed => self.checkpoint.note_agreed(),
             Event::Close => self.closing = true,
+            Event::GivesWay { more } => self.growth.gives_way(now, more),
         }
     }
 
@@ -185,7 +186,8 @@ impl Serving {
             return None;
         }
         let drops = self.drops.deadline().filter(|_| !self.closing);
-        [self.flush_deadline(), self.scrub_deadline(), self.growth.deadline(), drops]
+        let (growth, patience) = (self.growth.deadline(), self.space_wait_ends());
+        [self.flush_deadline(), self.scrub_deadline(), growth, patience, drops]
             .into_iter()
             .flatten()
             .min()

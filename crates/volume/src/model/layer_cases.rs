@@ -155,6 +155,32 @@ fn a_flattened_clone_needs_its_origin_no_more() {
     world.check_snapshots();
 }
 
+/// A read that began when all was copied, and whose answer came when the map had changed, asked for
+/// the rest at the origin, which was gone: the guest got an error for blocks that nobody wrote.
+#[test]
+fn a_read_under_way_when_a_flatten_ends_asks_for_nothing_that_is_gone() {
+    for seed in 0..60 {
+        let mut world = World::new(seed, 12 << 20, CALM);
+        world.settle();
+        world.write(0, 8, false);
+        go_on_with_a_clone(&mut world);
+        world.delete_snapshot(0);
+        world.tell(Event::Flatten { start: true });
+        let mut left = 200;
+        while left > 0 {
+            // A block that is copied, and some that are nowhere.
+            if world.open.len() < 4 {
+                world.read(0, 32);
+            }
+            world.advance();
+            left -= usize::from(world.session.flattening().is_none());
+        }
+        assert_eq!(world.flattened, 1);
+        world.settle();
+        world.close();
+    }
+}
+
 #[test]
 fn a_flatten_whose_origin_is_damaged_says_so_and_invents_nothing() {
     let mut world = world(12 << 20);

@@ -83,7 +83,7 @@ impl Sheep {
 
     /// Deletes a volume.
     pub fn delete(&self, name: &str) -> Result<()> {
-        self.dog(&["volume", "delete", name, "--yes"])
+        self.dog(&["volume", "delete", name, "--now", "--yes"])
     }
 
     /// Attaches a volume and reads of it: then the daemon really serves.

@@ -5,7 +5,7 @@ pub mod client;
 pub mod rig;
 
 use super::{CloseReason, Settings};
-use client::{Asked, Outcome, Replies};
+use client::{Asked, Outcome, Replies, Style};
 use proto::{Duration, crc64, limits};
 use rig::Rig;
 use volume::Error;
@@ -22,7 +22,7 @@ pub fn fuzz_handshake(data: &[u8]) {
 /// What a client gets for `data`, and how it ends. Replies to requests may overtake each other, so
 /// once a volume is served only the bytes are told, without their order.
 fn talk(data: &[u8], piece_bytes: usize, at_once: bool) -> (Vec<u8>, Option<CloseReason>) {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.piece_bytes = piece_bytes;
     rig.at_once = at_once;
     rig.feed(data);
@@ -95,6 +95,15 @@ impl Steps<'_> {
         }
     }
 
+    /// What extended headers can say: now and then more than 32 bits.
+    fn long_length(&mut self, bytes: u64) -> u64 {
+        let long = [1 << 32, bytes, 1 << 50, 1 << 63, u64::MAX, u64::MAX - 511, (1 << 32) - 512];
+        match self.byte() {
+            choice @ 0..=127 => long[usize::from(choice) % long.len()],
+            _ => self.length().into(),
+        }
+    }
+
     fn length(&mut self) -> u32 {
         let max = limits::NBD_PAYLOAD_BYTES_MAX as u32;
         let edges = [0, 1, 511, 512, 513, 4096, max - 512, max, max + 1, max + 512];
@@ -111,11 +120,12 @@ impl Steps<'_> {
 /// A client, its connection, and what it may expect.
 struct Play {
     rig: Rig,
+    style: Style,
     replies: Replies,
     /// The next request's cookie.
     cookie: u64,
-    /// Payload the client still owes for a write.
-    owed: usize,
+    /// Payload the client still owes for a request.
+    owed: u64,
     /// Long reads it may still ask for.
     long_reads: usize,
     /// Whether the client kept to the protocol so far, so that each request gets its reply.
@@ -125,23 +135,29 @@ struct Play {
 impl Play {
     fn new(settings: u8) -> Play {
         let flag = |bit: u8| settings & 1 << bit != 0;
-        let mut rig = Rig::new(Settings { can_multi_conn: flag(0) });
+        let mut rig = Rig::new(Settings { can_multi_conn: flag(0), is_local: false });
         rig.offers[0].bytes = 2 << 20; // the longest requests are slow, and fit only the huge one
+        rig.offers[2].bytes = 1 << 40; // likewise
         let name = ["disk", "fixed", "huge", "disk"][usize::from(settings >> 6)];
+        let style = match (flag(1), flag(2)) {
+            (false, false) => Style::Simple,
+            (true, _) => Style::Structured,
+            (false, true) => Style::Extended,
+        };
         // Without several connections, three contexts; one of them is of a snapshot that is gone.
-        let contexts: &[&str] = match (flag(1) && flag(2), flag(0)) {
+        let contexts: &[&str] = match (flag(2), flag(0)) {
             (false, _) => &[],
             (true, true) => &["base:allocation"],
             (true, false) => &["base:allocation", "sheepdog:dirty/monday", "sheepdog:dirty/gone"],
         };
-        rig.feed(&client::handshake_with(name, flag(1), contexts));
+        rig.feed(&client::handshake_with(name, style, contexts));
         rig.read_all();
         rig.piece_bytes =
             [limits::NBD_INPUT_BYTES_MAX, 4096, 29, 1][usize::from(settings >> 3) % 4];
         rig.at_once = flag(5);
-        let mut replies = Replies::new(flag(1));
+        let mut replies = Replies::new(style);
         replies.contexts = contexts.len().max(1);
-        Play { rig, replies, cookie: 0, owed: 0, long_reads: 1, sane: true }
+        Play { rig, style, replies, cookie: 0, owed: 0, long_reads: 1, sane: true }
     }
 
     fn step(&mut self, step: u8, steps: &mut Steps<'_>) {
@@ -177,7 +193,7 @@ impl Play {
         if self.owed > 128 << 10 {
             return; // paying it here would be all the fuzzer's time
         }
-        self.pay_bytes(self.owed);
+        self.pay_bytes(self.owed as usize);
         let choice = steps.byte();
         let flags = match choice >> 3 {
             0..=15 => 0,
@@ -190,7 +206,14 @@ impl Play {
             known => u16::from(known),
         };
         let offset = steps.offset(self.rig.memory.bytes);
-        let asked = Asked { flags, command, offset, length: steps.length() };
+        let length = match self.style {
+            Style::Simple | Style::Structured => steps.length().into(),
+            Style::Extended => steps.long_length(self.rig.memory.bytes),
+        };
+        let mut asked = Asked { flags, command, offset, length };
+        if self.style == Style::Extended && command == 1 && choice >> 3 < 28 {
+            asked.flags |= 32; // seldom forgotten
+        }
         if asked.length > 1 << 20 && command == 0 {
             if self.long_reads == 0 {
                 return; // more of them are slow and nothing new
@@ -203,8 +226,15 @@ impl Play {
         } else {
             self.replies.open.insert(self.cookie, asked);
         }
-        self.owed = if command == 1 { asked.length as usize } else { 0 };
-        self.rig.feed(&asked.bytes(self.cookie));
+        let pays = match self.style {
+            Style::Simple | Style::Structured => command == 1,
+            Style::Extended => asked.flags & 32 != 0,
+        };
+        self.owed = if pays { asked.length } else { 0 };
+        self.rig.feed(&match self.style {
+            Style::Simple | Style::Structured => asked.bytes(self.cookie),
+            Style::Extended => asked.extended_bytes(self.cookie),
+        });
     }
 
     /// Some of the payload that is owed.
@@ -213,12 +243,12 @@ impl Play {
             choice @ 0..=127 => usize::from(choice) + 1,
             choice => (usize::from(choice) - 127) * 4096,
         };
-        self.pay_bytes(bytes.min(self.owed));
+        self.pay_bytes((bytes as u64).min(self.owed) as usize);
     }
 
     fn pay_bytes(&mut self, bytes: usize) {
         if bytes > 0 {
-            self.owed -= bytes;
+            self.owed -= bytes as u64;
             let piece_bytes = self.rig.piece_bytes;
             self.rig.piece_bytes = piece_bytes.max(bytes / 64);
             self.rig.feed(&vec![self.cookie as u8; bytes]);
@@ -299,7 +329,7 @@ impl Play {
     /// Everything is completed and read, everything owed is paid; then nothing may be missing.
     fn end(mut self) {
         if self.sane && self.owed <= 128 << 10 && self.rig.closed.is_none() {
-            self.pay_bytes(self.owed);
+            self.pay_bytes(self.owed as usize);
         }
         while self.rig.closed.is_none()
             && !(self.rig.requests.is_empty() && self.rig.sent.is_empty())

@@ -203,6 +203,8 @@ pub struct Rig {
     pub now: Time,
     pub connection: Connection,
     pub offers: Vec<Offer>,
+    /// What is listed besides.
+    pub names: Vec<String>,
     pub memory: Memory,
     /// Whether questions are answered, requests completed and output read at once.
     pub at_once: bool,
@@ -233,6 +235,7 @@ impl Rig {
             now,
             connection,
             offers: OFFERS.to_vec(),
+            names: Vec::new(),
             memory: Memory::default(),
             at_once: true,
             piece_bytes: limits::NBD_INPUT_BYTES_MAX,
@@ -329,7 +332,8 @@ impl Rig {
         let Some(question) = self.questions.pop_front() else { return };
         let answer = match &question {
             Effect::List => {
-                Answer::Listed(self.offers.iter().map(|offer| offer.name.to_owned()).collect())
+                let offered = self.offers.iter().map(|offer| offer.name.to_owned());
+                Answer::Listed(offered.chain(self.names.iter().cloned()).collect())
             }
             Effect::Describe { name } => self.answer_about(name, false),
             Effect::Open { name } => self.answer_about(name, true),

@@ -4,16 +4,14 @@ use super::*;
 use proptest::prelude::*;
 
 /// Something a client may say after the handshake, with its payload.
-fn message() -> impl Strategy<Value = Vec<u8>> {
-    let sane = (0u16..10, 0u64..256, prop_oneof![0u32..16, Just(130), Just(300)], 0u16..4);
+fn message() -> impl Strategy<Value = (Asked, Vec<u8>)> {
+    let sane = (0u16..10, 0u64..256, prop_oneof![0u64..16, Just(130), Just(300)], 0u16..4);
     sane.prop_map(|(command, sector, sectors, flags)| {
         let command = if command == 2 { 1 } else { command };
         let asked = Asked { flags, command, offset: sector * 512, length: sectors * 512 };
-        let mut bytes = asked.bytes(u64::from(sectors) << 8 | sector);
-        if command == 1 {
-            bytes.extend((0..sectors * 512).map(|at| (at / 512 + at % 7) as u8));
-        }
-        bytes
+        let payload_bytes = if command == 1 { sectors * 512 } else { 0 };
+        let payload = (0..payload_bytes).map(|at| (at / 512 + at % 7) as u8).collect();
+        (asked, payload)
     })
 }
 
@@ -26,15 +24,19 @@ fn script() -> impl Strategy<Value = (Vec<u8>, Vec<prop::sample::Index>)> {
     ];
     let options = prop_oneof![
         3 => Just(Vec::new()),
-        1 => Just([3, 5, 77].map(|number| client::option(number, &[])).concat()),
+        1 => Just([3, 5, 77, 8].map(|number| client::option(number, &[])).concat()),
     ];
     let messages = prop::collection::vec(message(), 0..20);
     let name = prop_oneof![5 => Just("disk"), 1 => Just("fixed"), 1 => Just("taken")];
-    let parts = (name, any::<bool>(), any::<bool>(), options, messages, ends);
-    let bytes = parts.prop_map(|(name, structured, allocation, options, messages, end)| {
-        let mut bytes = client::handshake(name, structured, allocation);
+    let style = prop::sample::select(&Style::ALL[..]);
+    let parts = (name, style, any::<bool>(), options, messages, ends);
+    let bytes = parts.prop_map(|(name, style, allocation, options, messages, end)| {
+        let mut bytes = client::handshake(name, style, allocation);
         bytes.splice(4..4, options);
-        bytes.extend(messages.concat());
+        for (asked, payload) in messages {
+            bytes.extend(asked.bytes_in(style, asked.length * 256 + asked.offset / 512));
+            bytes.extend(payload);
+        }
         bytes.extend(end);
         bytes
     });
@@ -44,7 +46,7 @@ fn script() -> impl Strategy<Value = (Vec<u8>, Vec<prop::sample::Index>)> {
 /// The server's output when the pieces end at `cuts`. Requests are completed at the end, so that
 /// their replies come in the same order.
 fn output(bytes: &[u8], cuts: &[usize]) -> (Vec<u8>, Option<CloseReason>) {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.at_once = false;
     let mut read = Vec::new();
     let mut start = 0;

@@ -9,7 +9,7 @@ const GREETING: &str = "4e42444d41474943 49484156454f5054 0003";
 /// What every reply to an option begins with.
 const REPLY: &str = "0003e889045565a9";
 
-fn hex(text: &str) -> Vec<u8> {
+pub fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits
         .chunks(2)
@@ -18,11 +18,11 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 /// A reply to an option, data in hex.
-fn reply(number: u32, kind: u32, data: &str) -> Vec<u8> {
+pub fn reply(number: u32, kind: u32, data: &str) -> Vec<u8> {
     reply_bytes(number, kind, &hex(data))
 }
 
-fn reply_bytes(number: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+pub fn reply_bytes(number: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = hex(REPLY);
     bytes.extend(number.to_be_bytes());
     bytes.extend(kind.to_be_bytes());
@@ -41,21 +41,21 @@ const INVALID: u32 = 0x8000_0003;
 const UNKNOWN: u32 = 0x8000_0006;
 const TOO_BIG: u32 = 0x8000_0009;
 
-struct Talk {
-    rig: Rig,
+pub struct Talk {
+    pub rig: Rig,
 }
 
 impl Talk {
     /// A client that answered the greeting with these flags.
-    fn new(flags: u32) -> Talk {
-        let mut rig = Rig::new(Settings { can_multi_conn: true });
+    pub fn new(flags: u32) -> Talk {
+        let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
         assert_eq!(rig.read_all(), hex(GREETING));
         rig.feed(&flags.to_be_bytes());
         Talk { rig }
     }
 
     /// The client says this; the server must say exactly that.
-    fn check(&mut self, said: &[u8], answer: &[u8]) -> &mut Talk {
+    pub fn check(&mut self, said: &[u8], answer: &[u8]) -> &mut Talk {
         self.rig.feed(said);
         let read = self.rig.read_all();
         assert_eq!(read, answer, "\n{}\n{}", show(&read), show(answer));
@@ -63,7 +63,7 @@ impl Talk {
     }
 
     /// The client says this; the server refuses with this kind and some sentence.
-    fn refused(&mut self, said: &[u8], kind: u32) -> &mut Talk {
+    pub fn refused(&mut self, said: &[u8], kind: u32) -> &mut Talk {
         let number = u32::from_be_bytes(said[8..12].try_into().unwrap());
         self.rig.feed(said);
         let read = self.rig.read_all();
@@ -74,11 +74,11 @@ impl Talk {
         self
     }
 
-    fn open(&self) {
+    pub fn open(&self) {
         assert_eq!(self.rig.closed, None);
     }
 
-    fn closed(&self) -> &CloseReason {
+    pub fn closed(&self) -> &CloseReason {
         self.rig.closed.as_ref().expect("the connection is closed")
     }
 }
@@ -137,8 +137,8 @@ fn go_with_little_in_simple_words() {
 
 #[test]
 fn one_connection_only_is_not_told_to_open_more() {
-    let mut rig = Rig::new(Settings { can_multi_conn: false });
-    rig.feed(&client::handshake("disk", false, false));
+    let mut rig = Rig::new(Settings { can_multi_conn: false, is_local: false });
+    rig.feed(&client::handshake("disk", Style::Simple, false));
     let read = rig.read_all();
     let export = reply(7, INFO, "0000 0000000004000000 0c6d");
     assert!(read.windows(export.len()).any(|window| window == export), "{}", show(&read));
@@ -352,7 +352,7 @@ fn more_contexts_than_the_limit_are_refused_and_none_is_kept() {
     talk.rig.feed(&option(7, &info_data("disk", &[])));
     talk.rig.read_all();
     let status = Asked { flags: 0, command: 7, offset: 0, length: 4096 };
-    assert_eq!(code(&ask(&mut talk.rig, true, status, &[])), 22);
+    assert_eq!(code(&ask(&mut talk.rig, Style::Structured, status, &[])), 22);
 }
 
 #[test]
@@ -364,16 +364,16 @@ fn a_snapshot_deleted_since_fails_the_request_and_not_the_connection() {
     talk.rig.feed(&option(7, &info_data("disk", &[])));
     talk.rig.read_all();
     let status = Asked { flags: 0, command: 7, offset: 0, length: 4096 };
-    let outcome = ask_in(&mut talk.rig, true, 2, status, &[]);
+    let outcome = ask_in(&mut talk.rig, Style::Structured, 2, status, &[]);
     assert_eq!(outcome, Outcome::Error(22, volume::Error::UnknownBase.to_string()));
     let read = Asked { flags: 0, command: 0, offset: 0, length: 512 };
-    assert_eq!(ask(&mut talk.rig, true, read, &[]), Outcome::Data(vec![0; 512]));
+    assert_eq!(ask(&mut talk.rig, Style::Structured, read, &[]), Outcome::Data(vec![0; 512]));
     talk.open();
 }
 
 /// What a client may do with block status after it chose contexts so.
 fn check_context(chosen: &[(&str, &[&str])], works: bool) {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.feed(&client::client_flags(3));
     rig.feed(&option(8, &[]));
     for (name, queries) in chosen {
@@ -382,7 +382,7 @@ fn check_context(chosen: &[(&str, &[&str])], works: bool) {
     rig.feed(&option(7, &info_data("disk", &[])));
     rig.read_all();
     let status = Asked { flags: 0, command: 7, offset: 0, length: 4096 };
-    let outcome = ask(&mut rig, true, status, &[]);
+    let outcome = ask(&mut rig, Style::Structured, status, &[]);
     assert_eq!(code(&outcome), if works { 0 } else { 22 }, "{chosen:?}");
 }
 
@@ -400,7 +400,7 @@ fn only_the_last_choice_for_the_same_name_counts() {
 
 #[test]
 fn a_choice_that_fails_forgets_the_one_before() {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.feed(&client::client_flags(3));
     rig.feed(&option(8, &[]));
     rig.feed(&option(10, &meta_data("disk", &["base:allocation"])));
@@ -408,7 +408,7 @@ fn a_choice_that_fails_forgets_the_one_before() {
     rig.feed(&option(7, &info_data("disk", &[])));
     rig.read_all();
     let status = Asked { flags: 0, command: 7, offset: 0, length: 4096 };
-    assert_eq!(code(&ask(&mut rig, true, status, &[])), 22);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, status, &[])), 22);
 }
 
 #[test]
@@ -416,7 +416,6 @@ fn what_is_not_offered_is_refused_and_the_handshake_goes_on() {
     let mut talk = Talk::new(3);
     talk.refused(&option(5, &[]), UNSUP) // STARTTLS
         .refused(&option(5, b"x"), INVALID)
-        .refused(&option(11, &[]), UNSUP) // extended headers
         .refused(&option(4, b"disk"), UNSUP) // peek, withdrawn
         .refused(&option(0, &[]), UNSUP)
         .refused(&option(u32::MAX, &[7; 8192]), UNSUP)
@@ -458,21 +457,59 @@ fn options_longer_than_the_limit_are_refused_before_they_arrive() {
     Talk::new(3).refused(&option(99, &longest), UNSUP).open();
 }
 
+/// As `nbdinfo --list` does: the names, and then of each what it is and which contexts it has.
 #[test]
-fn too_many_options_end_the_handshake() {
-    let mut talk = Talk::new(3);
-    for _ in 0..proto::limits::NBD_OPTIONS_MAX {
-        talk.check(&option(8, &[]), &reply(8, ACK, ""));
+fn ten_thousand_volumes_are_asked_about_in_one_handshake() {
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: true });
+    let names: Vec<String> = (0..10_000).map(|number| format!("volume-{number}")).collect();
+    rig.offers.truncate(1);
+    rig.names = names.clone();
+    rig.feed(&client::client_flags(3));
+    rig.feed(&option(11, &[]));
+    rig.feed(&option(3, &[]));
+    let listed = rig.read_all();
+    let mut expected: Vec<u8> = Vec::new();
+    for name in ["disk"].into_iter().chain(names.iter().map(String::as_str)) {
+        let data = [&(name.len() as u32).to_be_bytes(), name.as_bytes()].concat();
+        expected.extend(reply_bytes(3, SERVER, &data));
     }
-    talk.refused(&option(8, &[]), TOO_BIG);
+    expected.extend(reply(3, ACK, ""));
+    assert!(listed.ends_with(&expected), "not all names are listed");
+    for name in &names {
+        rig.feed(&option(9, &meta_data(name, &[])));
+        rig.feed(&option(6, &info_data("disk", &[1, 2, 3])));
+        // A slow client: all of it takes more than the time of a handshake.
+        rig.pass(proto::Duration::from_millis(5));
+        let read = rig.read_all();
+        assert_eq!(read[read.len() - 8..], [0, 0, 0, 1, 0, 0, 0, 0], "{name}: no ACK at the end");
+    }
+    assert_eq!(rig.closed, None);
+}
+
+#[test]
+fn a_handshake_has_a_budget_of_bytes() {
+    let mut talk = Talk::new(3);
+    talk.rig.names = vec!["a".repeat(255); 100_000];
+    let mut lists = 0;
+    let bytes = loop {
+        talk.rig.feed(&option(3, &[]));
+        let read = talk.rig.read_all().len();
+        if talk.rig.closed.is_some() {
+            break read;
+        }
+        lists += 1;
+        assert!(lists < 100, "it goes on and on");
+    };
+    assert_eq!(lists, (proto::limits::NBD_HANDSHAKE_BYTES_MAX / (100_000 * 279)) + 1);
+    assert!(bytes < 200, "a refusal only");
     assert!(protocol(&talk.rig.closed));
 }
 
 #[test]
 fn a_client_that_leaves_while_it_is_asked_for_closes() {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.at_once = false;
-    rig.feed(&client::handshake("disk", false, false));
+    rig.feed(&client::handshake("disk", Style::Simple, false));
     assert!(rig.connection.wants_input(), "to notice that the client leaves");
     rig.act(|connection, now, effects| connection.handle_eof(now, effects));
     assert_eq!(rig.closed, Some(CloseReason::Vanished));

@@ -6,13 +6,13 @@ use proto::limits::{
     NBD_PAYLOAD_BYTES_MAX, NBD_REQUESTS_PER_CONNECTION_MAX,
 };
 
-fn asked(command: u16, length: u32) -> Asked {
+fn asked(command: u16, length: u64) -> Asked {
     Asked { flags: 0, command, offset: 0, length }
 }
 
 #[test]
 fn requests_in_flight_are_counted() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     let count = 3 * NBD_REQUESTS_PER_CONNECTION_MAX;
     for cookie in 0..count {
@@ -20,7 +20,7 @@ fn requests_in_flight_are_counted() {
     }
     assert_eq!(rig.requests.len(), NBD_REQUESTS_PER_CONNECTION_MAX);
     assert!(!rig.connection.wants_input());
-    let mut replies = Replies::new(true);
+    let mut replies = Replies::new(Style::Structured);
     replies.open.extend((0..count as u64).map(|cookie| (cookie, asked(5, 4096))));
     for completed in 0..count {
         rig.complete(0, None);
@@ -35,7 +35,7 @@ fn requests_in_flight_are_counted() {
 
 #[test]
 fn bytes_in_flight_are_counted_until_they_are_read() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     let reads = 1000;
     for cookie in 0..reads {
@@ -48,7 +48,7 @@ fn bytes_in_flight_are_counted_until_they_are_read() {
     let held = rig.held_bytes();
     assert!(held <= NBD_BYTES_PER_CONNECTION_MAX + 4096, "{held}");
     assert!(!rig.connection.wants_input());
-    let mut replies = Replies::new(true);
+    let mut replies = Replies::new(Style::Structured);
     replies.open.extend((0..reads).map(|cookie| (cookie, asked(0, 1 << 20))));
     let mut count = 0;
     while !rig.sent.is_empty() {
@@ -64,9 +64,9 @@ fn bytes_in_flight_are_counted_until_they_are_read() {
 
 #[test]
 fn two_of_the_longest_requests_fit_and_a_third_waits() {
-    let longest = NBD_PAYLOAD_BYTES_MAX as u32;
+    let longest = NBD_PAYLOAD_BYTES_MAX as u64;
     for command in [0, 1] {
-        let mut rig = served("disk", true, false);
+        let mut rig = served("disk", Style::Structured, false);
         rig.at_once = false;
         let payload = vec![7; if command == 1 { longest as usize } else { 0 }];
         for cookie in 0..3 {
@@ -81,14 +81,14 @@ fn two_of_the_longest_requests_fit_and_a_third_waits() {
 
 #[test]
 fn a_flood_in_one_piece_is_worked_off_in_order() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     let count = NBD_INPUT_BYTES_MAX / 28;
     let flood: Vec<u8> =
         (0..count).flat_map(|cookie| asked(0, 4096).bytes(cookie as u64)).collect();
     rig.feed(&flood);
     assert!(rig.socket.is_empty(), "it was taken in one piece");
-    let mut replies = Replies::new(true);
+    let mut replies = Replies::new(Style::Structured);
     replies.open.extend((0..count as u64).map(|cookie| (cookie, asked(0, 4096))));
     let mut cookies = Vec::new();
     while !rig.requests.is_empty() {
@@ -102,7 +102,7 @@ fn a_flood_in_one_piece_is_worked_off_in_order() {
 
 #[test]
 fn refusals_nobody_reads_have_an_end() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     let flood = asked(99, 0).bytes(1).repeat(NBD_INPUT_BYTES_MAX / 28);
     let mut fed = 0;
@@ -118,7 +118,7 @@ fn refusals_nobody_reads_have_an_end() {
 
 #[test]
 fn lists_nobody_reads_have_an_end() {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.offers = vec![rig.offers[0].clone(); 10_000];
     rig.at_once = false;
     rig.feed(&client::client_flags(3));
@@ -143,7 +143,7 @@ fn lists_nobody_reads_have_an_end() {
 #[test]
 #[should_panic(expected = "input came although none was wanted")]
 fn a_driver_that_does_not_stop_is_a_bug() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     let flood = asked(5, 4096).bytes(1).repeat(NBD_INPUT_BYTES_MAX / 28);
     for _ in 0..3 {

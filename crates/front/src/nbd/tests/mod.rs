@@ -2,12 +2,13 @@
 
 mod chunking;
 mod deadlines;
+mod extended;
 mod handshake;
 mod limits;
 mod model;
 mod transmission;
 
-use super::fuzz::client::{self, Asked, Outcome, Replies};
+use super::fuzz::client::{self, Asked, Outcome, Replies, Style};
 use super::fuzz::rig::Rig;
 use super::{CloseReason, Settings};
 
@@ -17,31 +18,25 @@ fn cases(cases: u32) -> proptest::test_runner::Config {
 }
 
 /// A client that is served `name`.
-fn served(name: &str, structured: bool, allocation: bool) -> Rig {
-    let mut rig = Rig::new(Settings { can_multi_conn: true });
-    rig.feed(&client::handshake(name, structured, allocation));
+fn served(name: &str, style: Style, allocation: bool) -> Rig {
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
+    rig.feed(&client::handshake(name, style, allocation));
     rig.read_all();
     assert_eq!(rig.closed, None);
     rig
 }
 
 /// One request with its payload, and its only reply.
-fn ask(rig: &mut Rig, structured: bool, asked: Asked, payload: &[u8]) -> Outcome {
-    ask_in(rig, structured, 1, asked, payload)
+fn ask(rig: &mut Rig, style: Style, asked: Asked, payload: &[u8]) -> Outcome {
+    ask_in(rig, style, 1, asked, payload)
 }
 
 /// The same of a client with so many contexts.
-fn ask_in(
-    rig: &mut Rig,
-    structured: bool,
-    contexts: usize,
-    asked: Asked,
-    payload: &[u8],
-) -> Outcome {
-    let mut replies = Replies::new(structured);
+fn ask_in(rig: &mut Rig, style: Style, contexts: usize, asked: Asked, payload: &[u8]) -> Outcome {
+    let mut replies = Replies::new(style);
     replies.contexts = contexts.max(1);
     replies.open.insert(77, asked);
-    rig.feed(&asked.bytes(77));
+    rig.feed(&asked.bytes_in(style, 77));
     rig.feed(payload);
     let mut outcomes = replies.take(&rig.read_all());
     assert!(!replies.is_inside(), "half a reply to {asked:?}");

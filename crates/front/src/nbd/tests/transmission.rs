@@ -4,8 +4,10 @@ use super::*;
 use proto::limits::NBD_PAYLOAD_BYTES_MAX;
 use volume::Error;
 
-const MAX: u32 = NBD_PAYLOAD_BYTES_MAX as u32;
+const MAX: u64 = NBD_PAYLOAD_BYTES_MAX as u64;
 const BYTES: u64 = 64 << 20;
+/// The longest request without extended headers.
+const MOST: u64 = u32::MAX as u64 - 511;
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -24,7 +26,7 @@ const EOVERFLOW: u32 = 75;
 const ENOTSUP: u32 = 95;
 const ESHUTDOWN: u32 = 108;
 
-fn asked(command: u16, offset: u64, length: u32) -> Asked {
+fn asked(command: u16, offset: u64, length: u64) -> Asked {
     Asked { flags: 0, command, offset, length }
 }
 
@@ -34,19 +36,19 @@ fn pattern(length: usize, seed: u8) -> Vec<u8> {
 
 #[test]
 fn what_is_written_is_read_back_at_any_sector() {
-    for structured in [false, true] {
-        let mut rig = served("disk", structured, false);
+    for style in Style::ALL {
+        let mut rig = served("disk", style, false);
         let mut model = vec![0u8; 65_536];
         let spans =
             [(0, 4096), (512, 512), (3584, 1024), (4096, 8192), (7680, 20_480), (512, 33_280)];
         for (number, (offset, length)) in spans.into_iter().enumerate() {
             let data = pattern(length as usize, number as u8);
-            let outcome = ask(&mut rig, structured, asked(WRITE, offset, length), &data);
+            let outcome = ask(&mut rig, style, asked(WRITE, offset, length), &data);
             assert_eq!(outcome, Outcome::Done);
             model[offset as usize..offset as usize + length as usize].copy_from_slice(&data);
-            let all = ask(&mut rig, structured, asked(READ, 0, 65_536), &[]);
+            let all = ask(&mut rig, style, asked(READ, 0, 65_536), &[]);
             assert_eq!(all, Outcome::Data(model.clone()));
-            let part = ask(&mut rig, structured, asked(READ, 1536, 5120), &[]);
+            let part = ask(&mut rig, style, asked(READ, 1536, 5120), &[]);
             assert_eq!(part, Outcome::Data(model[1536..1536 + 5120].to_vec()));
         }
     }
@@ -54,40 +56,40 @@ fn what_is_written_is_read_back_at_any_sector() {
 
 #[test]
 fn the_longest_write_and_read_pass_and_one_more_does_not() {
-    for structured in [false, true] {
-        let mut rig = served("disk", structured, false);
+    for style in Style::ALL {
+        let mut rig = served("disk", style, false);
         let data = pattern(MAX as usize, 9);
-        assert_eq!(ask(&mut rig, structured, asked(WRITE, 512, MAX), &data), Outcome::Done);
-        let read = ask(&mut rig, structured, asked(READ, 512, MAX), &[]);
+        assert_eq!(ask(&mut rig, style, asked(WRITE, 512, MAX), &data), Outcome::Done);
+        let read = ask(&mut rig, style, asked(READ, 512, MAX), &[]);
         assert!(read == Outcome::Data(data), "the content differs");
-        let outcome = ask(&mut rig, structured, asked(READ, 0, MAX + 512), &[]);
+        let outcome = ask(&mut rig, style, asked(READ, 0, MAX + 512), &[]);
         assert_eq!(code(&outcome), EINVAL);
-        if structured {
+        if style.has_chunks() {
             let unfragmented = Asked { flags: 4, ..asked(READ, 0, MAX + 512) };
-            assert_eq!(code(&ask(&mut rig, structured, unfragmented, &[])), EOVERFLOW);
+            assert_eq!(code(&ask(&mut rig, style, unfragmented, &[])), EOVERFLOW);
         }
         assert_eq!(rig.closed, None);
         // Such a write is not waited for.
-        assert_eq!(code(&ask(&mut rig, structured, asked(WRITE, 0, MAX + 512), &[])), EINVAL);
+        assert_eq!(code(&ask(&mut rig, style, asked(WRITE, 0, MAX + 512), &[])), EINVAL);
         assert!(protocol(&rig.closed));
     }
 }
 
 /// The reply's code for each command with this offset and length.
-fn check_place(offset: u64, length: u32, codes: [(u16, u32); 6]) {
+fn check_place(offset: u64, length: u64, codes: [(u16, u32); 6]) {
     for (command, expected) in codes {
-        for structured in [true, false] {
-            if command == STATUS && !structured {
+        for style in Style::ALL {
+            if command == STATUS && !style.has_chunks() {
                 continue;
             }
-            let mut rig = served("disk", structured, structured);
+            let mut rig = served("disk", style, style.has_chunks());
             let too_long = command == WRITE && length > MAX;
             let payload = vec![1; if too_long || command != WRITE { 0 } else { length as usize }];
-            let outcome = ask(&mut rig, structured, asked(command, offset, length), &payload);
+            let outcome = ask(&mut rig, style, asked(command, offset, length), &payload);
             let about = format!("command {command} at {offset}, {length} long: {outcome:?}");
             assert_eq!(code(&outcome), expected, "{about}");
             assert_eq!(rig.closed.is_some(), too_long, "{about}");
-            if let (true, Outcome::Error(_, sentence)) = (structured, &outcome) {
+            if let (true, Outcome::Error(_, sentence)) = (style.has_chunks(), &outcome) {
                 assert!(sentence.contains(' '), "{about}");
             }
         }
@@ -112,7 +114,7 @@ fn every_length_at_every_edge() {
     let misaligned = || codes(EINVAL, EINVAL, EINVAL);
     check_place(0, 512, codes(0, 0, 0));
     check_place(BYTES - 512, 512, codes(0, 0, 0));
-    check_place(BYTES - u64::from(MAX), MAX, codes(0, 0, 0));
+    check_place(BYTES - MAX, MAX, codes(0, 0, 0));
     check_place(BYTES - 512, 1024, beyond());
     check_place(BYTES, 512, beyond());
     check_place(BYTES + 512, 512, beyond());
@@ -128,12 +130,12 @@ fn every_length_at_every_edge() {
     check_place(u64::MAX, 1, misaligned());
     check_place(u64::MAX, 512, misaligned());
     check_place(0, MAX + 1, misaligned());
-    check_place(0, u32::MAX, misaligned());
+    check_place(0, MOST + 511, misaligned());
     // Without payload these may be as long as the volume.
     let long =
         |code| [(READ, EINVAL), (TRIM, code), (CACHE, code), (STATUS, code), (WRITE, EINVAL)];
     for (length, code, zeroes) in
-        [(MAX + 512, 0, 0), (1 << 31, EINVAL, ENOSPC), (u32::MAX - 511, EINVAL, ENOSPC)]
+        [(MAX + 512, 0, 0), (1 << 31, EINVAL, ENOSPC), (MOST, EINVAL, ENOSPC)]
     {
         let [read, trim, cache, status, write] = long(code);
         check_place(0, length, [read, trim, cache, status, write, (ZEROES, zeroes)]);
@@ -142,40 +144,40 @@ fn every_length_at_every_edge() {
 
 #[test]
 fn nothing_long_is_done_at_once() {
-    for structured in [false, true] {
-        let mut rig = served("huge", structured, structured);
+    for style in Style::ALL {
+        let mut rig = served("huge", style, style.has_chunks());
         for command in [TRIM, CACHE, ZEROES] {
-            let long = asked(command, 0, u32::MAX - 511);
-            assert_eq!(ask(&mut rig, structured, long, &[]), Outcome::Done);
+            let long = asked(command, 0, MOST);
+            assert_eq!(ask(&mut rig, style, long, &[]), Outcome::Done);
         }
     }
-    let mut rig = served("huge", true, true);
-    let outcome = ask(&mut rig, true, asked(STATUS, 0, u32::MAX - 511), &[]);
-    assert_eq!(outcome, Outcome::Extents(vec![(u32::MAX - 511, 3)]));
+    let mut rig = served("huge", Style::Structured, true);
+    let outcome = ask(&mut rig, Style::Structured, asked(STATUS, 0, MOST), &[]);
+    assert_eq!(outcome, Outcome::Extents(vec![(MOST, 3)]));
 }
 
 #[test]
 fn requests_of_no_bytes_do_nothing_and_succeed() {
-    for structured in [false, true] {
-        let mut rig = served("disk", structured, structured);
+    for style in Style::ALL {
+        let mut rig = served("disk", style, style.has_chunks());
         rig.at_once = false; // the volume must not be asked
         for command in [READ, WRITE, TRIM, CACHE, ZEROES] {
             for offset in [0, 512, BYTES] {
-                rig.feed(&asked(command, offset, 0).bytes(1));
+                rig.feed(&asked(command, offset, 0).bytes_in(style, 1));
             }
         }
         assert!(rig.requests.is_empty());
         rig.at_once = true;
-        let mut rig = served("disk", structured, structured);
+        let mut rig = served("disk", style, style.has_chunks());
         for command in [READ, WRITE, TRIM, CACHE, ZEROES] {
-            let outcome = ask(&mut rig, structured, asked(command, BYTES, 0), &[]);
+            let outcome = ask(&mut rig, style, asked(command, BYTES, 0), &[]);
             assert_eq!(code(&outcome), 0, "{command}");
         }
-        assert_eq!(code(&ask(&mut rig, structured, asked(READ, BYTES + 512, 0), &[])), EINVAL);
-        assert_eq!(code(&ask(&mut rig, structured, asked(WRITE, BYTES + 512, 0), &[])), ENOSPC);
+        assert_eq!(code(&ask(&mut rig, style, asked(READ, BYTES + 512, 0), &[])), EINVAL);
+        assert_eq!(code(&ask(&mut rig, style, asked(WRITE, BYTES + 512, 0), &[])), ENOSPC);
     }
-    let mut rig = served("disk", true, true);
-    assert_eq!(code(&ask(&mut rig, true, asked(STATUS, 0, 0), &[])), EINVAL);
+    let mut rig = served("disk", Style::Structured, true);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, asked(STATUS, 0, 0), &[])), EINVAL);
 }
 
 #[test]
@@ -190,18 +192,22 @@ fn only_flags_of_the_command_are_taken() {
         (ZEROES, fua | 2 | 16),
         (STATUS, fua | 8),
     ];
-    for structured in [false, true] {
-        let mut rig = served("disk", structured, structured);
+    for style in Style::ALL {
+        let mut rig = served("disk", style, style.has_chunks());
         for (command, allowed) in allowed {
-            if command == STATUS && !structured {
+            if command == STATUS && !style.has_chunks() {
                 continue;
             }
-            let allowed = if structured { allowed } else { allowed & !4 };
+            let allowed = match style {
+                Style::Simple => allowed & !4,
+                Style::Extended if command == WRITE => allowed | 32,
+                _ => allowed,
+            };
             let length = if command == FLUSH { 0 } else { 4096 };
             for flags in (0..16).map(|bit| 1 << bit).chain([0, fua, allowed, u16::MAX]) {
                 let request = Asked { flags, ..asked(command, 0, length) };
-                let payload = vec![7; if command == WRITE { 4096 } else { 0 }];
-                let outcome = ask(&mut rig, structured, request, &payload);
+                let payload = vec![7; request.payload_bytes(style) as usize];
+                let outcome = ask(&mut rig, style, request, &payload);
                 let expected = if flags & !allowed == 0 { 0 } else { EINVAL };
                 assert_eq!(code(&outcome), expected, "command {command}, flags {flags:#x}");
             }
@@ -212,12 +218,12 @@ fn only_flags_of_the_command_are_taken() {
 
 #[test]
 fn the_volume_is_told_what_the_flags_say() {
-    let mut rig = served("disk", true, true);
+    let mut rig = served("disk", Style::Structured, true);
     rig.at_once = false;
-    let mut told = |flags: u16, command: u16, length: u32| {
+    let mut told = |flags: u16, command: u16, length: u64| {
         rig.feed(&Asked { flags, ..asked(command, 4096, length) }.bytes(1));
         let request = rig.requests.pop_back().expect("a request");
-        assert_eq!((request.offset, request.length), (4096, u64::from(length)));
+        assert_eq!((request.offset, request.length), (4096, length));
         format!("{:?}", request.operation)
     };
     assert_eq!(told(4, READ, 512), "Read");
@@ -250,45 +256,51 @@ fn the_volume_is_told_what_the_flags_say() {
 
 #[test]
 fn a_flush_has_no_place() {
-    let mut rig = served("disk", true, false);
-    assert_eq!(code(&ask(&mut rig, true, asked(FLUSH, 0, 0), &[])), 0);
-    assert_eq!(code(&ask(&mut rig, true, asked(FLUSH, 512, 0), &[])), EINVAL);
-    assert_eq!(code(&ask(&mut rig, true, asked(FLUSH, 0, 512), &[])), EINVAL);
+    let mut rig = served("disk", Style::Structured, false);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, asked(FLUSH, 0, 0), &[])), 0);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, asked(FLUSH, 512, 0), &[])), EINVAL);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, asked(FLUSH, 0, 512), &[])), EINVAL);
 }
 
 #[test]
 fn a_read_only_volume_is_not_written() {
-    for structured in [false, true] {
-        let mut rig = served("fixed", structured, structured);
+    for style in Style::ALL {
+        let mut rig = served("fixed", style, style.has_chunks());
         for command in [WRITE, TRIM, ZEROES] {
             for length in [0, 4096] {
                 let payload = vec![7; if command == WRITE { length } else { 0 }];
-                let request = asked(command, 0, length as u32);
-                assert_eq!(code(&ask(&mut rig, structured, request, &payload)), EPERM);
+                let request = asked(command, 0, length as u64);
+                assert_eq!(code(&ask(&mut rig, style, request, &payload)), EPERM);
             }
         }
-        let read = ask(&mut rig, structured, asked(READ, 0, 4096), &[]);
+        let read = ask(&mut rig, style, asked(READ, 0, 4096), &[]);
         assert_eq!(read, Outcome::Data(vec![0; 4096]));
-        assert_eq!(code(&ask(&mut rig, structured, asked(FLUSH, 0, 0), &[])), 0);
+        assert_eq!(code(&ask(&mut rig, style, asked(FLUSH, 0, 0), &[])), 0);
     }
 }
 
 #[test]
 fn unknown_requests_are_refused_and_long_ones_hang_up() {
     for command in [8, 9, 100, u16::MAX] {
-        let mut rig = served("disk", true, false);
+        let mut rig = served("disk", Style::Structured, false);
         for length in [0, 1, 512, MAX] {
-            assert_eq!(code(&ask(&mut rig, true, asked(command, 0, length), &[])), EINVAL);
+            assert_eq!(
+                code(&ask(&mut rig, Style::Structured, asked(command, 0, length), &[])),
+                EINVAL
+            );
         }
         assert_eq!(rig.closed, None);
-        assert_eq!(code(&ask(&mut rig, true, asked(command, 0, MAX + 1), &[])), EINVAL);
+        assert_eq!(
+            code(&ask(&mut rig, Style::Structured, asked(command, 0, MAX + 1), &[])),
+            EINVAL
+        );
         assert!(protocol(&rig.closed));
     }
 }
 
 #[test]
 fn a_request_without_its_magic_hangs_up() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     let mut bytes = asked(READ, 0, 512).bytes(1);
     bytes[0] ^= 1;
     rig.feed(&bytes);
@@ -298,26 +310,26 @@ fn a_request_without_its_magic_hangs_up() {
 
 #[test]
 fn block_status_tells_runs_or_one() {
-    let mut rig = served("disk", true, true);
-    ask(&mut rig, true, asked(WRITE, 8192, 4096), &[7; 4096]);
-    ask(&mut rig, true, asked(WRITE, 20_480, 4096), &[7; 4096]);
-    let runs = ask(&mut rig, true, asked(STATUS, 0, 1 << 20), &[]);
+    let mut rig = served("disk", Style::Structured, true);
+    ask(&mut rig, Style::Structured, asked(WRITE, 8192, 4096), &[7; 4096]);
+    ask(&mut rig, Style::Structured, asked(WRITE, 20_480, 4096), &[7; 4096]);
+    let runs = ask(&mut rig, Style::Structured, asked(STATUS, 0, 1 << 20), &[]);
     let expected = vec![(8192, 3), (4096, 0), (8192, 3), (4096, 0), ((1 << 20) - 24_576, 3)];
     assert_eq!(runs, Outcome::Extents(expected));
     let one = Asked { flags: 8, ..asked(STATUS, 4096, 1 << 20) };
-    assert_eq!(ask(&mut rig, true, one, &[]), Outcome::Extents(vec![(4096, 3)]));
-    let inside = ask(&mut rig, true, asked(STATUS, 8704, 512), &[]);
+    assert_eq!(ask(&mut rig, Style::Structured, one, &[]), Outcome::Extents(vec![(4096, 3)]));
+    let inside = ask(&mut rig, Style::Structured, asked(STATUS, 8704, 512), &[]);
     assert_eq!(inside, Outcome::Extents(vec![(512, 0)]));
-    let mut without = served("disk", true, false);
-    assert_eq!(code(&ask(&mut without, true, asked(STATUS, 0, 512), &[])), EINVAL);
+    let mut without = served("disk", Style::Structured, false);
+    assert_eq!(code(&ask(&mut without, Style::Structured, asked(STATUS, 0, 512), &[])), EINVAL);
 }
 
 #[test]
 fn a_status_of_more_extents_than_the_limit_is_cut() {
-    let mut rig = served("disk", true, true);
+    let mut rig = served("disk", Style::Structured, true);
     rig.at_once = false;
     let request = asked(STATUS, 0, 32 << 20);
-    let mut replies = Replies::new(true);
+    let mut replies = Replies::new(Style::Structured);
     replies.open.insert(5, request);
     rig.feed(&request.bytes(5));
     let id = rig.requests.pop_front().unwrap().id;
@@ -347,17 +359,17 @@ fn errors_of_the_volume_reach_the_client_with_their_sentence() {
         (Error::Io("disk 7: \u{e4}".repeat(2000)), READ, EIO),
     ];
     for (error, command, expected) in table {
-        for structured in [false, true] {
-            if command == STATUS && !structured {
+        for style in Style::ALL {
+            if command == STATUS && !style.has_chunks() {
                 continue;
             }
-            let mut rig = served("disk", structured, structured);
+            let mut rig = served("disk", style, style.has_chunks());
             rig.at_once = false;
             let length = if command == FLUSH { 0 } else { 8192 };
             let request = asked(command, 0, length);
-            let mut replies = Replies::new(structured);
+            let mut replies = Replies::new(style);
             replies.open.insert(9, request);
-            rig.feed(&request.bytes(9));
+            rig.feed(&request.bytes_in(style, 9));
             rig.feed(&vec![1; if command == WRITE { 8192 } else { 0 }]);
             rig.complete(0, Some(error.clone()));
             let outcomes = replies.take(&rig.read_all());
@@ -365,7 +377,7 @@ fn errors_of_the_volume_reach_the_client_with_their_sentence() {
                 panic!("{outcomes:?}");
             };
             assert_eq!(*number, expected, "{error:?} of {command}");
-            if structured {
+            if style.has_chunks() {
                 assert!(error.to_string().starts_with(sentence) && sentence.len() > 10);
             }
             assert_eq!(rig.closed, None);
@@ -375,7 +387,7 @@ fn errors_of_the_volume_reach_the_client_with_their_sentence() {
 
 #[test]
 fn a_damaged_read_says_where() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     let request = asked(READ, 4608, 8192);
     rig.feed(&request.bytes(9));
@@ -396,20 +408,20 @@ fn refused_writes_are_skipped_and_the_next_request_is_understood() {
         ("disk", 0, 0, 777, EINVAL),
         ("disk", 2, 0, 4096, EINVAL),
     ] {
-        let mut rig = served(name, true, false);
+        let mut rig = served(name, Style::Structured, false);
         // The payload looks like requests: none of it may be taken for one.
         let payload: Vec<u8> =
             asked(DISC, 0, 0).bytes(3).into_iter().cycle().take(length as usize).collect();
         let request = Asked { flags, ..asked(WRITE, offset, length) };
-        assert_eq!(code(&ask(&mut rig, true, request, &payload)), expected);
-        let read = ask(&mut rig, true, asked(READ, 0, 512), &[]);
+        assert_eq!(code(&ask(&mut rig, Style::Structured, request, &payload)), expected);
+        let read = ask(&mut rig, Style::Structured, asked(READ, 0, 512), &[]);
         assert_eq!(read, Outcome::Data(vec![0; 512]), "{name} {offset} {length}");
     }
 }
 
 #[test]
 fn goodbye_waits_for_what_is_in_flight() {
-    let mut rig = served("disk", true, false);
+    let mut rig = served("disk", Style::Structured, false);
     rig.at_once = false;
     rig.feed(&asked(WRITE, 0, 512).bytes(1));
     rig.feed(&[7; 512]);
@@ -420,7 +432,7 @@ fn goodbye_waits_for_what_is_in_flight() {
     rig.complete(1, None);
     rig.complete(0, None);
     assert_eq!(rig.closed, None, "the replies are not read yet");
-    let mut replies = Replies::new(true);
+    let mut replies = Replies::new(Style::Structured);
     replies.open.insert(1, asked(WRITE, 0, 512));
     replies.open.insert(2, asked(READ, 0, 512));
     assert_eq!(replies.take(&rig.read_all()).len(), 2);
@@ -430,7 +442,7 @@ fn goodbye_waits_for_what_is_in_flight() {
 #[test]
 fn a_stop_answers_what_is_in_flight_and_takes_no_more() {
     for payload_bytes in [0, 100] {
-        let mut rig = served("disk", false, false);
+        let mut rig = served("disk", Style::Simple, false);
         rig.at_once = false;
         rig.feed(&asked(READ, 0, 512).bytes(1));
         // a write is under way; with it the client gets no reply and must send it again
@@ -442,7 +454,7 @@ fn a_stop_answers_what_is_in_flight_and_takes_no_more() {
         assert_eq!(rig.read_all().len(), 16 + 512);
         assert_eq!(rig.closed, Some(CloseReason::Stopped));
     }
-    let mut idle = served("disk", false, false);
+    let mut idle = served("disk", Style::Simple, false);
     idle.act(|connection, now, effects| connection.handle_stop(now, effects));
     assert_eq!(idle.closed, Some(CloseReason::Stopped));
 }
@@ -450,7 +462,7 @@ fn a_stop_answers_what_is_in_flight_and_takes_no_more() {
 #[test]
 fn a_client_that_vanishes_closes_at_once() {
     for fed in [0, 10, 28, 100] {
-        let mut rig = served("disk", false, false);
+        let mut rig = served("disk", Style::Simple, false);
         rig.at_once = false;
         rig.feed(&asked(READ, 0, 512).bytes(1));
         let write = [asked(WRITE, 0, 512).bytes(2), vec![7; 512]].concat();
@@ -464,17 +476,20 @@ fn a_client_that_vanishes_closes_at_once() {
 
 #[test]
 fn requests_are_measured_by_the_new_size() {
-    let mut rig = served("disk", true, true);
+    let mut rig = served("disk", Style::Structured, true);
     let at_end = asked(READ, BYTES, 512);
-    assert_eq!(code(&ask(&mut rig, true, at_end, &[])), EINVAL);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, at_end, &[])), EINVAL);
     rig.memory.bytes = BYTES + 4096;
     rig.connection.handle_resized(BYTES + 4096);
-    assert_eq!(code(&ask(&mut rig, true, at_end, &[])), 0);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, at_end, &[])), 0);
     rig.memory.bytes = 4096;
     rig.connection.handle_resized(4096);
     for (command, expected) in [(READ, EINVAL), (TRIM, EINVAL), (STATUS, EINVAL), (ZEROES, ENOSPC)]
     {
-        assert_eq!(code(&ask(&mut rig, true, asked(command, 4096, 512), &[])), expected);
+        assert_eq!(
+            code(&ask(&mut rig, Style::Structured, asked(command, 4096, 512), &[])),
+            expected
+        );
     }
-    assert_eq!(code(&ask(&mut rig, true, asked(WRITE, 4096, 512), &[1; 512])), ENOSPC);
+    assert_eq!(code(&ask(&mut rig, Style::Structured, asked(WRITE, 4096, 512), &[1; 512])), ENOSPC);
 }

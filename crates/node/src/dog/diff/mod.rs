@@ -17,7 +17,7 @@ use super::{
     name::{Name, SnapshotName, VolumeName},
     nbd_client::{Changed, Command, NbdClient, Outcome},
     source::interrupted,
-    transfer::{self, RANGE_BYTES, Span},
+    transfer::{self, Span},
 };
 use crate::size::Size;
 use clap::Args;
@@ -157,7 +157,7 @@ fn changed(
     let mut position = span.start;
     while position < span.end {
         interrupted(interrupt)?;
-        let length = (span.end - position).min(u64::from(RANGE_BYTES)) as u32;
+        let length = (span.end - position).min(client.export().range_max());
         let told = client.call(Command::Difference { offset: position, length })?;
         let Outcome::Difference(told) = told else { return Err(Failure::mismatch()) };
         for run in told {

@@ -162,7 +162,8 @@ impl<'a> Target<'a> {
         if end <= self.resumed_at {
             return Ok(());
         }
-        for (at, length) in (Span { start: offset, end }).pieces(self.client.export().payload_max) {
+        for (at, length) in (Span { start: offset, end }).payloads(self.client.export().payload_max)
+        {
             let from = (at - offset) as usize;
             let data = content[from..from + length as usize].to_vec();
             transfer::submit(&mut self.client, Command::Write { offset: at, data, fua: false })?;
@@ -284,7 +285,7 @@ fn kept(name: &str, header: &Header, progress: u64) -> String {
     };
     let back = match &header.from {
         Some(from) => format!("`dog volume rollback {name}@{from} --yes` goes back"),
-        None => format!("`dog volume delete {name} --yes` undoes it"),
+        None => format!("`dog volume delete {name} --now --yes` undoes it"),
     };
     let done = (progress.min(header.to_bytes), header.to_bytes);
     format!(

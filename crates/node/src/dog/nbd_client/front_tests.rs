@@ -83,7 +83,8 @@ fn serve(mut stream: UnixStream, mut random: Random) {
     let now = Time(0);
     let mut effects = Vec::new();
     let mut requests: Vec<(RequestId, Request)> = Vec::new();
-    let mut connection = Connection::new(now, Settings { can_multi_conn: true }, &mut effects);
+    let mut connection =
+        Connection::new(now, Settings { can_multi_conn: true, is_local: false }, &mut effects);
     let mut input = vec![0; proto::limits::NBD_INPUT_BYTES_MAX];
     loop {
         for effect in std::mem::take(&mut effects) {
@@ -179,7 +180,8 @@ fn our_server_is_understood() {
     let (client, server) = attached("vol", 1);
     let client = client.expect("attached");
     let export = client.export();
-    assert_eq!((export.bytes, export.read_only, export.structured), (BYTES as u64, false, true));
+    let expected = (BYTES as u64, false, Headers::Extended);
+    assert_eq!((export.bytes, export.read_only, export.headers), expected);
     assert!(export.context.is_some() && export.payload_max == 32 << 20);
     client.disconnect().expect("goodbye");
     server.join().expect("the server ends");
@@ -229,7 +231,7 @@ fn content_and_status_are_as_in_a_model() {
             for slot in 0..BYTES / SLOT {
                 let start = slot * SLOT + 512 * random.below(200);
                 let end = (start + 512 * (1 + random.below(200))).min((slot + 1) * SLOT);
-                let (offset, length) = (start as u64, (end - start) as u32);
+                let (offset, length) = (start as u64, (end - start) as u64);
                 let command = match random.below(4) {
                     0 => {
                         let data: Vec<u8> = (start..end).map(|_| random.below(200) as u8).collect();
@@ -246,7 +248,7 @@ fn content_and_status_are_as_in_a_model() {
                     }
                     _ => {
                         reads.insert(offset, model[start..end].to_vec());
-                        Command::Read { offset, length }
+                        Command::Read { offset, length: length as u32 }
                     }
                 };
                 client.submit(command).expect("sent");

@@ -8,16 +8,18 @@ const BYTES: u64 = 1 << 30;
 /// What the scripted server agrees to.
 #[derive(Clone, Copy)]
 struct Offer {
-    structured: bool,
+    headers: Headers,
     context: Option<u32>,
 }
 
-const STRUCTURED: Offer = Offer { structured: true, context: Some(7) };
-const SIMPLE: Offer = Offer { structured: false, context: None };
+const EXTENDED: Offer = Offer { headers: Headers::Extended, context: Some(7) };
+const STRUCTURED: Offer = Offer { headers: Headers::Structured, context: Some(7) };
+const SIMPLE: Offer = Offer { headers: Headers::Simple, context: None };
 
 /// The server's end of a connection.
 struct Server {
     stream: UnixStream,
+    headers: Headers,
 }
 
 /// A request as the server sees it.
@@ -27,7 +29,7 @@ struct Seen {
     command: u16,
     cookie: u64,
     offset: u64,
-    length: u32,
+    length: u64,
 }
 
 impl Server {
@@ -68,7 +70,11 @@ impl Server {
         loop {
             let (option, body) = self.option();
             match option {
-                OPTION_STRUCTURED_REPLY if offer.structured => {
+                OPTION_EXTENDED_HEADERS if offer.headers == Headers::Extended => {
+                    self.answer(option, REPLY_ACK, &[]);
+                    self.headers = Headers::Extended;
+                }
+                OPTION_STRUCTURED_REPLY if offer.headers == Headers::Structured => {
                     self.answer(option, REPLY_ACK, &[]);
                 }
                 OPTION_SET_META_CONTEXT => {
@@ -99,14 +105,22 @@ impl Server {
     }
 
     fn request(&mut self) -> Seen {
-        let head = self.read::<28>();
-        assert_eq!(be32(&head, 0), Some(MAGIC_REQUEST));
+        let magic = match self.headers {
+            Headers::Extended => MAGIC_EXTENDED_REQUEST,
+            _ => MAGIC_REQUEST,
+        };
+        let head = self.read::<24>();
+        assert_eq!(be32(&head, 0), Some(magic));
+        let length = match self.headers {
+            Headers::Extended => u64::from_be_bytes(self.read::<8>()),
+            _ => u32::from_be_bytes(self.read::<4>()).into(),
+        };
         Seen {
             flags: be16(&head, 4).unwrap(),
             command: be16(&head, 6).unwrap(),
             cookie: be64(&head, 8).unwrap(),
             offset: be64(&head, 16).unwrap(),
-            length: be32(&head, 24).unwrap(),
+            length,
         }
     }
 
@@ -129,6 +143,22 @@ impl Server {
     }
 }
 
+impl Server {
+    /// A chunk with an extended header.
+    fn long_chunk(&mut self, seen: (u64, u64), kind: u16, done: bool, body: &[&[u8]]) {
+        self.write(&MAGIC_EXTENDED_REPLY.to_be_bytes());
+        self.write(&u16::from(done).to_be_bytes());
+        self.write(&kind.to_be_bytes());
+        self.write(&seen.0.to_be_bytes());
+        self.write(&seen.1.to_be_bytes());
+        let length: usize = body.iter().map(|part| part.len()).sum();
+        self.write(&(length as u64).to_be_bytes());
+        for part in body {
+            self.write(part);
+        }
+    }
+}
+
 /// A client attached to a server that then follows the script.
 fn attached(
     offer: Offer,
@@ -136,7 +166,7 @@ fn attached(
 ) -> (NbdClient, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || {
-        let mut server = Server { stream: theirs };
+        let mut server = Server { stream: theirs, headers: Headers::Simple };
         server.negotiate(offer);
         script(&mut server);
     });
@@ -148,7 +178,8 @@ fn attached(
 /// How an attempt to attach ends with a server that follows the script.
 fn refused(script: impl FnOnce(&mut Server) + Send + 'static) -> NbdError {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    let server = thread::spawn(move || script(&mut Server { stream: theirs }));
+    let server =
+        thread::spawn(move || script(&mut Server { stream: theirs, headers: Headers::Simple }));
     let result = NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, Interrupt::never());
     server.join().expect("the server ends");
     result.err().expect("not attached")
@@ -163,12 +194,14 @@ fn what_was_negotiated_is_known() {
         block_min: 512,
         payload_max: 32 << 20,
         context: Some(7),
-        structured: true,
+        headers: Headers::Structured,
     };
     assert_eq!(client.export(), expected);
     server.join().expect("the server ends");
     let (client, server) = attached(SIMPLE, |_| {});
-    assert_eq!(client.export(), Export { context: None, structured: false, ..expected });
+    let simple = Export { context: None, headers: Headers::Simple, ..expected };
+    assert_eq!(client.export(), simple);
+    assert_eq!(client.export().range_max(), 1 << 30);
     server.join().expect("the server ends");
 }
 
@@ -177,7 +210,7 @@ fn refusals_keep_the_servers_sentence() {
     let go = |kind: u32, words: &'static [u8]| {
         refused(move |server| {
             server.greet();
-            for _ in 0..2 {
+            loop {
                 let (option, _) = server.option();
                 server.answer(option, REPLY_ERROR_BIT + 1, &[]);
                 if option == OPTION_STRUCTURED_REPLY {
@@ -391,7 +424,7 @@ fn lost_connection_stays_lost() {
 fn interrupted_client_stops_waiting() {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || {
-        let mut server = Server { stream: theirs };
+        let mut server = Server { stream: theirs, headers: Headers::Simple };
         server.negotiate(STRUCTURED);
         server
     });
@@ -451,22 +484,29 @@ fn random_replies_never_panic() {
         random ^= random << 17;
         random % below
     };
-    for _ in 0..300 {
+    for round in 0..600 {
+        let offer = if round % 2 == 0 { STRUCTURED } else { EXTENDED };
         let mut bytes = Vec::new();
         for _ in 0..1 + draw(6) {
-            let magic = [MAGIC_SIMPLE_REPLY, MAGIC_STRUCTURED_REPLY][draw(2) as usize];
+            let magics = [MAGIC_SIMPLE_REPLY, MAGIC_STRUCTURED_REPLY, MAGIC_EXTENDED_REPLY];
+            // Mostly what was agreed on.
+            let magic = if draw(4) == 0 { magics[draw(3) as usize] } else { offer_magic(offer) };
             bytes.extend(magic.to_be_bytes());
             bytes.extend([0, draw(2) as u8]);
-            let kinds = [0, 1, 2, 5, CHUNK_ERROR_BIT + 1, CHUNK_ERROR_OFFSET, 77];
+            let kinds = [0, 1, 2, 5 + draw(2) as u16, CHUNK_ERROR_BIT + 1, CHUNK_ERROR_OFFSET, 77];
             bytes.extend(kinds[draw(7) as usize].to_be_bytes());
             bytes.extend((1 + draw(3)).to_be_bytes());
             let length = [0u32, 8, 12, 20, 100, 4104, u32::MAX][draw(7) as usize];
+            if magic == MAGIC_EXTENDED_REPLY {
+                bytes.extend((draw(8) / 7).to_be_bytes()); // the offset, mostly right
+                bytes.extend([0; 4]);
+            }
             bytes.extend(length.to_be_bytes());
             for _ in 0..length.min(draw(4200) as u32) {
                 bytes.push(if draw(4) == 0 { draw(256) as u8 } else { 0 });
             }
         }
-        let (mut client, server) = attached(STRUCTURED, move |server| {
+        let (mut client, server) = attached(offer, move |server| {
             // The client may hang up on the first nonsense.
             let _ = server.stream.write_all(&bytes);
         });
@@ -478,6 +518,123 @@ fn random_replies_never_panic() {
             let _ = client.submit(command);
         }
         while matches!(client.wait(), Ok(Some(_))) {}
+        server.join().expect("the server ends");
+    }
+}
+
+fn offer_magic(offer: Offer) -> u32 {
+    match offer.headers {
+        Headers::Simple => MAGIC_SIMPLE_REPLY,
+        Headers::Structured => MAGIC_STRUCTURED_REPLY,
+        Headers::Extended => MAGIC_EXTENDED_REPLY,
+    }
+}
+
+#[test]
+fn extended_requests_are_sent_as_the_protocol_draws_them() {
+    let (mut client, server) = attached(EXTENDED, |server| {
+        let check = |server: &mut Server, flags, command, offset, length| {
+            let seen = server.request();
+            let cookie = seen.cookie;
+            assert_eq!(seen, Seen { flags, command, cookie, offset, length });
+            if command == COMMAND_WRITE {
+                assert_eq!(server.read::<512>(), [9; 512]);
+            }
+            server.long_chunk((cookie, offset), CHUNK_NONE, true, &[]);
+        };
+        check(server, 33, 1, 512, 512);
+        check(server, 18, 6, 4096, 5 << 40);
+        check(server, 0, 4, 4096, 1 << 33);
+        check(server, 0, 3, 0, 0);
+        let goodbye = server.request();
+        assert_eq!((goodbye.flags, goodbye.command, goodbye.length), (0, COMMAND_DISCONNECT, 0));
+    });
+    assert_eq!(client.export().range_max(), u64::MAX);
+    let data = vec![9; 512];
+    for command in [
+        Command::Write { offset: 512, data, fua: true },
+        Command::Zero { offset: 4096, length: 5 << 40, no_hole: true, fast: true },
+        Command::Trim { offset: 4096, length: 1 << 33 },
+        Command::Flush,
+    ] {
+        assert_eq!(client.call(command), Ok(Outcome::Done));
+    }
+    client.disconnect().expect("goodbye");
+    server.join().expect("the server ends");
+}
+
+#[test]
+fn extended_replies_are_understood() {
+    let (mut client, server) = attached(EXTENDED, |server| {
+        let seen = server.request();
+        let of = (seen.cookie, seen.offset);
+        server.long_chunk(of, CHUNK_OFFSET_DATA, false, &[&8192u64.to_be_bytes(), &[3; 100]]);
+        let hole = 412u32.to_be_bytes();
+        server.long_chunk(of, CHUNK_OFFSET_HOLE, true, &[&8292u64.to_be_bytes(), &hole]);
+        let seen = server.request();
+        assert_eq!((seen.command, seen.length), (COMMAND_BLOCK_STATUS, 1 << 40));
+        let words = [5u64 << 32, 3, 1 << 50, 0].map(u64::to_be_bytes).concat();
+        let head = [7u32, 2].map(u32::to_be_bytes).concat();
+        server.long_chunk((seen.cookie, 0), CHUNK_BLOCK_STATUS_EXTENDED, true, &[&head, &words]);
+        let seen = server.request();
+        let words = b"\0\0\0\x1c\0\x06disk 1";
+        server.long_chunk((seen.cookie, 512), CHUNK_ERROR_BIT + 1, true, &[words]);
+        let seen = server.request();
+        let words = b"\0\0\0\x05\0\0\0\0\0\0\0\0\x10\0";
+        server.long_chunk((seen.cookie, 0), CHUNK_ERROR_OFFSET, true, &[words]);
+    });
+    let data = [vec![3; 100], vec![0; 412]].concat();
+    let result = client.call(Command::Read { offset: 8192, length: 512 });
+    assert_eq!(result, Ok(Outcome::Data(data)));
+    let extent = |length, hole, zero| Extent { length, hole, zero };
+    let expected = vec![extent(5 << 32, true, true), extent((1 << 40) - (5 << 32), false, false)];
+    let result = client.call(Command::Status { offset: 0, length: 1 << 40 });
+    assert_eq!(result, Ok(Outcome::Status(expected)));
+    let result = client.call(Command::Trim { offset: 512, length: 1 << 40 });
+    assert_eq!(result, Err(NbdError::Request { code: 28, sentence: "disk 1".to_string() }));
+    let result = client.call(Command::Read { offset: 0, length: 8192 });
+    assert_eq!(result, Err(NbdError::Request { code: 5, sentence: error_sentence(5) }));
+    server.join().expect("the server ends");
+}
+
+#[test]
+fn extended_nonsense_is_never_taken_for_content() {
+    type Script = fn(&mut Server, u64);
+    let cases: [(&str, Command, Script); 7] = [
+        ("the offset of another request", Command::Flush, |server, cookie| {
+            server.long_chunk((cookie, 512), CHUNK_NONE, true, &[]);
+        }),
+        ("a structured reply", Command::Flush, |server, cookie| {
+            server.chunk(cookie, CHUNK_NONE, true, &[]);
+        }),
+        ("a simple reply", Command::Flush, |server, cookie| server.simple(cookie, 0)),
+        ("an endless chunk", Command::Flush, |server, cookie| {
+            server.write(&MAGIC_EXTENDED_REPLY.to_be_bytes());
+            server.write(&[0, 1, 0x80, 1]);
+            server.write(&cookie.to_be_bytes());
+            server.write(&[0; 8]);
+            server.write(&[0xff; 8]);
+        }),
+        ("too few runs", Command::Status { offset: 0, length: 4096 }, |server, cookie| {
+            let words = [7u32, 2, 0, 4096, 0, 0].map(u32::to_be_bytes).concat();
+            server.long_chunk((cookie, 0), CHUNK_BLOCK_STATUS_EXTENDED, true, &[&words]);
+        }),
+        ("half a run", Command::Status { offset: 0, length: 4096 }, |server, cookie| {
+            let words = [7u32, 0, 0, 4096, 0].map(u32::to_be_bytes).concat();
+            server.long_chunk((cookie, 0), CHUNK_BLOCK_STATUS_EXTENDED, true, &[&words]);
+        }),
+        ("an empty run", Command::Status { offset: 0, length: 4096 }, |server, cookie| {
+            let words = [7u32, 1, 0, 0, 0, 0].map(u32::to_be_bytes).concat();
+            server.long_chunk((cookie, 0), CHUNK_BLOCK_STATUS_EXTENDED, true, &[&words]);
+        }),
+    ];
+    for (what, command, nonsense) in cases {
+        let (mut client, server) = attached(EXTENDED, move |server| {
+            let seen = server.request();
+            nonsense(server, seen.cookie);
+        });
+        let result = client.call(command);
+        assert!(matches!(result, Err(NbdError::Lost(_))), "{what}: {result:?}");
         server.join().expect("the server ends");
     }
 }

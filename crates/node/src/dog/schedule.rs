@@ -1,0 +1,145 @@
+//! `dog schedule`: snapshots that are taken again and again.
+
+use super::{Context, Failure, arguments::ScheduleVerb, print};
+use crate::interval::Interval;
+use engine::admin::{AdminReply, AdminRequest, ScheduleReport};
+
+/// Runs one verb.
+pub fn run(context: &Context, verb: ScheduleVerb) -> Result<(), Failure> {
+    match verb {
+        ScheduleVerb::Set { volume, name, every, keep } => {
+            set(context, &volume.0, &name, every, keep)
+        }
+        ScheduleVerb::Remove { volume, name } => remove(context, &volume.0, &name),
+        ScheduleVerb::List { volume } => list(context, volume.map(|volume| volume.0)),
+    }
+}
+
+fn set(
+    context: &Context,
+    volume: &str,
+    schedule: &str,
+    every: Interval,
+    keep: u32,
+) -> Result<(), Failure> {
+    let request = AdminRequest::ScheduleSet {
+        name: volume.to_string(),
+        schedule: schedule.to_string(),
+        every_s: every.0,
+        keep,
+    };
+    let AdminReply::Schedule(report) = context.ask(&request)? else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        return print::json(&report);
+    }
+    print::text(&format!(
+        "volume {volume} gets a snapshot {schedule}-DATE every {}, of which {} are kept; the next \
+         one: {}\n",
+        Interval(report.every_s),
+        report.keep,
+        next(&report)
+    ))
+}
+
+fn remove(context: &Context, volume: &str, schedule: &str) -> Result<(), Failure> {
+    let (name, schedule) = (volume.to_string(), schedule.to_string());
+    let sentence = format!("schedule {schedule} of volume {name} removed; its snapshots stay");
+    context.tell(&AdminRequest::ScheduleRemove { name, schedule })?;
+    context.done(&sentence)
+}
+
+fn list(context: &Context, name: Option<String>) -> Result<(), Failure> {
+    let AdminReply::Schedules(schedules) = context.ask(&AdminRequest::ScheduleList { name })?
+    else {
+        return Err(Failure::mismatch());
+    };
+    if context.json { print::json(&schedules) } else { print::text(&tabulate(&schedules)) }
+}
+
+/// Schedules as a table.
+fn tabulate(schedules: &[ScheduleReport]) -> String {
+    let columns = [
+        ("VOLUME", false),
+        ("SCHEDULE", false),
+        ("EVERY", true),
+        ("KEPT", true),
+        ("NEXT", false),
+        ("LAST PROBLEM", false),
+    ];
+    let rows = schedules.iter().map(|schedule| {
+        vec![
+            schedule.volume.clone(),
+            schedule.schedule.clone(),
+            Interval(schedule.every_s).to_string(),
+            format!("{} of {}", schedule.snapshots, schedule.keep),
+            next(schedule),
+            schedule.problem.clone().unwrap_or_else(|| "-".to_string()),
+        ]
+    });
+    print::table(&columns, rows.collect())
+}
+
+/// When the next snapshot is due.
+fn next(schedule: &ScheduleReport) -> String {
+    schedule.next_unix_s.map_or("at rest".to_string(), proto::calendar::date)
+}
+
+/// One schedule in words, for the description of its volume.
+pub(super) fn words(schedule: &ScheduleReport) -> String {
+    let mut words = format!(
+        "{} every {}, {} of {} kept, next {}",
+        schedule.schedule,
+        Interval(schedule.every_s),
+        schedule.snapshots,
+        schedule.keep,
+        next(schedule)
+    );
+    if let Some(problem) = &schedule.problem {
+        words += &format!("; the last one could not be taken: {problem}");
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule() -> ScheduleReport {
+        ScheduleReport {
+            volume: "web".to_string(),
+            schedule: "hourly".to_string(),
+            every_s: 3600,
+            keep: 24,
+            next_unix_s: Some(1_700_002_800),
+            last_slot: 472_222,
+            snapshots: 3,
+            last_snapshot_unix_s: Some(1_699_999_200),
+            problem: None,
+            failing: false,
+        }
+    }
+
+    #[test]
+    fn schedules_are_tabulated() {
+        let mut resting = schedule();
+        (resting.schedule, resting.every_s) = ("daily".to_string(), 86_400);
+        (resting.next_unix_s, resting.problem) = (None, Some("it is full".to_string()));
+        let expected = "\
+VOLUME  SCHEDULE  EVERY     KEPT  NEXT                     LAST PROBLEM
+web     hourly       1h  3 of 24  2023-11-14 23:00:00 UTC  -
+web     daily        1d  3 of 24  at rest                  it is full
+";
+        assert_eq!(tabulate(&[schedule(), resting]), expected);
+    }
+
+    #[test]
+    fn one_schedule_is_told_in_words() {
+        let mut failed = schedule();
+        failed.problem = Some("it is full".to_string());
+        let plain = "hourly every 1h, 3 of 24 kept, next 2023-11-14 23:00:00 UTC";
+        assert_eq!(words(&schedule()), plain);
+        assert_eq!(words(&failed), format!("{plain}; the last one could not be taken: it is full"));
+    }
+}
