@@ -306,6 +306,12 @@ impl Engine {
                 };
                 outputs.push(Output::Answer { connection, answer });
             }
+            Input::Bases { connection, name, tags } => {
+                let export = self.describe(&name).map(|(export, _)| export);
+                let bases = export.map(|export| names::bases(&self.map, export, &tags));
+                let answer = Answer::Bases(bases.unwrap_or_default());
+                outputs.push(Output::Answer { connection, answer });
+            }
             Input::Open { connection, client, name } => {
                 self.handle_open(connection, client, &name, outputs);
             }

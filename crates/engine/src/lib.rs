@@ -166,6 +166,16 @@ pub enum Input {
         /// The volume.
         name: String,
     },
+    /// A connection wants to know what a volume or snapshot can be compared with. Answered by
+    /// [`Output::Answer`].
+    Bases {
+        /// Whose question.
+        connection: ConnectionId,
+        /// The volume or snapshot.
+        name: String,
+        /// Which of its bases.
+        tags: volume::Tags,
+    },
     /// A connection wants to attach a volume. Answered by [`Output::Answer`].
     Open {
         /// Whose question.
@@ -236,7 +246,7 @@ pub enum Output {
     Failed(String),
     /// Everything is closed; the driver exits.
     Stopped,
-    /// The answer to List, Describe or Open.
+    /// The answer to List, Describe, Bases or Open.
     Answer {
         /// Whose question.
         connection: ConnectionId,

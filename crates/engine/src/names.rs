@@ -2,9 +2,9 @@
 
 use crate::attach::HeldId;
 use cluster::{Map, Snapshot, Volume};
-use proto::{LayerId, VolumeId};
-use std::collections::BTreeMap;
-use volume::Answer;
+use proto::{LayerId, VolumeId, limits::BASES_LISTED_MAX};
+use std::collections::{BTreeMap, BTreeSet};
+use volume::{Answer, Base, Tags};
 
 /// What a client can have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +105,33 @@ pub(crate) fn list(map: &Map) -> Vec<String> {
         names.extend(sealed.map(|snapshot| full_name(volume, Some(snapshot))));
     }
     names
+}
+
+/// Those of a volume's snapshots that lie below what an export shows and can be read, newest first.
+pub(crate) fn bases(map: &Map, export: Export, tags: &Tags) -> Vec<Base> {
+    let (volume, shown) = match export {
+        Export::Volume(volume) => (volume, None),
+        Export::Snapshot { volume, layer } => (volume, Some(layer)),
+    };
+    let Some(volume) = map.volume(volume) else { return Vec::new() };
+    let sealing = map.sealing(volume);
+    let readable = volume.snapshots.iter().filter(|snapshot| Some(snapshot.layer) != sealing);
+    let names: BTreeMap<LayerId, &str> =
+        readable.map(|snapshot| (snapshot.layer, snapshot.tag.as_str())).collect();
+    let named: BTreeSet<&str> = tags.named.iter().map(String::as_str).collect();
+    let mut bases = Vec::new();
+    let mut listed = 0;
+    let mut at = shown.unwrap_or(volume.head);
+    while let Some(below) = map.parent_in_lineage(at) {
+        at = below;
+        let Some(&tag) = names.get(&at) else { continue };
+        let is_listed = tags.all && listed < BASES_LISTED_MAX;
+        listed += 1;
+        if is_listed || named.contains(tag) {
+            bases.push(Base { tag: tag.to_owned(), layer: at });
+        }
+    }
+    bases
 }
 
 /// To a client that waited for something.

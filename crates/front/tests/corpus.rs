@@ -89,6 +89,30 @@ fn handshakes() -> Seeds {
             let other = meta_data("fixed", &["base:allocation"]);
             options(&[option(8, b""), option(10, &other), go("disk"), status])
         }),
+        ("context-of-a-snapshot", {
+            let both = meta_data("disk", &["sheepdog:dirty/monday", "base:allocation"]);
+            let status = request(0, 7, 0, 65_536);
+            options(&[option(8, b""), option(10, &both), go("disk"), write.clone(), status])
+        }),
+        ("context-of-a-snapshot-that-is-gone", {
+            let gone = meta_data("disk", &["sheepdog:dirty/gone", "sheepdog:dirty/monday"]);
+            options(&[option(8, b""), option(10, &gone), go("disk"), request(8, 7, 0, 8192)])
+        }),
+        ("context-list-snapshots", {
+            let names = ["sheepdog:", "sheepdog:dirty/", "sheepdog:dirty/b1", "sheepdog:dirty"];
+            options(&[option(8, b""), option(9, &meta_data("disk", &names)), go("disk")])
+        }),
+        ("contexts-too-many", {
+            let names = ["tuesday", "monday", "b1", "b2", "b3", "b4", "b5", "b6", "b7"];
+            let names = names.map(|tag| format!("sheepdog:dirty/{tag}"));
+            let names = names.each_ref().map(String::as_str);
+            let status = request(0, 7, 0, 4096);
+            options(&[option(8, b""), option(10, &meta_data("disk", &names)), go("disk"), status])
+        }),
+        ("contexts-the-same-twice", {
+            let names = ["sheepdog:dirty/b1", "sheepdog:dirty/b1", "base:allocation"];
+            options(&[option(8, b""), option(10, &meta_data("disk", &names)), go("disk")])
+        }),
         ("option-longest", options(&[option(99, &[7; 8192])])),
         ("option-too-long", options(&[claims(99, 8193, b"")])),
         ("option-of-4-gib", options(&[claims(7, u32::MAX, b"disk")])),
@@ -147,6 +171,18 @@ fn handshakes() -> Seeds {
             let parts = [option(8, b""), option(10, &all), option(11, b""), go("disk")];
             [options(&parts), long(0, 7, 0, 1 << 20)].concat()
         }),
+        ("extended-with-contexts-of-snapshots", {
+            let names = ["sheepdog:dirty/monday", "base:allocation", "sheepdog:dirty/b7"];
+            let parts = [option(11, b""), option(10, &meta_data("huge", &names)), go("huge")];
+            let write = [long(33, 1, 4096, 4096), vec![7; 4096]].concat();
+            [options(&parts), write, long(0, 7, 0, 1 << 50), long(8, 7, 512, 1 << 40)].concat()
+        }),
+        ("extended-between-contexts-and-go", {
+            let names = ["sheepdog:dirty/monday", "sheepdog:dirty/gone"];
+            let chosen = option(10, &meta_data("disk", &names));
+            let parts = [option(8, b""), chosen, option(11, b""), go("disk")];
+            [options(&parts), long(0, 7, 0, 1 << 20), long(0, 0, 0, 512)].concat()
+        }),
         ("extended-then-short-header", {
             [options(&[option(11, b""), go("disk")]), request(0, 0, 0, 512), vec![0; 4]].concat()
         }),
@@ -168,6 +204,7 @@ fn handshakes() -> Seeds {
 // 4 contexts, 4 without 2 extended headers, 8 and 16 the size of pieces, 32 all at once, 64 and
 // 128 the volume.
 const SIMPLE: u8 = 0;
+const SEVERAL: u8 = 1;
 const CHUNKS: u8 = 2 + 4;
 const EXTENDED: u8 = 4;
 const PIECES_OF_4096: u8 = 8;
@@ -312,6 +349,39 @@ fn transmissions() -> Seeds {
         ("eof-in-payload", steps(CHUNKS, &[ask(0, 8), ask(1, 8), pay(9), vec![15, 0]])),
         ("stop-in-flight", {
             steps(CHUNKS, &[ask(0, 8), vec![15, 20], complete(0), read(3), read(20)])
+        }),
+        ("several-contexts-out-of-order", {
+            let asks = [ask(7, 100), ask(1, 16), pay_blocks(2), ask(7, 32)].concat();
+            let ends = [0, 2, 1, 2, 0, 1].map(complete).concat();
+            steps(CHUNKS, &[asks, ends, fail(0), read(20), complete(0), read(20)])
+        }),
+        ("several-contexts-to-the-limit", {
+            steps(CHUNKS, &[ask(7, 8).repeat(260), complete(5), read(14), complete(9)])
+        }),
+        ("several-contexts-and-goodbye", {
+            steps(CHUNKS, &[ask(7, 8), vec![0, 2, 2, 0, 0], complete(0), complete(0), read(20)])
+        }),
+        ("several-contexts-extended", {
+            // All of the volume, in three contexts of which one is gone.
+            steps(EXTENDED | AT_ONCE | HUGE, &[ask_at(7, 0, 1), read(20), ask_at(7, 0, 2)])
+        }),
+        ("several-contexts-extended-out-of-order", {
+            // 176 takes the length from the byte behind it: sectors.
+            let status = |sectors: u8| vec![0, 7, 0, 176, 47 + sectors];
+            let write = [vec![0, 1, 0, 176, 47 + 16], pay_blocks(2)].concat();
+            let asks = [status(100), write, ask_at(7, 0, 1), status(32)].concat();
+            let ends = [0, 2, 1, 3, 0, 1, 2].map(complete).concat();
+            let parts = [asks, ends, fail(0), read(20), complete(0), complete(0), read(20)];
+            steps(EXTENDED | PIECES_OF_29, &parts)
+        }),
+        ("several-contexts-extended-to-the-limit", {
+            let parts = [ask_at(7, 0, 1).repeat(260), complete(5), read(14), complete(9)];
+            steps(EXTENDED | HUGE, &parts)
+        }),
+        ("one-context-extended", steps(SEVERAL | EXTENDED | HUGE | AT_ONCE, &[ask_at(7, 0, 1)])),
+        ("several-contexts-and-a-long-trim-at-a-stop", {
+            let asks = [ask_at(7, 0, 1), ask_at(4, 0, 1), complete(0), complete(0)].concat();
+            steps(EXTENDED | HUGE, &[asks, vec![15, 20], complete(0), complete(0), read(20)])
         }),
         ("unknown-command", steps(CHUNKS, &[vec![0, 2, 9, 0, 48], ask(0, 8)])),
         ("unknown-command-long", steps(CHUNKS, &[vec![0, 2, 9, 0, 8], ask(0, 8)])),

@@ -8,6 +8,28 @@ pub fn crc64(bytes: &[u8]) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }
 
+/// CRC-64/NVMe of bytes that come in pieces.
+#[derive(Clone, Debug)]
+pub struct Crc64(crc_fast::Digest);
+
+impl Default for Crc64 {
+    fn default() -> Crc64 {
+        Crc64(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))
+    }
+}
+
+impl Crc64 {
+    /// The next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of all pieces so far.
+    pub fn finish(&self) -> u64 {
+        self.0.finalize()
+    }
+}
+
 /// CRC-64/NVMe of some bytes with the eight bytes at `hole` taken as zero: how a record on disk
 /// carries its own checksum.
 ///

@@ -17,7 +17,7 @@ mod units;
 mod words;
 
 pub use buffer::{Block, Buffer, Payload};
-pub use checksum::{block_checksum, crc32c, crc64, crc64_around, is_zero};
+pub use checksum::{Crc64, block_checksum, crc32c, crc64, crc64_around, is_zero};
 pub use disk::{DiskDone, DiskError, DiskOp, DiskRequest, DiskToken};
 pub use ids::{
     ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId,

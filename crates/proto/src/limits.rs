@@ -107,6 +107,9 @@ pub const REQUEST_PIECES_MAX: usize = 64;
 pub const STATUS_EXTENTS_MAX: usize = 4096;
 /// Objects one status request looks at; the answer covers only those if it asks about more.
 pub const STATUS_OBJECTS_MAX: u64 = 1024;
+/// Snapshots that a front is told of when it asks what a volume can be compared with; older ones
+/// are to be asked for by their tags.
+pub const BASES_LISTED_MAX: usize = 1024;
 /// Disks that may hold one partition.
 pub const MEMBERS_MAX: usize = 8;
 /// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
@@ -147,6 +150,8 @@ pub const NBD_INPUT_BYTES_MAX: usize = 256 << 10;
 pub const NBD_STEP_BYTES_MAX: u64 = 1 << 32;
 /// Extents in one reply to NBD's block status; the client asks again for the rest.
 pub const NBD_STATUS_EXTENTS_MAX: usize = 8192;
+/// Metadata contexts that one NBD connection may have.
+pub const NBD_CONTEXTS_MAX: usize = 8;
 /// How long an NBD client may take over the handshake, in milliseconds.
 pub const NBD_HANDSHAKE_MS_MAX: u64 = 10_000;
 /// How long a client of the Unix socket may take over the handshake if none of its options takes
@@ -166,6 +171,12 @@ pub const NBD_CONNECTIONS_MAX: usize = 1024;
 pub const NBD_HANDSHAKES_PER_CLIENT_MAX: usize = 32;
 /// NBD connections of one client (peer process or address).
 pub const NBD_CONNECTIONS_PER_CLIENT_MAX: usize = 128;
+
+/// Content of one record in a stream of changes, in bytes: what a receiver holds until it has
+/// verified it.
+pub const DIFF_RECORD_BYTES_MAX: usize = 1 << 20;
+/// Head of a stream of changes, in bytes: its numbers, and three names.
+pub const DIFF_HEADER_BYTES_MAX: usize = 1024;
 
 /// Map pages cached per disk unless told otherwise, in bytes.
 pub const MAP_CACHE_BYTES_DEFAULT: usize = 256 << 20;
@@ -306,6 +317,10 @@ const _: () = assert!(
         <= NBD_HANDSHAKE_BYTES_MAX
 );
 const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);
+const _: () = assert!(STATUS_EXTENTS_MAX <= NBD_STATUS_EXTENTS_MAX);
+// A block status counts with the longest replies it may bring, and must still be admitted.
+const _: () =
+    assert!(NBD_CONTEXTS_MAX * (NBD_STATUS_EXTENTS_MAX * 16 + 64) <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX <= REQUEST_BYTES_MAX);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX as u64 <= NBD_STEP_BYTES_MAX);
 const _: () = assert!(NBD_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE as u64));
@@ -348,6 +363,9 @@ const _: () = assert!(
         + 256
         <= COMMAND_BYTES_MAX
 );
+const _: () = assert!(3 * VOLUME_NAME_BYTES_MAX + 128 <= DIFF_HEADER_BYTES_MAX);
+// It is kept in one block while the stream is received.
+const _: () = assert!(DIFF_HEADER_BYTES_MAX <= BLOCK_SIZE / 2);
 const _: () = assert!(DISK_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX);
 const _: () =

@@ -28,6 +28,8 @@ mod model;
 pub use event::{Effect, Event, SourceAnswer, SourceToken, Waiting};
 pub use flatten::Flattening;
 pub use replica::View;
-pub use request::{Answer, Changed, Completion, Error, Extent, Operation, Request, RequestId};
+pub use request::{
+    Answer, Base, Changed, Completion, Error, Extent, Operation, Request, RequestId, Tags,
+};
 pub use session::Session;
 pub use source::SourceTrouble;

@@ -54,10 +54,11 @@ pub enum Operation {
     Flush,
     /// What kind of content there is. Completed by [`Completion::Status`].
     Status,
-    /// What differs from a layer below in the volume's lineage. Completed by
-    /// [`Completion::Difference`].
+    /// What differs from a snapshot below in the volume's lineage. Completed by
+    /// [`Completion::Difference`], or by [`Error::UnknownBase`] if that snapshot does not exist
+    /// when the answer is complete.
     Difference {
-        /// The layer below; layer 0: nothing at all.
+        /// The snapshot's layer; layer 0: nothing at all.
         base: LayerId,
     },
     /// The content will be read soon. Completed by [`Completion::Done`].
@@ -93,6 +94,27 @@ pub enum Answer {
         /// One sentence for people.
         sentence: String,
     },
+    /// What its content can be compared with, newest first; nothing where there is no such volume.
+    Bases(Vec<Base>),
+}
+
+/// A snapshot that a volume, or a later snapshot, can be compared with by
+/// [`Operation::Difference`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Base {
+    /// What it is called among the snapshots of its volume.
+    pub tag: String,
+    /// Its layer, which is never used for anything else.
+    pub layer: LayerId,
+}
+
+/// Which bases a front wants to know.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tags {
+    /// All, from the newest on, at most `BASES_LISTED_MAX`.
+    pub all: bool,
+    /// And those of these that are any.
+    pub named: Vec<String>,
 }
 
 /// What a request that succeeded brings.
@@ -161,7 +183,7 @@ pub enum Error {
     #[error("the request is too long; split it")]
     TooLong,
     /// The layer to compare with is not one below this one that is sealed.
-    #[error("there is no such snapshot below the volume; compare with one of its own")]
+    #[error("there is no such snapshot below, or not any more; compare with one that exists")]
     UnknownBase,
     /// The disks failed. The text says which and how.
     #[error("the disks failed: {0}")]

@@ -444,17 +444,25 @@ impl Session {
         }
     }
 
-    /// Whether what is read can be compared with this layer.
+    /// Whether what is read can be compared with this layer: nothing at all, or a snapshot below
+    /// that can be read.
     fn is_base(&self, base: LayerId) -> bool {
-        let volume = self.map.volume(self.volume).expect("maps without it are not taken");
-        let mut at = Some(self.shown_layer());
-        while let Some(layer) = at {
-            at = self.map.parent_in_lineage(layer);
-            if at == Some(base) {
-                return self.map.sealing(volume) != Some(base);
-            }
+        if base == LayerId(0) {
+            return true;
         }
-        base == LayerId(0)
+        let volume = self.map.volume(self.volume).expect("maps without it are not taken");
+        let is_named = volume.snapshots.iter().any(|snapshot| snapshot.layer == base);
+        if !is_named || self.map.sealing(volume) == Some(base) {
+            return false;
+        }
+        let mut at = self.shown_layer();
+        while let Some(below) = self.map.parent_in_lineage(at) {
+            if below == base {
+                return true;
+            }
+            at = below;
+        }
+        false
     }
 
     /// Bytes that the works hold at most.
@@ -713,7 +721,10 @@ impl Session {
     fn end(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let mut work = self.works.remove(number).expect("it is in work");
         self.bytes -= work.bytes();
+        // Once the map has no such snapshot the disks may take it for one that never was.
+        let lost_base = matches!(work.task, Task::Difference { base, .. } if !self.is_base(base));
         let result = match work.error.take() {
+            _ if lost_base => Err(Error::UnknownBase),
             None => Ok(work.completion()),
             Some(error) => Err(error),
         };

@@ -40,6 +40,13 @@ pub enum Effect {
         /// The volume.
         name: String,
     },
+    /// Answer with [`Answer::Bases`].
+    Bases {
+        /// The volume or snapshot, which need not exist.
+        name: String,
+        /// Which of its bases.
+        tags: volume::Tags,
+    },
     /// Hand this to the attached volume and bring back its completion.
     Request(volume::Request),
     /// Close the socket now and forget the connection. What the socket has not taken is dropped;
@@ -267,14 +274,14 @@ impl Connection {
             return;
         }
         let pending = self.in_flight.remove(&id).expect("only requests in flight are completed");
+        self.held_bytes -= pending.held_bytes;
         if pending.left_bytes > 0 && result.is_ok() {
             // A stop is not held up: without a reply the client asks again when it reconnects.
             if !matches!(self.state, State::Draining(CloseReason::Stopped)) {
                 self.go_on(pending, effects);
             }
         } else {
-            self.held_bytes -= pending.held_bytes;
-            self.complete(now, &pending.header, result, effects);
+            self.complete(now, &pending, result, effects);
         }
         self.resume(now, effects);
         self.settle(now, effects);
@@ -338,7 +345,7 @@ impl Connection {
     /// If it does not.
     pub fn check(&self) {
         let arriving = match &self.state {
-            State::Payload(incoming) => held_bytes_of(&incoming.header),
+            State::Payload(incoming) => self.held_bytes_of(&incoming.header),
             _ => 0,
         };
         let in_flight: usize = self.in_flight.values().map(|pending| pending.held_bytes).sum();
@@ -507,11 +514,26 @@ impl Connection {
     /// Takes no more input; the connection closes when everything is answered and read.
     pub(super) fn drain(&mut self, reason: CloseReason) {
         if let State::Payload(incoming) = &self.state {
-            self.held_bytes -= held_bytes_of(&incoming.header);
+            self.held_bytes -= self.held_bytes_of(&incoming.header);
         }
         self.state = State::Draining(reason);
         self.parked = Vec::new();
         self.parked_at = 0;
+    }
+
+    /// What a request counts for among the bytes the connection holds: its payload in whole blocks,
+    /// or the longest replies of a block status.
+    pub(super) fn held_bytes_of(&self, header: &RequestHeader) -> usize {
+        match header.command {
+            wire::command::READ | wire::command::WRITE => {
+                let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u64);
+                Incoming::bytes(&RequestHeader { length, ..*header })
+            }
+            wire::command::BLOCK_STATUS => {
+                self.export.contexts.len() * self.export.headers.status_bytes_max()
+            }
+            _ => 0,
+        }
     }
 
     /// The end, at once.
@@ -525,16 +547,5 @@ impl Connection {
         self.handshake_deadline = None;
         self.request_deadline = None;
         effects.push(Effect::Close { reason });
-    }
-}
-
-/// What a request counts for among the bytes a connection holds: its payload in whole blocks.
-pub(super) fn held_bytes_of(header: &RequestHeader) -> usize {
-    match header.command {
-        wire::command::READ | wire::command::WRITE => {
-            let length = header.length.min(limits::NBD_PAYLOAD_BYTES_MAX as u64);
-            Incoming::bytes(&RequestHeader { length, ..*header })
-        }
-        _ => 0,
     }
 }

@@ -1,13 +1,14 @@
 //! The handshake: what the client asks before it serves itself, and how it is answered.
 
 use super::connection::{CloseReason, Connection, Effect, Settings, State};
+use super::contexts::{self, Context, Wanted};
 use super::transmission::Export;
 use super::wire::{
     self, Headers, InfoQuery, MetaQuery, OptionHeader, Reader, handshake_flag, info, option,
     option_reply, transmission_flag,
 };
 use proto::{BLOCK_SIZE, Duration, SECTOR_SIZE, Time, limits};
-use volume::Answer;
+use volume::{Answer, Base};
 
 /// How to name a volume, for clients that name none.
 const NO_NAME: &str = "No volume is named: add its name to the address, as in \
@@ -29,8 +30,8 @@ pub struct Handshake {
     grace_left: Duration,
     /// How requests and replies will be headed.
     headers: Headers,
-    /// The client wants `base:allocation` of this export.
-    allocation_of: Option<String>,
+    /// The contexts that the client chose, and of which export.
+    contexts_of: Option<(String, Vec<Context>)>,
     /// What was left of the handshake's time when the driver was asked.
     time_left: Duration,
 }
@@ -48,7 +49,7 @@ impl Handshake {
                 false => Duration::ZERO,
             },
             headers: Headers::Simple,
-            allocation_of: None,
+            contexts_of: None,
             time_left: Duration::ZERO,
         }
     }
@@ -63,6 +64,8 @@ pub enum Question {
     Info { go: bool, name: String, wants_name: bool, wants_block_size: bool },
     /// For `EXPORT_NAME`.
     ExportName { name: String },
+    /// For `LIST_META_CONTEXT`, or for `SET_META_CONTEXT` if `sets`.
+    Bases { sets: bool, name: String, wanted: Wanted },
 }
 
 impl Connection {
@@ -202,8 +205,8 @@ impl Connection {
         }
     }
 
-    /// Contexts are promised for any name without a look at the volume: `GO` decides whether it
-    /// exists, and only the context of the name that it chooses counts.
+    /// `base:allocation` is promised for any name without a look at the volume: `GO` decides
+    /// whether it exists, and only the contexts of the name that it chooses count.
     fn take_meta_context(
         &mut self,
         now: Time,
@@ -213,7 +216,7 @@ impl Connection {
     ) {
         let sets = option == option::SET_META_CONTEXT;
         if sets {
-            self.handshake.allocation_of = None; // also when the option fails
+            self.handshake.contexts_of = None; // also when the option fails
         }
         let refusal = if !self.handshake.headers.has_chunks() {
             Some("Metadata contexts need structured replies or extended headers; negotiate them.")
@@ -227,22 +230,47 @@ impl Connection {
             self.option_error(now, option, option_reply::ERR_INVALID, sentence, effects);
             return;
         };
-        let chosen = if sets {
-            query.asks(wire::BASE_ALLOCATION)
+        let wanted = if sets { Wanted::chosen(query) } else { Wanted::listed(query) };
+        let name = name.to_owned();
+        if wanted.needs_bases() {
+            self.ask(now, Question::Bases { sets, name, wanted }, effects);
         } else {
-            query.queries.is_empty()
-                || query.asks(wire::BASE_WILDCARD)
-                || query.asks(wire::BASE_ALLOCATION)
-        };
-        if chosen {
-            let id = if sets { wire::BASE_ALLOCATION_ID } else { 0 };
-            let data: [&[u8]; 2] = [&id.to_be_bytes(), wire::BASE_ALLOCATION.as_bytes()];
-            self.option_reply(now, option, option_reply::META_CONTEXT, &data, effects);
-            if sets {
-                self.handshake.allocation_of = Some(name.to_owned());
-            }
+            self.send_contexts(now, sets, name, wanted.allocation, &[], effects);
         }
-        self.option_reply(now, option, option_reply::ACK, &[], effects);
+    }
+
+    /// Answers an option about contexts, now that the bases that were asked for are known.
+    fn send_contexts(
+        &mut self,
+        now: Time,
+        sets: bool,
+        name: String,
+        allocation: bool,
+        bases: &[Base],
+        effects: &mut Vec<Effect>,
+    ) {
+        let option = if sets { option::SET_META_CONTEXT } else { option::LIST_META_CONTEXT };
+        let found = contexts::found(allocation, bases);
+        if sets && found.len() > limits::NBD_CONTEXTS_MAX {
+            let sentence = format!(
+                "A connection has at most {} metadata contexts; choose fewer.",
+                limits::NBD_CONTEXTS_MAX
+            );
+            self.option_error(now, option, option_reply::ERR_TOO_BIG, &sentence, effects);
+            return;
+        }
+        self.reply(now, effects, |out| {
+            for (place, context) in found.iter().enumerate() {
+                let id = if sets { wire::FIRST_CONTEXT_ID + place as u32 } else { 0 };
+                let data: [&[u8]; 2] = [&id.to_be_bytes(), context.name.as_bytes()];
+                wire::put_option_reply(out, option, option_reply::META_CONTEXT, &data);
+            }
+            wire::put_option_reply(out, option, option_reply::ACK, &[]);
+        });
+        if sets {
+            let contexts = found.iter().map(|named| named.context).collect();
+            self.handshake.contexts_of = Some((name, contexts));
+        }
     }
 
     /// Asks the driver. The client's clock stands still until the answer comes.
@@ -252,6 +280,9 @@ impl Connection {
             Question::Info { go: false, name, .. } => Effect::Describe { name: name.clone() },
             Question::Info { go: true, name, .. } | Question::ExportName { name } => {
                 Effect::Open { name: name.clone() }
+            }
+            Question::Bases { name, wanted, .. } => {
+                Effect::Bases { name: name.clone(), tags: wanted.tags.clone() }
             }
         });
         if let Some(deadline) = self.handshake_deadline.take() {
@@ -271,6 +302,9 @@ impl Connection {
         self.handshake_deadline = Some(now + self.handshake.time_left);
         match (question, answer) {
             (Question::List, Answer::Listed(names)) => self.send_list(now, &names, effects),
+            (Question::Bases { sets, name, wanted }, Answer::Bases(bases)) => {
+                self.send_contexts(now, sets, name, wanted.allocation, &bases, effects);
+            }
             (
                 Question::Info { go: false, name, wants_name, wants_block_size },
                 Answer::Described { bytes, read_only },
@@ -323,8 +357,10 @@ impl Connection {
     /// What a volume looks like with what was negotiated.
     fn export_of(&self, name: &str, bytes: u64, read_only: bool) -> Export {
         let headers = self.handshake.headers;
-        let allocation = self.handshake.allocation_of.as_deref() == Some(name);
-        Export { bytes, read_only, headers, allocation: allocation && headers.has_chunks() }
+        let chosen = self.handshake.contexts_of.as_ref();
+        let chosen = chosen.filter(|(of, _)| headers.has_chunks() && of == name);
+        let contexts = chosen.map_or_else(Vec::new, |(_, contexts)| contexts.clone());
+        Export { bytes, read_only, headers, contexts }
     }
 
     fn transmission_flags(&self, export: &Export) -> u16 {

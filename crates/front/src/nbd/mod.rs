@@ -14,6 +14,7 @@
 //! * [`Effect::Close`] is the last effect.
 
 mod connection;
+mod contexts;
 mod errors;
 #[doc(hidden)]
 pub mod fuzz;

@@ -1,11 +1,12 @@
 //! The transmission: requests become [`volume::Request`]s, completions become replies.
 
-use super::connection::{CloseReason, Connection, Effect, State, held_bytes_of};
+use super::connection::{CloseReason, Connection, Effect, State};
+use super::contexts::{self, Context};
 use super::errors::Refusal;
 use super::incoming::Incoming;
-use super::wire::{self, Headers, RequestHeader, chunk, command, command_flag, extent_flag};
-use proto::{BlockState, Payload, SECTOR_SIZE, Time, limits};
-use volume::{Completion, Error, Extent, Operation, Request, RequestId};
+use super::wire::{self, Headers, RequestHeader, chunk, command, command_flag};
+use proto::{Payload, SECTOR_SIZE, Time, limits};
+use volume::{Completion, Error, Operation, Request, RequestId};
 
 /// The volume that is served, and how.
 #[derive(Debug, Default)]
@@ -15,8 +16,8 @@ pub struct Export {
     pub read_only: bool,
     /// How requests and replies are headed.
     pub headers: Headers,
-    /// Block status is answered with `base:allocation`.
-    pub allocation: bool,
+    /// Block status is answered in these, which count from `FIRST_CONTEXT_ID` on.
+    pub contexts: Vec<Context>,
 }
 
 /// A request the volume works on.
@@ -27,6 +28,8 @@ pub struct Pending {
     pub held_bytes: usize,
     /// What of it the volume was not asked for yet, at its end.
     pub left_bytes: u64,
+    /// In which of the export's contexts a block status is being looked up.
+    pub context: usize,
 }
 
 impl Connection {
@@ -58,7 +61,7 @@ impl Connection {
     /// payload are already there.
     pub(super) fn admit(&mut self, now: Time, behind: usize, effects: &mut Vec<Effect>) {
         let State::Waiting(header) = self.state else { return };
-        let held_bytes = held_bytes_of(&header);
+        let held_bytes = self.held_bytes_of(&header);
         let bytes = self.held_bytes + self.output.unsent() + held_bytes;
         if self.in_flight.len() >= limits::NBD_REQUESTS_PER_CONNECTION_MAX
             || bytes > limits::NBD_BYTES_PER_CONNECTION_MAX
@@ -77,8 +80,7 @@ impl Connection {
                 self.state = State::Payload(Incoming::new(header, waiting));
             }
             Ok(Kind::Other(operation)) => {
-                self.held_bytes += held_bytes;
-                self.request(header, operation, effects);
+                self.request(header, 0, operation, effects);
             }
         }
     }
@@ -122,7 +124,8 @@ impl Connection {
         };
         let header = incoming.header;
         let fua = header.flags & command_flag::FUA != 0;
-        self.request(header, Operation::Write { buffer: incoming.finish(), fua }, effects);
+        self.held_bytes -= self.held_bytes_of(&header);
+        self.request(header, 0, Operation::Write { buffer: incoming.finish(), fua }, effects);
         self.request_deadline = None;
     }
 
@@ -136,15 +139,22 @@ impl Connection {
         self.request_deadline = None;
     }
 
-    /// Hands a request to the volume, a long one only in part. Its bytes are already counted.
-    fn request(&mut self, header: RequestHeader, operation: Operation, effects: &mut Vec<Effect>) {
+    /// Hands a request to the volume, a long one only in part.
+    fn request(
+        &mut self,
+        header: RequestHeader,
+        context: usize,
+        operation: Operation,
+        effects: &mut Vec<Effect>,
+    ) {
         let length = match operation {
             // The volume answers for as much of it as is little work.
-            Operation::Status => header.length,
+            Operation::Status | Operation::Difference { .. } => header.length,
             _ => header.length.min(limits::NBD_STEP_BYTES_MAX),
         };
         let left_bytes = header.length - length;
-        let pending = Pending { header, held_bytes: held_bytes_of(&header), left_bytes };
+        let held_bytes = self.held_bytes_of(&header);
+        let pending = Pending { header, held_bytes, left_bytes, context };
         self.begin(pending, header.offset, length, operation, effects);
     }
 
@@ -153,7 +163,7 @@ impl Connection {
         let header = &pending.header;
         let offset = header.offset + (header.length - pending.left_bytes);
         let length = pending.left_bytes.min(limits::NBD_STEP_BYTES_MAX);
-        let operation = operation_of(header);
+        let operation = self.operation_of(header, pending.context);
         pending.left_bytes -= length;
         self.begin(pending, offset, length, operation, effects);
     }
@@ -168,6 +178,7 @@ impl Connection {
     ) {
         let id = RequestId(self.next_id);
         self.next_id += 1;
+        self.held_bytes += pending.held_bytes;
         let before = self.in_flight.insert(id, pending);
         assert!(before.is_none(), "request ids are never reused");
         effects.push(Effect::Request(Request { id, offset, length, operation }));
@@ -188,7 +199,7 @@ impl Connection {
         self.judge_place(header)?;
         Ok(match header.command {
             command::WRITE => Kind::Write,
-            _ => Kind::Other(operation_of(header)),
+            _ => Kind::Other(self.operation_of(header, 0)),
         })
     }
 
@@ -202,8 +213,9 @@ impl Connection {
             };
         }
         if header.command == command::BLOCK_STATUS {
-            if !self.export.allocation {
-                let sentence = "Block status needs the context base:allocation; negotiate it.";
+            if self.export.contexts.is_empty() {
+                let sentence =
+                    "Block status needs a context, such as base:allocation; negotiate it.";
                 return Err(Refusal::invalid(sentence));
             }
             if length == 0 {
@@ -231,6 +243,25 @@ impl Connection {
         }
     }
 
+    /// What a request without payload asks of the volume; a block status in this context.
+    fn operation_of(&self, header: &RequestHeader, context: usize) -> Operation {
+        let flag = |flag| header.flags & flag != 0;
+        let fua = flag(command_flag::FUA);
+        match header.command {
+            command::READ => Operation::Read,
+            command::FLUSH => Operation::Flush,
+            command::TRIM => Operation::Discard { fua },
+            command::CACHE => Operation::Prefetch,
+            command::WRITE_ZEROES => Operation::WriteZeroes {
+                may_unmap: !flag(command_flag::NO_HOLE),
+                fast_only: flag(command_flag::FAST_ZERO),
+                fua,
+            },
+            command::BLOCK_STATUS => self.export.contexts[context].operation(),
+            other => unreachable!("command {other} is not known, or has a payload"),
+        }
+    }
+
     /// The flags a command may have, nothing for an unknown one. FUA means nothing to most, but the
     /// protocol wants it taken from all.
     fn flags_of(&self, command: u16) -> Option<u16> {
@@ -247,14 +278,15 @@ impl Connection {
 
     // -- replies -------------------------------------------------------------------------------
 
-    /// Sends the reply to a request the volume has completed.
+    /// Sends the reply to a request the volume has completed, or the part of it that it brought.
     pub(super) fn complete(
         &mut self,
         now: Time,
-        header: &RequestHeader,
+        pending: &Pending,
         result: Result<Completion, Error>,
         effects: &mut Vec<Effect>,
     ) {
+        let header = &pending.header;
         match (header.command, result) {
             (_, Err(error)) => {
                 self.refuse(now, header, &Refusal::of(&error, header), effects);
@@ -262,12 +294,8 @@ impl Connection {
             (command::READ, Ok(Completion::Data(payloads))) => {
                 self.send_data(now, header, payloads, effects);
             }
-            (command::BLOCK_STATUS, Ok(Completion::Status(extents))) => {
-                self.send_status(now, header, &extents, effects);
-            }
-            (command::READ | command::BLOCK_STATUS, Ok(other)) => {
-                unreachable!("{other:?} does not complete command {}", header.command);
-            }
+            (command::BLOCK_STATUS, Ok(found)) => self.send_status(now, pending, &found, effects),
+            (command::READ, Ok(other)) => unreachable!("{other:?} does not complete a read"),
             (_, Ok(Completion::Done)) => self.send_done(now, header, effects),
             (command, Ok(other)) => unreachable!("{other:?} does not complete command {command}"),
         }
@@ -313,21 +341,37 @@ impl Connection {
         }
     }
 
+    /// One context's part of a block status; then the next one is looked up.
     fn send_status(
         &mut self,
         now: Time,
-        header: &RequestHeader,
-        extents: &[Extent],
+        pending: &Pending,
+        found: &Completion,
         effects: &mut Vec<Effect>,
     ) {
+        let Pending { header, context, .. } = *pending;
         let one = header.flags & command_flag::REQ_ONE != 0;
         let count_max = if one { 1 } else { limits::NBD_STATUS_EXTENTS_MAX };
-        let extents = descriptors(extents, header.length, count_max);
+        let extents = match (self.export.contexts[context], found) {
+            (Context::Allocation, Completion::Status(extents)) => {
+                contexts::allocation(extents, header.length, count_max)
+            }
+            (Context::Dirty(_), Completion::Difference(runs)) => {
+                contexts::dirty(runs, header.length, count_max)
+            }
+            (context, other) => unreachable!("{other:?} does not complete {context:?}"),
+        };
         assert!(!extents.is_empty(), "a block status tells of one extent at least");
+        let next = context + 1;
+        let is_last = next == self.export.contexts.len();
         let headers = self.export.headers;
         self.output.write(now, effects, |out| {
-            wire::put_status_chunk(out, headers, header, &extents);
+            let id = wire::FIRST_CONTEXT_ID + context as u32;
+            wire::put_status_chunk(out, headers, &header, is_last, id, &extents);
         });
+        if !is_last {
+            self.request(header, next, self.operation_of(&header, next), effects);
+        }
     }
 
     fn refuse(
@@ -354,72 +398,6 @@ enum Kind {
     Other(Operation),
 }
 
-/// What a request without payload asks of the volume.
-fn operation_of(header: &RequestHeader) -> Operation {
-    let flag = |flag| header.flags & flag != 0;
-    let fua = flag(command_flag::FUA);
-    match header.command {
-        command::READ => Operation::Read,
-        command::FLUSH => Operation::Flush,
-        command::TRIM => Operation::Discard { fua },
-        command::CACHE => Operation::Prefetch,
-        command::WRITE_ZEROES => Operation::WriteZeroes {
-            may_unmap: !flag(command_flag::NO_HOLE),
-            fast_only: flag(command_flag::FAST_ZERO),
-            fua,
-        },
-        command::BLOCK_STATUS => Operation::Status,
-        other => unreachable!("command {other} is not known, or has a payload"),
-    }
-}
-
 fn is_known(command: u16) -> bool {
     command <= command::BLOCK_STATUS && command != command::DISC
-}
-
-/// The extents as lengths and flags, neighbours of equal flags joined, at most `count_max` of them
-/// and not past `length_max`.
-fn descriptors(extents: &[Extent], length_max: u64, count_max: usize) -> Vec<(u64, u32)> {
-    let mut descriptors: Vec<(u64, u32)> = Vec::new();
-    let mut left = length_max;
-    for extent in extents {
-        let flags = match extent.state {
-            BlockState::Absent | BlockState::Zero => extent_flag::HOLE | extent_flag::ZERO,
-            BlockState::Data => 0,
-        };
-        let length = extent.length.min(left);
-        if length == 0 {
-            break;
-        }
-        left -= length;
-        let count = descriptors.len();
-        match descriptors.last_mut() {
-            Some((joined, last)) if *last == flags => *joined += length,
-            _ if count == count_max => break,
-            _ => descriptors.push((length, flags)),
-        }
-    }
-    descriptors
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(extents: &[(u64, BlockState)], length: u64, count: usize, expected: &[(u64, u32)]) {
-        let extents: Vec<Extent> =
-            extents.iter().map(|&(length, state)| Extent { length, state }).collect();
-        assert_eq!(descriptors(&extents, length, count), expected);
-    }
-
-    #[test]
-    fn extents_are_joined_cut_and_counted() {
-        use BlockState::{Absent, Data, Zero};
-        check(&[(4096, Absent), (4096, Zero), (4096, Data)], 12288, 9, &[(8192, 3), (4096, 0)]);
-        check(&[(4096, Data), (1 << 40, Absent)], 8192, 9, &[(4096, 0), (4096, 3)]);
-        check(&[(1 << 40, Data)], 1 << 33, 9, &[(1 << 33, 0)]);
-        check(&[(512, Data), (512, Zero), (512, Data)], 1536, 1, &[(512, 0)]);
-        check(&[(512, Zero), (512, Absent), (512, Data)], 1536, 1, &[(1024, 3)]);
-        check(&[(4096, Data), (4096, Zero)], 4096, 9, &[(4096, 0)]);
-    }
 }

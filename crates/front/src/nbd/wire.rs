@@ -1,6 +1,8 @@
 //! The numbers of the NBD protocol and the shapes of its messages, as the protocol's own document
 //! (`doc/proto.md` of the nbd project) gives them. Everything is big-endian.
 
+use proto::limits::NBD_STATUS_EXTENTS_MAX;
+
 /// First bytes of a server's greeting: `NBDMAGIC`.
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second part of the greeting, and first bytes of every option: `IHAVEOPT`.
@@ -126,12 +128,26 @@ pub mod chunk {
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// The query for everything in the namespace of [`BASE_ALLOCATION`].
 pub const BASE_WILDCARD: &str = "base:";
-/// What the context is called in replies to `BLOCK_STATUS`.
-pub const BASE_ALLOCATION_ID: u32 = 1;
+/// Before the tag of a snapshot: the metadata context that says what differs from it. Also the
+/// query for all of these.
+pub const DIRTY_PREFIX: &str = "sheepdog:dirty/";
+/// The query for everything in the namespace of [`DIRTY_PREFIX`].
+pub const SHEEPDOG_WILDCARD: &str = "sheepdog:";
+/// What the first context of a connection is called in replies to `BLOCK_STATUS`; the others count
+/// on.
+pub const FIRST_CONTEXT_ID: u32 = 1;
 
 /// Flags of an extent in [`BASE_ALLOCATION`].
 pub mod extent_flag {
     pub const HOLE: u32 = 1 << 0;
+    pub const ZERO: u32 = 1 << 1;
+}
+
+/// Flags of an extent in a context that begins with [`DIRTY_PREFIX`].
+pub mod dirty_flag {
+    /// It may differ.
+    pub const DIRTY: u32 = 1 << 0;
+    /// It reads as zeros; only where it is dirty.
     pub const ZERO: u32 = 1 << 1;
 }
 
@@ -292,6 +308,14 @@ impl Headers {
     pub fn has_chunks(self) -> bool {
         self >= Headers::Structured
     }
+
+    /// Longest answer to a block status in one context, in bytes.
+    pub fn status_bytes_max(self) -> usize {
+        match self {
+            Headers::Simple | Headers::Structured => 24 + 8 * NBD_STATUS_EXTENTS_MAX,
+            Headers::Extended => 40 + 16 * NBD_STATUS_EXTENTS_MAX,
+        }
+    }
 }
 
 /// The head of a request.
@@ -386,12 +410,24 @@ pub fn put_chunk_header(
     request: &RequestHeader,
     length: u32,
 ) {
+    put_chunk(out, headers, chunk::FLAG_DONE, kind, request, length);
+}
+
+/// Appends the head of a chunk of the reply to `request`, with `length` bytes to follow.
+fn put_chunk(
+    out: &mut Vec<u8>,
+    headers: Headers,
+    flags: u16,
+    kind: u16,
+    request: &RequestHeader,
+    length: u32,
+) {
     let magic = match headers {
         Headers::Simple | Headers::Structured => CHUNK_MAGIC,
         Headers::Extended => EXTENDED_CHUNK_MAGIC,
     };
     out.extend(magic.to_be_bytes());
-    out.extend(chunk::FLAG_DONE.to_be_bytes());
+    out.extend(flags.to_be_bytes());
     out.extend(kind.to_be_bytes());
     out.extend(request.cookie.to_be_bytes());
     if headers == Headers::Extended {
@@ -422,26 +458,30 @@ pub fn put_error_chunk(
     }
 }
 
-/// Appends a chunk of block status in [`BASE_ALLOCATION`]: lengths and flags. Without extended
-/// headers nobody can ask about more than 32 bits can say.
+/// Appends what a block status tells of one context: lengths and flags. Without extended headers
+/// nobody can ask about more than 32 bits can say.
 pub fn put_status_chunk(
     out: &mut Vec<u8>,
     headers: Headers,
     request: &RequestHeader,
+    is_last: bool,
+    context_id: u32,
     extents: &[(u64, u32)],
 ) {
     let count = u32::try_from(extents.len()).expect("extents are bounded");
+    let flags = if is_last { chunk::FLAG_DONE } else { 0 };
     if headers == Headers::Extended {
-        put_chunk_header(out, headers, chunk::BLOCK_STATUS_EXTENDED, request, 8 + 16 * count);
-        out.extend(BASE_ALLOCATION_ID.to_be_bytes());
+        let length = 8 + 16 * count;
+        put_chunk(out, headers, flags, chunk::BLOCK_STATUS_EXTENDED, request, length);
+        out.extend(context_id.to_be_bytes());
         out.extend(count.to_be_bytes());
         for &(length, flags) in extents {
             out.extend(length.to_be_bytes());
             out.extend(u64::from(flags).to_be_bytes());
         }
     } else {
-        put_chunk_header(out, headers, chunk::BLOCK_STATUS, request, 4 + 8 * count);
-        out.extend(BASE_ALLOCATION_ID.to_be_bytes());
+        put_chunk(out, headers, flags, chunk::BLOCK_STATUS, request, 4 + 8 * count);
+        out.extend(context_id.to_be_bytes());
         for &(length, flags) in extents {
             let length = u32::try_from(length).expect("no longer than what was asked about");
             out.extend(length.to_be_bytes());

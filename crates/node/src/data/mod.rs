@@ -341,6 +341,9 @@ impl DataThread {
                 nbd::Effect::Describe { name } => {
                     self.tell(now, Input::Describe { connection, name });
                 }
+                nbd::Effect::Bases { name, tags } => {
+                    self.tell(now, Input::Bases { connection, name, tags });
+                }
                 nbd::Effect::Open { name } => {
                     let client = self.links[&id].client.clone();
                     self.tell(now, Input::Open { connection, client, name });

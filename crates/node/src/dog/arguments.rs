@@ -1,6 +1,7 @@
 //! Every command, option and default of `dog`, once: parsing, help, man pages and completions are
 //! produced from here.
 
+pub use super::diff::{Diff, ExportDiff, ImportDiff};
 use super::{
     failure::EXIT_CODES_HELP,
     freeze::Span as FreezeSpan,
@@ -299,6 +300,12 @@ pub enum VolumeVerb {
         /// Its name
         name: VolumeName,
     },
+    /// Show what was written to a volume, or to a later snapshot of it, since a snapshot
+    Diff(Diff),
+    /// Save what was written since a snapshot as a stream of changes, for `import-diff`
+    ExportDiff(ExportDiff),
+    /// Bring a copy of a volume from the state of one snapshot to that of the next
+    ImportDiff(ImportDiff),
     /// Lock a snapshot: until that date nobody can delete it, nor its volume. This cannot be undone
     Lock {
         /// The snapshot
@@ -653,6 +660,15 @@ mod tests {
             "dog volume map disk1",
             "dog volume attach disk1 --reconnect-delay 60",
             "dog volume reconnect disk1",
+            "dog volume diff disk1@monday",
+            "dog volume diff disk1@monday disk1 --json",
+            "dog volume diff disk1@monday disk1@tuesday",
+            "dog volume export-diff disk1@monday disk1@tuesday changes",
+            "dog volume export-diff disk1@monday disk1 -",
+            "dog volume export-diff disk1@a disk1@b --start 4096 -",
+            "dog volume export-diff --full disk1@monday - --start 4G",
+            "dog volume import-diff - copy",
+            "dog volume import-diff changes copy --resume --keep-partial",
             "dog disk list",
             "dog disk scrub start",
             "dog disk scrub stop --disk 00112233445566778899aabbccddeeff",
@@ -697,6 +713,10 @@ mod tests {
             "dog volume write disk1@monday --offset 0",
             "dog volume clone disk1 disk2",
             "dog volume flatten disk2 --stop --wait",
+            "dog volume diff disk1",
+            "dog volume export-diff disk1@monday",
+            "dog volume export-diff disk1@a disk1@b disk1@c file",
+            "dog volume import-diff - copy@monday",
             "dog volume delete disk1 --keep 7d --now",
             "dog volume delete disk1 --keep soon",
             "dog volume lock disk1 --until +30d",

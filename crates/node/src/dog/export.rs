@@ -70,7 +70,7 @@ pub fn run(context: &Context, options: &Export) -> Result<(), Failure> {
 
 /// The size of what is to be exported, if it can be: a volume that a client writes has no content
 /// that stands still.
-fn size_of(context: &Context, name: &Name) -> Result<u64, Failure> {
+pub fn size_of(context: &Context, name: &Name) -> Result<u64, Failure> {
     let name = match name {
         Name::Snapshot(name) => return Ok(context.snapshot(name)?.bytes),
         Name::Volume(name) => name,
@@ -155,7 +155,8 @@ fn copy_to_file(
     file.sync_all().map_err(failed)
 }
 
-fn windows(bytes: u64) -> impl Iterator<Item = Span> {
+/// A volume of that many bytes in the windows that are looked up at once.
+pub fn windows(bytes: u64) -> impl Iterator<Item = Span> {
     let pieces = Span { start: 0, end: bytes }.pieces(WINDOW_BYTES);
     pieces.map(|(offset, length)| Span { start: offset, end: offset + length })
 }

@@ -12,6 +12,7 @@ mod attach;
 mod bench;
 mod complete;
 mod content;
+mod diff;
 mod disk;
 mod export;
 mod failure;
@@ -164,6 +165,16 @@ impl Context {
     /// Attaches a volume over the NBD socket.
     fn attach(&self, name: &str, interrupt: &Interrupt) -> Result<NbdClient, Failure> {
         Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.watch())?)
+    }
+
+    /// Attaches a volume or snapshot over the NBD socket, to compare it with a snapshot below it.
+    fn attach_to_compare(
+        &self,
+        name: &str,
+        tag: &str,
+        interrupt: &Interrupt,
+    ) -> Result<NbdClient, Failure> {
+        Ok(NbdClient::connect_to_compare(&self.nbd_socket, name, tag, interrupt.watch())?)
     }
 
     /// A note for people, beside the result.

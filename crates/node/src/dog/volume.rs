@@ -3,7 +3,7 @@
 use super::{
     Context, Failure,
     arguments::VolumeVerb,
-    attach, content, export,
+    attach, content, diff, export,
     failure::FailureKind,
     from, import,
     interrupt::Interrupt,
@@ -98,6 +98,9 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             context.tell(&AdminRequest::VolumeReconnect { name: name.0.clone() })?;
             context.done(&format!("the client of volume {name} reconnects now"))
         }
+        VolumeVerb::Diff(options) => diff::difference::run(context, &options),
+        VolumeVerb::ExportDiff(options) => diff::export::run(context, &options),
+        VolumeVerb::ImportDiff(options) => diff::import::run(context, &options),
         VolumeVerb::Lock { name, until } => snapshot::lock(context, name, until),
     }
 }

@@ -65,7 +65,14 @@ impl Memory {
                     .map(|state| volume::Extent { length: BLOCK_SIZE as u64, state: *state });
                 Ok(Completion::Status(extents.collect()))
             }
-            Operation::Difference { .. } => panic!("a front does not ask this"),
+            // The base is a volume of zeros.
+            Operation::Difference { .. } => {
+                let runs = self.states[blocks].iter().map(|state| volume::Changed {
+                    length: BLOCK_SIZE as u64,
+                    state: (*state == BlockState::Data).then_some(*state),
+                });
+                Ok(Completion::Difference(runs.collect()))
+            }
         }
     }
 }
@@ -96,6 +103,12 @@ fn serve(mut stream: UnixStream, mut random: Random) {
                         "held" => Answer::Refused { sentence: "held by me".to_string() },
                         _ => Answer::Unknown { sentence: "no such volume".to_string() },
                     };
+                    connection.handle_answer(now, answer, &mut effects);
+                }
+                Effect::Bases { tags, .. } => {
+                    let bases = tags.named.into_iter().filter(|tag| tag == "monday");
+                    let base = |tag| volume::Base { tag, layer: proto::LayerId(1) };
+                    let answer = Answer::Bases(bases.map(base).collect());
                     connection.handle_answer(now, answer, &mut effects);
                 }
                 Effect::Request(request) => requests.push((request.id, request)),
@@ -130,9 +143,37 @@ fn serve(mut stream: UnixStream, mut random: Random) {
 }
 
 fn attached(name: &str, seed: u64) -> (Result<NbdClient, NbdError>, JoinHandle<()>) {
+    attached_in(name, CONTEXT_ALLOCATION, seed)
+}
+
+fn attached_in(
+    name: &str,
+    context: &str,
+    seed: u64,
+) -> (Result<NbdClient, NbdError>, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || serve(theirs, Random(seed)));
-    (NbdClient::over(ours.into(), Peer::Daemon, name, Box::new(|| false)), server)
+    (NbdClient::over(ours.into(), Peer::Daemon, name, context, Box::new(|| false)), server)
+}
+
+#[test]
+fn what_differs_is_asked_for_and_understood() {
+    let (client, server) = attached_in("vol", "sheepdog:dirty/monday", 1);
+    let mut client = client.expect("attached");
+    assert!(client.export().context.is_some());
+    let data = vec![7; 8192];
+    client.call(Command::Write { offset: 4096, data, fua: false }).expect("written");
+    let run = |length, dirty| Changed { length, dirty, zero: false };
+    let wanted = vec![run(4096, false), run(8192, true), run(4096, false)];
+    let outcome = client.call(Command::Difference { offset: 0, length: 16_384 });
+    assert_eq!(outcome, Ok(Outcome::Difference(wanted)));
+    client.disconnect().expect("goodbye");
+    server.join().expect("the server ends");
+    let (client, server) = attached_in("vol", "sheepdog:dirty/tuesday", 1);
+    let client = client.expect("attached");
+    assert_eq!(client.export().context, None);
+    client.disconnect().expect("goodbye");
+    server.join().expect("the server ends");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The NBD handshake, the client's side: extended headers or structured replies, and
-//! `base:allocation`, where the server has them, then `GO`. Blocking, with a deadline.
+//! The NBD handshake, the client's side: extended headers or structured replies, and one context of
+//! block status, where the server has them, then `GO`. Blocking, with a deadline.
 
 use super::{Export, Headers, NbdError, Peer, Stream, be16, be32, be64, printable, wire::*};
 use std::io::{self, Read, Write};
@@ -17,13 +17,21 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Attaches the volume of this name.
-pub fn attach(stream: &mut Stream, peer: Peer, name: &str) -> Result<Export, NbdError> {
+/// Attaches the volume of this name, with block status in this context.
+pub fn attach(
+    stream: &mut Stream,
+    peer: Peer,
+    name: &str,
+    context: &str,
+) -> Result<Export, NbdError> {
     let mut talk = Talk { stream, peer };
     let stream = &mut talk;
     greet(stream)?;
     let headers = ask_for_headers(stream)?;
-    let context = if headers != Headers::Simple { ask_for_context(stream, name)? } else { None };
+    let context = match headers {
+        Headers::Simple => None,
+        Headers::Structured | Headers::Extended => ask_for_context(stream, name, context)?,
+    };
     let mut body = Vec::new();
     body.extend(length_of(name.as_bytes())?.to_be_bytes());
     body.extend(name.as_bytes());
@@ -86,21 +94,21 @@ fn ask_for_headers(stream: &mut Talk) -> Result<Headers, NbdError> {
     Ok(Headers::Simple)
 }
 
-/// Block status in `base:allocation`; its number, if the server has it.
-fn ask_for_context(stream: &mut Talk, name: &str) -> Result<Option<u32>, NbdError> {
+/// Block status in a context; its number, if the server has it.
+fn ask_for_context(stream: &mut Talk, name: &str, wanted: &str) -> Result<Option<u32>, NbdError> {
     let mut body = Vec::new();
     body.extend(length_of(name.as_bytes())?.to_be_bytes());
     body.extend(name.as_bytes());
     body.extend(1u32.to_be_bytes());
-    body.extend(length_of(CONTEXT_ALLOCATION.as_bytes())?.to_be_bytes());
-    body.extend(CONTEXT_ALLOCATION.as_bytes());
+    body.extend(length_of(wanted.as_bytes())?.to_be_bytes());
+    body.extend(wanted.as_bytes());
     send_option(stream, OPTION_SET_META_CONTEXT, &body)?;
     let mut context = None;
     for _ in 0..ANSWERS_MAX {
         let answer = read_answer(stream, OPTION_SET_META_CONTEXT)?;
         match answer.kind {
             REPLY_ACK => return Ok(context),
-            REPLY_META_CONTEXT if answer.body.get(4..) == Some(CONTEXT_ALLOCATION.as_bytes()) => {
+            REPLY_META_CONTEXT if answer.body.get(4..) == Some(wanted.as_bytes()) => {
                 context = be32(&answer.body, 0);
             }
             // GO will say in words what is wrong with the name.

@@ -13,6 +13,7 @@ mod wire;
 
 pub use peer::Peer;
 pub use stream::Stream;
+pub use wire::CONTEXT_ALLOCATION;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -126,6 +127,13 @@ pub enum Command {
         /// How much.
         length: u64,
     },
+    /// What differs from a snapshot; only after [`NbdClient::connect_to_compare`].
+    Difference {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
 }
 
 /// What a request brought.
@@ -137,6 +145,8 @@ pub enum Outcome {
     Data(Vec<u8>),
     /// Runs, in order; at least one, covering a part from the start of what was asked for.
     Status(Vec<Extent>),
+    /// Likewise.
+    Difference(Vec<Changed>),
 }
 
 /// A run of bytes of one kind.
@@ -147,6 +157,17 @@ pub struct Extent {
     /// Whether they take space.
     pub hole: bool,
     /// Whether they read as zeros.
+    pub zero: bool,
+}
+
+/// A run of bytes that all may differ from a snapshot, or do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Changed {
+    /// How many, never 0.
+    pub length: u64,
+    /// Whether they may differ.
+    pub dirty: bool,
+    /// Whether they do, and read as zeros now.
     pub zero: bool,
 }
 
@@ -202,7 +223,10 @@ struct Pending {
     data: Vec<u8>,
     /// Which parts of it have arrived.
     arrived: Vec<(usize, usize)>,
-    extents: Vec<Extent>,
+    /// Runs of block status, with their flags.
+    extents: Vec<(u64, u64)>,
+    /// Whether the flags are about what differs.
+    compares: bool,
     error: Option<NbdError>,
 }
 
@@ -247,6 +271,25 @@ impl NbdClient {
         name: &str,
         interrupted: Interrupted,
     ) -> Result<NbdClient, NbdError> {
+        NbdClient::connect_in(socket, name, CONTEXT_ALLOCATION, interrupted)
+    }
+
+    /// The same, to compare with a snapshot. [`Export::context`] tells whether that is possible.
+    pub fn connect_to_compare(
+        socket: &Path,
+        name: &str,
+        tag: &str,
+        interrupted: Interrupted,
+    ) -> Result<NbdClient, NbdError> {
+        NbdClient::connect_in(socket, name, &format!("{CONTEXT_DIRTY}{tag}"), interrupted)
+    }
+
+    fn connect_in(
+        socket: &Path,
+        name: &str,
+        context: &str,
+        interrupted: Interrupted,
+    ) -> Result<NbdClient, NbdError> {
         let (sender, connected) = mpsc::channel();
         let path = socket.to_path_buf();
         // A daemon that hangs accepts nobody, and then connecting blocks without a deadline.
@@ -255,17 +298,18 @@ impl NbdClient {
             .recv_timeout(Peer::Daemon.patience())
             .map_err(|_| NbdError::Connect(Peer::Daemon.hanging()))?
             .map_err(|error| connect_error(socket, &error))?;
-        NbdClient::over(stream.into(), Peer::Daemon, name, interrupted)
+        NbdClient::over(stream.into(), Peer::Daemon, name, context, interrupted)
     }
 
-    /// Attaches the volume over a connected socket.
+    /// Attaches the volume over a connected socket, with block status in this context.
     pub fn over(
         mut stream: Stream,
         peer: Peer,
         name: &str,
+        context: &str,
         interrupted: Interrupted,
     ) -> Result<NbdClient, NbdError> {
-        let export = handshake::attach(&mut stream, peer, name)?;
+        let export = handshake::attach(&mut stream, peer, name, context)?;
         stream.set_nonblocking(true).map_err(|error| NbdError::Lost(peer.broken(&error)))?;
         Ok(NbdClient {
             stream,
@@ -309,6 +353,7 @@ impl NbdClient {
         }
         let cookie = self.next_cookie;
         self.next_cookie += 1;
+        let compares = matches!(command, Command::Difference { .. });
         let (number, flags, offset, length, data) = parts(command);
         let head = self.head(number, flags, cookie, offset, length);
         self.output.push_back(head);
@@ -327,6 +372,7 @@ impl NbdClient {
             data: vec![0; room],
             arrived: Vec::new(),
             extents: Vec::new(),
+            compares,
             error: None,
         };
         self.pending.insert(cookie, pending);
@@ -655,7 +701,7 @@ impl NbdClient {
             (None, COMMAND_BLOCK_STATUS) if pending.extents.is_empty() => {
                 nonsense("block status of nothing")
             }
-            (None, COMMAND_BLOCK_STATUS) => Ok(Outcome::Status(pending.extents)),
+            (None, COMMAND_BLOCK_STATUS) => Ok(pending.status()),
             (None, _) => Ok(Outcome::Done),
         };
         self.replies.push_back(Reply {
@@ -694,6 +740,22 @@ impl Pending {
         }
     }
 
+    /// What the flags of a block status mean.
+    fn status(&self) -> Outcome {
+        if self.compares {
+            let changed = |&(length, flags): &(u64, u64)| {
+                let dirty = flags & STATUS_DIRTY != 0;
+                Changed { length, dirty, zero: dirty && flags & STATUS_DIRTY_ZERO != 0 }
+            };
+            return Outcome::Difference(self.extents.iter().map(changed).collect());
+        }
+        let extent = |&(length, flags): &(u64, u64)| {
+            let hole = flags & STATUS_HOLE != 0;
+            Extent { length, hole, zero: flags & STATUS_ZERO != 0 }
+        };
+        Outcome::Status(self.extents.iter().map(extent).collect())
+    }
+
     /// Whether each byte of a read arrived exactly once.
     fn is_whole(&mut self) -> bool {
         self.arrived.sort_unstable();
@@ -723,12 +785,14 @@ fn parts(command: Command) -> (u16, u16, u64, u64, Vec<u8>) {
         }
         Command::Trim { offset, length } => (COMMAND_TRIM, 0, offset, length, Vec::new()),
         Command::Flush => (COMMAND_FLUSH, 0, 0, 0, Vec::new()),
-        Command::Status { offset, length } => (COMMAND_BLOCK_STATUS, 0, offset, length, Vec::new()),
+        Command::Status { offset, length } | Command::Difference { offset, length } => {
+            (COMMAND_BLOCK_STATUS, 0, offset, length, Vec::new())
+        }
     }
 }
 
-/// Runs of block status.
-fn parse_extents(body: &[u8], asked: u64) -> Result<Vec<Extent>, &'static str> {
+/// Runs of block status, with their flags.
+fn parse_extents(body: &[u8], asked: u64) -> Result<Vec<(u64, u64)>, &'static str> {
     if !body.len().is_multiple_of(8) {
         return Err("a block status with half a run");
     }
@@ -741,7 +805,7 @@ fn parse_extents(body: &[u8], asked: u64) -> Result<Vec<Extent>, &'static str> {
 
 /// Runs of block status with extended headers, behind their context and how many they are, which
 /// need not be told.
-fn parse_extended_extents(body: &[u8], asked: u64) -> Result<Vec<Extent>, &'static str> {
+fn parse_extended_extents(body: &[u8], asked: u64) -> Result<Vec<(u64, u64)>, &'static str> {
     let (Some(count), Some(runs)) = (be32(body, 4), body.get(8..)) else {
         return Err("a block status that is too short");
     };
@@ -760,7 +824,7 @@ fn parse_extended_extents(body: &[u8], asked: u64) -> Result<Vec<Extent>, &'stat
 fn cut_extents(
     runs: impl Iterator<Item = (u64, u64)>,
     asked: u64,
-) -> Result<Vec<Extent>, &'static str> {
+) -> Result<Vec<(u64, u64)>, &'static str> {
     let mut left = asked;
     let mut extents = Vec::new();
     for (length, flags) in runs {
@@ -770,8 +834,7 @@ fn cut_extents(
         let length = length.min(left);
         left -= length;
         if length > 0 {
-            let hole = flags & STATUS_HOLE != 0;
-            extents.push(Extent { length, hole, zero: flags & STATUS_ZERO != 0 });
+            extents.push((length, flags));
         }
     }
     Ok(extents)

@@ -102,6 +102,13 @@ pub const STATUS_ZERO: u64 = 2;
 /// The context every server of block status knows.
 pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 
+/// Before a snapshot's tag: the context that says what differs from it.
+pub const CONTEXT_DIRTY: &str = "sheepdog:dirty/";
+/// Status bits in contexts that begin with [`CONTEXT_DIRTY`]: it may differ.
+pub const STATUS_DIRTY: u64 = 1;
+/// It may differ and reads as zeros.
+pub const STATUS_DIRTY_ZERO: u64 = 2;
+
 /// What an error number means, for replies without a message of their own.
 pub fn error_sentence(code: u32) -> String {
     match code {

@@ -330,7 +330,9 @@ impl World {
                 let deleted = matches!(&self.errand, Some(Errand::Delete { .. }));
                 if deleted { Ok(()) } else { Err(format!("a volume is gone: {sentence}")) }
             }
-            Answer::Listed(_) | Answer::Described { .. } => unreachable!("nobody asked for that"),
+            Answer::Listed(_) | Answer::Described { .. } | Answer::Bases(_) => {
+                unreachable!("nobody asked for that")
+            }
         }
     }
 

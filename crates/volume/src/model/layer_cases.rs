@@ -222,3 +222,20 @@ fn only_a_sealed_layer_below_is_a_base() {
     ask(&mut world, head, None);
     ask(&mut world, 0, None);
 }
+
+#[test]
+fn a_base_that_is_deleted_while_it_is_compared_with_is_an_error() {
+    let mut world = world(8 << 20);
+    world.write(0, 200, false);
+    let head = world.map.volume(world.volume).expect("it exists").head;
+    assert!(world.snapshot());
+    world.tell_map();
+    world.seal();
+    world.tell_map();
+    let operation = Operation::Difference { base: head };
+    let open = Open { place: 0, error: Some(Error::UnknownBase), what: What::Other };
+    world.submit(0, 8 << 20, operation, open);
+    world.delete_snapshot(0);
+    world.tell_map();
+    world.settle();
+}

@@ -61,14 +61,20 @@ impl Style {
 
 /// All a client says until it is served `name`.
 pub fn handshake(name: &str, style: Style, allocation: bool) -> Vec<u8> {
+    let contexts: &[&str] = if allocation { &["base:allocation"] } else { &[] };
+    handshake_with(name, style, contexts)
+}
+
+/// All a client says until it is served `name`, with these contexts.
+pub fn handshake_with(name: &str, style: Style, contexts: &[&str]) -> Vec<u8> {
     let mut bytes = client_flags(3);
     match style {
         Style::Simple => {}
         Style::Structured => bytes.extend(option(8, &[])),
         Style::Extended => bytes.extend(option(11, &[])),
     }
-    if allocation {
-        bytes.extend(option(10, &meta_data(name, &["base:allocation"])));
+    if !contexts.is_empty() {
+        bytes.extend(option(10, &meta_data(name, contexts)));
     }
     bytes.extend(option(7, &info_data(name, &[1, 3])));
     bytes
@@ -131,13 +137,18 @@ impl Asked {
     }
 }
 
+/// Lengths and flags.
+pub type Extents = Vec<(u64, u32)>;
+
 /// How a request ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     Done,
     Data(Vec<u8>),
-    /// Lengths and flags.
-    Extents(Vec<(u64, u32)>),
+    /// Lengths and flags, for a client with one context.
+    Extents(Extents),
+    /// Those of each context, for a client with several.
+    Contexts(Vec<Extents>),
     /// The number, and the sentence where there is one.
     Error(u32, String),
 }
@@ -146,6 +157,10 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Replies {
     style: Style,
+    /// How many contexts were negotiated; they count from 1 on.
+    pub contexts: usize,
+    /// The parts of block statuses that have come, by cookie.
+    parts: BTreeMap<u64, Vec<Extents>>,
     /// Requests without a reply, by cookie.
     pub open: BTreeMap<u64, Asked>,
     unread: Vec<u8>,
@@ -154,7 +169,8 @@ pub struct Replies {
 impl Replies {
     /// Expects replies of a server with which this was negotiated.
     pub fn new(style: Style) -> Replies {
-        Replies { style, open: BTreeMap::new(), unread: Vec::new() }
+        let (parts, open) = (BTreeMap::new(), BTreeMap::new());
+        Replies { style, contexts: 1, parts, open, unread: Vec::new() }
     }
 
     /// All replies that `bytes` complete.
@@ -164,8 +180,11 @@ impl Replies {
         let mut rest = &unread[..];
         let mut outcomes = Vec::new();
         while let Some((cookie, outcome, after)) = self.one(rest) {
-            self.open.remove(&cookie);
-            outcomes.push((cookie, outcome));
+            if let Some(outcome) = outcome {
+                self.open.remove(&cookie);
+                self.parts.remove(&cookie);
+                outcomes.push((cookie, outcome));
+            }
             rest = after;
         }
         self.unread = rest.to_vec();
@@ -174,12 +193,15 @@ impl Replies {
 
     /// Whether a reply was begun and not ended.
     pub fn is_inside(&self) -> bool {
-        !self.unread.is_empty()
+        !self.unread.is_empty() || !self.parts.is_empty()
     }
 
-    fn one<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
+    /// One message: whose, the outcome if it is the last one of its reply, and what follows it.
+    fn one<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, Option<Outcome>, &'a [u8])> {
         match bytes.get(..4)? {
-            [0x67, 0x44, 0x66, 0x98] => self.simple(bytes),
+            [0x67, 0x44, 0x66, 0x98] => {
+                self.simple(bytes).map(|(cookie, outcome, rest)| (cookie, Some(outcome), rest))
+            }
             [0x66, 0x8e, 0x33, 0xef] => self.chunk(bytes),
             [0x6e, 0x8a, 0x27, 0x8c] => self.extended_chunk(bytes),
             other => panic!("a reply with the magic {other:x?}"),
@@ -203,29 +225,83 @@ impl Replies {
         Some((cookie, Outcome::Data(data.to_vec()), rest))
     }
 
-    fn chunk<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
+    fn chunk<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, Option<Outcome>, &'a [u8])> {
         let (head, rest) = bytes.split_at_checked(20)?;
         assert_eq!(self.style, Style::Structured, "a chunk although none were negotiated");
         let (flags, kind) = (u16_at(head, 4), u16_at(head, 6));
         let (cookie, length) = (u64_at(head, 8), u32_at(head, 16) as usize);
-        assert_eq!(flags, 1, "every reply has one chunk");
         let asked = self.asked(cookie);
         let (body, rest) = rest.split_at_checked(length)?;
         assert_ne!(kind, 6, "block status of 64 bits");
-        Some((cookie, content(&asked, kind, body), rest))
+        Some((cookie, self.content(cookie, &asked, flags, kind, body), rest))
     }
 
-    fn extended_chunk<'a>(&self, bytes: &'a [u8]) -> Option<(u64, Outcome, &'a [u8])> {
+    fn extended_chunk<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, Option<Outcome>, &'a [u8])> {
         let (head, rest) = bytes.split_at_checked(32)?;
         assert_eq!(self.style, Style::Extended, "extended headers that were not negotiated");
         let (flags, kind) = (u16_at(head, 4), u16_at(head, 6));
         let (cookie, offset, length) = (u64_at(head, 8), u64_at(head, 16), u64_at(head, 24));
-        assert_eq!(flags, 1, "every reply has one chunk");
         let asked = self.asked(cookie);
         assert_eq!(offset, asked.offset, "a reply has the offset of its request");
         let (body, rest) = rest.split_at_checked(length as usize)?;
         assert_ne!(kind, 5, "block status of 32 bits");
-        Some((cookie, content(&asked, kind, body), rest))
+        Some((cookie, self.content(cookie, &asked, flags, kind, body), rest))
+    }
+
+    /// What a chunk says; the outcome with the last one of its reply.
+    fn content(
+        &mut self,
+        cookie: u64,
+        asked: &Asked,
+        flags: u16,
+        kind: u16,
+        body: &[u8],
+    ) -> Option<Outcome> {
+        if matches!(kind, 5 | 6) {
+            return self.part(cookie, asked, flags, kind, body);
+        }
+        assert_eq!(flags, 1, "what is no block status has one chunk");
+        let length = body.len();
+        Some(match kind {
+            0 => {
+                assert_eq!(length, 0);
+                assert!(asked.command != 0 || asked.length == 0, "a read without data");
+                assert_ne!(asked.command, 7, "a block status without extents");
+                Outcome::Done
+            }
+            1 => {
+                assert_eq!((asked.command, u64_at(body, 0)), (0, asked.offset));
+                assert_eq!(length - 8, asked.length as usize);
+                Outcome::Data(body[8..].to_vec())
+            }
+            0x8001 => error(body, 0),
+            0x8002 => {
+                let at = u64_at(body, length - 8);
+                assert!(at >= asked.offset && at - asked.offset < asked.length);
+                error(body, 8)
+            }
+            other => panic!("a chunk of kind {other}"),
+        })
+    }
+
+    /// One context's part of a block status.
+    fn part(
+        &mut self,
+        cookie: u64,
+        asked: &Asked,
+        flags: u16,
+        kind: u16,
+        body: &[u8],
+    ) -> Option<Outcome> {
+        let parts = self.parts.entry(cookie).or_default();
+        assert_eq!((asked.command, u32_at(body, 0)), (7, parts.len() as u32 + 1));
+        parts.push(extents(asked, kind, body));
+        let is_last = parts.len() == self.contexts;
+        assert_eq!(flags, u16::from(is_last), "a part for each context, the last one says so");
+        is_last.then(|| match &parts[..] {
+            [only] => Outcome::Extents(only.clone()),
+            several => Outcome::Contexts(several.to_vec()),
+        })
     }
 
     fn asked(&self, cookie: u64) -> Asked {
@@ -233,55 +309,27 @@ impl Replies {
     }
 }
 
-/// What a chunk says.
-fn content(asked: &Asked, kind: u16, body: &[u8]) -> Outcome {
+/// What one context's part of a block status says.
+fn extents(asked: &Asked, kind: u16, body: &[u8]) -> Extents {
     let length = body.len();
-    match kind {
-        0 => {
-            assert_eq!(length, 0);
-            assert!(asked.command != 0 || asked.length == 0, "a read without data");
-            Outcome::Done
-        }
-        1 => {
-            assert_eq!((asked.command, u64_at(body, 0)), (0, asked.offset));
-            assert_eq!(length - 8, asked.length as usize);
-            Outcome::Data(body[8..].to_vec())
-        }
-        5 => {
-            assert!(length > 4 && length % 8 == 4);
-            let words = body[4..].chunks(8);
-            extents(asked, body, words.map(|pair| (u32_at(pair, 0).into(), u32_at(pair, 4))))
-        }
-        6 => {
-            assert!(length > 8 && length % 16 == 8);
-            assert_eq!(u32_at(body, 4) as usize, length / 16, "the count of descriptors");
-            let words = body[8..].chunks(16);
-            extents(
-                asked,
-                body,
-                words.map(|words| {
-                    assert_eq!(u32_at(words, 8), 0, "the flags have 32 bits here");
-                    (u64_at(words, 0), u32_at(words, 12))
-                }),
-            )
-        }
-        0x8001 => error(body, 0),
-        0x8002 => {
-            let at = u64_at(body, length - 8);
-            assert!(at >= asked.offset && at - asked.offset < asked.length);
-            error(body, 8)
-        }
-        other => panic!("a chunk of kind {other}"),
-    }
-}
-
-fn extents(asked: &Asked, body: &[u8], told: impl Iterator<Item = (u64, u32)>) -> Outcome {
-    assert_eq!((asked.command, u32_at(body, 0)), (7, 1));
-    let extents: Vec<(u64, u32)> = told.collect();
+    let extents: Extents = if kind == 5 {
+        assert!(length > 4 && length % 8 == 4);
+        let pairs = body[4..].chunks(8);
+        pairs.map(|pair| (u32_at(pair, 0).into(), u32_at(pair, 4))).collect()
+    } else {
+        assert!(length > 8 && length % 16 == 8);
+        assert_eq!(u32_at(body, 4) as usize, length / 16, "the count of descriptors");
+        let words = body[8..].chunks(16);
+        let told = words.map(|words| {
+            assert_eq!(u32_at(words, 8), 0, "the flags have 32 bits here");
+            (u64_at(words, 0), u32_at(words, 12))
+        });
+        told.collect()
+    };
     assert!(extents.iter().all(|&(length, flags)| length > 0 && length % 512 == 0 && flags < 4));
     assert!(extents.iter().map(|&(length, _)| length).sum::<u64>() <= asked.length);
     assert!(asked.flags & 8 == 0 || extents.len() == 1, "only one was asked for");
-    Outcome::Extents(extents)
+    extents
 }
 
 fn error(body: &[u8], behind: usize) -> Outcome {

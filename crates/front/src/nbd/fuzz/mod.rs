@@ -144,12 +144,19 @@ impl Play {
             (true, _) => Style::Structured,
             (false, true) => Style::Extended,
         };
-        rig.feed(&client::handshake(name, style, flag(2)));
+        // Without several connections, three contexts; one of them is of a snapshot that is gone.
+        let contexts: &[&str] = match (flag(2), flag(0)) {
+            (false, _) => &[],
+            (true, true) => &["base:allocation"],
+            (true, false) => &["base:allocation", "sheepdog:dirty/monday", "sheepdog:dirty/gone"],
+        };
+        rig.feed(&client::handshake_with(name, style, contexts));
         rig.read_all();
         rig.piece_bytes =
             [limits::NBD_INPUT_BYTES_MAX, 4096, 29, 1][usize::from(settings >> 3) % 4];
         rig.at_once = flag(5);
-        let replies = Replies::new(style);
+        let mut replies = Replies::new(style);
+        replies.contexts = contexts.len().max(1);
         Play { rig, style, replies, cookie: 0, owed: 0, long_reads: 1, sane: true }
     }
 

@@ -2,9 +2,11 @@
 //! [`Connection`] that a node would have, under the control of the test.
 
 use crate::nbd::{CloseReason, Connection, Effect, Segment, Settings};
-use proto::{BLOCK_SIZE, BlockState, Buffer, Duration, Payload, Time, crc64, limits};
-use std::collections::{BTreeMap, VecDeque};
-use volume::{Answer, Completion, Error, Extent, Operation, Request, RequestId};
+use proto::{BLOCK_SIZE, BlockState, Buffer, Duration, LayerId, Payload, Time, crc64, limits};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use volume::{
+    Answer, Base, Changed, Completion, Error, Extent, Operation, Request, RequestId, Tags,
+};
 
 /// A volume that a [`Rig`] offers.
 #[derive(Clone, Debug)]
@@ -29,13 +31,33 @@ pub const OFFERS: [Offer; 4] = [
     },
 ];
 
-/// The content of a volume: blocks that are not zero.
+/// What every volume that is offered can be compared with, newest first. The last one is deleted as
+/// soon as a volume is opened.
+pub const BASES: [(&str, LayerId); 10] = [
+    ("tuesday", LayerId(12)),
+    ("monday", LayerId(11)),
+    ("b1", LayerId(10)),
+    ("b2", LayerId(9)),
+    ("b3", LayerId(8)),
+    ("b4", LayerId(7)),
+    ("b5", LayerId(6)),
+    ("b6", LayerId(5)),
+    ("b7", LayerId(4)),
+    ("gone", LayerId(3)),
+];
+
+/// Blocks that are not zero.
+type Blocks = BTreeMap<u64, Box<[u8; BLOCK_SIZE]>>;
+
+/// The content of a volume.
 #[derive(Debug, Default)]
 pub struct Memory {
     pub bytes: u64,
     /// Whether it was ever larger: then requests that were on their way may leave it.
     pub shrank: bool,
-    blocks: BTreeMap<u64, Box<[u8; BLOCK_SIZE]>>,
+    blocks: Blocks,
+    /// What it can be compared with.
+    bases: BTreeMap<LayerId, Blocks>,
 }
 
 impl Memory {
@@ -58,7 +80,10 @@ impl Memory {
             }
             Operation::Flush | Operation::Prefetch => Ok(Completion::Done),
             Operation::Status => Ok(Completion::Status(self.status(offset, length))),
-            Operation::Difference { .. } => panic!("a front does not ask this"),
+            Operation::Difference { base } => {
+                let base = self.bases.get(base).ok_or(Error::UnknownBase)?;
+                Ok(Completion::Difference(self.difference(base, offset, length)))
+            }
         }
     }
 
@@ -118,6 +143,37 @@ impl Memory {
         if proto::is_zero(&block[..]) {
             self.blocks.remove(&number);
         }
+    }
+
+    /// The present content is what this base has from now on.
+    pub fn keep(&mut self, base: LayerId) {
+        self.bases.insert(base, self.blocks.clone());
+    }
+
+    /// What is not as in a base, in runs.
+    fn difference(&self, base: &Blocks, offset: u64, length: u64) -> Vec<Changed> {
+        let size = BLOCK_SIZE as u64;
+        let end = offset + length;
+        let range = offset / size..end.div_ceil(size);
+        let numbers = |blocks: &Blocks| blocks.range(range.clone()).map(|(&n, _)| n).collect();
+        let mut known: BTreeSet<u64> = numbers(&self.blocks);
+        known.extend::<BTreeSet<u64>>(numbers(base));
+        let mut at = offset;
+        let mut runs = Vec::new();
+        for number in known {
+            let (from, to) = ((number * size).max(offset), ((number + 1) * size).min(end));
+            if at < from {
+                runs.push(Changed { length: from - at, state: None });
+            }
+            let (new, old) = (self.blocks.get(&number), base.get(&number));
+            let kind = if new.is_some() { BlockState::Data } else { BlockState::Absent };
+            runs.push(Changed { length: to - from, state: (new != old).then_some(kind) });
+            at = to;
+        }
+        if at < end {
+            runs.push(Changed { length: end - at, state: None });
+        }
+        runs
     }
 
     /// What is where, in runs.
@@ -281,9 +337,18 @@ impl Rig {
             }
             Effect::Describe { name } => self.answer_about(name, false),
             Effect::Open { name } => self.answer_about(name, true),
+            Effect::Bases { name, tags } => Answer::Bases(self.bases_of(name, tags)),
             other => unreachable!("{other:?} is no question"),
         };
         self.act(|connection, now, effects| connection.handle_answer(now, answer, effects));
+    }
+
+    fn bases_of(&self, name: &str, tags: &Tags) -> Vec<Base> {
+        let exists = self.offers.iter().any(|offer| offer.name == name);
+        let bases = BASES
+            .iter()
+            .filter(|(tag, _)| exists && (tags.all || tags.named.iter().any(|named| named == tag)));
+        bases.map(|&(tag, layer)| Base { tag: tag.to_owned(), layer }).collect()
     }
 
     fn answer_about(&mut self, name: &str, open: bool) -> Answer {
@@ -298,6 +363,9 @@ impl Rig {
             return Answer::Described { bytes, read_only };
         }
         self.memory.bytes = bytes;
+        for (_, layer) in &BASES[..BASES.len() - 1] {
+            self.memory.keep(*layer);
+        }
         Answer::Opened { bytes, read_only }
     }
 

@@ -129,6 +129,92 @@ fn a_context_that_was_chosen_before_stays_chosen() {
     assert_eq!(outcome, Outcome::Extents(vec![(4096, 3)]));
 }
 
+/// A client that is served the huge volume in all these contexts.
+fn comparing(contexts: &[&str]) -> Rig {
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
+    rig.feed(&client::handshake_with("huge", Style::Extended, contexts));
+    rig.read_all();
+    rig
+}
+
+#[test]
+fn each_context_has_a_chunk_of_its_own_and_the_last_one_ends_the_reply() {
+    let mut rig = comparing(&["sheepdog:dirty/monday", "base:allocation", "sheepdog:dirty/b1"]);
+    rig.feed(&Asked { flags: 32, ..asked(WRITE, 4096, 4096) }.extended_bytes(1));
+    rig.feed(&[7; 4096]);
+    rig.read_all();
+    // 1 TiB: where data is, and that only that differs from either snapshot
+    rig.feed(&hex("21e41c71 0000 0007 00000000000000a3 0000000000000000 0000010000000000"));
+    let expected = hex("6e8a278c 0000 0006 00000000000000a3 0000000000000000 0000000000000038 \
+         00000001 00000003 \
+         0000000000001000 0000000000000003 \
+         0000000000001000 0000000000000000 \
+         000000ffffffe000 0000000000000003 \
+         6e8a278c 0000 0006 00000000000000a3 0000000000000000 0000000000000038 \
+         00000002 00000003 \
+         0000000000001000 0000000000000000 \
+         0000000000001000 0000000000000001 \
+         000000ffffffe000 0000000000000000 \
+         6e8a278c 0001 0006 00000000000000a3 0000000000000000 0000000000000038 \
+         00000003 00000003 \
+         0000000000001000 0000000000000000 \
+         0000000000001000 0000000000000001 \
+         000000ffffffe000 0000000000000000");
+    assert_eq!(rig.read_all(), expected);
+    // the whole volume, and one run of each context
+    for (flags, runs) in [(0, 3), (8, 1)] {
+        let whole = Asked { flags, ..asked(STATUS, 0, VOLUME_BYTES_MAX) };
+        let outcome = ask_in(&mut rig, Style::Extended, 3, whole, &[]);
+        let Outcome::Contexts(told) = outcome else { panic!("{outcome:?}") };
+        assert!(told.iter().all(|extents| extents.len() == runs), "{told:?}");
+        let bytes = if flags == 0 { VOLUME_BYTES_MAX } else { 4096 };
+        let covered = |extents: &client::Extents| extents.iter().map(|extent| extent.0).sum();
+        assert_eq!(told.iter().map(covered).collect::<Vec<u64>>(), [bytes; 3]);
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_gone_ends_the_reply_with_an_error_after_the_parts_that_were_sent() {
+    let mut rig = comparing(&["base:allocation", "sheepdog:dirty/gone"]);
+    rig.feed(&asked(STATUS, 512, 1 << 40).extended_bytes(9));
+    let read = rig.read_all();
+    let head = "6e8a278c 0000 0006 0000000000000009 0000000000000200 0000000000000018";
+    assert_eq!(read[..32], hex(head), "the first part is not the last one");
+    let error = "6e8a278c 0001 8001 0000000000000009 0000000000000200";
+    assert_eq!(read[56..80], hex(error), "a second one ends the reply");
+    assert_eq!(read[88..92], EINVAL.to_be_bytes());
+    assert_eq!(code(&raw(&mut rig, asked(READ, 0, 512), &[])), 0, "the connection goes on");
+}
+
+#[test]
+fn contexts_that_were_chosen_before_stay_chosen() {
+    let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
+    rig.feed(&client::client_flags(3));
+    rig.feed(&option(8, &[]));
+    rig.feed(&option(10, &meta_data("disk", &["sheepdog:dirty/b1", "sheepdog:dirty/b2"])));
+    rig.feed(&option(11, &[]));
+    rig.feed(&option(7, &info_data("disk", &[])));
+    rig.read_all();
+    let outcome = ask_in(&mut rig, Style::Extended, 2, asked(STATUS, 0, 4096), &[]);
+    assert_eq!(outcome, Outcome::Contexts(vec![vec![(4096, 0)], vec![(4096, 0)]]));
+}
+
+#[test]
+fn a_stop_does_not_cut_the_reply_to_a_block_status() {
+    let mut rig = comparing(&["base:allocation", "sheepdog:dirty/b1"]);
+    rig.at_once = false;
+    rig.feed(&asked(STATUS, 0, 1 << 40).extended_bytes(1));
+    rig.complete(0, None);
+    rig.act(|connection, now, effects| connection.handle_stop(now, effects));
+    rig.complete(0, None);
+    let mut replies = Replies::new(Style::Extended);
+    replies.contexts = 2;
+    replies.open.insert(1, asked(STATUS, 0, 1 << 40));
+    let outcomes = replies.take(&rig.read_all());
+    assert_eq!((outcomes.len(), replies.is_inside()), (1, false));
+    assert_eq!(rig.closed, Some(CloseReason::Stopped));
+}
+
 #[test]
 fn export_name_is_not_for_clients_with_extended_headers() {
     let mut talk = Talk::new(3);

@@ -1,7 +1,9 @@
 //! Transcripts of handshakes, byte by byte in both directions.
 
 use super::*;
+use crate::nbd::fuzz::rig;
 use client::{info_data, meta_data, option};
+use proto::limits;
 
 const GREETING: &str = "4e42444d41474943 49484156454f5054 0003";
 /// What every reply to an option begins with.
@@ -268,7 +270,8 @@ fn contexts_are_listed_and_chosen() {
         .check(&option(8, &[]), &reply(8, ACK, ""));
     for queries in [&[][..], &["base:"], &["base:allocation"], &["x:y", "base:", "base:allocation"]]
     {
-        talk.check(&option(9, &meta_data("disk", queries)), &listed);
+        // A name that nothing has: it is not looked up for this context.
+        talk.check(&option(9, &meta_data("nothing", queries)), &listed);
     }
     for queries in [&["x:y"][..], &["base:other"], &["base"], &["qemu:"], &[""]] {
         talk.check(&option(9, &meta_data("disk", queries)), &reply(9, ACK, ""));
@@ -276,6 +279,95 @@ fn contexts_are_listed_and_chosen() {
     for queries in [&[][..], &["base:"], &["x:y"], &["base:allocation2"]] {
         talk.check(&option(10, &meta_data("disk", queries)), &reply(10, ACK, ""));
     }
+    talk.open();
+}
+
+/// A reply that names a context.
+fn context(option: u32, id: u32, name: &str) -> Vec<u8> {
+    reply_bytes(option, CONTEXT, &[&id.to_be_bytes()[..], name.as_bytes()].concat())
+}
+
+#[test]
+fn contexts_of_snapshots_are_listed_and_chosen() {
+    let every: Vec<u8> = rig::BASES
+        .iter()
+        .flat_map(|(tag, _)| context(9, 0, &format!("sheepdog:dirty/{tag}")))
+        .collect();
+    let ack = reply(9, ACK, "");
+    let list = |queries: &[&str]| option(9, &meta_data("disk", queries));
+    let mut talk = Talk::new(3);
+    talk.check(&option(8, &[]), &reply(8, ACK, ""));
+    let allocation = context(9, 0, "base:allocation");
+    talk.check(&list(&[]), &[&allocation[..], &every, &ack].concat())
+        .check(&list(&["sheepdog:"]), &[&every[..], &ack].concat())
+        .check(&list(&["sheepdog:dirty/"]), &[&every[..], &ack].concat())
+        .check(&list(&["sheepdog:dirty/never"]), &ack)
+        .check(
+            &list(&["sheepdog:dirty/b1"]),
+            &[&context(9, 0, "sheepdog:dirty/b1")[..], &ack].concat(),
+        )
+        .check(&option(9, &meta_data("nothing", &["sheepdog:"])), &ack)
+        .check(&option(10, &meta_data("disk", &["sheepdog:"])), &reply(10, ACK, ""))
+        .check(
+            &option(
+                10,
+                &meta_data(
+                    "disk",
+                    &["sheepdog:dirty/monday", "sheepdog:dirty/x", "base:allocation"],
+                ),
+            ),
+            &[
+                context(10, 1, "base:allocation"),
+                context(10, 2, "sheepdog:dirty/monday"),
+                reply(10, ACK, ""),
+            ]
+            .concat(),
+        )
+        .check(&option(7, &info_data("disk", &[])), &{
+            let mut answer = reply(7, INFO, "0000 0000000004000000 0ded");
+            answer.extend(reply(7, ACK, ""));
+            answer
+        })
+        // Block status of 8 KiB: zeros, and nothing differs.
+        .check(
+            &hex("25609513 0000 0007 00000000000000aa 0000000000001000 00002000"),
+            &hex("668e33ef 0000 0005 00000000000000aa 0000000c 00000001 00002000 00000003
+                  668e33ef 0001 0005 00000000000000aa 0000000c 00000002 00002000 00000000"),
+        )
+        .open();
+}
+
+#[test]
+fn more_contexts_than_the_limit_are_refused_and_none_is_kept() {
+    let names: Vec<String> =
+        rig::BASES.iter().map(|(tag, _)| format!("sheepdog:dirty/{tag}")).collect();
+    let queries: Vec<&str> = names.iter().map(String::as_str).collect();
+    let limit = limits::NBD_CONTEXTS_MAX;
+    let set = |count: usize| option(10, &meta_data("disk", &queries[..count]));
+    let mut talk = Talk::new(3);
+    talk.check(&option(8, &[]), &reply(8, ACK, ""));
+    talk.rig.feed(&set(limit));
+    assert!(talk.rig.read_all().ends_with(&reply(10, ACK, "")));
+    talk.refused(&set(limit + 1), TOO_BIG);
+    talk.rig.feed(&option(7, &info_data("disk", &[])));
+    talk.rig.read_all();
+    let status = Asked { flags: 0, command: 7, offset: 0, length: 4096 };
+    assert_eq!(code(&ask(&mut talk.rig, Style::Structured, status, &[])), 22);
+}
+
+#[test]
+fn a_snapshot_deleted_since_fails_the_request_and_not_the_connection() {
+    let mut talk = Talk::new(3);
+    talk.check(&option(8, &[]), &reply(8, ACK, ""));
+    let queries = ["base:allocation", "sheepdog:dirty/gone"];
+    talk.rig.feed(&option(10, &meta_data("disk", &queries)));
+    talk.rig.feed(&option(7, &info_data("disk", &[])));
+    talk.rig.read_all();
+    let status = Asked { flags: 0, command: 7, offset: 0, length: 4096 };
+    let outcome = ask_in(&mut talk.rig, Style::Structured, 2, status, &[]);
+    assert_eq!(outcome, Outcome::Error(22, volume::Error::UnknownBase.to_string()));
+    let read = Asked { flags: 0, command: 0, offset: 0, length: 512 };
+    assert_eq!(ask(&mut talk.rig, Style::Structured, read, &[]), Outcome::Data(vec![0; 512]));
     talk.open();
 }
 

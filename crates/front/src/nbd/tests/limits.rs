@@ -1,9 +1,11 @@
 //! Clients that want more than their share: what they can make the node hold.
 
 use super::*;
+use crate::nbd::fuzz::rig::BASES;
 use proto::limits::{
-    NBD_BYTES_PER_CONNECTION_MAX, NBD_INPUT_BYTES_MAX, NBD_OPTION_UNREAD_BYTES_MAX,
-    NBD_PAYLOAD_BYTES_MAX, NBD_REQUESTS_PER_CONNECTION_MAX,
+    NBD_BYTES_PER_CONNECTION_MAX, NBD_CONTEXTS_MAX, NBD_INPUT_BYTES_MAX,
+    NBD_OPTION_UNREAD_BYTES_MAX, NBD_PAYLOAD_BYTES_MAX, NBD_REQUESTS_PER_CONNECTION_MAX,
+    NBD_STATUS_EXTENTS_MAX,
 };
 
 fn asked(command: u16, length: u64) -> Asked {
@@ -76,6 +78,58 @@ fn two_of_the_longest_requests_fit_and_a_third_waits() {
         assert_eq!(rig.requests.len(), 2);
         assert!(!rig.connection.wants_input());
         assert!(rig.held_bytes() <= NBD_BYTES_PER_CONNECTION_MAX);
+    }
+}
+
+/// Blocks with and without data by turns: as many extents as there are blocks.
+fn striped(rig: &mut Rig, style: Style, blocks: u64) {
+    for block in (0..blocks).step_by(2) {
+        let write = Asked { offset: block * 4096, ..asked(1, 4096) };
+        rig.feed(&write.bytes_in(style, 0));
+        rig.feed(&[7; 4096]);
+        rig.read_all();
+    }
+}
+
+#[test]
+fn block_status_that_nobody_reads_counts_with_its_longest_replies() {
+    let mut chosen = vec!["base:allocation".to_owned()];
+    let bases = BASES.iter().take(NBD_CONTEXTS_MAX - 1);
+    chosen.extend(bases.map(|(tag, _)| format!("sheepdog:dirty/{tag}")));
+    let contexts: Vec<&str> = chosen.iter().map(String::as_str).collect();
+    for style in [Style::Structured, Style::Extended] {
+        let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
+        rig.feed(&client::handshake_with("disk", style, &contexts));
+        let blocks = NBD_STATUS_EXTENTS_MAX as u64;
+        striped(&mut rig, style, blocks);
+        rig.at_once = false;
+        let status = asked(7, blocks * 4096);
+        let count = 200;
+        for cookie in 0..count {
+            rig.feed(&status.bytes_in(style, cookie));
+        }
+        while !rig.requests.is_empty() {
+            rig.complete(0, None); // the client does not read
+        }
+        assert!(rig.unread() <= NBD_BYTES_PER_CONNECTION_MAX, "{}", rig.unread());
+        assert!(!rig.connection.wants_input());
+        let mut replies = Replies::new(style);
+        replies.contexts = contexts.len();
+        replies.open.extend((0..count).map(|cookie| (cookie, status)));
+        let mut answered = 0;
+        while !rig.sent.is_empty() {
+            for (_, outcome) in replies.take(&rig.read_all()) {
+                let Outcome::Contexts(told) = outcome else { panic!("{outcome:?}") };
+                assert!(told.iter().all(|extents| extents.len() == NBD_STATUS_EXTENTS_MAX));
+                answered += 1;
+            }
+            rig.pump();
+            while !rig.requests.is_empty() {
+                rig.complete(0, None);
+            }
+            assert!(rig.unread() <= NBD_BYTES_PER_CONNECTION_MAX);
+        }
+        assert_eq!(answered, count);
     }
 }
 

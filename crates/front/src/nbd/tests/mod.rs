@@ -28,7 +28,13 @@ fn served(name: &str, style: Style, allocation: bool) -> Rig {
 
 /// One request with its payload, and its only reply.
 fn ask(rig: &mut Rig, style: Style, asked: Asked, payload: &[u8]) -> Outcome {
+    ask_in(rig, style, 1, asked, payload)
+}
+
+/// The same of a client with so many contexts.
+fn ask_in(rig: &mut Rig, style: Style, contexts: usize, asked: Asked, payload: &[u8]) -> Outcome {
     let mut replies = Replies::new(style);
+    replies.contexts = contexts.max(1);
     replies.open.insert(77, asked);
     rig.feed(&asked.bytes_in(style, 77));
     rig.feed(payload);

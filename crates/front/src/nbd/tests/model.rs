@@ -3,7 +3,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use proto::limits;
+use proto::{LayerId, limits};
 
 /// Of the volume, in bytes. Not a whole number of blocks.
 const BYTES: usize = 64 * 4096 + 512;
@@ -42,8 +42,15 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// What the protocol says must come of a request to a volume of `content`.
-fn expected(content: &mut [u8], read_only: bool, style: Style, step: &Step) -> Outcome {
+/// What the protocol says must come of a request to a volume of `content`, for a client that has
+/// asked for what differs from `base` if there is one.
+fn expected(
+    content: &mut [u8],
+    base: Option<&[u8]>,
+    read_only: bool,
+    style: Style,
+    step: &Step,
+) -> Outcome {
     let Asked { flags, command, offset, length } = step.asked;
     let error = |number| Outcome::Error(number, String::new());
     let known_flags = match command {
@@ -81,19 +88,39 @@ fn expected(content: &mut [u8], read_only: bool, style: Style, step: &Step) -> O
         0 => return Outcome::Data(range.to_vec()),
         1 => range.fill(step.fill),
         4 | 6 => range.fill(0), // ours reads zeros after a trim, which no client may rely on
-        7 => return Outcome::Extents(extents(content, offset, length, flags & 8 != 0)),
+        7 => {
+            let one = flags & 8 != 0;
+            let zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
+            let here = extents(content.len(), offset, length, one, |block| {
+                if zero(&content[block]) { 3 } else { 0 }
+            });
+            let Some(base) = base else { return Outcome::Extents(here) };
+            let dirty = extents(content.len(), offset, length, one, |block| {
+                match (content[block.clone()] == base[block.clone()], zero(&content[block])) {
+                    (true, _) => 0,
+                    (false, false) => 1,
+                    (false, true) => 3,
+                }
+            });
+            return Outcome::Contexts(vec![here, dirty]);
+        }
         _ => {}
     }
     Outcome::Done
 }
 
-/// Runs of blocks with and without data.
-fn extents(content: &[u8], offset: u64, length: u64, one: bool) -> Vec<(u64, u32)> {
+/// Runs of blocks with equal flags.
+fn extents(
+    bytes: usize,
+    offset: u64,
+    length: u64,
+    one: bool,
+    flags_of: impl Fn(std::ops::Range<usize>) -> u32,
+) -> Vec<(u64, u32)> {
     let mut runs: Vec<(u64, u32)> = Vec::new();
     for sector in (offset as usize..offset as usize + length as usize).step_by(512) {
         let block = sector / 4096 * 4096;
-        let block = &content[block..(block + 4096).min(content.len())];
-        let flags = if block.iter().any(|&byte| byte != 0) { 0 } else { 3 };
+        let flags = flags_of(block..(block + 4096).min(bytes));
         match runs.last_mut() {
             Some(run) if run.1 == flags => run.0 += 512,
             _ => runs.push((512, flags)),
@@ -103,14 +130,24 @@ fn extents(content: &[u8], offset: u64, length: u64, one: bool) -> Vec<(u64, u32
     runs
 }
 
-fn check(steps: &[Step], style: Style, read_only: bool) {
+fn check(steps: &[Step], style: Style, dirty: bool, read_only: bool) {
     let mut rig = Rig::new(Settings { can_multi_conn: true, is_local: false });
     rig.offers[0].bytes = BYTES as u64;
     rig.offers[0].read_only = read_only;
-    rig.feed(&client::handshake("disk", style, style.has_chunks()));
+    let contexts: &[&str] = match (style.has_chunks(), dirty) {
+        (false, _) => &[],
+        (true, false) => &["base:allocation"],
+        (true, true) => &["sheepdog:dirty/monday", "base:allocation"],
+    };
+    rig.feed(&client::handshake_with("disk", style, contexts));
     rig.read_all();
     let mut content = vec![0; BYTES];
-    for step in steps {
+    let mut base = content.clone();
+    for (place, step) in steps.iter().enumerate() {
+        if place == steps.len() / 2 {
+            rig.memory.keep(LayerId(11));
+            base.clone_from(&content);
+        }
         let mut step = step.clone();
         if step.asked.length >= 1 << 32 && step.asked.payload_bytes(Style::Extended) > 0
             || style != Style::Extended
@@ -120,11 +157,12 @@ fn check(steps: &[Step], style: Style, read_only: bool) {
         }
         let step = &step;
         let payload = vec![step.fill; step.asked.payload_bytes(style) as usize];
-        let outcome = match ask(&mut rig, style, step.asked, &payload) {
+        let base = (style.has_chunks() && dirty).then_some(&base[..]);
+        let outcome = match ask_in(&mut rig, style, contexts.len(), step.asked, &payload) {
             Outcome::Error(number, _) => Outcome::Error(number, String::new()),
             other => other,
         };
-        let expected = expected(&mut content, read_only, style, step);
+        let expected = expected(&mut content, base, read_only, style, step);
         assert!(outcome == expected, "{step:?} brought {outcome:?}, not {expected:?}");
     }
     assert_eq!(rig.closed, None);
@@ -139,9 +177,10 @@ proptest! {
     fn every_request_brings_what_the_model_says(
         steps in prop::collection::vec(step(), 0..60),
         style in prop::sample::select(&Style::ALL[..]),
+        dirty in any::<bool>(),
         read_only in prop::bool::weighted(0.1),
     ) {
-        check(&steps, style, read_only);
+        check(&steps, style, dirty, read_only);
     }
 
     /// The steps of the fuzzer, without a fuzzer: orders of messages nobody thought of.
@@ -154,16 +193,18 @@ proptest! {
 
     #[test]
     fn any_order_of_options_leaves_the_server_standing(
-        options in prop::collection::vec((0u32..13, 0usize..6), 0..30),
+        options in prop::collection::vec((0u32..13, 0usize..8), 0..30),
         tail in prop::collection::vec(any::<u8>(), 0..40),
     ) {
-        let datas: [&[u8]; 6] = [
+        let datas: [&[u8]; 8] = [
             b"",
             b"disk",
             &client::info_data("disk", &[1, 3]),
             &client::info_data("nothing", &[]),
             &client::meta_data("disk", &["base:allocation"]),
             &client::meta_data("disk", &["base:"]),
+            &client::meta_data("disk", &["sheepdog:", "base:allocation", "sheepdog:dirty/b1"]),
+            &client::meta_data("disk", &[]),
         ];
         let mut bytes = client::client_flags(3);
         for (number, data) in options {
