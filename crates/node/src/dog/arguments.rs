@@ -6,7 +6,9 @@ use super::{
     failure::EXIT_CODES_HELP,
     freeze::Span as FreezeSpan,
     moment::Moment,
-    name::{DiskName, Name, SnapshotName, VolumeName},
+    name::{
+        DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name, SnapshotName, VolumeName,
+    },
 };
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
@@ -418,7 +420,7 @@ pub enum GroupVerb {
     /// in all of its volumes
     Delete {
         /// A group, or a snapshot of it as NAME@TAG
-        name: Name,
+        name: GroupOrSnapshotName,
         /// Really delete the snapshot: there is no way back to it then. A group alone needs this
         /// not
         #[arg(long, short)]
@@ -429,12 +431,12 @@ pub enum GroupVerb {
     /// Show the volumes and snapshots of a group, or one of its snapshots
     Info {
         /// A group, or a snapshot of it as NAME@TAG
-        name: Name,
+        name: GroupOrSnapshotName,
     },
     /// Add volumes to a group
     Add {
         /// The group's name
-        name: String,
+        name: GroupName,
         /// Which volumes
         #[arg(required = true)]
         volumes: Vec<VolumeName>,
@@ -442,7 +444,7 @@ pub enum GroupVerb {
     /// Take volumes out of a group; their snapshots stay
     Remove {
         /// The group's name
-        name: String,
+        name: GroupName,
         /// Which volumes
         #[arg(required = true)]
         volumes: Vec<VolumeName>,
@@ -452,7 +454,7 @@ pub enum GroupVerb {
     Snapshot {
         /// The group and the new snapshot's tag, which each volume's snapshot gets
         #[arg(value_name = "NAME@TAG")]
-        name: SnapshotName,
+        name: GroupSnapshotName,
         #[command(flatten)]
         freeze: FreezeOptions,
     },
@@ -461,7 +463,7 @@ pub enum GroupVerb {
     Rollback {
         /// The group and the snapshot's tag
         #[arg(value_name = "NAME@TAG")]
-        name: SnapshotName,
+        name: GroupSnapshotName,
         /// Really do it: what was written since the last snapshots is lost
         #[arg(long, short)]
         yes: bool,
@@ -541,7 +543,8 @@ pub enum ScheduleVerb {
         /// The volume's name
         volume: VolumeName,
         /// The schedule's name, of which a volume can have several
-        name: String,
+        #[arg(value_name = "NAME")]
+        schedule: String,
         /// One snapshot in this time, as in 15m, 1h or 7d; one minute to 366 days
         #[arg(long)]
         every: Interval,
@@ -554,7 +557,8 @@ pub enum ScheduleVerb {
         /// The volume's name
         volume: VolumeName,
         /// The schedule's name
-        name: String,
+        #[arg(value_name = "NAME")]
+        schedule: String,
     },
     /// List schedules: when the next snapshot is due, and why the last one could not be taken
     List {

@@ -10,7 +10,10 @@
 use super::{
     Failure,
     arguments::Arguments,
-    name::{DiskName, Name, SEPARATOR, SnapshotName, VolumeName},
+    name::{
+        DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name, SEPARATOR, SnapshotName,
+        VolumeName,
+    },
     print,
 };
 use crate::{
@@ -52,6 +55,9 @@ enum Question {
     Volumes,
     /// Those of this volume, with its name before them.
     Snapshots(String),
+    Groups,
+    /// Those of this group, with its name before them.
+    GroupSnapshots(String),
     Disks,
 }
 
@@ -63,6 +69,8 @@ fn ask(socket: &Path, question: Question) -> Option<Vec<Candidate>> {
         Question::Snapshots(volume) => {
             AdminRequest::SnapshotList { name: volume.clone(), reclaimable: false }
         }
+        Question::Groups => AdminRequest::GroupList,
+        Question::GroupSnapshots(group) => AdminRequest::GroupInfo { name: group.clone() },
         Question::Disks => AdminRequest::DiskList,
     };
     let (sender, reply) = mpsc::channel();
@@ -81,6 +89,18 @@ fn ask(socket: &Path, question: Question) -> Option<Vec<Candidate>> {
             let name = |tag| format!("{volume}{SEPARATOR}{tag}");
             let taken = |unix_s| proto::calendar::date(unix_s);
             snapshots.into_iter().map(|at| (name(at.tag), taken(at.created_unix_s))).collect()
+        }
+        (Question::Groups, AdminReply::Groups(groups)) => {
+            groups.into_iter().map(|group| (group.name, group.volumes.join(", "))).collect()
+        }
+        (Question::GroupSnapshots(group), AdminReply::Group(report)) => {
+            let name = |tag| format!("{group}{SEPARATOR}{tag}");
+            let taken = |unix_s| proto::calendar::date(unix_s);
+            report
+                .snapshots
+                .into_iter()
+                .map(|at| (name(at.tag), taken(at.created_unix_s)))
+                .collect()
         }
         (Question::Disks, AdminReply::Disks(disks)) => {
             disks.into_iter().map(|disk| (disk.disk.to_string(), disk.path)).collect()
@@ -246,16 +266,27 @@ fn names_of(is: impl Fn(TypeId) -> bool, start: &str, ask: AskNode<'_>) -> Optio
     } else if is(TypeId::of::<SnapshotName>()) {
         match snapshots_of {
             Some(volume) => ask(Question::Snapshots(volume)),
-            None => {
-                let volumes = ask(Question::Volumes)?.into_iter();
-                Some(volumes.map(|(name, help)| (format!("{name}{SEPARATOR}"), help)).collect())
-            }
+            None => ask(Question::Volumes).map(with_separator),
+        }
+    } else if is(TypeId::of::<GroupName>()) {
+        ask(Question::Groups)
+    } else if is(TypeId::of::<GroupOrSnapshotName>()) {
+        ask(snapshots_of.map_or(Question::Groups, Question::GroupSnapshots))
+    } else if is(TypeId::of::<GroupSnapshotName>()) {
+        match snapshots_of {
+            Some(group) => ask(Question::GroupSnapshots(group)),
+            None => ask(Question::Groups).map(with_separator),
         }
     } else if is(TypeId::of::<DiskName>()) {
         ask(Question::Disks)
     } else {
         None
     }
+}
+
+/// Names behind which a tag is to come.
+fn with_separator(names: Vec<Candidate>) -> Vec<Candidate> {
+    names.into_iter().map(|(name, help)| (format!("{name}{SEPARATOR}"), help)).collect()
 }
 
 #[cfg(test)]
@@ -268,6 +299,9 @@ mod tests {
             Question::Volumes => &["disk1", "disk2", "data"],
             Question::Snapshots(name) if name == "disk1" => &["disk1@monday", "disk1@tuesday"],
             Question::Snapshots(_) => return None,
+            Question::Groups => &["db", "web"],
+            Question::GroupSnapshots(name) if name == "db" => &["db@monday"],
+            Question::GroupSnapshots(_) => return None,
             Question::Disks => &["00112233445566778899aabbccddeeff"],
         };
         Some(names.iter().map(|name| (name.to_string(), "it".to_string())).collect())
@@ -311,6 +345,11 @@ mod tests {
         check("dog volume clone disk1@m", &["disk1@monday"]);
         check("dog volume clone disk1@monday ", &[]); // a new name
         check("dog volume resize disk1 ", &[]); // a size
+        check("dog group info ", &["db", "web"]);
+        check("dog group delete db@", &["db@monday"]);
+        check("dog group rollback d", &["db@"]);
+        check("dog group add web d", &["disk1", "disk2", "data"]);
+        check("dog schedule remove da", &["data"]);
         check("dog volume read disk1 --offset 0 --length 4K ", &[FILES]);
         check("dog --data ", &[FILES]);
         check("dog --data=", &[FILES]);
@@ -334,7 +373,7 @@ mod tests {
             }
         }
         missing.sort_unstable();
-        assert_eq!(missing, ["create", "import"], "give the argument a type of `name`");
+        assert_eq!(missing, ["create", "create", "import"], "give the argument a type of `name`");
     }
 
     #[test]

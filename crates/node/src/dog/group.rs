@@ -4,7 +4,7 @@ use super::{
     Context, Failure,
     arguments::{FreezeOptions, GroupVerb},
     freeze,
-    name::{Name, SnapshotName, VolumeName},
+    name::{GroupName, GroupOrSnapshotName, GroupSnapshotName, Name, SnapshotName, VolumeName},
     print,
 };
 use crate::size::Size;
@@ -20,33 +20,37 @@ pub fn run(context: &Context, verb: GroupVerb) -> Result<(), Failure> {
             let group = context.ask_for_group(&request)?;
             context.show_group(&group, &format!("group {} of {} made", group.name, count(&group)))
         }
-        GroupVerb::Delete { name: Name::Volume(name), .. } => {
+        GroupVerb::Delete { name: GroupOrSnapshotName(Name::Volume(name)), .. } => {
             context.tell(&AdminRequest::GroupDelete { name: name.clone() })?;
             context.done(&format!("group {name} deleted; its volumes and all snapshots stay"))
         }
-        GroupVerb::Delete { name: Name::Snapshot(name), yes } => delete(context, name, yes),
+        GroupVerb::Delete { name: GroupOrSnapshotName(Name::Snapshot(name)), yes } => {
+            delete(context, name, yes)
+        }
         GroupVerb::List => list(context),
-        GroupVerb::Info { name: Name::Volume(name) } => {
+        GroupVerb::Info { name: GroupOrSnapshotName(Name::Volume(name)) } => {
             let group = context.group(&name)?;
             if context.json { print::json(&group) } else { print::text(&describe(&group)) }
         }
-        GroupVerb::Info { name: Name::Snapshot(name) } => {
+        GroupVerb::Info { name: GroupOrSnapshotName(Name::Snapshot(name)) } => {
             let snapshot = context.group_snapshot(&name)?;
             let text = || describe_snapshot(&snapshot);
             if context.json { print::json(&snapshot) } else { print::text(&text()) }
         }
-        GroupVerb::Add { name, volumes } => {
+        GroupVerb::Add { name: GroupName(name), volumes } => {
             let request = AdminRequest::GroupAdd { name, volumes: names(volumes) };
             let group = context.ask_for_group(&request)?;
             context.show_group(&group, &format!("group {} has {} now", group.name, count(&group)))
         }
-        GroupVerb::Remove { name, volumes } => {
+        GroupVerb::Remove { name: GroupName(name), volumes } => {
             let request = AdminRequest::GroupRemove { name, volumes: names(volumes) };
             let group = context.ask_for_group(&request)?;
             context.show_group(&group, &format!("group {} has {} now", group.name, count(&group)))
         }
-        GroupVerb::Snapshot { name, freeze } => take(context, name, &freeze),
-        GroupVerb::Rollback { name, yes } => rollback(context, name, yes),
+        GroupVerb::Snapshot { name: GroupSnapshotName(name), freeze } => {
+            take(context, name, &freeze)
+        }
+        GroupVerb::Rollback { name: GroupSnapshotName(name), yes } => rollback(context, name, yes),
     }
 }
 

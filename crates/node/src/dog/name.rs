@@ -33,6 +33,18 @@ pub enum Name {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DiskName(pub DiskId);
 
+/// A group of volumes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupName(pub String);
+
+/// A snapshot of a group, written like one of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupSnapshotName(pub SnapshotName);
+
+/// A group, or a snapshot of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupOrSnapshotName(pub Name);
+
 /// Why a text is no such name: one sentence with the remedy.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -82,6 +94,35 @@ impl FromStr for VolumeName {
                  volume of the snapshot with `dog volume clone {text} NEW`"
             ))),
         }
+    }
+}
+
+impl FromStr for GroupName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<GroupName, NameError> {
+        match text.parse()? {
+            Name::Volume(name) => Ok(GroupName(name)),
+            Name::Snapshot(SnapshotName { volume, .. }) => Err(NameError(format!(
+                "`{text}` names a snapshot, and this needs a group; say `{volume}`"
+            ))),
+        }
+    }
+}
+
+impl FromStr for GroupSnapshotName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<GroupSnapshotName, NameError> {
+        text.parse().map(GroupSnapshotName)
+    }
+}
+
+impl FromStr for GroupOrSnapshotName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<GroupOrSnapshotName, NameError> {
+        text.parse().map(GroupOrSnapshotName)
     }
 }
 
