@@ -76,7 +76,8 @@ impl DiskSetup {
         }
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// QEMU's words for it.
+    pub fn arguments(&self) -> Vec<String> {
         let socket = self.socket.display();
         let DiskSetup { export, werror, reconnect_delay_s, .. } = self;
         vec![

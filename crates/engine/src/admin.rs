@@ -188,6 +188,75 @@ pub enum AdminRequest {
         /// Until when, in seconds since 1970; not before what is agreed already.
         until_unix_s: u64,
     },
+    /// A new group. Answered by [`AdminReply::Group`].
+    GroupCreate {
+        /// Its name.
+        name: String,
+        /// Its first members, by name.
+        #[serde(default)]
+        volumes: Vec<String>,
+    },
+    /// No more group; its volumes and all snapshots stay. Answered by [`AdminReply::Done`].
+    GroupDelete {
+        /// Its name.
+        name: String,
+    },
+    /// More volumes for a group. Answered by [`AdminReply::Group`].
+    GroupAdd {
+        /// The group's name.
+        name: String,
+        /// Which volumes, by name.
+        volumes: Vec<String>,
+    },
+    /// Fewer volumes in a group; their snapshots stay. Answered by [`AdminReply::Group`].
+    GroupRemove {
+        /// The group's name.
+        name: String,
+        /// Which volumes, by name.
+        volumes: Vec<String>,
+    },
+    /// All groups. Answered by [`AdminReply::Groups`].
+    GroupList,
+    /// One group. Answered by [`AdminReply::Group`].
+    GroupInfo {
+        /// Its name.
+        name: String,
+    },
+    /// A snapshot of all volumes of a group at one moment. Answered by
+    /// [`AdminReply::GroupSnapshot`] once all of it can be read.
+    GroupSnapshot {
+        /// The group's name.
+        name: String,
+        /// The name of each of its snapshots, and of them all together.
+        tag: String,
+    },
+    /// Delete a group snapshot: those of its snapshots that still exist, or none of them. Answered
+    /// by [`AdminReply::Done`].
+    GroupSnapshotDelete {
+        /// The group's name.
+        name: String,
+        /// Which one.
+        tag: String,
+    },
+    /// All volumes of a group snapshot, or none of them, get the content and size they had then.
+    /// Nobody may have one of them attached. Answered by [`AdminReply::GroupSnapshot`].
+    GroupRollback {
+        /// The group's name.
+        name: String,
+        /// To which of its snapshots.
+        tag: String,
+    },
+    /// A new volume that has at once what lies elsewhere, and is filled with it in the background.
+    /// Answered by [`AdminReply::Volume`]; [`VolumeReport::flatten`] says how far it is.
+    VolumeCreateFrom {
+        /// Its name.
+        name: String,
+        /// Its size in bytes; nothing: the source's, rounded up to whole blocks.
+        #[serde(default)]
+        bytes: Option<u64>,
+        /// Where the source is: an NBD URI, or the absolute path of a file or device.
+        from: String,
+    },
 }
 
 impl AdminRequest {
@@ -209,6 +278,14 @@ impl AdminRequest {
                 | AdminRequest::TrashUndelete { .. }
                 | AdminRequest::TrashPurge { .. }
                 | AdminRequest::SnapshotLock { .. }
+                | AdminRequest::GroupCreate { .. }
+                | AdminRequest::GroupDelete { .. }
+                | AdminRequest::GroupAdd { .. }
+                | AdminRequest::GroupRemove { .. }
+                | AdminRequest::GroupSnapshot { .. }
+                | AdminRequest::GroupSnapshotDelete { .. }
+                | AdminRequest::GroupRollback { .. }
+                | AdminRequest::VolumeCreateFrom { .. }
         )
     }
 }
@@ -282,6 +359,12 @@ pub enum AdminReply {
     Trash(Vec<TrashReport>),
     /// What was put into the trash.
     Trashed(TrashReport),
+    /// One group.
+    Group(GroupReport),
+    /// Groups, by name.
+    Groups(Vec<GroupReport>),
+    /// One group snapshot.
+    GroupSnapshot(GroupSnapshotReport),
 }
 
 /// Why not: one sentence with cause and remedy, and a kind for programs.
@@ -528,6 +611,9 @@ pub struct OriginReport {
     pub layer: LayerId,
     /// So many bytes from the start show through.
     pub bytes: u64,
+    /// Where it is, if it lies elsewhere.
+    #[serde(default)]
+    pub source: Option<String>,
 }
 
 /// How far flattening is.
@@ -541,6 +627,12 @@ pub struct FlattenReport {
     pub total_bytes: u64,
     /// Why it came to a halt. It is tried again after a while.
     pub error: Option<String>,
+    /// How fast it went of late, in bytes a second; 0 when that is not known.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// Why it does not go on: the source that does not answer, and for how long.
+    #[serde(default)]
+    pub waiting: Option<String>,
 }
 
 /// One snapshot.
@@ -607,7 +699,8 @@ pub struct LayerReport {
     pub parent: Option<LayerId>,
     /// What it is.
     pub kind: LayerKind,
-    /// "volume" for a head, "volume@tag" for a snapshot; nothing for a hidden one.
+    /// "volume" for a head, "volume@tag" for a snapshot, the address of a source; nothing for a
+    /// hidden one.
     pub name: Option<String>,
     /// The volume it belongs to, hidden or not; nothing: that was deleted.
     pub volume: Option<String>,
@@ -632,6 +725,8 @@ pub enum LayerKind {
     Snapshot,
     /// Nothing names it, others show it.
     Hidden,
+    /// It lies elsewhere; its name is where.
+    Source,
 }
 
 /// Who holds a volume.
@@ -647,4 +742,53 @@ pub struct AttachmentReport {
     pub connections: u32,
     /// Whether it may only read.
     pub read_only: bool,
+}
+
+/// One group of volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// Its name.
+    pub name: String,
+    /// When it was created, seconds since 1970.
+    pub created_unix_s: u64,
+    /// Its volumes, by name.
+    pub volumes: Vec<String>,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<GroupSnapshotReport>,
+}
+
+/// Snapshots of several volumes of one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSnapshotReport {
+    /// The group's name.
+    pub group: String,
+    /// Its own name, which each of its snapshots has too.
+    pub tag: String,
+    /// When it was taken, seconds since 1970.
+    pub created_unix_s: u64,
+    /// Of how many volumes it was taken.
+    pub count: u32,
+    /// Whether all of its snapshots still exist: only then can the group go back to it.
+    pub complete: bool,
+    /// Whether some of it is still being taken: that cannot be read yet.
+    pub sealing: bool,
+    /// Those of its snapshots that still exist.
+    pub members: Vec<GroupMemberReport>,
+}
+
+/// One snapshot of a group snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMemberReport {
+    /// The volume's name.
+    pub volume: String,
+    /// The snapshot's layer.
+    pub layer: LayerId,
+    /// The volume's size when it was taken, in bytes.
+    pub bytes: u64,
+    /// What is kept for it, in bytes: the data written between the snapshot before it and it.
+    pub used_bytes: u64,
+    /// Whether it is still being taken: it cannot be read yet.
+    pub sealing: bool,
+    /// Whether its volume is in the trash.
+    pub in_trash: bool,
 }

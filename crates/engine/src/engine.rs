@@ -10,7 +10,9 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod groups;
 mod schedules;
+mod sources;
 mod surveys;
 mod trash;
 
@@ -25,11 +27,13 @@ use crate::{
 };
 use cluster::{Command, Map, ProposalToken, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
+use groups::{GroupSealing, GroupStep};
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
     MemberToken, Time, VolumeId, limits,
 };
 use schedules::Schedules;
+use sources::{Creation, SourceRoute};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -96,6 +100,12 @@ enum Purpose {
     AdminSnapshot(AdminToken, VolumeId, String),
     /// A volume is to go out of the trash for good.
     Purge(VolumeId),
+    /// An administrator asked for something about a group.
+    AdminGroup(AdminToken, GroupStep),
+    /// A group snapshot that was being taken when the node ended, by group and tag.
+    TornGroup(String, String),
+    /// An administrator asked for a volume with a source: answer with the named volume.
+    AdminFrom(AdminToken, String),
 }
 
 impl Purpose {
@@ -109,7 +119,9 @@ impl Purpose {
             | Purpose::AdminDone(token)
             | Purpose::AdminSchedule(token, ..)
             | Purpose::AdminGone(token, _)
-            | Purpose::AdminSnapshot(token, ..) => Some(*token),
+            | Purpose::AdminSnapshot(token, ..)
+            | Purpose::AdminGroup(token, _)
+            | Purpose::AdminFrom(token, _) => Some(*token),
             Purpose::Boot
             | Purpose::Attach(_)
             | Purpose::Detach(_)
@@ -117,6 +129,7 @@ impl Purpose {
             | Purpose::Duty(_)
             | Purpose::Scheduled(..)
             | Purpose::Surplus(_)
+            | Purpose::TornGroup(..)
             | Purpose::Purge(_) => None,
         }
     }
@@ -193,6 +206,10 @@ pub struct Engine {
     shrinking: Vec<(AdminToken, VolumeId)>,
     /// Administrators who wait until a layer is sealed.
     sealing: Vec<Sealing>,
+    /// Administrators who wait until layers of all volumes of a group are sealed.
+    group_sealing: Vec<GroupSealing>,
+    /// Group snapshots that were being taken when the node ended the last time, by group and tag.
+    torn_groups: BTreeSet<(String, String)>,
     /// Commands that wait until those who have their volume are gone.
     errands: Vec<Errand>,
     /// Volumes that want their session, nobody has, and the node holds when it is their turn.
@@ -211,6 +228,11 @@ pub struct Engine {
     schedules: Schedules,
     /// What is in the trash, and how it is emptied.
     trash: Trash,
+    /// Questions to sources.
+    asked_sources: Routes<SourceRoute>,
+    /// Volumes that wait for their source to be made, and the last one's number.
+    creations: BTreeMap<u64, Creation>,
+    last_creation: u64,
     work: VecDeque<Work>,
 }
 
@@ -244,6 +266,8 @@ impl Engine {
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
             sealing: Vec::new(),
+            group_sealing: Vec::new(),
+            torn_groups: BTreeSet::new(),
             errands: Vec::new(),
             turns: BTreeSet::new(),
             turns_at: None,
@@ -253,6 +277,9 @@ impl Engine {
             next_survey: 0,
             schedules: Schedules::new(),
             trash: Trash::default(),
+            asked_sources: Routes::new(),
+            creations: BTreeMap::new(),
+            last_creation: 0,
             work: effects.into_iter().map(Work::FromJournal).collect(),
         };
         engine.run(now, outputs);
@@ -304,6 +331,7 @@ impl Engine {
             }
             Input::Tick => self.handle_tick(now, outputs),
             Input::Stop => self.handle_stop(outputs),
+            Input::Source { token, result } => self.handle_source(token, result, outputs),
         }
         self.run(now, outputs);
     }
@@ -344,6 +372,7 @@ impl Engine {
             self.surveys_deadline(),
             self.schedules_deadline(),
             self.trash.look_at,
+            self.creations_deadline(),
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
@@ -357,6 +386,8 @@ impl Engine {
         for held in self.held.values() {
             if let Some(session) = &held.session {
                 session.check();
+                let epoch = session.epoch().unwrap_or(self.map.epoch());
+                assert_eq!(epoch, self.map.epoch(), "a session goes by another map");
             }
             for connection in &held.connections {
                 assert!(self.links.contains_key(connection), "a held volume's link is lost");
@@ -457,9 +488,11 @@ impl Engine {
             self.look_after_flattens(now);
         }
         self.answer_sealed(now, outputs);
+        self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();
+        self.expire_creations(Some(now), outputs);
     }
 
     fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
@@ -578,6 +611,10 @@ impl Engine {
             volume::Effect::Flattened => {
                 let command = Command::Flattened { volume, generation };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::Source { token, layer, offset, length, kind_only } => {
+                let what = (offset, length, kind_only);
+                self.ask_source((id, generation, token), layer, what, outputs);
             }
             volume::Effect::Fenced => {
                 let held = self.held.get(&id).expect("its session speaks");

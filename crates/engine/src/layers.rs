@@ -124,14 +124,18 @@ pub(crate) fn list(map: &Map, disks: &Disks, volume: Option<&Volume>) -> Vec<Lay
         let (kind, bytes) = match owner {
             Some((volume, None)) => (LayerKind::Head, Some(volume.bytes)),
             Some((_, Some(snapshot))) => (LayerKind::Snapshot, Some(snapshot.bytes)),
-            None => (LayerKind::Hidden, None),
+            None => match map.source(id) {
+                Some(source) => (LayerKind::Source, Some(source.bytes)),
+                None => (LayerKind::Hidden, None),
+            },
         };
+        let address = map.source(id).map(|source| source.address.clone());
         let belongs_to = lineages.get(&lineage);
         reports.push(LayerReport {
             layer: id,
             parent: (layer.parent != LayerId(0)).then_some(layer.parent),
             kind,
-            name: owner.map(|(volume, snapshot)| names::full_name(volume, snapshot)),
+            name: owner.map(|(volume, snapshot)| names::full_name(volume, snapshot)).or(address),
             volume: belongs_to.map(|volume| names::shown_name(volume, None)),
             bytes,
             used_bytes: report::usage(disks, id).data_blocks * BLOCK_SIZE as u64,
@@ -158,7 +162,10 @@ fn connected(map: &Map, volume: &Volume) -> BTreeSet<LayerId> {
 /// How many layers nothing names, and how many bytes of data they keep for others.
 pub(crate) fn hidden(map: &Map, disks: &Disks) -> (u64, u64) {
     let named: BTreeSet<LayerId> = map.volumes().flat_map(Volume::layers).collect();
-    let hidden = map.layers().map(|(_, layer)| layer).filter(|layer| !named.contains(layer));
+    let hidden = map
+        .layers()
+        .map(|(_, layer)| layer)
+        .filter(|layer| !named.contains(layer) && map.source(*layer).is_none());
     hidden.fold((0, 0), |(count, bytes), layer| {
         let blocks = report::usage(disks, layer).data_blocks;
         (count + 1, bytes + blocks * BLOCK_SIZE as u64)

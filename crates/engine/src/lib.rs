@@ -61,6 +61,9 @@ pub struct Settings {
     pub trash_grace: Duration,
     /// The program's version, for reports.
     pub version: String,
+    /// How many bytes a second are copied into each volume that is being filled or flattened; 0:
+    /// as many as can be.
+    pub fill_bytes_per_s: u64,
 }
 
 /// One disk of the node.
@@ -84,6 +87,59 @@ pub struct DiskSettings {
     pub log_bytes: Option<u64>,
     /// Where it is, for reports.
     pub path: String,
+}
+
+/// Names one question to a source. Answered exactly once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SourceId(pub u64);
+
+/// What is asked of something that lies elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceRequest {
+    /// An NBD URI, or the path of a file.
+    pub address: String,
+    /// What.
+    pub wanted: SourceWanted,
+}
+
+/// One question to a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SourceWanted {
+    /// Its size. Answered by [`SourceReply::Opened`].
+    Open,
+    /// Its content, for all blocks that the bytes touch, with zeros behind them. Answered by
+    /// [`volume::SourceAnswer::Data`].
+    Read {
+        /// How large it was when the volume was made: of another size, it is another source.
+        bytes: u64,
+        /// Where, a multiple of the block size.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
+    /// Which blocks are zeros for sure. Answered by [`volume::SourceAnswer::Map`].
+    Map {
+        /// See above.
+        bytes: u64,
+        /// Where, a multiple of the block size.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
+}
+
+/// What a source has.
+#[derive(Debug)]
+pub enum SourceReply {
+    /// It is there.
+    Opened {
+        /// Its size in bytes.
+        bytes: u64,
+        /// If it is served by this very process: the export's name.
+        own_export: Option<String>,
+    },
+    /// What a session asked for.
+    Answer(volume::SourceAnswer),
 }
 
 /// What comes in.
@@ -163,6 +219,13 @@ pub enum Input {
     Tick,
     /// Stop: disconnect clients, finish and flush what is in flight, close the disks.
     Stop,
+    /// A source answers, or the reason in a few words why it does not.
+    Source {
+        /// That of the question.
+        token: SourceId,
+        /// The answer.
+        result: Result<SourceReply, String>,
+    },
 }
 
 /// What goes out.
@@ -227,6 +290,13 @@ pub enum Output {
         level: NoticeLevel,
         /// One sentence.
         sentence: String,
+    },
+    /// Ask a source. Answered by [`Input::Source`], in any order, within a bounded time.
+    Source {
+        /// Comes back with the answer.
+        token: SourceId,
+        /// What.
+        request: SourceRequest,
     },
 }
 

@@ -173,6 +173,7 @@ pub(crate) fn volume(
         name: named(origin.layer),
         layer: origin.layer,
         bytes: origin.bytes,
+        source: map.source(origin.layer).map(|source| source.address.clone()),
     });
     let flatten = volume.flattening.then(|| {
         let session = held.and_then(|held| held.session.as_ref());
@@ -183,10 +184,20 @@ pub(crate) fn volume(
                 done_bytes: running.done_bytes,
                 total_bytes: running.total_bytes,
                 error: running.error.map(|error| error.to_string()),
+                bytes_per_s: running.bytes_per_s,
+                waiting: session.and_then(Session::source_trouble).map(|trouble| {
+                    let seconds = now.since(trouble.since).as_secs();
+                    format!("waiting for {}, {seconds} s", trouble.reason)
+                }),
             },
-            None => {
-                FlattenReport { running: false, done_bytes: 0, total_bytes: total, error: None }
-            }
+            None => FlattenReport {
+                running: false,
+                done_bytes: 0,
+                total_bytes: total,
+                error: None,
+                bytes_per_s: 0,
+                waiting: None,
+            },
         }
     });
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {

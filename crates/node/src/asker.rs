@@ -65,6 +65,11 @@ impl Asker {
         (Asker { commands, waker: Arc::new(waker), requests, changes }, arrivals)
     }
 
+    /// What wakes the data thread.
+    pub fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
     /// Asks as an administrator and waits for the answer.
     pub async fn ask(&self, request: AdminRequest) -> Result<AdminReply, AdminError> {
         let change = match request.changes() {

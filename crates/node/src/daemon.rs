@@ -11,6 +11,7 @@ use crate::{
     http, log,
     settings::{Settings, Stop},
     sockets,
+    source::Sources,
     systemd::{self, notify},
 };
 use mio::Poll;
@@ -170,6 +171,7 @@ fn engine_settings(
         trash_expiry_s: settings.trash_expiry_s,
         trash_grace: settings.trash_grace,
         version: env!("CARGO_PKG_VERSION").to_string(),
+        fill_bytes_per_s: settings.fill_rate,
     }
 }
 
@@ -182,6 +184,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
     let (ready, mut readied) = oneshot::channel();
     let (end, mut ended) = oneshot::channel();
     let disk_engine = settings.disk_engine;
+    let sources = Sources::new(asker.waker(), settings.nbd_listen);
     let thread = std::thread::Builder::new().name("data".to_string()).spawn(move || {
         let run = || {
             // The ring belongs to the thread that makes it.
@@ -195,6 +198,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
                 listeners: nbd,
                 commands,
                 ready,
+                sources,
             };
             let data = DataThread::new(parts).map_err(|error| format!("cannot start: {error}"))?;
             data.run()

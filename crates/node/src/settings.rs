@@ -57,6 +57,8 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing goes from the trash because it has expired.
     pub trash_grace: Duration,
+    /// How many bytes a second are copied into a volume that is filled or flattened; 0: no bound.
+    pub fill_rate: u64,
 }
 
 /// One setting.
@@ -313,6 +315,19 @@ pub const SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    Setting {
+        name: "fill-rate",
+        value: "SIZE",
+        default: "100M",
+        limit: "bytes a second; 0 is as fast as it goes",
+        doc: "How much is copied each second, in the background, into each volume that is filled \
+              from a source or flattened.",
+        hidden: false,
+        take: |settings, text| {
+            settings.fill_rate = parse::<Size>(text)?.0;
+            Ok(())
+        },
+    },
 ];
 
 /// Why there are no settings to start with.
@@ -343,6 +358,7 @@ impl Settings {
             log_level: tracing::Level::INFO,
             trash_expiry_s: 0,
             trash_grace: Duration::ZERO,
+            fill_rate: 0,
         };
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             (setting.take)(&mut settings, setting.default).expect("defaults are right");
@@ -622,6 +638,7 @@ mod tests {
             ("log-level", "debug"),
             ("trash-expiry", "7d"),
             ("trash-grace", "0"),
+            ("fill-rate", "1M"),
         ];
         assert_eq!(samples.map(|(name, _)| name).to_vec(), {
             SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>()

@@ -261,6 +261,48 @@ pub const TRASH_IDS_SHOWN_MAX: usize = 16;
 pub const TRASH_GAVE_WAY_SHOWN_S: u64 = 24 * 3600;
 /// Longest time a snapshot is locked for by one command, in seconds: a hundred years.
 pub const SNAPSHOT_LOCK_S_MAX: u64 = 100 * 366 * 24 * 3600;
+/// Guests that one snapshot freezes at most.
+pub const FREEZE_GUESTS_MAX: usize = 64;
+/// How long guests may stand still for a snapshot at most, whatever was asked for, in milliseconds.
+pub const FREEZE_MS_MAX: u64 = 300_000;
+/// How long a guest's socket has to greet before it is taken for an agent's, in milliseconds:
+/// QEMU's monitor does so at once.
+pub const FREEZE_GREETING_MS: u64 = 500;
+/// How long one attempt to let a guest go on may take before the next, in milliseconds.
+pub const FREEZE_ATTEMPT_MS: u64 = 5_000;
+/// How long there is between two attempts to reach a guest, in milliseconds.
+pub const FREEZE_CONNECT_RETRY_MS: u64 = 100;
+/// How long it is tried to let a guest go on that does not answer, in milliseconds: a day.
+pub const FREEZE_RELEASE_MS_MAX: u64 = 86_400_000;
+/// How long `dog` itself waits for the word that a guest goes on, in milliseconds.
+pub const FREEZE_RELEASE_WAIT_MS: u64 = 15_000;
+/// Longest message of a guest's agent or monitor, in bytes.
+pub const FREEZE_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// What a flatten may copy at once after a rest, in milliseconds of its rate.
+pub const FILL_BURST_MS: u64 = 250;
+/// How often it is looked how fast a flatten goes, in milliseconds.
+pub const FILL_MEASURE_MS: u64 = 2_000;
+/// Pieces of sources that one session asks for at once, each at most one member request long; more
+/// wait in the session. The background takes at most half.
+pub const SOURCE_PIECES_MAX: usize = 16;
+/// After how long a source that failed is asked again, in milliseconds.
+pub const SOURCE_RETRY_MS: u64 = 1_000;
+/// How long a new volume waits for its source to tell its size, in milliseconds.
+pub const SOURCE_OPEN_MS_MAX: u64 = 20_000;
+/// How long a source may take to let itself be connected to, and over each step of greeting, in
+/// milliseconds.
+pub const SOURCE_CONNECT_MS_MAX: u64 = 5_000;
+/// How long a source that is asked may send nothing before the connection is given up, in
+/// milliseconds.
+pub const SOURCE_SILENT_MS_MAX: u64 = 15_000;
+/// How long a connection to a source is kept while nothing is asked of it, in milliseconds.
+pub const SOURCE_IDLE_MS: u64 = 30_000;
+/// Sources that one node reads at once, each by a thread of its own.
+pub const SOURCE_READERS_MAX: usize = 64;
+/// Questions to one source that are with its thread at once; more wait in the engine.
+pub const SOURCE_QUESTIONS_MAX: usize = 32;
+/// Answers of sources that the node has not taken in yet; readers wait beyond that.
+pub const SOURCE_ANSWERS_MAX: usize = 64;
 
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
@@ -290,6 +332,10 @@ const _: () = assert!(MEMBER_REQUEST_BLOCKS_MAX as usize * BLOCK_SIZE <= OBJECT_
 const _: () = assert!(NBD_HANDSHAKES_PER_CLIENT_MAX <= NBD_CONNECTIONS_PER_CLIENT_MAX);
 const _: () = assert!(LAYERS_MAX * 1024 <= ADMIN_REPLY_BYTES_MAX);
 const _: () = assert!(VOLUMES_MAX * 4096 <= ADMIN_REPLY_BYTES_MAX);
+const _: () = assert!(
+    GROUPS_MAX * GROUP_VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 8) + GROUP_MEMBERSHIPS_MAX * 1024
+        <= ADMIN_REPLY_BYTES_MAX
+);
 const _: () = assert!(PARTITIONS_DEFAULT.is_power_of_two());
 const _: () = assert!(PARTITIONS_DEFAULT <= 1 << PARTITION_BITS_MAX);
 const _: () = assert!(
@@ -330,4 +376,9 @@ const _: () =
     assert!(SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX + SCHEDULED_DROPS_IN_FLIGHT_MAX < PROPOSALS_MAX / 8);
 const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(FREEZE_ATTEMPT_MS < FREEZE_RELEASE_WAIT_MS);
+const _: () = assert!(FREEZE_MS_MAX < FREEZE_RELEASE_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);
+const _: () = assert!(SOURCE_OPEN_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(SOURCE_CONNECT_MS_MAX < SOURCE_OPEN_MS_MAX);
+const _: () = assert!(SOURCE_PIECES_MAX <= SOURCE_QUESTIONS_MAX);

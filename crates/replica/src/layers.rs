@@ -83,7 +83,9 @@ impl Coordinator {
         let mut listed = BTreeSet::new();
         self.origin_groups.clear();
         let mut seen = BTreeSet::new();
-        for origin in origins(&map, self.layer) {
+        // A source is no disk's.
+        let of_disks = |origin: &Origin| map.source(origin.layer).is_none();
+        for origin in origins(&map, self.layer).into_iter().filter(of_disks) {
             for configuration in configurations(&map, origin.lineage, origin.bytes) {
                 let members = configuration.current.iter();
                 let disks: Vec<DiskId> = members.clone().map(|member| member.disk).collect();

@@ -123,6 +123,7 @@ impl SimNode {
             trash_expiry_s: 24 * 3600,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "simulated".into(),
+            fill_bytes_per_s: 0,
         };
         let mut outputs = Vec::new();
         let engine = Engine::new(now, settings, &mut outputs);

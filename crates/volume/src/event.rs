@@ -2,8 +2,24 @@
 
 use crate::request::{Completion, Error, Request, RequestId};
 use cluster::{Map, PendingDiscard};
-use proto::{DiskId, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, Time};
+use proto::{
+    BlockState, DiskId, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, Payload,
+    Time,
+};
 use std::sync::Arc;
+
+/// Names one question to a source; never used again by the same session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SourceToken(pub u64);
+
+/// What a source has.
+#[derive(Debug)]
+pub enum SourceAnswer {
+    /// The content of all blocks touched by what was asked for; zeros behind the end of that.
+    Data(Payload),
+    /// What these blocks are, in runs: zeros only where the source said so.
+    Map(Vec<(u32, BlockState)>),
+}
 
 /// What a session is told.
 #[derive(Debug)]
@@ -33,6 +49,19 @@ pub enum Event {
     Close,
     /// Time has passed: [`crate::Session::deadline`] is due.
     Tick,
+    /// A source answers, or there is a reason why not; then it is asked again after a while.
+    Source {
+        /// That of the question.
+        token: SourceToken,
+        /// The answer, or the reason in a few words.
+        result: Result<SourceAnswer, String>,
+    },
+    /// How much a flatten copies in a second at most, in bytes; 0: as much as it can. Until this
+    /// is said it has no bound.
+    FillRate {
+        /// Bytes a second.
+        bytes_per_s: u64,
+    },
 }
 
 /// What a session wants done.
@@ -76,6 +105,19 @@ pub enum Effect {
     Fenced,
     /// [`Event::Close`] is done; the session may be dropped.
     Closed,
+    /// Read a source, or find out what it has; answered by [`Event::Source`], in any order.
+    Source {
+        /// Comes back with the answer.
+        token: SourceToken,
+        /// The layer, whose source the map knows.
+        layer: LayerId,
+        /// Where, a multiple of the block size.
+        offset: u64,
+        /// How many bytes, at least one. It ends with a block or where the source does.
+        length: u64,
+        /// Whether only [`SourceAnswer::Map`] is wanted.
+        kind_only: bool,
+    },
 }
 
 /// Why a session's oldest unfinished request has not ended, or the session is not open.

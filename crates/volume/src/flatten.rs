@@ -8,8 +8,8 @@ use crate::request::{Completion, Error};
 use crate::session::{Life, Session};
 use crate::work::{Task, Work};
 use proto::limits::{
-    FLATTEN_PIECES_MAX, FLATTEN_RETRY_MS, MEMBER_REQUEST_BLOCKS_MAX, SESSION_BYTES_MAX,
-    SESSION_REQUESTS_MAX,
+    FILL_BURST_MS, FILL_MEASURE_MS, FLATTEN_PIECES_MAX, FLATTEN_RETRY_MS,
+    MEMBER_REQUEST_BLOCKS_MAX, SESSION_BYTES_MAX, SESSION_REQUESTS_MAX,
 };
 use proto::{Duration, Time};
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ pub struct Flattening {
     pub total_bytes: u64,
     /// Why it has ended before its end.
     pub error: Option<Error>,
+    /// How fast it went of late, in bytes a second; 0 when that is not known yet.
+    pub bytes_per_s: u64,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +34,54 @@ pub(crate) struct Flatten {
     cursor: u64,
     /// The first block of each work under way.
     works: BTreeMap<u64, u64>,
+    pace: Pace,
+    /// When it was last looked how fast it goes, how far it was then, and how fast it had gone.
+    measured: Option<(Time, u64, u64)>,
+    /// How often copies may have been lost.
+    losses: u64,
+    /// All was copied when this work was the next: nothing shows through for it and later ones.
+    flat_from: Option<u64>,
+}
+
+/// How much may be copied: a bucket that fills with time. What was copied on credit is waited for.
+#[derive(Debug, Default)]
+struct Pace {
+    /// 0: there is no bound.
+    bytes_per_s: u64,
+    /// In billionths of a byte, as the time is in those of a second.
+    credit: i128,
+    filled_at: Time,
+    /// When there is credit again, if there is none now and somebody wants some.
+    again_at: Option<Time>,
+}
+
+const NANO: i128 = 1_000_000_000;
+
+impl Pace {
+    /// Whether something may be copied now.
+    fn has_credit(&mut self, now: Time) -> bool {
+        self.again_at = None;
+        let rate = i128::from(self.bytes_per_s);
+        if rate == 0 {
+            return true;
+        }
+        let most = rate * i128::from(FILL_BURST_MS) * NANO / 1000;
+        let span = i128::try_from(now.since(self.filled_at).as_nanos()).unwrap_or(i128::MAX >> 64);
+        self.credit = self.credit.saturating_add(rate.saturating_mul(span)).min(most);
+        self.filled_at = now;
+        if self.credit > 0 {
+            return true;
+        }
+        let span = -self.credit / rate + 1;
+        self.again_at = Some(now + Duration::from_nanos(u64::try_from(span).unwrap_or(u64::MAX)));
+        false
+    }
+
+    fn spend(&mut self, bytes: i128) {
+        if self.bytes_per_s > 0 {
+            self.credit -= bytes * NANO;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +109,7 @@ impl Flatten {
     pub(crate) fn deadline(&self) -> Option<Time> {
         match self.stage {
             Stage::Reported { again_at, .. } => Some(again_at),
+            Stage::Copying => self.pace.again_at,
             _ => None,
         }
     }
@@ -69,8 +120,27 @@ impl Flatten {
             Stage::Waiting { before }
             | Stage::Flushing { before }
             | Stage::Reported { before, .. } => work >= before,
-            Stage::Idle | Stage::Copying | Stage::Failed(_) => false,
+            // Answers of the disks may still be on the way when the map is flat.
+            Stage::Idle => self.flat_from.is_some_and(|from| work >= from),
+            Stage::Copying | Stage::Failed(_) => false,
         }
+    }
+
+    /// Whether everything that shows through was copied, and nothing of that lost.
+    pub(crate) fn has_copied_all(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Waiting { .. } | Stage::Flushing { .. } | Stage::Reported { .. }
+        ) || (matches!(self.stage, Stage::Idle) && self.flat_from.is_some())
+    }
+
+    /// Likewise, and already when so many losses were known.
+    pub(crate) fn is_copied_since(&self, losses: u64) -> bool {
+        self.has_copied_all() && self.losses == losses
+    }
+
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
     }
 
     fn is_running(&self) -> bool {
@@ -87,16 +157,48 @@ impl Session {
             Stage::Failed(error) => Some(error.clone()),
             _ => None,
         };
+        let done_bytes = self.flattened_bytes().min(total_bytes);
+        let bytes_per_s = self.flatten.measured.map_or(0, |(_, _, speed)| speed);
+        Some(Flattening { done_bytes, total_bytes, error, bytes_per_s })
+    }
+
+    fn flattened_bytes(&self) -> u64 {
         let lowest = self.flatten.works.values().copied().min();
-        let done = lowest.unwrap_or(self.flatten.cursor).min(self.flatten.cursor) * BLOCK;
-        Some(Flattening { done_bytes: done.min(total_bytes), total_bytes, error })
+        lowest.unwrap_or(self.flatten.cursor).min(self.flatten.cursor) * BLOCK
+    }
+
+    /// How much a flatten copies in a second.
+    pub(crate) fn set_fill_rate(&mut self, bytes_per_s: u64, effects: &mut Vec<Effect>) {
+        self.flatten.pace = Pace { bytes_per_s, credit: 0, filled_at: self.now, again_at: None };
+        self.advance_flatten(effects);
+    }
+
+    /// So much of what was to be copied need not be.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        self.flatten.pace.spend(-i128::from(bytes));
+    }
+
+    /// Finds out, once in a while, how fast it goes.
+    fn measure(&mut self) {
+        let done = self.flattened_bytes();
+        let Some((at, before, _)) = self.flatten.measured else {
+            self.flatten.measured = Some((self.now, done, 0));
+            return;
+        };
+        let span = self.now.since(at).as_millis() as u64;
+        if span >= FILL_MEASURE_MS {
+            let speed = done.saturating_sub(before).saturating_mul(1000) / span;
+            self.flatten.measured = Some((self.now, done, speed));
+        }
     }
 
     pub(crate) fn handle_flatten(&mut self, start: bool, effects: &mut Vec<Effect>) {
         if !start {
             self.flatten.stage = Stage::Idle;
+            self.give_up_background(effects);
         } else if !self.flatten.is_running() && !self.read_only {
             self.flatten.cursor = 0;
+            self.flatten.measured = None;
             self.flatten.stage = Stage::Copying;
         }
         self.advance_flatten(effects);
@@ -116,6 +218,7 @@ impl Session {
             Stage::Waiting { before } => self.wait_for_others(before, effects),
             Stage::Reported { before, again_at } => {
                 if self.through.chain.is_empty() {
+                    self.flatten.flat_from = Some(before);
                     self.flatten.stage = Stage::Idle;
                 } else if again_at <= self.now {
                     self.report_flattened(before, effects);
@@ -136,12 +239,14 @@ impl Session {
             let room = self.flatten.works.len() < FLATTEN_PIECES_MAX
                 && self.works.len() < SESSION_REQUESTS_MAX
                 && self.held_bytes() + blocks.bytes() <= SESSION_BYTES_MAX;
-            if !room {
+            if !room || !self.flatten.pace.has_credit(self.now) {
                 return;
             }
             let range = Range { offset: at * BLOCK, length: blocks.bytes() as u64 };
-            let (task, number) = (Task::Flatten { content: Vec::new() }, self.next_number());
+            let (task, number) =
+                (Task::Flatten { content: Vec::new(), fetched: false }, self.next_number());
             self.flatten.cursor = at + u64::from(blocks.count());
+            self.flatten.pace.spend(blocks.bytes() as i128);
             let work = Work::new(None, task, range, false, self.now, number);
             let work = self.begin(work, effects);
             self.flatten.works.insert(work, at);
@@ -171,6 +276,7 @@ impl Session {
         effects: &mut Vec<Effect>,
     ) {
         self.flatten.works.remove(&work);
+        self.measure();
         if let Err(error) = result
             && self.flatten.is_running()
             && self.life == Life::Open
@@ -202,6 +308,7 @@ impl Session {
 
     /// Copies that were not stable may be gone with their disk: all is looked at once more.
     pub(crate) fn copies_lost(&mut self) {
+        self.flatten.losses += 1;
         let stage = &mut self.flatten.stage;
         if matches!(stage, Stage::Copying | Stage::Waiting { .. } | Stage::Flushing { .. }) {
             *stage = Stage::Copying;

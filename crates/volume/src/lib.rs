@@ -18,16 +18,18 @@ mod pieces;
 mod request;
 mod session;
 mod shrink;
+mod source;
 mod switch;
 mod work;
 
 #[cfg(test)]
 mod model;
 
-pub use event::{Effect, Event, Waiting};
+pub use event::{Effect, Event, SourceAnswer, SourceToken, Waiting};
 pub use flatten::Flattening;
 pub use replica::View;
 pub use request::{
     Answer, Base, Changed, Completion, Error, Extent, Operation, Request, RequestId, Tags,
 };
 pub use session::Session;
+pub use source::SourceTrouble;

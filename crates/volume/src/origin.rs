@@ -36,11 +36,11 @@ impl Through {
 /// A piece whose answer is being completed.
 #[derive(Debug)]
 pub(crate) struct Follow {
-    work: u64,
-    role: Role,
-    index: u32,
-    kind_only: bool,
-    chain: Arc<[Origin]>,
+    pub(crate) work: u64,
+    pub(crate) role: Role,
+    pub(crate) index: u32,
+    pub(crate) kind_only: bool,
+    pub(crate) chain: Arc<[Origin]>,
     /// What was found so far, by its first block.
     found: BTreeMap<u32, Found>,
     /// What is to be asked for: how far along the chain, and which blocks.
@@ -171,7 +171,12 @@ impl Session {
             let Some((level, blocks)) = follow.todo.pop_front() else { return };
             follow.waiting += 1;
             let (work, index) = (follow.work, follow.index);
-            let Origin { lineage, layer, .. } = follow.chain[level];
+            let origin = follow.chain[level];
+            if self.ask_source(number, level, origin, blocks) {
+                continue;
+            }
+            let follow = self.follows.at(number).expect("just seen");
+            let Origin { lineage, layer, .. } = origin;
             let source = Source::Origin { lineage, layer };
             let request = match follow.kind_only {
                 true => Request::Map { source, index, blocks },
@@ -218,12 +223,37 @@ impl Session {
         let Some((index, blocks)) = piece.place else { return };
         let chain = Arc::clone(&self.through.chain);
         let holes = shown(&absent_of(blocks, answer), index, chain.first());
+        let wanted: usize = holes.iter().map(|hole| hole.bytes()).sum();
+        self.give_back((blocks.bytes() - wanted) as u64);
         if holes.is_empty() {
             return;
         }
         let mut follow = Follow::new(piece.work, Role::Copy, index, false, chain);
         follow.todo.extend(holes.into_iter().map(|hole| (0, hole)));
         self.begin_follow(follow);
+    }
+
+    /// What was fetched for a flatten without a lock is copied only where the volume's own lineage
+    /// still has nothing and something still shows through.
+    pub(crate) fn keep_absent(&mut self, piece: &Piece, answer: &Answer) {
+        let Some((index, blocks)) = piece.place else { return };
+        let absent = absent_of(blocks, answer);
+        let wanted = shown(&absent, index, self.through.chain.first());
+        let work = self.works.at_mut(piece.work).expect("a work outlives its pieces");
+        let mut kept = Vec::new();
+        for (first, payload) in work.take_fetched() {
+            let blocks = (payload.len() / BLOCK_SIZE) as u32;
+            let (mut at, end) = (first, first + blocks);
+            for range in &wanted {
+                let (from, to) = (range.first().max(at), range.end().min(end));
+                if from < to {
+                    let (skip, length) = ((from - first) as usize, (to - from) as usize);
+                    kept.push((from, payload.slice(skip * BLOCK_SIZE, length * BLOCK_SIZE)));
+                    at = to;
+                }
+            }
+        }
+        work.take_copy(kept);
     }
 
     /// What of another map changes what shows through.

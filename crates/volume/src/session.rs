@@ -7,6 +7,7 @@ use crate::origin::{Follow, Through, Whole};
 use crate::pieces::{Range, piece};
 use crate::request::{Completion, Error, Operation, Request, RequestId};
 use crate::shrink::Shrink;
+use crate::source::Sources;
 use crate::switch::Switch;
 use crate::work::{Stage, Task, Work, prefetched_bytes, status_bytes};
 use cluster::Map;
@@ -52,6 +53,8 @@ pub struct Session {
     /// Those that have ended and are being completed with what shows through.
     pub(crate) follows: Slots<Follow>,
     pub(crate) through: Through,
+    /// What is asked of what lies elsewhere.
+    pub(crate) sources: Sources,
     /// Works that have pieces to send, each once.
     pub(crate) runnable: VecDeque<u64>,
     /// Bytes that the works hold at most.
@@ -112,8 +115,17 @@ pub(crate) enum Role {
         follow: u64,
         level: usize,
     },
+    /// Likewise, but of the volume's own disks instead of the source that it was asked of: all was
+    /// copied meanwhile, and copies had been lost so many times by then.
+    Instead {
+        follow: u64,
+        level: usize,
+        losses: u64,
+    },
     /// Finds out what is to be copied.
     Look,
+    /// Finds out which of it still is, now that nobody else can write there.
+    LookAgain,
     /// Brings what is to be copied.
     Copy,
     /// Tells the disks of a new head.
@@ -169,6 +181,7 @@ impl Session {
             pieces: Slots::default(),
             follows: Slots::default(),
             through,
+            sources: Sources::default(),
             runnable: VecDeque::new(),
             bytes: 0,
             shrink: Shrink::default(),
@@ -218,8 +231,24 @@ impl Session {
             Event::Map(_) => {}
             Event::Close => self.begin_closing(effects),
             Event::Tick => self.handle_tick(effects),
+            Event::Source { token, result } => self.handle_source(token, result, effects),
+            Event::FillRate { bytes_per_s } => self.set_fill_rate(bytes_per_s, effects),
         }
         self.drive(effects);
+    }
+
+    /// Which map it goes by; nothing once it is closed.
+    pub fn epoch(&self) -> Option<proto::Epoch> {
+        (self.life != Life::Closed).then(|| self.map.epoch())
+    }
+
+    /// Whether each change that comes from now on will be in the head of its map, and in no layer
+    /// below it. It is so from the moment the session learns of that head.
+    pub fn is_past_the_cut(&self) -> bool {
+        let Some(volume) = self.map.volume(self.volume) else { return true };
+        // One that opens serves nothing before it has turned, and one that closes takes nothing.
+        let takes_changes = self.life == Life::Open && !self.read_only && !self.is_closing();
+        !takes_changes || self.switch.leads_to(volume.head)
     }
 
     /// When [`Event::Tick`] wants to come at the latest.
@@ -229,21 +258,24 @@ impl Session {
         }
         let closing = self.closing.as_ref().map(|closing| closing.look_at);
         let own = [self.shrink.deadline(), self.switch.deadline(), self.flatten.deadline()];
-        let all = own.into_iter().chain([self.coordinator.deadline(), closing]);
+        let sources = self.sources.deadline();
+        let all = own.into_iter().chain([self.coordinator.deadline(), closing, sources]);
         all.flatten().min()
     }
 
     /// Why the oldest unfinished request has not ended, and since when it has not; or why the
     /// attachment itself is not open.
     pub fn waiting(&self, _now: Time) -> Option<Waiting> {
-        let oldest = self.works.iter().map(|(_, work)| work).min_by_key(|work| work.number);
+        let oldest = self.works.iter().min_by_key(|(_, work)| work.number);
         let since = match (oldest, self.inbox.front()) {
-            (Some(work), _) => work.since,
+            (Some((_, work)), _) => work.since,
             _ if self.life == Life::Opening => self.begun,
             (None, Some((since, _))) => *since,
             (None, None) => return None,
         };
-        let obstacle = self.coordinator.obstacle();
+        let source = oldest.and_then(|(number, _)| self.sources.awaited_by(number));
+        let source = source.map(|layer| self.source_words(layer));
+        let obstacle = source.or_else(|| self.coordinator.obstacle());
         let what = obstacle.unwrap_or_else(|| "the disks to answer".to_string());
         Some(Waiting { since, reason: format!("waiting for {what}") })
     }
@@ -251,6 +283,7 @@ impl Session {
     /// Asserts the invariants; for tests and simulation, it looks at everything.
     pub fn check(&self) {
         self.coordinator.check();
+        self.sources.check(|piece, work| self.pieces.at(piece).is_some_and(|p| p.work == work));
         self.locks.check();
         let guests = self.works.iter().filter(|(_, work)| work.id.is_some()).count();
         let open = self.inbox.len() + guests;
@@ -444,16 +477,22 @@ impl Session {
             work.chain = Some(Arc::clone(&self.through.chain));
         }
         self.bytes += work.bytes();
-        let lock = work.lock();
         let number = self.works.insert(work);
-        let granted = match lock {
+        self.lock(number, effects);
+        number
+    }
+
+    /// Puts a work in line for its blocks, if it wants any.
+    fn lock(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        let work = self.works.at_mut(number).expect("it is in work");
+        work.stage = Stage::Locking;
+        let granted = match work.lock() {
             Some((first, end, exclusive)) => self.locks.take(number, first, end, exclusive),
             None => true,
         };
         if granted {
             self.start(number, effects);
         }
-        number
     }
 
     pub(crate) fn next_number(&self) -> u64 {
@@ -479,12 +518,13 @@ impl Session {
                 self.send(number, Role::Switch, request);
                 return;
             }
-            Task::Flatten { .. } => {
+            Task::Flatten { fetched, .. } => {
                 work.stage = Stage::Edges;
                 let (first, end) = work.range.touched();
                 let (index, blocks) = piece(first, end, MEMBER_REQUEST_BLOCKS_MAX);
                 let request = replica::Request::Map { source: Source::Own, index, blocks };
-                self.send(number, Role::Look, request);
+                let role = if fetched { Role::LookAgain } else { Role::Look };
+                self.send(number, role, request);
                 return;
             }
             _ => {}
@@ -514,15 +554,24 @@ impl Session {
     // -- pieces --
 
     pub(crate) fn send(&mut self, number: u64, role: Role, request: replica::Request) {
-        self.works.at_mut(number).expect("it is in work").in_flight += 1;
         let place = match request {
             replica::Request::Read { index, blocks, .. }
             | replica::Request::Map { index, blocks, .. } => Some((index, blocks)),
             _ => None,
         };
-        let token = self.pieces.insert(Piece { work: number, role, place });
+        let token = self.insert_piece(number, role, place);
         let event = replica::Event::Request { token, request };
         self.coordinator.handle(self.now, event, &mut self.scratch);
+    }
+
+    fn insert_piece(&mut self, work: u64, role: Role, place: Option<(u32, BlockRange)>) -> u64 {
+        self.works.at_mut(work).expect("it is in work").in_flight += 1;
+        self.pieces.insert(Piece { work, role, place })
+    }
+
+    /// A piece that is not asked of the disks.
+    pub(crate) fn begin_piece(&mut self, work: u64, role: Role, place: (u32, BlockRange)) -> u64 {
+        self.insert_piece(work, role, Some(place))
     }
 
     /// Sends the pieces of those works that have some, as far as the limits allow.
@@ -551,7 +600,7 @@ impl Session {
     }
 
     /// An object request has ended.
-    fn handle_piece(
+    pub(crate) fn handle_piece(
         &mut self,
         token: u64,
         result: Result<replica::Answer, replica::Error>,
@@ -561,7 +610,20 @@ impl Session {
         let number = piece.work;
         self.works.at_mut(number).expect("a work outlives its pieces").in_flight -= 1;
         match (piece, result) {
-            (Piece { role: Role::Through { follow, level }, place, .. }, result) => {
+            (Piece { role: Role::Instead { follow, level, losses }, place, .. }, Ok(_))
+                if !self.flatten.is_copied_since(losses) =>
+            {
+                let (_, blocks) = place.expect("it is a look");
+                self.ask_source_again(follow, level, blocks);
+            }
+            (
+                Piece {
+                    role: Role::Through { follow, level } | Role::Instead { follow, level, .. },
+                    place,
+                    ..
+                },
+                result,
+            ) => {
                 let (_, blocks) = place.expect("it is a look");
                 let whole = self.take_through(follow, level, blocks, result.as_ref().ok());
                 if let Some(Whole { role, answer, places }) = whole {
@@ -572,6 +634,9 @@ impl Session {
                 }
             }
             (piece @ Piece { role: Role::Look, .. }, Ok(answer)) => self.begin_copy(piece, &answer),
+            (piece @ Piece { role: Role::LookAgain, .. }, Ok(answer)) => {
+                self.keep_absent(&piece, &answer);
+            }
             (piece, Ok(answer)) => {
                 let role = piece.role;
                 if let Some(answer) = self.follow(piece, answer) {
@@ -600,9 +665,13 @@ impl Session {
     /// Brings a work to its next stage if this one is over.
     fn advance(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let work = self.works.at_mut(number).expect("it is in work");
-        match work.stage {
+        let stage = work.stage;
+        match stage {
             Stage::Locking => {}
             Stage::Edges if work.in_flight > 0 => {}
+            Stage::Edges if work.error.is_none() && work.is_fetched_now() => {
+                self.lock(number, effects)
+            }
             Stage::Edges if work.error.is_none() && !work.has_nothing() => self.begin_body(number),
             Stage::Body if work.has_more() => {
                 if !work.queued {
@@ -685,6 +754,22 @@ impl Session {
 
     /// Does what the coordinator wants until it wants nothing more.
     fn drive(&mut self, effects: &mut Vec<Effect>) {
+        self.carry_out(effects);
+        while self.sources.len() > 0 {
+            if self.life == Life::Fenced || self.is_closing() {
+                self.give_up_sources(effects);
+            } else if self.flatten.has_copied_all() {
+                self.ask_disks_instead();
+            } else {
+                break;
+            }
+            self.carry_out(effects);
+        }
+        self.pump_sources(effects);
+        self.advance_closing(effects);
+    }
+
+    fn carry_out(&mut self, effects: &mut Vec<Effect>) {
         while !self.scratch.is_empty() {
             let mut batch = std::mem::replace(&mut self.scratch, std::mem::take(&mut self.spare));
             for effect in batch.drain(..) {
@@ -705,7 +790,6 @@ impl Session {
                 self.advance_switch(effects);
             }
         }
-        self.advance_closing(effects);
     }
 
     /// Parts of changes under way may be gone: these start once more, under their locks.
@@ -835,6 +919,7 @@ impl Session {
         self.works = Slots::default();
         self.pieces = Slots::default();
         self.follows = Slots::default();
+        self.sources.clear();
         self.switch.held.clear();
         self.locks = Locks::default();
         self.runnable.clear();
@@ -845,8 +930,10 @@ impl Session {
     }
 }
 
+pub(crate) const BEING_CLOSED: &str = "the volume is being closed; attach it again";
+
 fn being_closed() -> Error {
-    Error::Io("the volume is being closed; attach it again".into())
+    Error::Io(BEING_CLOSED.into())
 }
 
 /// Zeros for one piece of data.

@@ -53,6 +53,14 @@ impl Switch {
         matches!(self.stage, Stage::Draining { .. })
     }
 
+    /// Whether changes that have not begun go to this layer, now or when what has begun is over.
+    pub(crate) fn leads_to(&self, head: LayerId) -> bool {
+        match self.stage {
+            Stage::Draining { layer } => layer == head,
+            _ => self.head == head,
+        }
+    }
+
     /// Whether the work must wait for the switch before it sends more.
     pub(crate) fn holds(&self, work: &Work) -> bool {
         self.is_draining() && work.is_change() && !work.must_go_on()

@@ -72,9 +72,12 @@ pub(crate) enum Task {
         count: usize,
     },
     Prefetch,
-    /// The session's own: copies what shows through; where each part begins in its object.
+    /// The session's own: copies what shows through; where each part begins in its object. It
+    /// fetches that without a lock, as what it comes from may keep it waiting, and guests with it.
     Flatten {
         content: Vec<(u32, Payload)>,
+        /// Whether it has what is to be copied, and takes the blocks' lock.
+        fetched: bool,
     },
     /// The session's own: the flush after all was copied.
     FlattenFlush,
@@ -146,11 +149,12 @@ impl Work {
             Task::Write { .. } | Task::Discard | Task::WriteZeroes { .. } | Task::Shrink => {
                 Some((self.first, self.end, true))
             }
-            Task::Flatten { .. } => {
+            Task::Flatten { fetched: true, .. } => {
                 let (first, end) = self.range.touched();
                 Some((first, end, true))
             }
-            Task::Flush
+            Task::Flatten { fetched: false, .. }
+            | Task::Flush
             | Task::LastFlush
             | Task::FlattenFlush
             | Task::Seal { .. }
@@ -173,14 +177,32 @@ impl Work {
 
     /// Whether it is a copy of nothing.
     pub(crate) fn has_nothing(&self) -> bool {
-        matches!(&self.task, Task::Flatten { content } if content.is_empty())
+        matches!(&self.task, Task::Flatten { content, .. } if content.is_empty())
     }
 
     /// What is to be copied has come.
     pub(crate) fn take_copy(&mut self, parts: Vec<(u32, Payload)>) {
-        if let Task::Flatten { content } = &mut self.task {
+        if let Task::Flatten { content, .. } = &mut self.task {
             (self.first, self.cursor, self.end) = (0, 0, parts.len() as u64);
             *content = parts;
+        }
+    }
+
+    /// Whether it has just fetched something to copy: from now on it wants its blocks for itself.
+    pub(crate) fn is_fetched_now(&mut self) -> bool {
+        match &mut self.task {
+            Task::Flatten { content, fetched } if !content.is_empty() => {
+                !std::mem::replace(fetched, true)
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes out what it fetched.
+    pub(crate) fn take_fetched(&mut self) -> Vec<(u32, Payload)> {
+        match &mut self.task {
+            Task::Flatten { content, .. } => std::mem::take(content),
+            _ => Vec::new(),
         }
     }
 
@@ -287,7 +309,7 @@ impl Work {
                 self.cursor += u64::from(blocks.count());
                 Request::Difference { base, index, blocks }
             }
-            Task::Flatten { content } => {
+            Task::Flatten { content, .. } => {
                 let (index, _) = piece(first, first + 1, 1);
                 let (first, payload) = content[at as usize].clone();
                 self.cursor += 1;

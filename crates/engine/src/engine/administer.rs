@@ -105,6 +105,22 @@ impl Engine {
             | AdminRequest::ScheduleList { .. }) => {
                 return self.administer_schedules(token, request);
             }
+            AdminRequest::GroupList => AdminReply::Groups(self.group_reports()),
+            AdminRequest::GroupInfo { name } => AdminReply::Group(self.group_named(&name)?),
+            AdminRequest::GroupCreate { .. }
+            | AdminRequest::GroupDelete { .. }
+            | AdminRequest::GroupAdd { .. }
+            | AdminRequest::GroupRemove { .. }
+            | AdminRequest::GroupSnapshot { .. }
+            | AdminRequest::GroupSnapshotDelete { .. }
+            | AdminRequest::GroupRollback { .. } => {
+                self.administer_groups(token, request)?;
+                return Ok(None);
+            }
+            AdminRequest::VolumeCreateFrom { name, bytes, from } => {
+                self.begin_creation(now, token, (name, bytes, from), outputs)?;
+                return Ok(None);
+            }
             request => {
                 self.administer_layers(token, request)?;
                 return Ok(None);

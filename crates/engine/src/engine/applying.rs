@@ -12,19 +12,26 @@ use proto::{LayerId, LineageId, Time, VolumeId};
 
 impl Engine {
     /// Hands the present map to all sessions, and new sizes to the clients.
+    ///
+    /// All sessions learn of it in one step: no request enters any of them between the first and
+    /// the last, and what they have to say is heard only when all know. So a snapshot of a group is
+    /// a cut through its volumes: a request that a guest makes after an answer enters after the
+    /// step if the answered one did, whichever volumes they are for, and is in no snapshot then.
     pub(super) fn learn_map(&mut self, now: Time, outputs: &mut Vec<Output>) {
         let map = self.voter.as_ref().expect("it just applied").map();
         if map.epoch() == self.map.epoch() {
             return;
         }
         let old = std::mem::replace(&mut self.map, map);
-        let mut flattens = Vec::new();
-        for (id, held) in &self.held {
-            let (Some(generation), true) = (held.generation, held.session.is_some()) else {
+        let (mut flattens, mut said) = (Vec::new(), Vec::new());
+        for (id, held) in &mut self.held {
+            let (Some(generation), Some(session)) = (held.generation, held.session.as_mut()) else {
                 continue;
             };
-            let event = volume::Event::Map(self.map.clone());
-            self.work.push_back(Work::Session(*id, generation, event));
+            let mut effects = Vec::new();
+            session.handle(now, volume::Event::Map(self.map.clone()), &mut effects);
+            assert!(session.is_past_the_cut(), "{id:?} goes on writing to a former head");
+            said.push((*id, generation, effects));
             // Nothing of a snapshot ever changes.
             let HeldId::Head(volume) = *id else { continue };
             let bytes = |map: &Map| map.volume(volume).map(Volume::served_bytes);
@@ -39,6 +46,11 @@ impl Engine {
             let (before, after) = (flattening(&old), flattening(&self.map));
             if before != after && held.duty != Some(Duty::Finish) {
                 flattens.push((*id, after));
+            }
+        }
+        for (id, generation, effects) in said {
+            for effect in effects {
+                self.handle_session_effect(now, id, generation, effect, outputs);
             }
         }
         for (id, start) in flattens {
@@ -87,14 +99,21 @@ impl Engine {
                 self.slot_taken(now, key, slot, result, outputs);
             }
             (Purpose::Surplus(volume), _) => self.surplus_dropped(volume),
+            (Purpose::TornGroup(name, tag), result) => {
+                self.torn_group_dropped((&name, &tag), result, outputs);
+            }
             (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
+            (Purpose::AdminGroup(token, step), Err(refusal)) => {
+                self.group_step_refused(token, step, refused(&refusal), outputs);
+            }
             (purpose, Err(refusal)) => {
                 let token = purpose.token().expect("the others are matched above");
                 outputs.push(Output::Admin { token, result: Box::new(Err(refused(&refusal))) });
             }
         }
         self.answer_sealed(now, outputs);
+        self.answer_sealed_groups(now, outputs);
     }
 
     /// What an administrator asked for was carried out.
@@ -130,6 +149,13 @@ impl Engine {
                 let result = self.volume_named(now, &name).map(AdminReply::Volume);
                 outputs.push(Output::Admin { token, result: Box::new(result) });
             }
+            (Purpose::AdminFrom(token, name), _) => {
+                if let Some(volume) = self.map.volume_named(&name).map(|volume| volume.id) {
+                    self.attend(volume);
+                }
+                let result = self.volume_named(now, &name).map(AdminReply::Volume);
+                outputs.push(Output::Admin { token, result: Box::new(result) });
+            }
             (Purpose::AdminDone(token), _) => {
                 outputs.push(Output::Admin { token, result: Box::new(Ok(AdminReply::Done)) });
             }
@@ -140,6 +166,9 @@ impl Engine {
             (Purpose::AdminSnapshot(token, volume, tag), _) => {
                 let result = self.snapshot_tagged(volume, &tag).map(AdminReply::Snapshot);
                 outputs.push(Output::Admin { token, result: Box::new(result) });
+            }
+            (Purpose::AdminGroup(token, step), answer) => {
+                self.group_step_done(now, token, step, &answer, outputs);
             }
             (purpose, answer) => panic!("{purpose:?} was answered {answer:?}"),
         }
@@ -171,6 +200,7 @@ impl Engine {
         }
         self.duty_done(volume);
         self.reconsider_schedules(volume);
+        self.drop_torn_groups();
     }
 
     fn drop_layers(&mut self, layers: &[(LineageId, LayerId)]) {

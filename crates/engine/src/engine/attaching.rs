@@ -250,6 +250,11 @@ impl Engine {
             return;
         };
         let generation = held.generation.expect("known since it was attached");
+        if start {
+            let bytes_per_s = self.settings.fill_bytes_per_s;
+            let rate = volume::Event::FillRate { bytes_per_s };
+            self.work.push_back(Work::Session(id, generation, rate));
+        }
         self.work.push_back(Work::Session(id, generation, volume::Event::Flatten { start }));
         if start && self.flattens_at.is_none() {
             self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));

@@ -169,6 +169,7 @@ impl Engine {
         self.phase = Phase::Serving;
         outputs.push(Output::Ready);
         self.trash.is_stale = true;
+        self.begin_groups();
         self.attend_all();
         self.begin_schedules();
     }

@@ -13,7 +13,6 @@ use proto::{
     limits::{FLATTEN_LOOK_MS, NODE_FINISHES_MAX, NODE_FLATTENS_MAX, NODE_HOLD_RETRY_MS},
 };
 use std::ops::Bound::{Excluded, Unbounded};
-use volume::Session;
 
 const _: () = assert!(NODE_FLATTENS_MAX <= NODE_FINISHES_MAX, "so many turns are given at once");
 
@@ -94,9 +93,12 @@ impl Engine {
                 continue;
             }
             self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
-            let session = held.session.as_ref().filter(|_| held.stage == Stage::Open);
-            let state = session.map(Session::flattening);
-            if state.is_some_and(|state| state.is_none_or(|state| state.error.is_some())) {
+            let Some(session) = held.session.as_ref().filter(|_| held.stage == Stage::Open) else {
+                continue;
+            };
+            let is_over = session.flattening().is_none_or(|state| state.error.is_some());
+            // A source that is away for long must not keep others from being filled.
+            if is_over || session.source_trouble().is_some() {
                 halted.push((*id, held.duty));
             }
         }

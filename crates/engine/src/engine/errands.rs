@@ -5,7 +5,7 @@ use super::{Engine, Phase, Purpose, Work, administer::refused};
 use crate::{
     Output,
     admin::{AdminError, AdminErrorKind, AdminReply, AdminToken, SnapshotReport},
-    attach::HeldId,
+    attach::{Held, HeldId},
 };
 use cluster::{Command, Refusal};
 use proto::{Duration, LayerId, Time, VolumeId, limits::SEAL_ANSWER_MS_MAX};
@@ -31,11 +31,11 @@ impl Needs {
     }
 }
 
-/// A command that waits until its volume is given back.
+/// A command that waits until its volumes are given back.
 #[derive(Debug)]
 pub(super) struct Errand {
-    volume: VolumeId,
-    needs: Needs,
+    /// Of which volumes what must be free.
+    needs: Vec<(VolumeId, Needs)>,
     command: Command,
     purpose: Purpose,
 }
@@ -69,31 +69,54 @@ impl Engine {
         command: Command,
         purpose: Purpose,
     ) {
-        if self.is_about_to_be_free(volume, needs) {
-            if needs.covers(HeldId::Head(volume)) {
-                self.release(HeldId::Head(volume));
+        self.propose_when_all_free(vec![(volume, needs)], command, purpose);
+    }
+
+    /// As [`Engine::propose_when_free`], for a command that concerns several volumes.
+    pub(super) fn propose_when_all_free(
+        &mut self,
+        needs: Vec<(VolumeId, Needs)>,
+        command: Command,
+        purpose: Purpose,
+    ) {
+        if self.are_about_to_be_free(&needs) {
+            for (volume, needs) in &needs {
+                if needs.covers(HeldId::Head(*volume)) {
+                    self.release(HeldId::Head(*volume));
+                }
             }
-            self.errands.push(Errand { volume, needs, command, purpose });
+            self.errands.push(Errand { needs, command, purpose });
         } else {
-            self.detach_forgotten(volume);
+            for (volume, _) in needs {
+                self.detach_forgotten(volume);
+            }
             self.work.push_back(Work::Propose(command, purpose));
         }
     }
 
-    fn is_about_to_be_free(&self, volume: VolumeId, needs: Needs) -> bool {
+    fn are_about_to_be_free(&self, needs: &[(VolumeId, Needs)]) -> bool {
+        let mut in_the_way = needs.iter().flat_map(|(volume, needs)| self.holders(*volume, *needs));
+        let mut any = false;
+        in_the_way.all(|held| {
+            any = true;
+            held.is_ending()
+        }) && any
+    }
+
+    /// Those who have what is needed of a volume.
+    fn holders(&self, volume: VolumeId, needs: Needs) -> impl Iterator<Item = &Held> {
         let first = HeldId::Snapshot { volume, layer: LayerId(0), reader: 0 };
         let last = HeldId::Snapshot { volume, layer: LayerId(u64::MAX), reader: u64::MAX };
         let head = self.held.get_key_value(&HeldId::Head(volume));
-        let in_the_way = head.into_iter().chain(self.held.range(first..=last));
-        let mut in_the_way = in_the_way.filter(|(id, _)| needs.covers(**id)).peekable();
-        in_the_way.peek().is_some() && in_the_way.all(|(_, held)| held.is_ending())
+        let all = head.into_iter().chain(self.held.range(first..=last));
+        all.filter(move |(id, _)| needs.covers(**id)).map(|(_, held)| held)
     }
 
     /// Somebody is gone: goes on with those errands that waited for it.
     pub(super) fn retry_errands(&mut self) {
         for errand in std::mem::take(&mut self.errands) {
-            let Errand { volume, needs, command, purpose } = errand;
-            self.propose_when_free(volume, needs, command, purpose);
+            let Errand { needs, command, purpose } = errand;
+            self.propose_when_all_free(needs, command, purpose);
         }
     }
 
@@ -173,7 +196,7 @@ impl Engine {
     }
 
     /// For how long, and for what, a layer has waited in vain.
-    fn why_not_sealed(&self, now: Time, volume: VolumeId) -> String {
+    pub(super) fn why_not_sealed(&self, now: Time, volume: VolumeId) -> String {
         let held = self.held.get(&HeldId::Head(volume));
         let session = held.and_then(|held| held.session.as_ref());
         let why = match session.and_then(|session| session.waiting(now)) {
@@ -205,7 +228,8 @@ impl Engine {
 
     /// When an administrator has waited long enough.
     pub(super) fn errands_deadline(&self) -> Option<Time> {
-        self.sealing.iter().map(|waiting| waiting.until).min()
+        let single = self.sealing.iter().map(|waiting| waiting.until);
+        single.chain(self.group_sealing.iter().map(|waiting| waiting.until)).min()
     }
 
     /// The node stops: what was not begun is not, and what goes on is finished at the next start.
@@ -221,12 +245,14 @@ impl Engine {
                 result: Box::new(Err(AdminError { kind, sentence })),
             });
         }
+        self.expire_creations(None, outputs);
         // What these asked for is so, but not finished.
         for waiting in std::mem::take(&mut self.sealing) {
             let error =
                 self.not_sealed(&waiting, "the node stops before the disks have settled it");
             outputs.push(Output::Admin { token: waiting.token, result: Box::new(Err(error)) });
         }
+        self.abandon_sealing_groups(outputs);
         while let Some((_, volume)) = self.shrinking.first() {
             self.refuse_shrunk(*volume, "the node stops", outputs);
         }
@@ -238,8 +264,9 @@ impl Engine {
             let sealing = self.sealing_layer(waiting.volume);
             assert_eq!(sealing, Some(waiting.layer), "somebody waits for what is sealed");
         }
+        self.check_sealing_groups();
         for errand in &self.errands {
-            let waits = self.is_about_to_be_free(errand.volume, errand.needs);
+            let waits = self.are_about_to_be_free(&errand.needs);
             assert!(waits, "{errand:?} waits for nobody");
         }
     }

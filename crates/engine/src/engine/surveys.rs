@@ -172,7 +172,9 @@ fn questions<'a>(
     disks: impl Iterator<Item = &'a DiskId>,
     snapshot: LayerId,
 ) -> Vec<Question> {
-    let going = map.going_with(snapshot);
+    let mut going = map.going_with(snapshot);
+    // No disk has anything of a source.
+    going.retain(|going| map.source(going.layer).is_none());
     let mut questions = Vec::new();
     for disk in disks {
         questions.extend(going.iter().map(|&Going { lineage, layer, heir }| {

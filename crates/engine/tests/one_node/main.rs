@@ -2,10 +2,12 @@
 //! simulator's business.
 
 mod differences;
+mod groups;
 mod offline;
 mod orders;
 mod schedules;
 mod snapshots;
+mod sources;
 mod support;
 mod trash;
 mod trees;

@@ -133,7 +133,7 @@ fn any_number_of_clients_read_a_snapshot_and_keep_it() {
 
     let refused = world.refused(drop("vm1", "a"));
     assert_eq!(refused.kind, AdminErrorKind::Conflict);
-    assert!(refused.sentence.contains("read-only by process a"), "{}", refused.sentence);
+    assert!(refused.sentence.contains("\"vm1@a\" is read by process a"), "{}", refused.sentence);
     world.close(4);
     let refused = world.refused(delete("vm1", true));
     assert_eq!(refused.kind, AdminErrorKind::Conflict, "{}", refused.sentence);

@@ -77,6 +77,8 @@ pub struct World {
     pub next: u64,
     /// Whether notices are expected; otherwise one ends the test.
     pub noisy: bool,
+    /// Those that were expected.
+    pub notices: Vec<String>,
     /// The disk does nothing; what it was asked waits.
     pub stalled: bool,
     waiting: Vec<Output>,
@@ -91,8 +93,17 @@ impl World {
         World::start_at(UNIX_S, disk, journal, found)
     }
 
+    /// A node that has something to say at its start.
+    pub fn start_noisily(disk: Medium, journal: Medium) -> World {
+        World::begin(UNIX_S, disk, journal, false, true)
+    }
+
     /// A node that takes this for the present, in seconds since 1970.
     pub fn start_at(unix_s: u64, disk: Medium, journal: Medium, found: bool) -> World {
+        World::begin(unix_s, disk, journal, found, false)
+    }
+
+    fn begin(unix_s: u64, disk: Medium, journal: Medium, found: bool, noisy: bool) -> World {
         let settings = Settings {
             cluster: ClusterId(1),
             node: NodeId(2),
@@ -113,14 +124,15 @@ impl World {
             trash_expiry_s: TRASH_EXPIRY_S,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "test".into(),
+            fill_bytes_per_s: 0,
         };
         let mut outputs = Vec::new();
         let now = Time(1);
         let engine = Engine::new(now, settings, &mut outputs);
         let said = VecDeque::new();
-        let (noisy, stalled, waiting) = (false, false, Vec::new());
+        let (stalled, waiting, notices) = (false, Vec::new(), Vec::new());
         let mut world =
-            World { engine, now, disk, journal, said, next: 1, noisy, stalled, waiting };
+            World { engine, now, disk, journal, said, next: 1, noisy, notices, stalled, waiting };
         world.run(outputs);
         match world.said.pop_front() {
             Some(Output::Ready) => world,
@@ -141,7 +153,10 @@ impl World {
                     Input::Disk { disk, done: self.disk.perform(op) }
                 }
                 Some(Output::Journal(op)) => Input::Journal(self.journal.perform(op)),
-                Some(Output::Notice { .. }) if self.noisy => continue,
+                Some(Output::Notice { sentence, .. }) if self.noisy => {
+                    self.notices.push(sentence);
+                    continue;
+                }
                 Some(Output::Notice { level, sentence }) => panic!("{level:?}: {sentence}"),
                 Some(other) => {
                     self.said.push_back(other);

@@ -14,6 +14,7 @@ use crate::{
     asker::{Command, Reply},
     directory::DataDirectory,
     disk::Driver,
+    source::Sources,
 };
 use caps::Caps;
 use engine::{
@@ -76,6 +77,8 @@ pub struct Parts {
     pub commands: Receiver<Command>,
     /// Told once the node serves.
     pub ready: oneshot::Sender<()>,
+    /// Reads what lies elsewhere, and wakes this thread.
+    pub sources: Sources,
 }
 
 /// The loop and all it owns.
@@ -105,6 +108,7 @@ pub struct DataThread {
     asked: BTreeMap<AdminToken, Reply>,
     next_token: u64,
     ready: Option<oneshot::Sender<()>>,
+    sources: Sources,
     stopping: bool,
     outputs: Vec<Output>,
     /// Whether the engine was given something since it was polled.
@@ -122,7 +126,8 @@ impl DataThread {
 
     /// Makes the engine, which begins to open journal and disks.
     pub fn new(parts: Parts) -> io::Result<DataThread> {
-        let Parts { directory, settings, driver, poll, listeners, commands, ready } = parts;
+        let Parts { directory, settings, driver, poll, listeners, commands, ready, sources } =
+            parts;
         driver.register(poll.registry(), DISKS)?;
         let disks: Vec<_> = settings.disks.iter().map(|disk| disk.disk).collect();
         assert_eq!(driver.media().len(), disks.len() + 1, "a medium for each disk and the journal");
@@ -151,6 +156,7 @@ impl DataThread {
             asked: BTreeMap::new(),
             next_token: 1,
             ready: Some(ready),
+            sources,
             stopping: false,
             outputs,
             engine_owes: true,
@@ -254,6 +260,9 @@ impl DataThread {
         }
         if woken {
             self.take_commands(now);
+            while let Some((token, result)) = self.sources.take() {
+                self.tell(now, Input::Source { token, result });
+            }
         }
     }
 
@@ -573,6 +582,11 @@ impl DataThread {
             Output::Ready => self.handle_ready(),
             Output::Failed(sentence) => self.end = Some(Err(sentence)),
             Output::Stopped => self.end = Some(Ok(())),
+            Output::Source { token, request } => {
+                if let Some((token, result)) = self.sources.ask(token, request) {
+                    self.tell(now, Input::Source { token, result });
+                }
+            }
         }
     }
 

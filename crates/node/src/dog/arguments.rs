@@ -4,6 +4,7 @@
 pub use super::diff::{Diff, ExportDiff, ImportDiff};
 use super::{
     failure::EXIT_CODES_HELP,
+    freeze::Span as FreezeSpan,
     moment::Moment,
     name::{DiskName, Name, SnapshotName, VolumeName},
 };
@@ -62,6 +63,9 @@ pub enum Noun {
     /// Virtual disks: create, list, resize, snapshot, clone, import, export, attach
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Groups of volumes whose snapshots are taken at one moment
+    #[command(subcommand)]
+    Group(GroupVerb),
     /// Disks of the node: list, scrub
     #[command(subcommand)]
     Disk(DiskVerb),
@@ -100,13 +104,22 @@ pub enum Noun {
 /// What to do with a volume.
 #[derive(Debug, Subcommand)]
 pub enum VolumeVerb {
-    /// Make a new, empty volume; it takes space only as it is written
+    /// Make a new, empty volume; it takes space only as it is written. With --from, it has the
+    /// content of something that lies elsewhere
     Create {
         /// Its name
         name: String,
-        /// Its size, a multiple of 4096 bytes
-        #[arg(allow_negative_numbers = true)]
-        size: Size,
+        /// Its size, a multiple of 4096 bytes [with --from: the source's, rounded up]
+        #[arg(allow_negative_numbers = true, required_unless_present = "from")]
+        size: Option<Size>,
+        /// Where its content is: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH, or the
+        /// path of a raw file or device. The volume can be used at once and is filled in the
+        /// background, also after a restart; until that is done, the source must stay what it is
+        #[arg(long, value_name = "ADDRESS")]
+        from: Option<String>,
+        /// Show the progress and return when the volume is filled
+        #[arg(long, requires = "from")]
+        wait: bool,
     },
     /// List all volumes
     List,
@@ -163,6 +176,8 @@ pub enum VolumeVerb {
         /// The volume and the new snapshot's tag
         #[arg(value_name = "NAME@TAG")]
         name: SnapshotName,
+        #[command(flatten)]
+        freeze: FreezeOptions,
     },
     /// List the snapshots of a volume
     Snapshots {
@@ -191,8 +206,8 @@ pub enum VolumeVerb {
         #[arg(long, short)]
         yes: bool,
     },
-    /// Copy what a clone shares with its snapshot, so that it needs it no more. This goes on in the
-    /// background, also after a restart
+    /// Copy what a clone shares with its snapshot, or a volume with its source, so that it needs it
+    /// no more. This goes on in the background, also after a restart
     Flatten {
         /// The clone's name
         name: VolumeName,
@@ -389,6 +404,83 @@ pub enum ExportFormat {
     Qcow2,
 }
 
+/// What to do with groups of volumes.
+#[derive(Debug, Subcommand)]
+pub enum GroupVerb {
+    /// Make a group of volumes
+    Create {
+        /// Its name
+        name: String,
+        /// Its volumes; more can be added later
+        volumes: Vec<VolumeName>,
+    },
+    /// Delete a group, while its volumes and all snapshots stay; or delete a snapshot of a group,
+    /// in all of its volumes
+    Delete {
+        /// A group, or a snapshot of it as NAME@TAG
+        name: Name,
+        /// Really delete the snapshot: there is no way back to it then. A group alone needs this
+        /// not
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// List all groups
+    List,
+    /// Show the volumes and snapshots of a group, or one of its snapshots
+    Info {
+        /// A group, or a snapshot of it as NAME@TAG
+        name: Name,
+    },
+    /// Add volumes to a group
+    Add {
+        /// The group's name
+        name: String,
+        /// Which volumes
+        #[arg(required = true)]
+        volumes: Vec<VolumeName>,
+    },
+    /// Take volumes out of a group; their snapshots stay
+    Remove {
+        /// The group's name
+        name: String,
+        /// Which volumes
+        #[arg(required = true)]
+        volumes: Vec<VolumeName>,
+    },
+    /// Take a snapshot of all volumes of a group at one moment, while they are attached or not. It
+    /// can be read when this returns
+    Snapshot {
+        /// The group and the new snapshot's tag, which each volume's snapshot gets
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        #[command(flatten)]
+        freeze: FreezeOptions,
+    },
+    /// Give all volumes of a group snapshot the content and size they had then, or none of them.
+    /// Nobody may have one of them attached
+    Rollback {
+        /// The group and the snapshot's tag
+        #[arg(value_name = "NAME@TAG")]
+        name: SnapshotName,
+        /// Really do it: what was written since the last snapshots is lost
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Guests that stand still for a snapshot.
+#[derive(Debug, Args)]
+pub struct FreezeOptions {
+    /// Let a guest stand still meanwhile: the socket of its guest agent, whose file systems are
+    /// frozen, or of QEMU's monitor (QMP), whose processors are stopped. May be given several times
+    #[arg(long, value_name = "SOCKET")]
+    pub freeze: Vec<PathBuf>,
+    /// How long guests stand still at most: they go on after that whatever happens, and what was
+    /// not done by then counts as failed. A number with ms, s or min
+    #[arg(long, value_name = "TIME", default_value = "10s", requires = "freeze")]
+    pub freeze_deadline: FreezeSpan,
+}
+
 /// What to do with disks.
 #[derive(Debug, Subcommand)]
 pub enum DiskVerb {
@@ -503,6 +595,8 @@ mod tests {
     fn commands_of_the_manual_parse() {
         for line in [
             "dog volume create disk1 20G",
+            "dog volume create disk1 --from nbd://host/export",
+            "dog volume create disk1 20G --from image.raw --wait",
             "dog volume list --json",
             "dog --json volume info disk1",
             "dog volume resize disk1 30G",
@@ -526,6 +620,19 @@ mod tests {
             "dog trash purge disk1 --yes",
             "dog trash purge --all --yes",
             "dog volume snapshot disk1@monday",
+            "dog volume snapshot disk1@monday --freeze /run/ga.sock --freeze-deadline 5s",
+            "dog group create db data log",
+            "dog group create db",
+            "dog group add db data log",
+            "dog group remove db log",
+            "dog group list --json",
+            "dog group info db",
+            "dog group info db@monday",
+            "dog group snapshot db@monday",
+            "dog group snapshot db@monday --freeze a.sock --freeze b.sock --freeze-deadline 500ms",
+            "dog group rollback db@monday --yes",
+            "dog group delete db@monday --yes",
+            "dog group delete db",
             "dog volume snapshots disk1",
             "dog volume snapshots disk1 --reclaimable --json",
             "dog volume info disk1@monday",
@@ -590,10 +697,15 @@ mod tests {
             "dog volume",
             "dog volume create disk1",
             "dog volume create disk1 20X",
+            "dog volume create disk1 20G --wait",
             "dog volume create disk1 -5",
             "dog volume read disk1 --offset 0",
             "dog volume export disk1 file --format vmdk",
             "dog volume snapshot disk1",
+            "dog volume snapshot disk1@a --freeze-deadline 5s",
+            "dog group snapshot db@a --freeze s --freeze-deadline 1h",
+            "dog group add db",
+            "dog group create db data@monday",
             "dog volume snapshot disk1@",
             "dog volume snapshot disk1@a@b",
             "dog volume snapshots disk1@monday",

@@ -5,13 +5,15 @@ use super::{
     arguments::Bench,
     interrupt::Interrupt,
     jobs::{self, Job},
-    nbd_client::{Command, NbdClient},
     print,
     source::interrupted,
     status::status_report,
     with_remainder,
 };
-use crate::size::Size;
+use crate::{
+    nbd_client::{Command, NbdClient},
+    size::Size,
+};
 use engine::admin::AdminRequest;
 use hdrhistogram::Histogram;
 use serde::Serialize;

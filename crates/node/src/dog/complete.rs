@@ -67,7 +67,10 @@ fn ask(socket: &Path, question: Question) -> Option<Vec<Candidate>> {
     };
     let (sender, reply) = mpsc::channel();
     // One that hangs must not keep the person waiting.
-    thread::spawn(move || sender.send(client.request(&request).ok()));
+    thread::spawn(move || {
+        // Nobody listens any more if it took too long.
+        let _ = sender.send(client.request(&request).ok());
+    });
     let reply = reply.recv_timeout(PATIENCE).ok()??;
     Some(match (question, reply) {
         (Question::Volumes, AdminReply::Volumes(volumes)) => {

@@ -5,13 +5,15 @@ use super::{
     arguments::Range,
     export::{self, Partial},
     interrupt::Interrupt,
-    nbd_client::{Command, Extent, NbdClient},
     print,
     progress::Progress,
     source::{Piece, Source},
     transfer::{self, Span},
 };
-use crate::size::Size;
+use crate::{
+    nbd_client::{Command, Extent, NbdClient},
+    size::Size,
+};
 use std::{
     fs::File,
     io::{self, IsTerminal, Write},

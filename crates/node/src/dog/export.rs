@@ -7,13 +7,12 @@ use super::{
     foreign,
     interrupt::Interrupt,
     name::Name,
-    nbd_client::NbdClient,
     print,
     progress::Progress,
     source::{self, Run},
     transfer::{self, Span},
 };
-use crate::size::Size;
+use crate::{nbd_client::NbdClient, size::Size};
 use proto::BLOCK_SIZE;
 use std::{
     fs::{self, File},

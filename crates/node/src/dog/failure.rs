@@ -1,6 +1,6 @@
 //! Why a command of `dog` failed, and the exit code that says so to scripts.
 
-use super::nbd_client::NbdError;
+use crate::nbd_client::NbdError;
 use crate::{client::ClientError, size::SizeError};
 use engine::admin::AdminErrorKind;
 use serde::Serialize;

@@ -5,12 +5,8 @@
 //! followed unasked when the image stands alone: nothing the guest wrote can then make `qemu-img`
 //! read another file of this machine.
 
-use super::{
-    failure::Failure,
-    interrupt::Interrupt,
-    nbd_client::{be32, be64, printable},
-    source,
-};
+use super::{failure::Failure, interrupt::Interrupt, source};
+use crate::nbd_client::{be32, be64, printable};
 use std::{
     ffi::OsString,
     fs::File,

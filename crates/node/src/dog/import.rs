@@ -9,14 +9,16 @@ use super::{
     failure::FailureKind,
     foreign::{self, Format},
     interrupt::Interrupt,
-    nbd_client::{Command, NbdClient},
     print,
     progress::Progress,
     source::{self, Piece, Source},
     transfer::{self, Span},
     unfinished::Unfinished,
 };
-use crate::size::Size;
+use crate::{
+    nbd_client::{Command, NbdClient},
+    size::Size,
+};
 use engine::admin::{AdminRequest, VolumeReport};
 use proto::BLOCK_SIZE;
 use std::{cell::Cell, fs::File, path::Path, time::Duration};

@@ -86,6 +86,12 @@ impl Interrupt {
         self.0.requested.load(Ordering::Relaxed)
     }
 
+    /// Looks at it from elsewhere.
+    pub fn watch(&self) -> Box<dyn Fn() -> bool + Send> {
+        let watched = self.clone();
+        Box::new(move || watched.requested())
+    }
+
     /// From here on the work removes what it made, and gets time for it.
     pub fn clean_up(&self) {
         self.0.cleaning.store(true, Ordering::Relaxed);

@@ -17,22 +17,22 @@ mod disk;
 mod export;
 mod failure;
 mod foreign;
+mod freeze;
+mod from;
+mod group;
 mod import;
 mod interrupt;
 mod jobs;
 mod manual;
 mod moment;
 mod name;
-mod nbd_client;
-mod nbd_handshake;
-mod nbd_wire;
 mod print;
 mod progress;
 mod schedule;
 mod snapshot;
 mod source;
 mod status;
-mod transfer;
+pub(crate) mod transfer;
 mod trash;
 mod tree;
 mod unfinished;
@@ -41,13 +41,13 @@ mod volume;
 use crate::{
     api,
     client::{Client, ClientError},
+    nbd_client::NbdClient,
 };
 use arguments::{Arguments, Global, Noun};
 use clap::{Parser, error::ErrorKind};
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest};
 use failure::{Failure, FailureKind};
 use interrupt::Interrupt;
-use nbd_client::NbdClient;
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -62,6 +62,9 @@ const START_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
+    if let Some(code) = freeze::guard::asked_for() {
+        return code;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         // Help, the version, and help for who gave no verb: as clap prints them.
@@ -114,6 +117,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let context = Context::new(&arguments.global);
     match arguments.noun {
         Noun::Volume(verb) => volume::run(&context, verb)?,
+        Noun::Group(verb) => group::run(&context, verb)?,
         Noun::Disk(verb) => disk::run(&context, verb)?,
         Noun::Node(verb) => status::node(&context, verb)?,
         Noun::Status => return status::status(&context),
@@ -136,7 +140,10 @@ impl Context {
 
     /// Asks the daemon. One that is starting is waited for.
     fn ask(&self, request: &AdminRequest) -> Result<AdminReply, Failure> {
-        let until = Instant::now() + START_PATIENCE;
+        // A source that cannot be had is told at once; the daemon has waited for it already.
+        let is_told_at_once = matches!(request, AdminRequest::VolumeCreateFrom { .. });
+        let patience = if is_told_at_once { Duration::ZERO } else { START_PATIENCE };
+        let until = Instant::now() + patience;
         loop {
             match self.client.request(request) {
                 Err(ClientError::Refused(AdminError {
@@ -157,7 +164,7 @@ impl Context {
 
     /// Attaches a volume over the NBD socket.
     fn attach(&self, name: &str, interrupt: &Interrupt) -> Result<NbdClient, Failure> {
-        Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.clone())?)
+        Ok(NbdClient::connect(&self.nbd_socket, name, interrupt.watch())?)
     }
 
     /// Attaches a volume or snapshot over the NBD socket, to compare it with a snapshot below it.
@@ -167,8 +174,7 @@ impl Context {
         tag: &str,
         interrupt: &Interrupt,
     ) -> Result<NbdClient, Failure> {
-        let interrupt = interrupt.clone();
-        Ok(NbdClient::connect_to_compare(&self.nbd_socket, name, tag, interrupt)?)
+        Ok(NbdClient::connect_to_compare(&self.nbd_socket, name, tag, interrupt.watch())?)
     }
 
     /// A note for people, beside the result.

@@ -3,6 +3,8 @@
 
 use super::{
     Context, Failure,
+    arguments::FreezeOptions,
+    freeze,
     interrupt::Interrupt,
     moment::Moment,
     name::SnapshotName,
@@ -41,14 +43,31 @@ impl Context {
 }
 
 /// Takes a snapshot.
-pub fn create(context: &Context, name: SnapshotName) -> Result<(), Failure> {
-    let SnapshotName { volume, tag } = name.clone();
-    let reply = context.ask(&AdminRequest::SnapshotCreate { name: volume, tag })?;
-    let AdminReply::Snapshot(snapshot) = reply else { return Err(Failure::mismatch()) };
-    if context.json {
-        return print::json(&snapshot);
+pub fn create(
+    context: &Context,
+    name: SnapshotName,
+    options: &FreezeOptions,
+) -> Result<(), Failure> {
+    if !options.freeze.is_empty()
+        && context.snapshots(&name.volume, false)?.iter().any(|known| known.tag == name.tag)
+    {
+        // Known before a guest stands still for it.
+        return Err(Failure::conflict(format!(
+            "volume {} has a snapshot {} already; choose another tag",
+            name.volume, name.tag
+        )));
     }
-    print::text(&format!("snapshot {name} of {} taken\n", Size(snapshot.bytes)))
+    let undo = format!("dog volume delete {name} --yes");
+    let (snapshot, guests) = freeze::around(options, &name.to_string(), &undo, || {
+        let SnapshotName { volume, tag } = name.clone();
+        match context.ask(&AdminRequest::SnapshotCreate { name: volume, tag })? {
+            AdminReply::Snapshot(snapshot) => Ok(snapshot),
+            _ => Err(Failure::mismatch()),
+        }
+    })?;
+    let words = freeze::words(&guests);
+    let text = format!("{words}snapshot {name} of {} taken\n", Size(snapshot.bytes));
+    freeze::show(context, &snapshot, &guests, &text)
 }
 
 /// Lists the snapshots of a volume.
@@ -147,7 +166,10 @@ pub fn flatten(context: &Context, name: &str, stop: bool, wait: bool) -> Result<
         volume = wait_for_flatten(context, volume, &interrupt)?;
     }
     let sentence = match (&volume.origin, stop) {
-        (None, _) => format!("volume {name} needs no snapshot of another volume"),
+        (None, _) => format!("volume {name} needs nothing but itself"),
+        (Some(origin), true) if origin.source.is_some() => {
+            format!("volume {name} is not filled any further until `dog volume flatten {name}`")
+        }
         (Some(_), true) => format!("flattening of volume {name} is stopped"),
         (Some(_), false) => format!(
             "volume {name} is being flattened in the background; `dog volume info {name}` shows \
@@ -157,13 +179,14 @@ pub fn flatten(context: &Context, name: &str, stop: bool, wait: bool) -> Result<
     context.show_changed(&volume, &sentence)
 }
 
-fn wait_for_flatten(
+/// Shows the progress until the volume needs nothing but itself.
+pub(super) fn wait_for_flatten(
     context: &Context,
     mut volume: VolumeReport,
     interrupt: &Interrupt,
 ) -> Result<VolumeReport, Failure> {
     let mut progress: Option<Progress> = None;
-    let mut told = None;
+    let mut told: Option<String> = None;
     let name = volume.name.clone();
     while volume.origin.is_some() {
         let Some(flatten) = &volume.flatten else {
@@ -180,10 +203,13 @@ fn wait_for_flatten(
                 })
                 .reach(flatten.done_bytes);
         }
-        if flatten.error != told {
-            told.clone_from(&flatten.error);
-            if let Some(error) = &told {
-                context.note(&format!("{error}; it is tried again after a while"));
+        // How long it has waited changes, what for does not.
+        let waits = flatten.waiting.as_ref().and_then(|waiting| waiting.rsplit_once(", "));
+        let trouble = flatten.error.as_deref().or(waits.map(|(what, _)| what));
+        if trouble != told.as_deref() {
+            told = trouble.map(str::to_string);
+            if let Some(trouble) = &told {
+                context.note(&format!("{trouble}; it is tried again after a while"));
             }
         }
         if interrupt.requested() {

@@ -1,9 +1,7 @@
 //! Many requests in flight for one long piece of work: reads that come back in order, and writes.
 
-use super::{
-    failure::Failure,
-    nbd_client::{Command, Extent, NbdClient, Outcome},
-};
+use super::failure::Failure;
+use crate::nbd_client::{Command, Extent, NbdClient, Outcome};
 use std::collections::BTreeMap;
 
 /// Requests kept in flight: enough to hide the way to the disk and back.

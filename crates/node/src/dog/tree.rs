@@ -47,6 +47,7 @@ fn kind(kind: LayerKind) -> &'static str {
         LayerKind::Head => "volume",
         LayerKind::Snapshot => "snapshot",
         LayerKind::Hidden => "hidden",
+        LayerKind::Source => "source",
     }
 }
 
@@ -150,7 +151,7 @@ mod tests {
             name: match kind {
                 LayerKind::Head => Some(volume.to_string()),
                 LayerKind::Snapshot => Some(format!("{volume}@{tag}")),
-                LayerKind::Hidden => None,
+                LayerKind::Hidden | LayerKind::Source => None,
             },
             volume: (!volume.is_empty()).then(|| volume.to_string()),
             bytes: (kind != LayerKind::Hidden).then_some(1 << 30),

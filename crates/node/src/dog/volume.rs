@@ -5,7 +5,7 @@ use super::{
     arguments::VolumeVerb,
     attach, content, diff, export,
     failure::FailureKind,
-    import,
+    from, import,
     interrupt::Interrupt,
     name::Name,
     print, schedule, snapshot,
@@ -34,7 +34,13 @@ const REMOVAL_INTERVAL: Duration = Duration::from_millis(50);
 /// Runs one verb.
 pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
     match verb {
-        VolumeVerb::Create { name, size } => create(context, name, size),
+        VolumeVerb::Create { name, size, from: Some(from), wait } => {
+            from::create(context, name, size, &from, wait)
+        }
+        VolumeVerb::Create { name, size: Some(size), .. } => create(context, name, size),
+        VolumeVerb::Create { .. } => {
+            Err(Failure::usage("a new, empty volume needs its size: dog volume create NAME SIZE"))
+        }
         VolumeVerb::List => list(context),
         VolumeVerb::Info { name: Name::Snapshot(name) } => snapshot::info(context, &name),
         VolumeVerb::Info { name: Name::Volume(name) } => {
@@ -63,7 +69,7 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Delete { name: Name::Snapshot(name), yes, .. } => {
             snapshot::delete(context, name, yes)
         }
-        VolumeVerb::Snapshot { name } => snapshot::create(context, name),
+        VolumeVerb::Snapshot { name, freeze } => snapshot::create(context, name, &freeze),
         VolumeVerb::Snapshots { name, reclaimable } => {
             snapshot::list(context, &name.0, reclaimable)
         }
@@ -293,10 +299,15 @@ fn describe(volume: &VolumeReport) -> String {
         ("Snapshots", volume.snapshots.to_string()),
     ]);
     if let Some(origin) = &volume.origin {
-        fields.push(("Cloned from", origin_words(origin)));
+        let what = if origin.source.is_some() { "Source" } else { "Cloned from" };
+        fields.push((what, origin_words(origin)));
     }
-    if let Some(flatten) = &volume.flatten {
-        fields.push(("Flattening", flatten_words(flatten)));
+    let is_filled = volume.origin.as_ref().is_some_and(|origin| origin.source.is_some());
+    match &volume.flatten {
+        Some(flatten) if is_filled => fields.push(("Filling", flatten_words(flatten))),
+        Some(flatten) => fields.push(("Flattening", flatten_words(flatten))),
+        None if is_filled => fields.push(("Filling", "stopped".to_string())),
+        None => {}
     }
     fields.extend([
         ("Copies", volume.copies.to_string()),
@@ -321,6 +332,9 @@ fn describe(volume: &VolumeReport) -> String {
 }
 
 fn origin_words(origin: &OriginReport) -> String {
+    if let Some(source) = &origin.source {
+        return format!("{source}, the first {}", Size(origin.bytes));
+    }
     match &origin.name {
         Some(name) => format!("{name}, the first {}", Size(origin.bytes)),
         None => format!(
@@ -340,7 +354,14 @@ fn flatten_words(flatten: &FlattenReport) -> String {
     }
     let percent = flatten.done_bytes as f64 * 100.0 / flatten.total_bytes.max(1) as f64;
     let (done, total) = (Size(flatten.done_bytes), Size(flatten.total_bytes));
-    format!("{done} of {total} ({percent:.0} %)")
+    let rest = match &flatten.waiting {
+        Some(waiting) => format!(", {waiting}"),
+        None => {
+            let left = flatten.total_bytes.saturating_sub(flatten.done_bytes);
+            from::speed_words(flatten.bytes_per_s, left)
+        }
+    };
+    format!("{done} of {total} ({percent:.0} %){rest}")
 }
 
 #[cfg(test)]
@@ -442,12 +463,15 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         clone.snapshots_bytes = 1 << 20;
         clone.used_bytes = (1 << 20) + 4096;
         clone.sealing = true;
-        clone.origin = Some(OriginReport { name: Some("golden@v1".to_string()), layer, bytes });
+        clone.origin =
+            Some(OriginReport { name: Some("golden@v1".to_string()), layer, bytes, source: None });
         let flatten = FlattenReport {
             running: true,
             done_bytes: 5 << 30,
             total_bytes: 10 << 30,
             error: None,
+            bytes_per_s: 0,
+            waiting: None,
         };
         clone.flatten = Some(flatten.clone());
         let check = |volume: &VolumeReport, lines: &[&str]| {
@@ -468,7 +492,7 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
                 "State:           settling the last snapshot or rollback",
             ],
         );
-        clone.origin = Some(OriginReport { name: None, layer, bytes });
+        clone.origin = Some(OriginReport { name: None, layer, bytes, source: None });
         clone.flatten = Some(FlattenReport { running: false, ..flatten.clone() });
         check(
             &clone,

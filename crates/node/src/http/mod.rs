@@ -94,6 +94,9 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Schedules(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Trash(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Trashed(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Group(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Groups(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::GroupSnapshot(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }

@@ -126,6 +126,10 @@ impl World {
                 self.session.handle(self.now, event, &mut effects);
                 self.session.check();
             }
+            if let Some(event) = self.answer_source() {
+                self.session.handle(self.now, event, &mut effects);
+                self.session.check();
+            }
             self.now = self.now + Duration::from_millis(1);
             if self.session.deadline().is_some_and(|at| at <= self.now) {
                 self.session.handle(self.now, Event::Tick, &mut effects);

@@ -10,6 +10,8 @@ mod disk;
 mod layer_cases;
 mod layers;
 mod register;
+mod source;
+mod source_cases;
 mod tests;
 
 use crate::{Completion, Effect, Error, Event, Operation, Request, RequestId, Session, View};
@@ -20,6 +22,7 @@ use proto::{
     MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
 };
 use register::Register;
+use source::FakeSource;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,6 +39,7 @@ struct World {
     volume: VolumeId,
     generation: Generation,
     disk: FakeDisk,
+    source: FakeSource,
     /// What the disk may do in this run.
     faults: Faults,
     session: Session,
@@ -100,6 +104,7 @@ impl World {
             volume,
             generation: Generation(0),
             disk,
+            source: FakeSource::default(),
             faults,
             session,
             map,
@@ -147,6 +152,8 @@ impl World {
         self.opened = None;
         self.closed = false;
         self.writes.clear();
+        // What the session before asked for is answered to nobody.
+        self.source.questions.clear();
         let mut effects = Vec::new();
         let map = Arc::clone(&self.map);
         self.session = Session::open(self.now, volume, generation, view, map, &mut effects);
@@ -197,6 +204,9 @@ impl World {
                 Effect::Flattened => self.report_flattened(),
                 Effect::Fenced => self.fenced = true,
                 Effect::Closed => self.closed = true,
+                Effect::Source { token, layer, offset, length, kind_only } => {
+                    self.ask_source(token, layer, (offset, length), kind_only);
+                }
             }
         }
     }
@@ -269,6 +279,7 @@ impl World {
         }
         self.disk.step(&mut self.random);
         self.deliver();
+        self.deliver_source();
         self.pass(Duration::from_millis(1));
     }
 

@@ -16,6 +16,10 @@ struct Plan {
     snapshots: u64,
     flattens: u64,
     clones: u64,
+    /// New volumes that are filled from a source and take the place of the volume; sources that
+    /// go away, or come back.
+    sources: u64,
+    outages: u64,
 }
 
 const PLAIN: Plan = Plan {
@@ -27,6 +31,8 @@ const PLAIN: Plan = Plan {
     snapshots: 0,
     flattens: 0,
     clones: 0,
+    sources: 0,
+    outages: 0,
 };
 
 const OBJECT_SECTORS: u64 = 8192;
@@ -90,7 +96,12 @@ fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
                     world.disk.step(&mut world.random);
                 }
             }
-            6..9 => world.deliver(),
+            6..9 => {
+                world.deliver();
+                if world.random.chance(500) {
+                    world.deliver_source();
+                }
+            }
             _ => {
                 let span = Duration::from_millis(world.random.below(4));
                 world.pass(span);
@@ -113,6 +124,7 @@ fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
             world.tell_map();
         }
         if world.random.chance(plan.reattach) {
+            world.source.down = None;
             world.close();
             world.attach(false);
         }
@@ -125,6 +137,13 @@ fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
         }
         if world.random.chance(plan.clones) {
             go_on_with_a_clone(&mut world);
+        }
+        if world.random.chance(plan.sources) {
+            go_on_with_a_source(&mut world);
+        }
+        if world.random.chance(plan.outages) {
+            let is_down = world.source.down.is_some();
+            world.source.down = (!is_down).then_some("connection refused");
         }
     }
     finish(&mut world);
@@ -149,9 +168,27 @@ fn go_on_with_a_clone(world: &mut World) {
     world.settle();
 }
 
+/// A volume that shows what lies elsewhere from now on.
+fn go_on_with_a_source(world: &mut World) {
+    let faults = std::mem::replace(&mut world.disk.faults, CALM);
+    finish(world);
+    let bytes = (2 * OBJECT_SECTORS + 800 * world.random.below(8)) * SECTOR;
+    let source_bytes = SECTOR * (1 + world.random.below(3 * OBJECT_SECTORS));
+    world.create_from_source(bytes, source_bytes);
+    let start = world.random.chance(700);
+    world.tell(Event::Flatten { start });
+    if world.random.chance(500) {
+        let bytes_per_s = 1 << (18 + world.random.below(14));
+        world.tell(Event::FillRate { bytes_per_s });
+    }
+    world.disk.faults = faults;
+    world.settle();
+}
+
 /// Everything ends, and after a close and a new attachment all of it is still there.
 fn finish(world: &mut World) {
     world.disk.faults = CALM;
+    world.source.down = None;
     world.settle();
     if world.unreported || world.register.failures() > 0 {
         // Two: the first one may have to report a loss, and the one after it too.
@@ -257,4 +294,13 @@ fn layers_and_everything_else_at_once() {
     let faults = Faults { busy: 20, no_space: 0, corrupt: 0 };
     let deaths = Plan { faults, deaths: 4, power: true, resizes: 5, ..PLAIN };
     check(20, STEPS, Plan { snapshots: 10, clones: 4, flattens: 10, ..deaths });
+}
+
+#[test]
+fn a_volume_shows_its_source_whatever_happens_to_either() {
+    check(15, STEPS, Plan { sources: 6, outages: 10, reattach: 3, ..PLAIN });
+    let faults = Faults { busy: 20, no_space: 0, corrupt: 0 };
+    let deaths = Plan { faults, deaths: 4, power: true, resizes: 5, ..PLAIN };
+    let sources = Plan { sources: 5, outages: 10, ..deaths };
+    check(20, STEPS, Plan { snapshots: 10, clones: 3, flattens: 10, ..sources });
 }

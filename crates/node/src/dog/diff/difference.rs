@@ -1,10 +1,8 @@
 //! `dog volume diff`: what differs, as a table or as JSON.
 
 use super::{Diff, Pair, changed};
-use crate::dog::{
-    Context, Failure, export::windows, interrupt::Interrupt, name::Name, nbd_client::Changed, print,
-};
-use crate::size::Size;
+use crate::dog::{Context, Failure, export::windows, interrupt::Interrupt, name::Name, print};
+use crate::{nbd_client::Changed, size::Size};
 use serde::Serialize;
 
 /// What may be said of a range.

@@ -2,12 +2,8 @@
 //! stream is being received and how far it came. Drawn in `docs/formats/diff.md`.
 
 use super::stream::Header;
-use crate::dog::{
-    Context, Failure,
-    failure::FailureKind,
-    interrupt::Interrupt,
-    nbd_client::{Command, NbdClient, Outcome},
-};
+use crate::dog::{Context, Failure, failure::FailureKind, interrupt::Interrupt};
+use crate::nbd_client::{Command, NbdClient, Outcome};
 use engine::admin::AdminRequest;
 use proto::{BLOCK_SIZE, crc64, is_zero, limits::VOLUME_NAME_BYTES_MAX};
 

@@ -15,11 +15,13 @@ use super::{
     export::size_of,
     interrupt::Interrupt,
     name::{Name, SnapshotName, VolumeName},
-    nbd_client::{Changed, Command, NbdClient, Outcome},
     source::interrupted,
     transfer::{self, Span},
 };
-use crate::size::Size;
+use crate::{
+    nbd_client::{Changed, Command, NbdClient, Outcome},
+    size::Size,
+};
 use clap::Args;
 use engine::admin::SnapshotReport;
 use proto::{BLOCK_SIZE, Crc64, limits::DIFF_RECORD_BYTES_MAX};

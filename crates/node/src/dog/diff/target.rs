@@ -12,10 +12,12 @@ use crate::dog::{
     failure::FailureKind,
     interrupt::Interrupt,
     name::SnapshotName,
-    nbd_client::{Command, NbdClient},
     transfer::{self, Span},
 };
-use crate::size::Size;
+use crate::{
+    nbd_client::{Command, NbdClient},
+    size::Size,
+};
 use engine::admin::{AdminReply, AdminRequest, SnapshotReport, VolumeReport};
 use proto::BLOCK_SIZE;
 use std::{

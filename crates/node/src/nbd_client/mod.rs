@@ -1,21 +1,33 @@
-//! An NBD client over a Unix socket: one connection, many requests in flight, one thread.
+//! An NBD client: one connection, many requests in flight, one thread. `dog` speaks to the daemon
+//! with it, and the daemon to the sources of its volumes.
 //!
 //! [`NbdClient::submit`] sends a request and [`NbdClient::wait`] brings the next reply, in
 //! whatever order they come; both only ever block in `poll`, so that a peer that wants to be read
 //! before it reads on cannot lock the two up. The peer's bytes are checked before they are used:
 //! lengths against what was asked for, and every byte of a read must have been sent.
 
-use super::{interrupt::Interrupt, nbd_handshake, nbd_wire::*};
+mod handshake;
+mod peer;
+mod stream;
+mod wire;
+
+pub use peer::Peer;
+pub use stream::Stream;
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{self, IoSlice, Read, Write},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
+use wire::*;
+
+/// Whether somebody wants the work to end.
+pub type Interrupted = Box<dyn Fn() -> bool + Send>;
 
 /// How often a waiting client looks whether it was interrupted.
 const INTERRUPT_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -228,9 +240,14 @@ enum Expected {
 
 /// One attached connection.
 pub struct NbdClient {
-    stream: UnixStream,
+    stream: Stream,
+    peer: Peer,
     export: Export,
-    interrupt: Interrupt,
+    interrupted: Interrupted,
+    /// How long the server may send nothing while something is asked of it.
+    patience: Option<Duration>,
+    /// When it last sent something, or began to owe something.
+    heard_at: Instant,
     next_cookie: u64,
     pending: BTreeMap<u64, Pending>,
     replies: VecDeque<Reply>,
@@ -248,8 +265,12 @@ pub struct NbdClient {
 
 impl NbdClient {
     /// Connects to the daemon's NBD socket and attaches the volume.
-    pub fn connect(socket: &Path, name: &str, interrupt: Interrupt) -> Result<NbdClient, NbdError> {
-        NbdClient::connect_in(socket, name, CONTEXT_ALLOCATION, interrupt)
+    pub fn connect(
+        socket: &Path,
+        name: &str,
+        interrupted: Interrupted,
+    ) -> Result<NbdClient, NbdError> {
+        NbdClient::connect_in(socket, name, CONTEXT_ALLOCATION, interrupted)
     }
 
     /// The same, to compare with a snapshot. [`Export::context`] tells whether that is possible.
@@ -257,41 +278,54 @@ impl NbdClient {
         socket: &Path,
         name: &str,
         tag: &str,
-        interrupt: Interrupt,
+        interrupted: Interrupted,
     ) -> Result<NbdClient, NbdError> {
-        NbdClient::connect_in(socket, name, &format!("{CONTEXT_DIRTY}{tag}"), interrupt)
+        NbdClient::connect_in(socket, name, &format!("{CONTEXT_DIRTY}{tag}"), interrupted)
     }
 
     fn connect_in(
         socket: &Path,
         name: &str,
         context: &str,
-        interrupt: Interrupt,
+        interrupted: Interrupted,
     ) -> Result<NbdClient, NbdError> {
         let (sender, connected) = mpsc::channel();
         let path = socket.to_path_buf();
         // A daemon that hangs accepts nobody, and then connecting blocks without a deadline.
         thread::spawn(move || sender.send(UnixStream::connect(path)));
         let stream = connected
-            .recv_timeout(nbd_handshake::PATIENCE)
-            .map_err(|_| NbdError::Connect(nbd_handshake::hanging()))?
+            .recv_timeout(Peer::Daemon.patience())
+            .map_err(|_| NbdError::Connect(Peer::Daemon.hanging()))?
             .map_err(|error| connect_error(socket, &error))?;
-        NbdClient::over(stream, name, context, interrupt)
+        NbdClient::over_in(stream.into(), Peer::Daemon, name, context, interrupted)
     }
 
-    /// Attaches the volume over a connected socket, with block status in this context.
+    /// Attaches the volume over a connected socket.
     pub fn over(
-        mut stream: UnixStream,
+        stream: Stream,
+        peer: Peer,
+        name: &str,
+        interrupted: Interrupted,
+    ) -> Result<NbdClient, NbdError> {
+        NbdClient::over_in(stream, peer, name, CONTEXT_ALLOCATION, interrupted)
+    }
+
+    fn over_in(
+        mut stream: Stream,
+        peer: Peer,
         name: &str,
         context: &str,
-        interrupt: Interrupt,
+        interrupted: Interrupted,
     ) -> Result<NbdClient, NbdError> {
-        let export = nbd_handshake::attach(&mut stream, name, context)?;
-        stream.set_nonblocking(true).map_err(lost)?;
+        let export = handshake::attach(&mut stream, peer, name, context)?;
+        stream.set_nonblocking(true).map_err(|error| NbdError::Lost(peer.broken(&error)))?;
         Ok(NbdClient {
             stream,
+            peer,
             export,
-            interrupt,
+            interrupted,
+            patience: peer.silence(),
+            heard_at: Instant::now(),
             next_cookie: 1,
             pending: BTreeMap::new(),
             replies: VecDeque::new(),
@@ -317,8 +351,7 @@ impl NbdClient {
 
     /// The process at the other end, where the system tells.
     pub fn peer_process(&self) -> Option<u32> {
-        let credentials = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
-        u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
+        self.stream.peer_process()
     }
 
     /// Sends a request; its reply comes out of [`NbdClient::wait`].
@@ -334,6 +367,9 @@ impl NbdClient {
         self.output.push_back(head);
         if !data.is_empty() {
             self.output.push_back(data);
+        }
+        if self.pending.is_empty() {
+            self.heard_at = Instant::now();
         }
         let room = if number == COMMAND_READ { length as usize } else { 0 };
         let pending = Pending {
@@ -364,11 +400,18 @@ impl NbdClient {
             if self.pending.is_empty() {
                 return Ok(None);
             }
-            if self.interrupt.requested() {
+            if (self.interrupted)() {
                 return Err(NbdError::Interrupted);
             }
             let sent = self.send()?;
-            if !self.receive()? && !sent {
+            if self.receive()? {
+                self.heard_at = Instant::now();
+            } else if !sent {
+                if self.patience.is_some_and(|patience| self.heard_at.elapsed() > patience) {
+                    let error = NbdError::Lost(self.peer.hanging());
+                    self.lost = Some(error.clone());
+                    return Err(error);
+                }
                 self.sleep()?;
             }
         }
@@ -388,9 +431,10 @@ impl NbdClient {
         let (number, cookie) = (COMMAND_DISCONNECT, self.next_cookie);
         let head = self.head(number, 0, cookie, 0, 0);
         self.output.push_back(head);
+        let peer = self.peer;
+        let lost = |error| NbdError::Lost(peer.broken(&error));
         self.stream.set_nonblocking(false).map_err(lost)?;
-        self.stream.set_read_timeout(Some(nbd_handshake::SETTLE_PATIENCE)).map_err(lost)?;
-        self.stream.set_write_timeout(Some(nbd_handshake::SETTLE_PATIENCE)).map_err(lost)?;
+        self.stream.set_timeouts(peer.settle_patience()).map_err(lost)?;
         self.send()?;
         let mut rest = [0; 4096];
         while self.stream.read(&mut rest).is_ok_and(|length| length > 0) {}
@@ -432,8 +476,8 @@ impl NbdClient {
                 let skip = if place == 0 { self.sent } else { 0 };
                 pieces.push(IoSlice::new(&piece[skip..]));
             }
-            match (&self.stream).write_vectored(&pieces) {
-                Ok(0) => return Err(self.lose("the daemon closed the connection")),
+            match self.stream.write_vectored(&pieces) {
+                Ok(0) => return Err(self.lose(&format!("{} closed the connection", self.peer))),
                 Ok(taken) => {
                     progress = true;
                     self.sent += taken;
@@ -475,14 +519,15 @@ impl NbdClient {
             result
         });
         match result {
-            Ok(0) => Err(self.lose("the daemon closed the connection")),
+            Ok(0) => Err(self.lose(&format!("{} closed the connection", self.peer))),
             Ok(length) if in_place => {
                 self.payload_arrived(length);
                 Ok(true)
             }
             Ok(_) => {
                 let parsed = self.parse();
-                parsed.map_err(|what| self.lose(&format!("the daemon sent nonsense ({what})")))?;
+                parsed
+                    .map_err(|what| self.lose(&format!("{} sent nonsense ({what})", self.peer)))?;
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
@@ -497,7 +542,10 @@ impl NbdClient {
         if !self.output.is_empty() {
             flags |= PollFlags::OUT;
         }
-        match poll(&mut [PollFd::new(&self.stream, flags)], Some(&INTERRUPT_CHECK)) {
+        match poll(
+            &mut [PollFd::from_borrowed_fd(self.stream.as_fd(), flags)],
+            Some(&INTERRUPT_CHECK),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(self.lose_io(&error.into())),
         }
@@ -571,7 +619,8 @@ impl NbdClient {
     fn simple_reply(&mut self, cookie: u64, code: u32) -> Result<(), &'static str> {
         let pending = self.pending.get_mut(&cookie).ok_or("a reply to no request")?;
         if code != 0 {
-            pending.error = Some(NbdError::Request { code, sentence: error_sentence(code) });
+            pending.error =
+                Some(NbdError::Request { code, sentence: self.peer.request_failed(code) });
         } else if pending.command == COMMAND_READ {
             if self.export.headers == Headers::Structured {
                 return Err("a simple reply to a read");
@@ -637,7 +686,7 @@ impl NbdClient {
                 pending.extents = parse_extended_extents(body, pending.length)?;
             }
             kind if kind & CHUNK_ERROR_BIT != 0 => {
-                pending.error = Some(parse_error(kind, body)?);
+                pending.error = Some(parse_error(self.peer, kind, body)?);
             }
             _ => return Err("a chunk of an unknown kind"),
         }
@@ -651,11 +700,8 @@ impl NbdClient {
     /// Moves a request that is through to the replies.
     fn complete(&mut self, cookie: u64) {
         let Some(mut pending) = self.pending.remove(&cookie) else { return };
-        let nonsense = |what: &str| {
-            Err(NbdError::Lost(format!(
-                "the daemon sent nonsense ({what}); install the same version of sheep and dog"
-            )))
-        };
+        let peer = self.peer;
+        let nonsense = |what: &str| Err(NbdError::Lost(peer.sent_nonsense(what)));
         let result = match (pending.error.take(), pending.command) {
             (Some(error), _) => Err(error),
             (None, COMMAND_READ) if !pending.is_whole() => nonsense("a read with gaps"),
@@ -675,9 +721,7 @@ impl NbdClient {
     }
 
     fn lose(&mut self, what: &str) -> NbdError {
-        let error = NbdError::Lost(format!(
-            "the connection to the daemon ended: {what}; look at `dog status` and the daemon's log"
-        ));
+        let error = NbdError::Lost(self.peer.ended(what));
         self.lost = Some(error.clone());
         error
     }
@@ -805,7 +849,7 @@ fn cut_extents(
 }
 
 /// The body of an error chunk.
-fn parse_error(kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
+fn parse_error(peer: Peer, kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
     let (Some(code), Some(length)) = (be32(body, 0), be16(body, 4)) else {
         return Err("an error that is too short");
     };
@@ -815,20 +859,17 @@ fn parse_error(kind: u16, body: &[u8]) -> Result<NbdError, &'static str> {
         return Err("an error of a wrong length");
     }
     let message = printable(&body[6..6 + length]);
-    let sentence = if message.is_empty() { error_sentence(code) } else { message };
+    let sentence = if message.is_empty() { peer.request_failed(code) } else { message };
     Ok(NbdError::Request { code, sentence })
 }
 
 /// A peer's text without anything that could disturb a terminal.
-pub(super) fn printable(text: &[u8]) -> String {
+pub(crate) fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().into()
 }
 
-fn lost(error: io::Error) -> NbdError {
-    NbdError::Lost(format!("the connection to the daemon failed: {error}; try again"))
-}
-
+/// Why the daemon's socket cannot be connected to.
 fn connect_error(socket: &Path, error: &io::Error) -> NbdError {
     let socket = socket.display();
     NbdError::Connect(match error.kind() {
@@ -843,15 +884,15 @@ fn connect_error(socket: &Path, error: &io::Error) -> NbdError {
     })
 }
 
-pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-pub(super) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 

@@ -1,7 +1,8 @@
 //! The client against our own server's machine, over a pair of sockets, with a volume in memory
 //! that completes requests in random order.
 
-use super::{super::transfer, *};
+use super::*;
+use crate::dog::transfer;
 use front::nbd::{Connection, Effect, Settings};
 use proto::{BLOCK_SIZE, BlockState, Buffer, Payload, Time};
 use std::thread::{self, JoinHandle};
@@ -152,13 +153,15 @@ fn attached_in(
 ) -> (Result<NbdClient, NbdError>, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || serve(theirs, Random(seed)));
-    (NbdClient::over(ours, name, context, Interrupt::never()), server)
+    let never = Box::new(|| false);
+    (NbdClient::over_in(ours.into(), Peer::Daemon, name, context, never), server)
 }
 
 #[test]
 fn what_differs_is_asked_for_and_understood() {
     let (client, server) = attached_in("vol", "sheepdog:dirty/monday", 1);
     let mut client = client.expect("attached");
+    assert_eq!(client.export().headers, Headers::Extended);
     assert!(client.export().context.is_some());
     let data = vec![7; 8192];
     client.call(Command::Write { offset: 4096, data, fua: false }).expect("written");

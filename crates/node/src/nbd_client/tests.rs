@@ -1,6 +1,10 @@
 //! The client against servers that are scripted here: honest, failing and nonsensical ones.
 
 use super::*;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use std::thread::{self, JoinHandle};
 
 const BYTES: u64 = 1 << 30;
@@ -171,7 +175,7 @@ fn attached(
         script(&mut server);
     });
     let client =
-        NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, Interrupt::never()).expect("attached");
+        NbdClient::over(ours.into(), Peer::Daemon, "vol", Box::new(|| false)).expect("attached");
     (client, server)
 }
 
@@ -180,7 +184,7 @@ fn refused(script: impl FnOnce(&mut Server) + Send + 'static) -> NbdError {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server =
         thread::spawn(move || script(&mut Server { stream: theirs, headers: Headers::Simple }));
-    let result = NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, Interrupt::never());
+    let result = NbdClient::over(ours.into(), Peer::Daemon, "vol", Box::new(|| false));
     server.join().expect("the server ends");
     result.err().expect("not attached")
 }
@@ -428,12 +432,14 @@ fn interrupted_client_stops_waiting() {
         server.negotiate(STRUCTURED);
         server
     });
-    let interrupt = Interrupt::never();
-    let mut client =
-        NbdClient::over(ours, "vol", CONTEXT_ALLOCATION, interrupt.clone()).expect("attached");
+    let stop = Arc::new(AtomicBool::new(false));
+    let watched = Arc::clone(&stop);
+    let interrupted = Box::new(move || watched.load(Ordering::Relaxed));
+    let client = NbdClient::over(ours.into(), Peer::Daemon, "vol", interrupted);
+    let mut client = client.expect("attached");
     let _server = server.join().expect("negotiated");
     client.submit(Command::Flush).expect("sent");
-    interrupt.request();
+    stop.store(true, Ordering::Relaxed);
     assert_eq!(client.wait().expect_err("interrupted"), NbdError::Interrupted);
 }
 

@@ -1,0 +1,215 @@
+//! Sources: volumes made from what lies elsewhere, and the sessions' questions to it. The driver
+//! reads; here is only who asked, and what a new volume needs to know before it is agreed on.
+
+use super::{Engine, Purpose, Work, administer::refused};
+use crate::{
+    Output, SourceId, SourceReply, SourceRequest, SourceWanted,
+    admin::{AdminError, AdminErrorKind, AdminToken},
+    attach::HeldId,
+    names,
+};
+use cluster::{Command, Map};
+use proto::{
+    BLOCK_SIZE, Duration, Generation, LayerId, Time,
+    limits::{SOURCE_OPEN_MS_MAX, VOLUME_BYTES_MAX},
+};
+
+/// Where a question to a source came from.
+pub(super) enum SourceRoute {
+    /// A session.
+    Session {
+        /// Whose.
+        id: HeldId,
+        /// Of which attachment.
+        generation: Generation,
+        /// That of the session's question.
+        token: volume::SourceToken,
+    },
+    /// A volume that is to be made; its number.
+    Creation(u64),
+}
+
+/// An administrator who waits until a source has told its size.
+pub(super) struct Creation {
+    token: AdminToken,
+    name: String,
+    /// The wanted size in bytes, if not the source's.
+    bytes: Option<u64>,
+    address: String,
+    until: Time,
+}
+
+impl Engine {
+    /// Asks the source of a new volume for its size.
+    pub(super) fn begin_creation(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        (name, bytes, address): (String, Option<u64>, String),
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), AdminError> {
+        // Before anything is asked of anybody.
+        cluster::check_name(&name).map_err(|refusal| refused(&refusal))?;
+        cluster::check_address(&address).map_err(|refusal| refused(&refusal))?;
+        let until = now + Duration::from_millis(SOURCE_OPEN_MS_MAX);
+        self.last_creation += 1;
+        let number = self.last_creation;
+        let creation = Creation { token, name, bytes, address: address.clone(), until };
+        self.creations.insert(number, creation);
+        let token = SourceId(self.asked_sources.insert(SourceRoute::Creation(number)));
+        let request = SourceRequest { address, wanted: SourceWanted::Open };
+        outputs.push(Output::Source { token, request });
+        Ok(())
+    }
+
+    /// A session asks a source.
+    pub(super) fn ask_source(
+        &mut self,
+        (id, generation, token): (HeldId, Generation, volume::SourceToken),
+        layer: LayerId,
+        (offset, length, kind_only): (u64, u64, bool),
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(source) = self.map.source(layer) else {
+            let result = Err("the cluster does not know it any more".to_string());
+            let event = volume::Event::Source { token, result };
+            self.work.push_back(Work::Session(id, generation, event));
+            return;
+        };
+        let bytes = source.bytes;
+        let wanted = match kind_only {
+            true => SourceWanted::Map { bytes, offset, length },
+            false => SourceWanted::Read { bytes, offset, length },
+        };
+        let request = SourceRequest { address: source.address.clone(), wanted };
+        let route = SourceRoute::Session { id, generation, token };
+        let token = SourceId(self.asked_sources.insert(route));
+        outputs.push(Output::Source { token, request });
+    }
+
+    /// The driver has an answer of a source.
+    pub(super) fn handle_source(
+        &mut self,
+        token: SourceId,
+        result: Result<SourceReply, String>,
+        outputs: &mut Vec<Output>,
+    ) {
+        match self.asked_sources.remove(token.0) {
+            SourceRoute::Session { id, generation, token } => {
+                let result = result.and_then(|reply| match reply {
+                    SourceReply::Answer(answer) => Ok(answer),
+                    SourceReply::Opened { .. } => Err("it answered something else".to_string()),
+                });
+                let event = volume::Event::Source { token, result };
+                self.work.push_back(Work::Session(id, generation, event));
+            }
+            SourceRoute::Creation(number) => {
+                // Nobody may wait for it any more.
+                let Some(creation) = self.creations.remove(&number) else { return };
+                let token = creation.token;
+                if let Err(error) = self.create_from(creation, result) {
+                    outputs.push(Output::Admin { token, result: Box::new(Err(error)) });
+                }
+            }
+        }
+    }
+
+    fn create_from(
+        &mut self,
+        creation: Creation,
+        result: Result<SourceReply, String>,
+    ) -> Result<(), AdminError> {
+        let Creation { token, name, bytes, address, .. } = creation;
+        let invalid = |sentence| AdminError { kind: AdminErrorKind::Invalid, sentence };
+        let (source_bytes, own_export) = match result {
+            Ok(SourceReply::Opened { bytes, own_export }) => (bytes, own_export),
+            Ok(SourceReply::Answer(_)) => unreachable!("it was asked for its size"),
+            Err(reason) => {
+                let sentence = format!("cannot make volume {name} from {address}: {reason}");
+                return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
+            }
+        };
+        if source_bytes == 0 {
+            let sentence = format!("{address} is empty; name a source that holds something");
+            return Err(invalid(sentence));
+        }
+        if source_bytes > VOLUME_BYTES_MAX {
+            let sentence = format!(
+                "{address} has {source_bytes} bytes, more than the {VOLUME_BYTES_MAX} of the \
+                 largest volume there is; name a smaller source"
+            );
+            return Err(invalid(sentence));
+        }
+        let block = BLOCK_SIZE as u64;
+        let bytes = bytes.unwrap_or(source_bytes.div_ceil(block) * block);
+        if bytes < source_bytes {
+            let sentence = format!(
+                "{address} has {source_bytes} bytes and the new volume would have only {bytes}; \
+                 give a larger size, or none to take the source's"
+            );
+            return Err(invalid(sentence));
+        }
+        if let Some(export) = own_export {
+            vet_own_export(&self.map, &export).map_err(invalid)?;
+        }
+        let unix_s = self.unix_s();
+        let command =
+            Command::CreateVolumeFrom { name: name.clone(), bytes, address, source_bytes, unix_s };
+        self.work.push_back(Work::Propose(command, Purpose::AdminFrom(token, name)));
+        Ok(())
+    }
+
+    /// When an administrator has waited long enough for a source.
+    pub(super) fn creations_deadline(&self) -> Option<Time> {
+        self.creations.values().map(|creation| creation.until).min()
+    }
+
+    /// Answers those whose source has not told its size in time, or all.
+    pub(super) fn expire_creations(&mut self, now: Option<Time>, outputs: &mut Vec<Output>) {
+        let is_due = |creation: &Creation| now.is_none_or(|now| creation.until <= now);
+        let due = self.creations.iter().filter(|(_, creation)| is_due(creation));
+        for number in due.map(|(number, _)| *number).collect::<Vec<_>>() {
+            let creation = self.creations.remove(&number).expect("listed just now");
+            let sentence = match now {
+                Some(_) => format!(
+                    "cannot make volume {} from {}: it has not answered for {} s; see that it can \
+                     be reached and try again",
+                    creation.name,
+                    creation.address,
+                    SOURCE_OPEN_MS_MAX / 1000
+                ),
+                None => self.not_serving(),
+            };
+            let error = AdminError { kind: AdminErrorKind::Unavailable, sentence };
+            let result = Box::new(Err(error));
+            outputs.push(Output::Admin { token: creation.token, result });
+        }
+    }
+}
+
+/// Whether one of the node's own exports may be a source: what cannot change, and does not come
+/// from a source itself, so that no volume can ever wait for itself.
+fn vet_own_export(map: &Map, export: &str) -> Result<(), String> {
+    let layer = match names::find(map, export) {
+        Ok(names::Export::Snapshot { layer, .. }) => layer,
+        Ok(names::Export::Volume(_)) => {
+            return Err(format!(
+                "{export} is a volume of this very node, and can change; take a snapshot of it \
+                 and name that, or clone it with `dog volume clone`"
+            ));
+        }
+        Err(volume::Answer::Unknown { sentence } | volume::Answer::Refused { sentence }) => {
+            return Err(sentence);
+        }
+        Err(_) => return Err(format!("{export} cannot be had; name another source")),
+    };
+    let chain = replica::origins(map, layer);
+    match chain.iter().find_map(|origin| map.source(origin.layer)) {
+        None => Ok(()),
+        Some(source) => Err(format!(
+            "{export} is a snapshot of this very node that still shows {} itself; clone it with \
+             `dog volume clone` instead",
+            source.address
+        )),
+    }
+}

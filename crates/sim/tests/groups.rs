@@ -1,0 +1,489 @@
+//! Snapshots of groups are cuts: guests write to one volume, wait for the answer, write to another
+//! one, and so on, many such chains at once, while the disk answers in any order, snapshots of all
+//! volumes are taken at any moment, and the process or the power goes. Whenever a write is in a
+//! snapshot of the group, so is every write whose answer its guest had waited for before.
+
+use engine::{
+    Client, ConnectionId, Input, Output,
+    admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken},
+};
+use proto::{BLOCK_SIZE, Buffer, Duration, OBJECT_SIZE, SECTOR_SIZE, Time};
+use sim::{
+    disk::{CrashState, Latency, Mixture},
+    entropy,
+    node::{Life, Media, SimNode},
+    onedisk::Setup,
+    random::Random,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use volume::{Answer, Completion, Operation, Request, RequestId};
+
+/// Writes of one chain: each has a place of its own.
+const CHAIN_LENGTH: u64 = 40;
+const SECTOR: u64 = SECTOR_SIZE as u64;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One write of a chain.
+#[derive(Clone, Copy)]
+struct Write {
+    volume: usize,
+    offset: u64,
+    length: u64,
+}
+
+/// A guest's program: each write after the answer to the one before it.
+#[derive(Default)]
+struct Chain {
+    /// All that were begun.
+    writes: Vec<Write>,
+    /// How many of them were answered.
+    answered: usize,
+    /// Whether the last one is under way.
+    in_flight: bool,
+    /// Those whose connection or process ended before their answer: they may be there in part.
+    doubtful: BTreeSet<usize>,
+}
+
+impl Chain {
+    fn interrupt(&mut self) {
+        if std::mem::take(&mut self.in_flight) {
+            self.doubtful.insert(self.answered);
+        }
+    }
+}
+
+/// A snapshot of the group that was asked for.
+struct Taken {
+    tag: String,
+    /// How many writes of each chain had been answered when it was asked for.
+    answered: Vec<usize>,
+    /// How many of each had been begun when it was answered, if it was.
+    begun: Option<Vec<usize>>,
+}
+
+struct Run {
+    random: Random,
+    setup: Setup,
+    node: SimNode,
+    now: Time,
+    /// Whether each write is answered only once it is stable.
+    fua: bool,
+    volumes: usize,
+    chains: Vec<Chain>,
+    /// The connection to each volume, and whether it is open.
+    links: Vec<Option<(ConnectionId, bool)>>,
+    /// Whose write each request is.
+    asked: BTreeMap<(ConnectionId, RequestId), usize>,
+    taken: Vec<Taken>,
+    /// The snapshot of the group that is under way.
+    taking: Option<AdminToken>,
+    next: u64,
+    /// Answers that somebody waits for.
+    opened: BTreeMap<ConnectionId, Answer>,
+    replies: BTreeMap<AdminToken, Result<AdminReply, AdminError>>,
+    completions: BTreeMap<(ConnectionId, RequestId), Completion>,
+    /// How many snapshots were answered, and how many had a chain in the middle.
+    proven: (u64, u64),
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let mut random = Random::new(seed);
+        let capacity = 256 << 20;
+        let setup = Setup { capacity, limit_bytes: Some(248 << 20), ..Setup::default() };
+        let now = Time(1_000_000_000);
+        let mut node = SimNode::start(now, &setup, Media::blank(&setup, &mut random));
+        let high = Duration::from_micros(*random.pick(&[30, 300, 3_000, 30_000]));
+        node.media_mut().disk.set_latency(Latency { low: Duration::from_micros(10), high });
+        node.media_mut().journal.set_latency(Latency { low: Duration::from_micros(10), high });
+        let volumes = random.between(3, 5) as usize;
+        let chains = (0..random.between(4, 16)).map(|_| Chain::default()).collect();
+        Run {
+            fua: random.coin(),
+            random,
+            setup,
+            node,
+            now,
+            volumes,
+            chains,
+            links: vec![None; volumes],
+            asked: BTreeMap::new(),
+            taken: Vec::new(),
+            taking: None,
+            next: 0,
+            opened: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            completions: BTreeMap::new(),
+            proven: (0, 0),
+        }
+    }
+
+    fn run(mut self) -> (u64, u64) {
+        self.drive("the start", |run| *run.node.life() == Life::Ready);
+        let objects = CHAIN_LENGTH * self.chains.len() as u64 + 2;
+        let bytes = objects * OBJECT_SIZE as u64;
+        for volume in 0..self.volumes {
+            let name = format!("v{volume}");
+            self.ask(AdminRequest::VolumeCreate { name, bytes }).expect("a volume");
+        }
+        let volumes = (0..self.volumes).map(|volume| format!("v{volume}")).collect();
+        self.ask(AdminRequest::GroupCreate { name: "g".into(), volumes }).expect("a group");
+        for _ in 0..self.random.between(200, 1500) {
+            if self.random.chance(2_000) {
+                let power = self.random.coin();
+                self.crash(power);
+                if power && !self.fua {
+                    // What was not flushed is lost, so the chains have no present any more.
+                    return self.proven;
+                }
+            }
+            self.act();
+            self.step();
+        }
+        self.drive("the last snapshot", |run| run.taking.is_none());
+        let power = self.random.coin();
+        self.crash(power);
+        self.proven
+    }
+
+    /// Guests and administrators do something, or not.
+    fn act(&mut self) {
+        for volume in 0..self.volumes {
+            match self.links[volume] {
+                None if self.random.coin() => self.connect(volume),
+                Some((connection, true)) if self.random.chance(1_000) => {
+                    // What it has in flight is in doubt, and done again.
+                    self.forget(connection);
+                    self.links[volume] = None;
+                    self.input(Input::Close { connection });
+                }
+                _ => {}
+            }
+        }
+        for chain in 0..self.chains.len() {
+            if !self.chains[chain].in_flight && self.random.chance(300_000) {
+                self.write(chain);
+            }
+        }
+        if self.taking.is_none() && self.random.chance(30_000) {
+            let tag = format!("s{}", self.taken.len());
+            let answered = self.chains.iter().map(|chain| chain.answered).collect();
+            self.taken.push(Taken { tag: tag.clone(), answered, begun: None });
+            let request = AdminRequest::GroupSnapshot { name: "g".into(), tag };
+            self.taking = Some(self.send(request));
+        }
+        // Now and then one volume is busy with a snapshot of its own.
+        if self.random.chance(5_000) {
+            self.next += 1;
+            let (volume, tag) = (self.random.below(self.volumes as u64), self.next);
+            let name = format!("v{volume}");
+            self.send(AdminRequest::SnapshotCreate { name, tag: format!("own{tag}") });
+        }
+    }
+
+    /// The next write of a chain, or the last one once more.
+    fn write(&mut self, chain: usize) {
+        let number = self.chains[chain].answered;
+        if number as u64 == CHAIN_LENGTH {
+            return;
+        }
+        if number == self.chains[chain].writes.len() {
+            // Each lies around a border of two objects of its own, on either side or on both.
+            let border = (1 + chain as u64 * CHAIN_LENGTH + number as u64) * OBJECT_SIZE as u64;
+            let length = self.random.between(1, 40) * SECTOR;
+            let offset = border - self.random.below(41) * SECTOR;
+            let volume = self.random.below(self.volumes as u64) as usize;
+            self.chains[chain].writes.push(Write { volume, offset, length });
+        }
+        let Write { volume, offset, length } = self.chains[chain].writes[number];
+        let Some((connection, true)) = self.links[volume] else { return };
+        self.chains[chain].in_flight = true;
+        let block = BLOCK_SIZE as u64;
+        let (first, end) = (offset / block * block, (offset + length).next_multiple_of(block));
+        let mut buffer = Buffer::zeroed((end - first) as usize);
+        let inside = (offset - first) as usize;
+        buffer.as_mut_slice()[inside..inside + length as usize].fill(stamp(number));
+        let operation = Operation::Write { buffer, fua: self.fua };
+        let id = self.request(connection, offset, length, operation);
+        self.asked.insert((connection, id), chain);
+    }
+
+    fn request(
+        &mut self,
+        connection: ConnectionId,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> RequestId {
+        self.next += 1;
+        let id = RequestId(self.next);
+        let request = Request { id, offset, length, operation };
+        self.input(Input::Request { connection, request });
+        id
+    }
+
+    fn connect(&mut self, volume: usize) {
+        let connection = self.open(&format!("v{volume}"));
+        self.links[volume] = Some((connection, false));
+    }
+
+    fn open(&mut self, name: &str) -> ConnectionId {
+        self.next += 1;
+        let connection = ConnectionId(self.next);
+        let identity = format!("guest {}", self.next);
+        let client = Client { description: identity.clone(), identity };
+        self.input(Input::Open { connection, client, name: name.into() });
+        connection
+    }
+
+    fn send(&mut self, request: AdminRequest) -> AdminToken {
+        self.next += 1;
+        let token = AdminToken(self.next);
+        self.input(Input::Admin { token, request });
+        token
+    }
+
+    fn ask(&mut self, request: AdminRequest) -> Result<AdminReply, AdminError> {
+        let token = self.send(request);
+        self.drive("an answer", |run| run.replies.contains_key(&token));
+        self.replies.remove(&token).expect("just seen")
+    }
+
+    fn input(&mut self, input: Input) {
+        self.node.input(self.now, input);
+        if self.random.coin() {
+            self.node.poll(self.now);
+        }
+        self.listen();
+    }
+
+    /// Nobody waits for the answers of this connection any more.
+    fn forget(&mut self, connection: ConnectionId) {
+        for ((at, _), chain) in &self.asked {
+            if *at == connection {
+                self.chains[*chain].interrupt();
+            }
+        }
+        self.asked.retain(|(at, _), _| *at != connection);
+    }
+
+    fn step(&mut self) {
+        let Some(due) = self.node.next_due() else { return };
+        // Inputs come in bursts and in quiet times alike.
+        if due > self.now && self.random.chance(300_000) {
+            return;
+        }
+        self.now = self.now.max(due);
+        self.node.advance(self.now);
+        if self.random.coin() || self.node.next_due().is_none_or(|due| due > self.now) {
+            self.node.poll(self.now);
+        }
+        self.listen();
+    }
+
+    fn drive(&mut self, what: &str, done: impl Fn(&Run) -> bool) {
+        let end = self.now + PATIENCE;
+        self.node.poll(self.now);
+        self.listen();
+        while !done(self) {
+            let due = self.node.next_due().filter(|due| *due <= end);
+            self.now = self.now.max(due.unwrap_or_else(|| panic!("{what} never comes")));
+            self.node.advance(self.now);
+            self.node.poll(self.now);
+            self.listen();
+        }
+    }
+
+    fn listen(&mut self) {
+        for said in self.node.take_said() {
+            match said {
+                Output::Answer { connection, answer } => {
+                    let mut links = self.links.iter_mut();
+                    match links.find(|link| link.is_some_and(|(at, _)| at == connection)) {
+                        Some(link) => {
+                            let is_open = matches!(answer, Answer::Opened { .. });
+                            *link = is_open.then_some((connection, true));
+                        }
+                        None => {
+                            self.opened.insert(connection, answer);
+                        }
+                    }
+                }
+                Output::Complete { connection, id, result } => {
+                    let completion = result.expect("nothing fails here");
+                    match self.asked.remove(&(connection, id)) {
+                        Some(chain) => {
+                            self.chains[chain].in_flight = false;
+                            self.chains[chain].answered += 1;
+                        }
+                        None => {
+                            self.completions.insert((connection, id), completion);
+                        }
+                    }
+                }
+                Output::Admin { token, result } if self.taking == Some(token) => {
+                    self.taking = None;
+                    self.snapshot_answered(*result);
+                }
+                Output::Admin { token, result } => {
+                    self.replies.insert(token, *result);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!matches!(self.node.life(), Life::Failed(_)), "{:?}", self.node.life());
+    }
+
+    fn snapshot_answered(&mut self, result: Result<AdminReply, AdminError>) {
+        let taken = self.taken.last_mut().expect("it was asked for");
+        match result {
+            Ok(AdminReply::GroupSnapshot(report)) => {
+                assert!(report.complete && !report.sealing, "{report:?}");
+                assert_eq!(report.members.len(), self.volumes);
+                taken.begun = Some(self.chains.iter().map(|chain| chain.writes.len()).collect());
+            }
+            Err(AdminError { kind: AdminErrorKind::Conflict, .. }) => {
+                // A member was busy: then no volume has anything of it.
+                let tag = self.taken.pop().expect("just seen").tag;
+                for volume in self.node.engine().map().volumes() {
+                    assert!(volume.snapshot(&tag).is_none(), "half of a snapshot was taken");
+                }
+                // Its number is used all the same.
+                let answered = Vec::new();
+                self.taken.push(Taken { tag: String::new(), answered, begun: None });
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The process goes, perhaps with the power; then all snapshots are looked at.
+    fn crash(&mut self, power: bool) {
+        let (now, setup) = (self.now + Duration::from_millis(10), self.setup.clone());
+        let states = [(); 2].map(|()| match self.random.below(4) {
+            0 => CrashState::Old,
+            1 => CrashState::New,
+            _ => CrashState::Mixture(Mixture { seed: self.random.next() }),
+        });
+        self.now = now;
+        self.node.replace(|mut media| {
+            if power {
+                media.disk.power_cut(&states[0]);
+                media.journal.power_cut(&states[1]);
+            } else {
+                media.disk.kill();
+                media.journal.kill();
+            }
+            SimNode::start(now, &setup, media)
+        });
+        self.asked.clear();
+        self.taking = None;
+        self.links.fill(None);
+        self.chains.iter_mut().for_each(Chain::interrupt);
+        self.drive("the start", |run| *run.node.life() == Life::Ready);
+        // What was being taken is finished by the node itself.
+        self.drive("the end of what was begun", |run| {
+            let map = run.node.engine().map();
+            map.volumes().all(|volume| map.sealing(volume).is_none())
+        });
+        self.node.engine().check();
+        let lost = power && !self.fua;
+        for taken in std::mem::take(&mut self.taken) {
+            self.verify(&taken, lost);
+            self.taken.push(taken);
+        }
+    }
+
+    /// Whether the snapshot is a cut; if it was never answered, and what had not been flushed is
+    /// `lost`, nothing was promised.
+    fn verify(&mut self, taken: &Taken, lost: bool) {
+        let reply = self.ask(AdminRequest::GroupInfo { name: "g".into() });
+        let Ok(AdminReply::Group(group)) = reply else { panic!("{reply:?}") };
+        let found = group.snapshots.iter().find(|found| found.tag == taken.tag);
+        let Some(found) = found else {
+            assert!(taken.begun.is_none(), "snapshot {} is gone", taken.tag);
+            return;
+        };
+        assert!(found.complete && !found.sealing, "{found:?}");
+        if taken.begun.is_none() && lost {
+            return;
+        }
+        self.proven.0 += u64::from(taken.begun.is_some());
+        let names: Vec<String> =
+            (0..self.volumes).map(|volume| format!("v{volume}@{}", taken.tag)).collect();
+        let readers: Vec<ConnectionId> = names.iter().map(|name| self.open(name)).collect();
+        for reader in &readers {
+            self.drive("a reader", |run| run.opened.contains_key(reader));
+            let answer = &self.opened[reader];
+            assert!(matches!(answer, Answer::Opened { read_only: true, .. }), "{answer:?}");
+        }
+        for chain in 0..self.chains.len() {
+            self.verify_chain(taken, chain, &readers);
+        }
+        for connection in readers {
+            self.input(Input::Close { connection });
+        }
+    }
+
+    fn verify_chain(&mut self, taken: &Taken, chain: usize, readers: &[ConnectionId]) {
+        let mut missing = None;
+        for number in 0..self.chains[chain].writes.len() {
+            let Write { volume, offset, length } = self.chains[chain].writes[number];
+            let bytes = self.read(readers[volume], offset, length);
+            let all = bytes.iter().all(|byte| *byte == stamp(number));
+            let any = bytes.iter().any(|byte| *byte != 0);
+            let what = format!("write {number} of chain {chain} in {}", taken.tag);
+            if let (Some(missing), true) = (missing, any) {
+                panic!("{what} is there, and {missing} before it is not");
+            }
+            let in_doubt = self.chains[chain].doubtful.contains(&number);
+            assert!(all || !any || in_doubt, "{what} is there in part");
+            if !all {
+                missing.get_or_insert(number);
+            }
+            assert!(all || number >= taken.answered[chain], "{what} had been answered before");
+            if let Some(begun) = &taken.begun {
+                assert!(!any || number < begun[chain], "{what} had not been begun");
+                self.proven.1 += u64::from(number > 0 && missing == Some(number));
+            }
+        }
+    }
+
+    fn read(&mut self, connection: ConnectionId, offset: u64, length: u64) -> Vec<u8> {
+        let key = (connection, self.request(connection, offset, length, Operation::Read));
+        self.drive("a read", |run| run.completions.contains_key(&key));
+        match self.completions.remove(&key).expect("just seen") {
+            Completion::Data(parts) => parts.iter().flat_map(|p| p.as_slice().to_vec()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What the bytes of a write are.
+fn stamp(number: usize) -> u8 {
+    1 + number as u8
+}
+
+/// Says which seed it was when something panics.
+struct Loud(u64);
+
+impl Drop for Loud {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
+#[test]
+fn no_write_is_in_a_group_snapshot_without_those_before_it() {
+    let (mut answered, mut cut) = (0, 0);
+    for round in 0..160 {
+        let seed = if round < 20 { round } else { entropy() };
+        let _loud = Loud(seed);
+        let proven = Run::new(seed).run();
+        answered += proven.0;
+        cut += proven.1;
+    }
+    // The histories are not trivial.
+    assert!(answered > 200 && cut > 1_000, "{answered} snapshots cut {cut} chains");
+}
