@@ -434,7 +434,8 @@ pub enum GroupVerb {
     /// Add volumes to a group
     Add {
         /// The group's name
-        name: String,
+        #[arg(value_name = "NAME")]
+        group: String,
         /// Which volumes
         #[arg(required = true)]
         volumes: Vec<VolumeName>,
@@ -442,7 +443,8 @@ pub enum GroupVerb {
     /// Take volumes out of a group; their snapshots stay
     Remove {
         /// The group's name
-        name: String,
+        #[arg(value_name = "NAME")]
+        group: String,
         /// Which volumes
         #[arg(required = true)]
         volumes: Vec<VolumeName>,
@@ -541,7 +543,8 @@ pub enum ScheduleVerb {
         /// The volume's name
         volume: VolumeName,
         /// The schedule's name, of which a volume can have several
-        name: String,
+        #[arg(value_name = "NAME")]
+        schedule: String,
         /// One snapshot in this time, as in 15m, 1h or 7d; one minute to 366 days
         #[arg(long)]
         every: Interval,
@@ -554,7 +557,8 @@ pub enum ScheduleVerb {
         /// The volume's name
         volume: VolumeName,
         /// The schedule's name
-        name: String,
+        #[arg(value_name = "NAME")]
+        schedule: String,
     },
     /// List schedules: when the next snapshot is due, and why the last one could not be taken
     List {

@@ -334,7 +334,7 @@ mod tests {
             }
         }
         missing.sort_unstable();
-        assert_eq!(missing, ["create", "import"], "give the argument a type of `name`");
+        assert_eq!(missing, ["create", "create", "import"], "give the argument a type of `name`");
     }
 
     #[test]

@@ -35,13 +35,13 @@ pub fn run(context: &Context, verb: GroupVerb) -> Result<(), Failure> {
             let text = || describe_snapshot(&snapshot);
             if context.json { print::json(&snapshot) } else { print::text(&text()) }
         }
-        GroupVerb::Add { name, volumes } => {
-            let request = AdminRequest::GroupAdd { name, volumes: names(volumes) };
+        GroupVerb::Add { group, volumes } => {
+            let request = AdminRequest::GroupAdd { name: group, volumes: names(volumes) };
             let group = context.ask_for_group(&request)?;
             context.show_group(&group, &format!("group {} has {} now", group.name, count(&group)))
         }
-        GroupVerb::Remove { name, volumes } => {
-            let request = AdminRequest::GroupRemove { name, volumes: names(volumes) };
+        GroupVerb::Remove { group, volumes } => {
+            let request = AdminRequest::GroupRemove { name: group, volumes: names(volumes) };
             let group = context.ask_for_group(&request)?;
             context.show_group(&group, &format!("group {} has {} now", group.name, count(&group)))
         }

@@ -7,10 +7,10 @@ use engine::admin::{AdminReply, AdminRequest, ScheduleReport};
 /// Runs one verb.
 pub fn run(context: &Context, verb: ScheduleVerb) -> Result<(), Failure> {
     match verb {
-        ScheduleVerb::Set { volume, name, every, keep } => {
-            set(context, &volume.0, &name, every, keep)
+        ScheduleVerb::Set { volume, schedule, every, keep } => {
+            set(context, &volume.0, &schedule, every, keep)
         }
-        ScheduleVerb::Remove { volume, name } => remove(context, &volume.0, &name),
+        ScheduleVerb::Remove { volume, schedule } => remove(context, &volume.0, &schedule),
         ScheduleVerb::List { volume } => list(context, volume.map(|volume| volume.0)),
     }
 }
