@@ -28,8 +28,9 @@ pub fn resident_bytes(process: u32) -> Result<u64> {
 
 /// Memory of a process that is resident, now and at most since it started.
 pub fn resident_and_peak_bytes(process: u32) -> Result<(u64, u64)> {
-    let peak = field(&format!("/proc/{process}/status"), "VmHWM:")? << 10;
-    Ok((resident_bytes(process)?, peak))
+    // In this order: it may grow between the two.
+    let now = resident_bytes(process)?;
+    Ok((now, field(&format!("/proc/{process}/status"), "VmHWM:")? << 10))
 }
 
 fn field(path: &str, name: &str) -> Result<u64> {
