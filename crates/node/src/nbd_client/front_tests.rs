@@ -153,8 +153,7 @@ fn attached_in(
 ) -> (Result<NbdClient, NbdError>, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server = thread::spawn(move || serve(theirs, Random(seed)));
-    let never = Box::new(|| false);
-    (NbdClient::over_in(ours.into(), Peer::Daemon, name, context, never), server)
+    (NbdClient::over(ours.into(), Peer::Daemon, name, context, Box::new(|| false)), server)
 }
 
 #[test]

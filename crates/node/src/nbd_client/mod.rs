@@ -13,6 +13,7 @@ mod wire;
 
 pub use peer::Peer;
 pub use stream::Stream;
+pub use wire::CONTEXT_ALLOCATION;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -297,20 +298,11 @@ impl NbdClient {
             .recv_timeout(Peer::Daemon.patience())
             .map_err(|_| NbdError::Connect(Peer::Daemon.hanging()))?
             .map_err(|error| connect_error(socket, &error))?;
-        NbdClient::over_in(stream.into(), Peer::Daemon, name, context, interrupted)
+        NbdClient::over(stream.into(), Peer::Daemon, name, context, interrupted)
     }
 
-    /// Attaches the volume over a connected socket.
+    /// Attaches the volume over a connected socket, with block status in this context.
     pub fn over(
-        stream: Stream,
-        peer: Peer,
-        name: &str,
-        interrupted: Interrupted,
-    ) -> Result<NbdClient, NbdError> {
-        NbdClient::over_in(stream, peer, name, CONTEXT_ALLOCATION, interrupted)
-    }
-
-    fn over_in(
         mut stream: Stream,
         peer: Peer,
         name: &str,

@@ -175,7 +175,8 @@ fn attached(
         script(&mut server);
     });
     let client =
-        NbdClient::over(ours.into(), Peer::Daemon, "vol", Box::new(|| false)).expect("attached");
+        NbdClient::over(ours.into(), Peer::Daemon, "vol", CONTEXT_ALLOCATION, Box::new(|| false))
+            .expect("attached");
     (client, server)
 }
 
@@ -184,7 +185,8 @@ fn refused(script: impl FnOnce(&mut Server) + Send + 'static) -> NbdError {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let server =
         thread::spawn(move || script(&mut Server { stream: theirs, headers: Headers::Simple }));
-    let result = NbdClient::over(ours.into(), Peer::Daemon, "vol", Box::new(|| false));
+    let result =
+        NbdClient::over(ours.into(), Peer::Daemon, "vol", CONTEXT_ALLOCATION, Box::new(|| false));
     server.join().expect("the server ends");
     result.err().expect("not attached")
 }
@@ -435,7 +437,7 @@ fn interrupted_client_stops_waiting() {
     let stop = Arc::new(AtomicBool::new(false));
     let watched = Arc::clone(&stop);
     let interrupted = Box::new(move || watched.load(Ordering::Relaxed));
-    let client = NbdClient::over(ours.into(), Peer::Daemon, "vol", interrupted);
+    let client = NbdClient::over(ours.into(), Peer::Daemon, "vol", CONTEXT_ALLOCATION, interrupted);
     let mut client = client.expect("attached");
     let _server = server.join().expect("negotiated");
     client.submit(Command::Flush).expect("sent");

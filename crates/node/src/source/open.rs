@@ -1,7 +1,9 @@
 //! One source that is open: read, and asked what it has, for as long as it stays what it was.
 
 use super::address::Address;
-use crate::nbd_client::{Command, Export, Extent, NbdClient, NbdError, Outcome, Peer, Stream};
+use crate::nbd_client::{
+    CONTEXT_ALLOCATION, Command, Export, Extent, NbdClient, NbdError, Outcome, Peer, Stream,
+};
 use engine::SourceWanted;
 use proto::{BLOCK_SIZE, BlockState, Buffer};
 use rustix::fs::OFlags;
@@ -80,7 +82,8 @@ impl Open {
             Stream::Unix(_) => stream.peer_process() == Some(std::process::id()),
             Stream::Tcp(stream) => is_own(stream, own),
         };
-        let client = NbdClient::over(stream, Peer::Source, export, Box::new(|| false))
+        let context = CONTEXT_ALLOCATION;
+        let client = NbdClient::over(stream, Peer::Source, export, context, Box::new(|| false))
             .map_err(|error| error.to_string())?;
         let own_export = is_own.then(|| export.clone());
         let (parts, questions) = (BTreeMap::new(), BTreeMap::new());

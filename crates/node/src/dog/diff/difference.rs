@@ -2,7 +2,8 @@
 
 use super::{Diff, Pair, changed};
 use crate::dog::{Context, Failure, export::windows, interrupt::Interrupt, name::Name, print};
-use crate::{nbd_client::Changed, size::Size};
+use crate::nbd_client::Changed;
+use crate::size::Size;
 use serde::Serialize;
 
 /// What may be said of a range.

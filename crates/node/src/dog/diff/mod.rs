@@ -18,10 +18,8 @@ use super::{
     source::interrupted,
     transfer::{self, Span},
 };
-use crate::{
-    nbd_client::{Changed, Command, NbdClient, Outcome},
-    size::Size,
-};
+use crate::nbd_client::{Changed, Command, NbdClient, Outcome};
+use crate::size::Size;
 use clap::Args;
 use engine::admin::SnapshotReport;
 use proto::{BLOCK_SIZE, Crc64, limits::DIFF_RECORD_BYTES_MAX};

@@ -14,10 +14,8 @@ use crate::dog::{
     name::SnapshotName,
     transfer::{self, Span},
 };
-use crate::{
-    nbd_client::{Command, NbdClient},
-    size::Size,
-};
+use crate::nbd_client::{Command, NbdClient};
+use crate::size::Size;
 use engine::admin::{AdminReply, AdminRequest, SnapshotReport, VolumeReport};
 use proto::BLOCK_SIZE;
 use std::{
