@@ -42,6 +42,8 @@ pub mod option {
     pub const STRUCTURED_REPLY: u32 = 8;
     /// What may block status tell?
     pub const LIST_META_CONTEXT: u32 = 9;
+    /// Which contexts block status is to be answered in.
+    pub const SET_META_CONTEXT: u32 = 10;
     /// Long headers both ways, please.
     pub const EXTENDED_HEADERS: u32 = 11;
 }
@@ -60,6 +62,8 @@ pub mod command {
     pub const TRIM: u16 = 4;
     /// Zero.
     pub const WRITE_ZEROES: u16 = 6;
+    /// What is where.
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 trait Stream: Read + Write + Send {
@@ -227,16 +231,23 @@ impl Peer {
 
     /// Takes a reply with an extended header, which must be its only chunk.
     pub fn extended_reply(&mut self) -> Result<ExtendedReply> {
+        let (is_last, reply) = self.extended_chunk()?;
+        ensure!(is_last, "not the only chunk");
+        Ok(reply)
+    }
+
+    /// Takes a chunk of a reply with extended headers, and whether it is the last one.
+    pub fn extended_chunk(&mut self) -> Result<(bool, ExtendedReply)> {
         let magic = u32::from_be_bytes(self.take()?);
         ensure!(magic == EXTENDED_REPLY_MAGIC, "no extended reply but {magic:#x}");
         let flags = u16::from_be_bytes(self.take()?);
-        ensure!(flags == 1, "not the only chunk");
+        ensure!(flags <= 1, "flags that do not exist: {flags}");
         let kind = u16::from_be_bytes(self.take()?);
         let (cookie, offset) = (u64::from_be_bytes(self.take()?), u64::from_be_bytes(self.take()?));
         let length = u64::from_be_bytes(self.take()?);
         ensure!(length <= u64::from(REPLY_BYTES_MAX), "a chunk of {length} bytes");
         let data = self.payload(length as usize)?;
-        Ok(ExtendedReply { kind, cookie, offset, data })
+        Ok((flags == 1, ExtendedReply { kind, cookie, offset, data }))
     }
 
     /// Takes a simple reply: the error and the cookie.

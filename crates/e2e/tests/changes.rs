@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, ensure};
+use e2e::nbd::{Peer, command, option};
 use e2e::{Node, Scratch, Tool, ToolOutput, dog};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -30,10 +31,30 @@ fn same(node: &Node, one: &str, other: &str) -> Result<()> {
     Ok(())
 }
 
-/// No import is under way or left over.
+/// No import is under way or left over, not in the trash either.
 fn nothing_left(node: &Node) -> Result<()> {
-    let list = node.dog_ok("volume list")?;
-    ensure!(!list.contains(".import"), "{list}");
+    for list in ["volume list", "trash list"] {
+        let list = node.dog_ok(list)?;
+        ensure!(!list.contains(".import"), "{list}");
+    }
+    let status = node.dog_ok("status")?;
+    ensure!(!status.contains("warning"), "{status}");
+    Ok(())
+}
+
+/// Waits until the daemon knows that nobody receives changes into `copy`, and tells what is left.
+fn left_over(node: &Node) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let list = loop {
+        let list = node.dog_ok("volume list")?;
+        if list.contains("marks an unfinished import of changes into copy, begun 20") {
+            break list;
+        }
+        ensure!(Instant::now() < deadline, "nobody sees that it is not finished: {list}");
+    };
+    ensure!(!list.contains("unfinished import of copy"), "{list}");
+    let status = node.dog_ok("status")?;
+    ensure!(status.contains("dog volume import-diff FILE copy --resume"), "{status}");
     Ok(())
 }
 
@@ -293,6 +314,7 @@ fn a_killed_dog_leaves_a_trace_and_the_import_goes_on_where_it_was() -> Result<(
     importing.feed(&node, &whole[..30 * MIB], 22 * MIB as u64)?;
     importing.child.kill()?;
     importing.end(scratch.path())?;
+    left_over(&node)?;
 
     // Nobody goes on by accident, and the state is told.
     let told = receive(&node, &whole, "copy")?;
@@ -312,11 +334,12 @@ fn a_killed_dog_leaves_a_trace_and_the_import_goes_on_where_it_was() -> Result<(
 
     // A full one too, with all of the stream again.
     let full = stream(&node, "--full v@b")?;
-    node.dog_ok("volume delete copy --with-snapshots --yes")?;
+    node.dog_ok("volume delete copy --with-snapshots --now --yes")?;
     let mut importing = Importing::begin(&node, scratch.path(), "copy")?;
     importing.feed(&node, &full[..30 * MIB], 22 * MIB as u64)?;
     importing.child.kill()?;
     importing.end(scratch.path())?;
+    left_over(&node)?;
     let told = receive(&node, &full, "copy")?;
     ensure!(told.code == Some(4) && told.stderr.contains("--resume"), "{told}");
     receive_ok(&node, &full, "copy --resume")?;
@@ -382,7 +405,51 @@ fn an_interrupted_import_of_changes_is_undone_or_kept_as_asked() -> Result<()> {
     receive_ok(&node, &stream(&node, &format!("v@a v@b --start {start}"))?, "copy --resume")?;
     same(&node, "copy@b", "v@b")?;
     nothing_left(&node)?;
+    // Half a new volume is of no use to anybody: it is deleted for good.
+    let full = stream(&node, "--full v@b")?;
+    let broken = receive(&node, &full[..30 * MIB], "fresh")?;
+    ensure!(broken.code == Some(1) && broken.stderr.contains("fresh was deleted"), "{broken}");
+    for list in ["volume list", "trash list"] {
+        let list = node.dog_ok(list)?;
+        ensure!(!list.contains("fresh"), "{list}");
+    }
+    nothing_left(&node)?;
     node.stop()
+}
+
+/// Of all of `v` in one question, in two contexts.
+fn extended_headers_tell_the_same(node: &Node) -> Result<()> {
+    let mut peer = Peer::unix(&node.nbd_socket())?;
+    peer.greet()?;
+    peer.option(option::EXTENDED_HEADERS, &[])?;
+    ensure!(!peer.option_reply()?.is_error(), "no extended headers");
+    let mut chosen = b"\0\0\0\x01v\0\0\0\x02".to_vec();
+    for context in ["base:allocation", "sheepdog:dirty/a"] {
+        chosen.extend((context.len() as u32).to_be_bytes());
+        chosen.extend(context.as_bytes());
+    }
+    peer.option(option::SET_META_CONTEXT, &chosen)?;
+    for _ in 0..3 {
+        ensure!(!peer.option_reply()?.is_error(), "two contexts, and an end");
+    }
+    peer.go("v")?.map_err(|refusal| anyhow::anyhow!(refusal.0))?;
+    peer.extended_request(0, command::BLOCK_STATUS, 5, 0, 64 << 20)?;
+    let k = BLOCK as u64;
+    let rest = (64 << 20) - 2 * k;
+    let expected: [&[(u64, u64)]; 2] =
+        [&[(2 * k, 0), (rest, 3)], &[(k, 0), (k, 1), (k, 3), (rest - k, 0)]];
+    for (place, runs) in expected.into_iter().enumerate() {
+        let (is_last, reply) = peer.extended_chunk()?;
+        ensure!((is_last, reply.kind) == (place == 1, 6), "{is_last}: {reply:?}");
+        let mut data = (place as u32 + 1).to_be_bytes().to_vec();
+        data.extend((runs.len() as u32).to_be_bytes());
+        runs.iter()
+            .for_each(|run| data.extend([run.0.to_be_bytes(), run.1.to_be_bytes()].concat()));
+        ensure!(reply.data == data, "{reply:?}");
+    }
+    peer.extended_request(0, command::DISCONNECT, 6, 0, 0)?;
+    peer.wait_closed(Duration::from_secs(10))?;
+    Ok(())
 }
 
 #[test]
@@ -414,6 +481,7 @@ fn other_clients_are_told_what_differs() -> Result<()> {
         let rest = (64 << 20) - 3 * k;
         ensure!(found == [(0, k, 0), (k, k, 1), (2 * k, k, 3), (3 * k, rest, 0)], "{found:?}");
     }
+    extended_headers_tell_the_same(&node)?;
     // QEMU takes a set bit 0 for a hole: what differs is what is no data.
     let socket = node.nbd_socket();
     let options = format!(

@@ -137,7 +137,7 @@ fn what_a_killed_import_leaves_is_no_volume_and_is_told() -> Result<()> {
     ensure!(missing.code == Some(3), "{missing}");
     let list = node.dog_ok("volume list")?;
     ensure!(list.contains("unfinished import of v, begun 20"), "{list}");
-    let remedy = format!("volume delete {left} --yes");
+    let remedy = format!("volume delete {left} --now --yes");
     let status = node.dog_ok("status")?;
     ensure!(status.contains(&format!("dog {remedy}")), "{status}");
     // What the status says helps.

@@ -568,7 +568,8 @@ pub struct VolumeReport {
     pub attachment: Option<AttachmentReport>,
     /// Why its oldest request waits, and for how long, if one waits noticeably.
     pub waiting: Option<String>,
-    /// The name it gets once an import has filled it; nothing: it is whole.
+    /// The volume that is being imported: this one once it is filled, or the one beside which it
+    /// remembers how far a stream of changes has come; nothing: no import needs this one.
     #[serde(default)]
     pub importing: Option<String>,
     /// Its schedules, by name.

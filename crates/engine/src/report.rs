@@ -223,7 +223,10 @@ pub(crate) fn volume(
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),
-        importing: unfinished::target(&volume.name).map(|(target, _)| target.to_string()),
+        importing: unfinished::target(&volume.name)
+            .map(|(target, _)| target)
+            .or_else(|| unfinished::marked(&volume.name, volume.bytes))
+            .map(str::to_string),
         schedules: Vec::new(),
     }
 }
@@ -308,6 +311,7 @@ pub(crate) fn status(
             ));
         }
         warnings.extend(unfinished_words(volume));
+        warnings.extend(half_received_words(volume, volumes));
     }
     warnings.extend(schedule_warnings(volumes));
     StatusReport {
@@ -346,6 +350,23 @@ fn unfinished_words(volume: &VolumeReport) -> Option<String> {
         ),
     };
     (!goes_on).then(|| format!("the import of volume {target} was {remedy}"))
+}
+
+/// Changes that nobody goes on receiving into a volume, with the remedy.
+fn half_received_words(marker: &VolumeReport, volumes: &[VolumeReport]) -> Option<String> {
+    let target = unfinished::marked(&marker.name, marker.bytes)?;
+    let goes_on = marker.attachment.as_ref().is_some_and(|held| held.connections > 0);
+    // Once the volume is deleted nothing is half received.
+    let exists = volumes.iter().any(|volume| volume.name == target);
+    (exists && !goes_on).then(|| {
+        format!(
+            "the import of changes into volume {target} was begun {} and not finished, so that it \
+             is neither in the old state nor in the new one: go on with `dog volume import-diff \
+             FILE {target} --resume`, or roll it back and delete volume {}",
+            calendar::date(marker.created_unix_s),
+            marker.name
+        )
+    })
 }
 
 /// The schedules whose snapshots cannot be taken.

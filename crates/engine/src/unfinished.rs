@@ -1,8 +1,9 @@
 //! The names of volumes that are being filled from an image. Until its last byte is on stable media
 //! such a volume has a name that says so: whoever looks for the volume does not find half of it,
-//! and what an import that was killed leaves behind is seen to be that.
+//! and what an import that was killed leaves behind is seen to be that. A volume that receives a
+//! stream of changes keeps its name, for its snapshots are whole; a marker beside it says so.
 
-use proto::limits::VOLUME_NAME_BYTES_MAX;
+use proto::{BLOCK_SIZE, limits::VOLUME_NAME_BYTES_MAX};
 
 /// What the volume was before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +49,21 @@ pub fn target(name: &str) -> Option<(&str, Before)> {
     (!target.is_empty()).then_some((target, before))
 }
 
+/// Behind the name of a volume that receives changes: the name of its marker.
+const CHANGES: &str = ".import";
+
+/// What the volume beside `name` is called that remembers how far a stream of changes has come.
+pub fn marker(name: &str) -> String {
+    format!("{name}{CHANGES}")
+}
+
+/// The volume that receives changes, if one of this name and size is its marker: one block long,
+/// as no volume of anybody else is likely to be.
+pub fn marked(name: &str, bytes: u64) -> Option<&str> {
+    let target = name.strip_suffix(CHANGES)?;
+    (bytes == BLOCK_SIZE as u64 && !target.is_empty()).then_some(target)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +88,19 @@ mod tests {
             let (target, _) = target(&called).expect("it says so");
             assert!(text.starts_with(target) && target.len() > 230, "{target}");
         }
+    }
+
+    #[test]
+    fn a_marker_is_no_volume_that_is_being_filled_nor_the_other_way_round() {
+        for text in ["debian", "debian.import", "debian.import-0000001f", "x"] {
+            let marker = marker(text);
+            assert_eq!((marked(&marker, 4096), target(&marker)), (Some(text), None));
+            assert_eq!(marked(&marker, 1 << 20), None, "somebody's own volume");
+            for before in [Before::Nothing, Before::Volume] {
+                assert_eq!(marked(&name(text, before, 0x1f), 4096), None);
+            }
+        }
+        assert_eq!((marked(".import", 4096), marked("debian", 4096)), (None, None));
     }
 
     #[test]

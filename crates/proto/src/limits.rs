@@ -108,8 +108,8 @@ pub const STATUS_EXTENTS_MAX: usize = 4096;
 /// Objects one status request looks at; the answer covers only those if it asks about more.
 pub const STATUS_OBJECTS_MAX: u64 = 1024;
 /// Snapshots that a front is told of when it asks what a volume can be compared with; older ones
-/// are to be asked for by their tags.
-pub const BASES_LISTED_MAX: usize = 1024;
+/// are to be asked for by their tags. A client that lists all there is hears them of each export.
+pub const BASES_LISTED_MAX: usize = 32;
 /// Disks that may hold one partition.
 pub const MEMBERS_MAX: usize = 8;
 /// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
@@ -139,7 +139,7 @@ pub const NBD_PAYLOAD_BYTES_MAX: usize = 32 << 20;
 pub const NBD_OPTION_BYTES_MAX: usize = 8192;
 /// What the options of one NBD client and the replies to them may take before it must decide, in
 /// bytes: `nbdinfo --list` asks for all names, and then two or three things about each.
-pub const NBD_HANDSHAKE_BYTES_MAX: usize = 1 << 30;
+pub const NBD_HANDSHAKE_BYTES_MAX: usize = 2 << 30;
 /// Replies to options an NBD client may leave unread before its next option waits, in bytes.
 pub const NBD_OPTION_UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes a driver hands to an NBD connection at once. What cannot be worked on yet is kept.
@@ -312,8 +312,12 @@ const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CO
 const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);
 const _: () = assert!(NBD_HANDSHAKE_MS_MAX < NBD_HANDSHAKE_LOCAL_MS_MAX);
 const _: () = assert!(
-    // Of each export the name five times in questions and replies, and what stands around it.
-    (VOLUMES_MAX + SNAPSHOTS_MAX) * (5 * (2 * VOLUME_NAME_BYTES_MAX + 128) + 1024)
+    // Of each export the name five times in questions and replies, and what stands around it; and
+    // the contexts of its snapshots.
+    (VOLUMES_MAX + SNAPSHOTS_MAX)
+        * (5 * (2 * VOLUME_NAME_BYTES_MAX + 128)
+            + 1024
+            + BASES_LISTED_MAX * (VOLUME_NAME_BYTES_MAX + 64))
         <= NBD_HANDSHAKE_BYTES_MAX
 );
 const _: () = assert!(NBD_BYTES_PER_CONNECTION_MAX <= SESSION_BYTES_MAX);

@@ -270,9 +270,15 @@ fn state(volume: &VolumeReport) -> String {
 
 /// What there is to say of a volume that an import has not filled.
 fn importing(volume: &VolumeReport) -> Option<String> {
-    let (target, before) = unfinished::target(&volume.name)?;
     let held = client(volume).is_some();
     let begun = proto::calendar::date(volume.created_unix_s);
+    if let Some(target) = unfinished::marked(&volume.name, volume.bytes) {
+        let unfinished = if held { "" } else { "unfinished " };
+        return Some(format!(
+            "marks an {unfinished}import of changes into {target}, begun {begun}"
+        ));
+    }
+    let (target, before) = unfinished::target(&volume.name)?;
     Some(match (before, held) {
         (Before::Nothing, true) => format!("import of {target}, begun {begun}"),
         (Before::Nothing, false) => format!("unfinished import of {target}, begun {begun}"),
@@ -422,6 +428,14 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         check("d.overwrite-00000001", true, "import over d");
         check("d.overwrite-00000001", false, "unfinished import over d");
         check("d", false, "ok");
+        check("d.import", false, "ok"); // too large for a marker
+        let marks = |attached, expected: &str| {
+            let volume =
+                VolumeReport { waiting: None, bytes: 4096, ..volume("d.import", attached) };
+            assert_eq!(state(&volume), expected);
+        };
+        marks(true, &format!("marks an import of changes into d, {begun}"));
+        marks(false, &format!("marks an unfinished import of changes into d, {begun}"));
     }
 
     #[test]

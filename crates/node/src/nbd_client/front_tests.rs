@@ -160,6 +160,7 @@ fn attached_in(
 fn what_differs_is_asked_for_and_understood() {
     let (client, server) = attached_in("vol", "sheepdog:dirty/monday", 1);
     let mut client = client.expect("attached");
+    assert_eq!(client.export().headers, Headers::Extended);
     assert!(client.export().context.is_some());
     let data = vec![7; 8192];
     client.call(Command::Write { offset: 4096, data, fua: false }).expect("written");

@@ -4,15 +4,13 @@
 use super::stream::Header;
 use crate::dog::{Context, Failure, failure::FailureKind, interrupt::Interrupt};
 use crate::nbd_client::{Command, NbdClient, Outcome};
-use engine::admin::AdminRequest;
+use engine::{admin::AdminRequest, unfinished};
 use proto::{BLOCK_SIZE, crc64, is_zero, limits::VOLUME_NAME_BYTES_MAX};
 
 const MAGIC: [u8; 8] = *b"SHEEPIMP";
 const VERSION: u32 = 1;
 /// Where the header begins.
 const HEADER_AT: usize = 24;
-/// Behind the target's name.
-const SUFFIX: &str = ".import";
 
 /// What it says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,7 +61,7 @@ pub struct Marker {
 impl Marker {
     /// What it is called.
     pub fn name_of(target: &str) -> Result<String, Failure> {
-        let name = format!("{target}{SUFFIX}");
+        let name = unfinished::marker(target);
         if name.len() > VOLUME_NAME_BYTES_MAX {
             return Err(Failure::usage(format!(
                 "a volume named {name} would be needed while the stream is received, and the name \
