@@ -107,8 +107,8 @@ pub enum Command {
         /// What was discarded.
         discarded: PendingDiscard,
     },
-    /// End all attachments of a node, whose `sheep` was started anew and so holds none. Answered by
-    /// [`Answer::Done`].
+    /// End all attachments of a node, whose `sheep` was started anew and so holds none. Group
+    /// snapshots that were being taken are torn. Answered by [`Answer::Done`].
     ReleaseNode {
         /// Which node.
         node: NodeId,

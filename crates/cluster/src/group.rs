@@ -38,6 +38,20 @@ pub struct GroupSnapshot {
     pub count: u32,
     /// Those of its snapshots that still exist: their volumes and what they name.
     pub members: Vec<(VolumeId, LayerId)>,
+    /// Whether they are known to be of one moment.
+    pub stage: GroupStage,
+}
+
+/// How far a group snapshot came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum GroupStage {
+    /// Some of its parts are still being sealed.
+    Taking,
+    /// All of its parts were sealed by the sessions that took them: they are of one moment.
+    Whole,
+    /// A node ended while it was being taken. After a power cut what was not flushed may be lost in
+    /// one volume and kept in another: it need not be of one moment, for ever.
+    Torn,
 }
 
 impl Group {
@@ -165,6 +179,7 @@ impl State {
             created_unix_s: unix_s,
             count: members.len() as u32,
             members: members.clone(),
+            stage: GroupStage::Taking,
         });
         Ok(Answer::GroupSnapshotCreated { layers: members })
     }
@@ -183,7 +198,9 @@ impl State {
         unix_s: u64,
     ) -> Result<Answer, Refusal> {
         let members = self.group_snapshot(name, tag)?.members.clone();
-        for &(volume, _) in &members {
+        for &(id, _) in &members {
+            // In the trash or not.
+            let volume = self.map.volume(id).ok_or(Refusal::UnknownVolume { volume: id })?;
             self.vet_drop_snapshot(volume, tag, unix_s)?;
         }
         self.change();
@@ -198,6 +215,10 @@ impl State {
 
     pub(crate) fn rollback_group(&mut self, name: &str, tag: &str) -> Result<Answer, Refusal> {
         let snapshot = self.group_snapshot(name, tag)?;
+        if snapshot.stage == GroupStage::Torn {
+            let (name, tag) = (name.to_owned(), tag.to_owned());
+            return Err(Refusal::GroupSnapshotTorn { name, tag });
+        }
         if snapshot.members.len() < snapshot.count as usize {
             let (name, tag) = (name.to_owned(), tag.to_owned());
             return Err(Refusal::GroupSnapshotIncomplete { name, tag });
@@ -211,6 +232,48 @@ impl State {
         let former: Vec<LayerId> =
             volumes.iter().map(|&volume| self.roll_back(volume, tag)).collect();
         Ok(Answer::Dropped(prune(Arc::make_mut(&mut self.map), former)))
+    }
+}
+
+/// A layer was sealed by the session that took the snapshot: group snapshots of which it was the
+/// last part are whole.
+pub(crate) fn part_sealed(map: &mut Map, sealed: LayerId) {
+    let is_taking = |map: &Map, snapshot: &GroupSnapshot| {
+        let is_sealing = |&(volume, layer): &(VolumeId, LayerId)| {
+            map.volume(volume).is_some_and(|volume| map.sealing(volume) == Some(layer))
+        };
+        snapshot.members.iter().any(is_sealing)
+    };
+    advance(map, GroupStage::Whole, |map, snapshot| {
+        snapshot.members.iter().any(|held| held.1 == sealed) && !is_taking(map, snapshot)
+    });
+}
+
+/// A node ended: what was being taken then is torn. Whether there was any.
+pub(crate) fn tear(map: &mut Map) {
+    advance(map, GroupStage::Torn, |_, _| true);
+}
+
+/// Whether any group snapshot is being taken.
+pub(crate) fn is_taking_any(map: &Map) -> bool {
+    let mut snapshots = map.groups().flat_map(|group| &group.snapshots);
+    snapshots.any(|snapshot| snapshot.stage == GroupStage::Taking)
+}
+
+/// Those that are being taken and chosen have this stage now.
+fn advance(map: &mut Map, stage: GroupStage, chosen: impl Fn(&Map, &GroupSnapshot) -> bool) {
+    let is_due =
+        |snapshot: &GroupSnapshot| snapshot.stage == GroupStage::Taking && chosen(map, snapshot);
+    let mut due: Vec<(String, String)> = Vec::new();
+    for group in map.groups() {
+        let tags = group.snapshots.iter().filter(|snapshot| is_due(snapshot));
+        due.extend(tags.map(|snapshot| (group.name.clone(), snapshot.tag.clone())));
+    }
+    for (name, tag) in due {
+        let groups = Arc::make_mut(&mut map.groups);
+        let group = Arc::make_mut(groups.get_mut(&name).expect("listed above"));
+        let mut snapshots = group.snapshots.iter_mut();
+        snapshots.find(|snapshot| snapshot.tag == tag).expect("listed above").stage = stage;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands that make and drop layers: snapshots, clones, rollback, flattening.
 
 use crate::command::Answer;
+use crate::group::part_sealed;
 use crate::layer::{Layer, Snapshot, prune};
 use crate::map::Map;
 use crate::refusal::Refusal;
@@ -24,8 +25,15 @@ impl State {
         volume: VolumeId,
         tag: &str,
     ) -> Result<(&Volume, &Snapshot), Refusal> {
+        self.snapshot_of(self.volume(volume)?, tag)
+    }
+
+    fn snapshot_of<'a>(
+        &self,
+        volume: &'a Volume,
+        tag: &str,
+    ) -> Result<(&'a Volume, &'a Snapshot), Refusal> {
         check_tag(tag)?;
-        let volume = self.volume(volume)?;
         match volume.snapshot(tag) {
             Some(snapshot) => Ok((volume, snapshot)),
             None => {
@@ -40,7 +48,16 @@ impl State {
         volume: VolumeId,
         tag: &str,
     ) -> Result<(&Volume, &Snapshot), Refusal> {
-        let (volume, snapshot) = self.snapshot(volume, tag)?;
+        self.sealed_snapshot_of(self.volume(volume)?, tag)
+    }
+
+    /// The same of a volume that may be in the trash.
+    pub(crate) fn sealed_snapshot_of<'a>(
+        &self,
+        volume: &'a Volume,
+        tag: &str,
+    ) -> Result<(&'a Volume, &'a Snapshot), Refusal> {
+        let (volume, snapshot) = self.snapshot_of(volume, tag)?;
         if self.map.sealing(volume) == Some(snapshot.layer) {
             return Err(Refusal::Sealing { name: volume.name.clone() });
         }
@@ -142,8 +159,12 @@ impl State {
         if volume.head != layer || self.map.layers[&layer].opened {
             return Ok(Answer::Done);
         }
-        let layers = Arc::make_mut(&mut self.change().layers);
-        layers.get_mut(&layer).expect("a volume has its head").opened = true;
+        let map = self.change();
+        let layers = Arc::make_mut(&mut map.layers);
+        let head = layers.get_mut(&layer).expect("a volume has its head");
+        head.opened = true;
+        let sealed = head.parent;
+        part_sealed(map, sealed);
         Ok(Answer::Done)
     }
 
@@ -238,7 +259,8 @@ impl State {
         }
         let head = volume.head;
         let layer = self.map.layers[&head];
-        if layer.overlap == 0 {
+        // It was called off meanwhile: the session goes on as if nothing had been copied.
+        if layer.overlap == 0 || !volume.flattening {
             return Ok(Answer::Dropped(Vec::new()));
         }
         let is_lowest = self.map.parent_in_lineage(head).is_none();

@@ -38,7 +38,7 @@ mod tests;
 mod whole_tests;
 
 pub use command::{Answer, Command, DecodeError};
-pub use group::{Group, GroupSnapshot, check_group_name};
+pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot};
 pub use map::{Disk, LayerFate, Map, Node};
 pub use partition::{Configuration, Member, partition_of};

@@ -395,6 +395,18 @@ pub enum Refusal {
         /// The tag.
         tag: String,
     },
+    /// It need not be of one moment.
+    #[error(
+        "the node ended while \"{name}@{tag}\" was being taken, so its volumes need not be of one \
+         moment; delete it with `dog group delete {name}@{tag} --yes`, or roll back single volumes \
+         with `dog volume rollback VOLUME@{tag}`"
+    )]
+    GroupSnapshotTorn {
+        /// Which group.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
     /// A name that a schedule may not have.
     #[error(
         "\"{name}\" cannot be a schedule's name because {problem}; choose 1 to 64 printable \
@@ -537,6 +549,7 @@ impl Refusal {
             | Locked { .. }
             | EmptyGroup { .. }
             | GroupSnapshotIncomplete { .. }
+            | GroupSnapshotTorn { .. }
             | SnapshotRead { .. }
             | TooManyProposals => RefusalKind::Busy,
             TooManyNodes

@@ -459,10 +459,12 @@ impl State {
             .filter(|volume| held_there(volume))
             .map(|volume| volume.id)
             .collect();
-        if volumes.is_empty() {
+        if volumes.is_empty() && !group::is_taking_any(&self.map) {
             return Ok(Answer::Done);
         }
         let map = self.change();
+        // Their sessions, and what those had not flushed, may be gone with the node.
+        group::tear(map);
         for id in volumes {
             let volume = Arc::make_mut(&mut map.volumes).get_mut(&id).expect("listed above");
             map.attachments -= Arc::make_mut(volume).release(|held| held.node == node);

@@ -128,11 +128,11 @@ impl State {
     /// Whether a snapshot may be dropped at this time; what it names.
     pub(crate) fn vet_drop_snapshot(
         &self,
-        id: VolumeId,
+        volume: &Volume,
         tag: &str,
         now: u64,
     ) -> Result<LayerId, Refusal> {
-        let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
+        let (volume, snapshot) = self.sealed_snapshot_of(volume, tag)?;
         if let Some(reader) = snapshot.readers.first() {
             return Err(self.snapshot_read(volume, snapshot, reader));
         }
@@ -156,7 +156,7 @@ impl State {
         tag: &str,
         now: u64,
     ) -> Result<Answer, Refusal> {
-        let layer = self.vet_drop_snapshot(id, tag, now)?;
+        let layer = self.vet_drop_snapshot(self.volume(id)?, tag, now)?;
         self.change();
         self.unname(id, layer);
         Ok(Answer::Dropped(prune(Arc::make_mut(&mut self.map), [layer])))

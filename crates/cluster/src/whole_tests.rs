@@ -244,6 +244,78 @@ fn a_group_forgets_what_is_deleted() {
     assert_eq!(state.map().groups().count(), 0);
 }
 
+/// Of volumes `a` and `b`, with snapshot `t` being taken.
+fn taking() -> State {
+    let mut state = state();
+    done(&mut state, Command::CreateGroup { name: "g".into(), unix_s: 1 });
+    let (name, volumes, member) = ("g".into(), vec![A, B], true);
+    done(&mut state, Command::ChangeGroup { name, volumes, member });
+    let (name, tag) = ("g".into(), "t".into());
+    done(&mut state, Command::SnapshotGroup { name, tag, unix_s: 9 });
+    state
+}
+
+fn stage(state: &State) -> GroupStage {
+    let map = state.map();
+    map.group("g").expect("known").snapshot("t").expect("taken").stage
+}
+
+#[test]
+fn a_group_snapshot_that_an_end_of_the_node_interrupted_is_never_of_one_moment_again() {
+    let rollback = Command::RollbackGroup { name: "g".into(), tag: "t".into() };
+    let release = Command::ReleaseNode { node: NODE };
+    let mut state = taking();
+    assert_eq!(stage(&state), GroupStage::Taking);
+    settle(&mut state, A);
+    assert_eq!(stage(&state), GroupStage::Taking);
+    done(&mut state, release.clone());
+    assert_eq!(stage(&state), GroupStage::Torn);
+    settle(&mut state, B);
+    assert_eq!(stage(&state), GroupStage::Torn);
+    let torn = "the node ended while \"g@t\" was being taken, so its volumes need not be of one \
+                moment; delete it with `dog group delete g@t --yes`, or roll back single volumes \
+                with `dog volume rollback VOLUME@t`";
+    refused(&mut state, rollback.clone(), RefusalKind::Busy, torn);
+
+    // One that is whole stays so, also while it is rolled back to.
+    let mut state = taking();
+    settle(&mut state, A);
+    settle(&mut state, B);
+    assert_eq!(stage(&state), GroupStage::Whole);
+    done(&mut state, rollback);
+    assert!(state.map().sealing(state.map().volume(A).expect("known")).is_some());
+    done(&mut state, release);
+    assert_eq!(stage(&state), GroupStage::Whole);
+    settle(&mut state, A);
+    settle(&mut state, B);
+    // It can be deleted with one of its volumes in the trash.
+    done(&mut state, trash(A));
+    done(&mut state, Command::DropGroupSnapshot { name: "g".into(), tag: "t".into(), unix_s: 0 });
+    assert!(state.map().volume(A).expect("in the trash").snapshots.is_empty());
+}
+
+#[test]
+fn a_flattening_that_was_called_off_does_not_end_behind_the_sessions_back() {
+    let mut state = state();
+    let Answer::VolumeCreated { volume } = done(
+        &mut state,
+        Command::CreateVolumeFrom {
+            name: "x".into(),
+            bytes: 8192,
+            address: "nbd://h/e".into(),
+            source_bytes: 8192,
+            unix_s: 1,
+        },
+    ) else {
+        panic!()
+    };
+    let Answer::Attached { generation } = done(&mut state, attach(volume)) else { panic!() };
+    done(&mut state, Command::SetFlatten { volume, wanted: false });
+    let flattened = Command::Flattened { volume, generation };
+    assert_eq!(done(&mut state, flattened), Answer::Dropped(Vec::new()));
+    assert_eq!(state.map().sources().count(), 1);
+}
+
 #[test]
 fn each_slot_of_a_schedule_has_one_snapshot() {
     let mut state = state();

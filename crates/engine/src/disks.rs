@@ -14,7 +14,9 @@ pub(crate) struct Disk {
     /// Which opening this is, once it is open.
     pub(crate) incarnation: Incarnation,
     /// What the file system under it has free, if the driver told.
-    pub(crate) free_bytes: Option<u64>,
+    free_bytes: Option<u64>,
+    /// What the store had given back by then.
+    given_back_bytes: u64,
     /// Damages mended since the program started.
     pub(crate) mended: u64,
 }
@@ -43,8 +45,25 @@ impl Disk {
             stage: Stage::Store(Box::new(store)),
             incarnation: Incarnation(0),
             free_bytes: None,
+            given_back_bytes: 0,
             mended: 0,
         }
+    }
+
+    /// The driver tells what the file system under it has free.
+    pub(crate) fn learn_free(&mut self, free_bytes: u64) {
+        self.free_bytes = Some(free_bytes);
+        self.given_back_bytes = self.given_back();
+    }
+
+    /// What the file system has free, as far as the driver told: with what was given back since.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        let since = self.given_back().saturating_sub(self.given_back_bytes);
+        self.free_bytes.map(|free| free.saturating_add(since))
+    }
+
+    fn given_back(&self) -> u64 {
+        self.store().map_or(0, |store| store.status().counters.given_back_bytes)
     }
 
     /// Makes the blank medium a disk.

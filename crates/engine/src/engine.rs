@@ -228,6 +228,8 @@ pub struct Engine {
     schedules: Schedules,
     /// What is in the trash, and how it is emptied.
     trash: Trash,
+    /// By how much the node's notion of the present is ahead of the wall clock, in seconds.
+    ahead_s: u64,
     /// Questions to sources.
     asked_sources: Routes<SourceRoute>,
     /// Volumes that wait for their source to be made, and the last one's number.
@@ -277,6 +279,7 @@ impl Engine {
             next_survey: 0,
             schedules: Schedules::new(),
             trash: Trash::default(),
+            ahead_s: 0,
             asked_sources: Routes::new(),
             creations: BTreeMap::new(),
             last_creation: 0,
@@ -322,13 +325,14 @@ impl Engine {
             Input::Admin { token, request } => self.handle_admin(now, token, request, outputs),
             Input::MediumSpace { disk, free_bytes } => {
                 if let Some(known) = self.disks.get_mut(&disk) {
-                    known.free_bytes = Some(free_bytes);
+                    known.learn_free(free_bytes);
                     if known.store().is_some() {
                         let event = store::Event::MediumSpace { free_bytes };
                         self.work.push_back(Work::Store(disk, event));
                     }
                 }
             }
+            Input::WallClock { unix_s } => self.ahead_s = self.unix_s().saturating_sub(unix_s),
             Input::Tick => self.handle_tick(now, outputs),
             Input::Stop => self.handle_stop(outputs),
             Input::Source { token, result } => self.handle_source(token, result, outputs),
@@ -415,6 +419,12 @@ impl Engine {
     /// The present agreed state.
     pub fn map(&self) -> &Arc<Map> {
         &self.map
+    }
+
+    /// How many group snapshots that a crash interrupted have not gone yet.
+    pub fn torn_groups(&self) -> usize {
+        let snapshots = self.map.groups().flat_map(|group| &group.snapshots);
+        snapshots.filter(|snapshot| snapshot.stage == cluster::GroupStage::Torn).count()
     }
 
     /// Whether clients and administrators are served.

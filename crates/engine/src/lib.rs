@@ -215,6 +215,12 @@ pub enum Input {
         /// Free for us, in bytes.
         free_bytes: u64,
     },
+    /// What the wall clock shows now, in seconds since 1970: wanted now and then. A clock that was
+    /// ahead at the start and was corrected since must not end a lock or the trash early.
+    WallClock {
+        /// Seconds since 1970.
+        unix_s: u64,
+    },
     /// Time may have come: see [`Engine::deadline`].
     Tick,
     /// Stop: disconnect clients, finish and flush what is in flight, close the disks.

@@ -132,7 +132,7 @@ pub(crate) fn growth_bytes(disk: &Disk, allocated: u64, limit: Option<u64>) -> u
     let to_limit = limit.map(|limit| limit.saturating_sub(allocated));
     match disk.settings.kind {
         store::MediumKind::Device => 0,
-        store::MediumKind::File => match (to_limit, disk.free_bytes) {
+        store::MediumKind::File => match (to_limit, disk.free_bytes()) {
             (Some(limit), Some(free)) => limit.min(free),
             (Some(only), None) | (None, Some(only)) => only,
             (None, None) => 0,

@@ -147,6 +147,7 @@ impl Engine {
                 let volume = self.find(&name)?;
                 let known = self.map.volume(volume).expect("found just now");
                 let layer = known.snapshot(&tag).map_or(LayerId(0), |snapshot| snapshot.layer);
+                let unix_s = self.cautious_unix_s();
                 let command = Command::DropSnapshot { volume, tag, unix_s };
                 let purpose = Purpose::AdminDone(token);
                 self.propose_when_free(volume, Needs::Snapshot(layer), command, purpose);
@@ -212,6 +213,12 @@ impl Engine {
              the same"
         );
         Err(AdminError { kind: AdminErrorKind::Conflict, sentence })
+    }
+
+    /// The earlier of that and what the wall clock shows by now: what may be deleted for its date is
+    /// judged by it.
+    pub(super) fn cautious_unix_s(&self) -> u64 {
+        self.unix_s().saturating_sub(self.ahead_s)
     }
 
     /// Seconds since 1970: the wall clock at the start, and from there on a monotonic one.

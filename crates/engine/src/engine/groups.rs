@@ -9,7 +9,7 @@ use crate::{
     },
     report,
 };
-use cluster::{Answer, Command, Group, GroupSnapshot, Refusal, Volume};
+use cluster::{Answer, Command, Group, GroupSnapshot, GroupStage, Refusal, Volume};
 use proto::{
     BLOCK_SIZE, Duration, LayerId, Time, VolumeId,
     limits::{GROUP_VOLUMES_MAX, SEAL_ANSWER_MS_MAX},
@@ -51,7 +51,7 @@ impl Engine {
         token: AdminToken,
         request: AdminRequest,
     ) -> Result<(), AdminError> {
-        let unix_s = self.unix_s();
+        let (unix_s, cautious) = (self.unix_s(), self.cautious_unix_s());
         let (command, step) = match request {
             AdminRequest::GroupCreate { name, volumes } => {
                 let volumes = self.find_all(&name, &volumes)?;
@@ -73,7 +73,7 @@ impl Engine {
             AdminRequest::GroupSnapshotDelete { name, tag } => {
                 let members = self.members(&name, &tag)?;
                 let needs = members.iter().map(|&(v, layer)| (v, Needs::Snapshot(layer))).collect();
-                let command = Command::DropGroupSnapshot { name, tag, unix_s };
+                let command = Command::DropGroupSnapshot { name, tag, unix_s: cautious };
                 self.propose_when_all_free(needs, command, Purpose::AdminDone(token));
                 return Ok(());
             }
@@ -278,27 +278,29 @@ impl Engine {
 
     // -- snapshots that a crash interrupted --
 
-    /// After a start: finds the group snapshots that were being taken when the node ended. Of what
-    /// was not flushed then a power cut may have left something in one volume and lost what came
-    /// before it in another, so they need not be one moment of all volumes: they go, as soon as
-    /// they are sealed. Nobody was told that they can be read.
+    /// After a start: finds the group snapshots that were being taken when a node ended, which the
+    /// agreed state knows. Of what was not flushed then a power cut may have left something in one
+    /// volume and lost what came before it in another, so they need not be one moment of all
+    /// volumes: they go, as soon as they are sealed. Nobody was told that they can be read.
     pub(super) fn begin_groups(&mut self) {
         for group in self.map.groups() {
-            for snapshot in &group.snapshots {
-                let mut members = snapshot.members.iter();
-                if members.any(|&(volume, layer)| self.is_sealing(volume, layer)) {
-                    self.torn_groups.insert((group.name.clone(), snapshot.tag.clone()));
-                }
-            }
+            let torn = group.snapshots.iter().filter(|known| known.stage == GroupStage::Torn);
+            let names = torn.map(|snapshot| (group.name.clone(), snapshot.tag.clone()));
+            self.torn_groups.extend(names);
         }
+        self.drop_torn_groups();
     }
 
     /// Deletes those of them that are sealed by now.
     pub(super) fn drop_torn_groups(&mut self) {
-        let unix_s = self.unix_s();
+        let unix_s = self.cautious_unix_s();
         for (name, tag) in std::mem::take(&mut self.torn_groups) {
-            // Deleted by somebody else meanwhile.
-            let Ok(members) = self.members(&name, &tag) else { continue };
+            // Deleted by somebody else meanwhile, perhaps with another one in its place.
+            let Ok(snapshot) = self.group_snapshot(&name, &tag) else { continue };
+            if snapshot.stage != GroupStage::Torn {
+                continue;
+            }
+            let members = snapshot.members.clone();
             if members.iter().any(|&(volume, layer)| self.is_sealing(volume, layer)) {
                 self.torn_groups.insert((name, tag));
                 continue;
@@ -380,7 +382,8 @@ impl Engine {
             tag: snapshot.tag.clone(),
             created_unix_s: snapshot.created_unix_s,
             count: snapshot.count,
-            complete: members.len() == snapshot.count as usize,
+            complete: members.len() == snapshot.count as usize
+                && snapshot.stage != GroupStage::Torn,
             sealing: members.iter().any(|member| member.sealing),
             members,
         }

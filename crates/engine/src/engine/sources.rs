@@ -187,29 +187,22 @@ impl Engine {
     }
 }
 
-/// Whether one of the node's own exports may be a source: what cannot change, and does not come
-/// from a source itself, so that no volume can ever wait for itself.
+/// Whether one of the node's own exports may be a source: none may. A volume can change, and could
+/// wait for itself in a ring; and a snapshot that nobody reads at the moment could be deleted, or
+/// another one of its name come, while a clone keeps what it needs.
 fn vet_own_export(map: &Map, export: &str) -> Result<(), String> {
-    let layer = match names::find(map, export) {
-        Ok(names::Export::Snapshot { layer, .. }) => layer,
-        Ok(names::Export::Volume(_)) => {
-            return Err(format!(
-                "{export} is a volume of this very node, and can change; take a snapshot of it \
-                 and name that, or clone it with `dog volume clone`"
-            ));
-        }
-        Err(volume::Answer::Unknown { sentence } | volume::Answer::Refused { sentence }) => {
-            return Err(sentence);
-        }
-        Err(_) => return Err(format!("{export} cannot be had; name another source")),
-    };
-    let chain = replica::origins(map, layer);
-    match chain.iter().find_map(|origin| map.source(origin.layer)) {
-        None => Ok(()),
-        Some(source) => Err(format!(
-            "{export} is a snapshot of this very node that still shows {} itself; clone it with \
-             `dog volume clone` instead",
-            source.address
+    match names::find(map, export) {
+        Ok(names::Export::Snapshot { .. }) => Err(format!(
+            "{export} is a snapshot of this very node; clone it with `dog volume clone {export} \
+             NEW`, which is done at once, and `dog volume flatten NEW` if it is to stand alone"
         )),
+        Ok(names::Export::Volume(_)) => Err(format!(
+            "{export} is a volume of this very node, and can change; take a snapshot of it and \
+             clone that with `dog volume clone`"
+        )),
+        Err(volume::Answer::Unknown { sentence } | volume::Answer::Refused { sentence }) => {
+            Err(sentence)
+        }
+        Err(_) => Err(format!("{export} cannot be had; name another source")),
     }
 }

@@ -93,7 +93,7 @@ impl Engine {
         with_snapshots: bool,
         keep_s: Option<u64>,
     ) -> Result<(), AdminError> {
-        let (volume, unix_s) = (self.find(name)?, self.unix_s());
+        let (volume, unix_s) = (self.find(name)?, self.cautious_unix_s());
         let keep_s = keep_s.unwrap_or(self.settings.trash_expiry_s);
         if keep_s > TRASH_KEEP_S_MAX {
             let days = TRASH_KEEP_S_MAX / (24 * 3600);
@@ -161,8 +161,19 @@ impl Engine {
     /// The volume in the trash that had this name, or has this id.
     fn find_in_trash(&self, which: &str) -> Result<VolumeId, AdminError> {
         let named: Vec<&Volume> = self.in_trash().filter(|volume| volume.name == which).collect();
+        let id = which.parse().ok().map(VolumeId);
+        let with_id = id.and_then(|id| self.map.volume(id)).filter(|found| found.trash.is_some());
         match named[..] {
-            [only] => return Ok(only.id),
+            [only] if with_id.is_none_or(|other| other.id == only.id) => return Ok(only.id),
+            [only] => {
+                let sentence = format!(
+                    "{which} is the name of one volume in the trash (id {}) and the id of another \
+                     (named {}); name the first by its id, or the second by its name",
+                    only.id,
+                    with_id.map_or("", |other| &other.name)
+                );
+                return Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
+            }
             [] => {}
             [..] => {
                 let words = |volume: &&Volume| {
@@ -184,8 +195,6 @@ impl Engine {
                 return Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
             }
         }
-        let id = which.parse().ok().map(VolumeId);
-        let with_id = id.and_then(|id| self.map.volume(id)).filter(|found| found.trash.is_some());
         with_id.map(|volume| volume.id).ok_or_else(|| AdminError {
             kind: AdminErrorKind::NotFound,
             sentence: format!(
@@ -326,7 +335,7 @@ impl Engine {
     }
 
     fn purge_expired(&mut self, now: Time) {
-        let unix_s = self.unix_s();
+        let unix_s = self.cautious_unix_s();
         let begin = self.started + self.settings.trash_grace;
         while self.may_purge() {
             let purging = &self.trash.purging;
@@ -460,6 +469,11 @@ impl Engine {
 /// Whether a disk has too little room for new data, or is about to, and no more is on its way.
 fn is_short(disk: &Disk) -> bool {
     let Some(room) = disk.store().and_then(store::Store::room) else { return false };
+    // What a file without a limit can still grow is not known before the driver has told.
+    let is_file = disk.settings.kind == store::MediumKind::File;
+    if is_file && room.limit_bytes.is_none() && disk.free_bytes().is_none() {
+        return false;
+    }
     // A store that found no room knows better than what was last heard of the file system.
     let growth = match room.is_wanted {
         true => 0,

@@ -229,6 +229,27 @@ fn a_group_snapshot_that_a_crash_interrupted_is_deleted_by_the_next_start() {
     }
 }
 
+/// Going back to it makes new heads, which are opened as after a snapshot; it is no less whole for
+/// that.
+#[test]
+fn a_rollback_that_a_crash_interrupted_keeps_the_snapshot() {
+    let mut world = found([1, 2, 3]);
+    snapshot(&mut world, take("t"));
+    for name in ["a", "b", "c"] {
+        fill(&mut world, name, 9);
+    }
+    world.stalled = true;
+    world.tell(Input::Admin { token: AdminToken(71), request: rollback("t") });
+    let (disk, journal) = world.kill();
+    let mut world = World::start(disk, journal, false);
+    world.pass(1);
+    assert_eq!(tags(&mut world), ["t"]);
+    assert!(info(&mut world).snapshots[0].complete);
+    for (name, byte) in [("a", 1), ("b", 2), ("c", 3)] {
+        assert_eq!(look(&mut world, name), byte, "{name}");
+    }
+}
+
 #[test]
 fn a_group_goes_back_with_all_volumes_or_with_none() {
     let mut world = found([1, 2, 3]);

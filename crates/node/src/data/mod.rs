@@ -29,7 +29,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::mpsc::Receiver,
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use store::MediumKind;
 use tokio::sync::oneshot;
@@ -477,6 +477,8 @@ impl DataThread {
     /// Tells the engine how much space the file systems under the disks' files have.
     fn tell_space(&mut self, now: Time) {
         self.next_space = now + SPACE_PERIOD;
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.tell(now, Input::WallClock { unix_s: since_1970.as_secs() });
         for (number, disk) in self.disks.clone().into_iter().enumerate() {
             let medium = &self.driver.media()[number + 1];
             if medium.kind() != MediumKind::File {

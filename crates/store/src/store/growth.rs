@@ -276,11 +276,9 @@ impl Serving {
         let wanted = self.growth.keeps(class) + u64::from(blocks) + beyond;
         let available = self.space.available();
         if available >= promised + wanted {
-            if class == Class::Data {
-                self.growth.waits = false;
-                if std::mem::take(&mut self.growth.full) {
-                    effects.push(Effect::Notice(Notice::NoLongerFull));
-                }
+            self.growth.waits = false;
+            if class == Class::Data && std::mem::take(&mut self.growth.full) {
+                effects.push(Effect::Notice(Notice::NoLongerFull));
             }
             return Admission::Granted;
         }
