@@ -215,8 +215,8 @@ impl Engine {
         Err(AdminError { kind: AdminErrorKind::Conflict, sentence })
     }
 
-    /// The earlier of that and what the wall clock shows by now: what may be deleted for its date is
-    /// judged by it.
+    /// The present as [`Engine::unix_s`] has it, or what the wall clock shows if that is behind:
+    /// what may be deleted for its date is judged by it.
     pub(super) fn cautious_unix_s(&self) -> u64 {
         self.unix_s().saturating_sub(self.ahead_s)
     }
