@@ -304,6 +304,50 @@ fn start_of(said: &str) -> Result<u64> {
     Ok(digits.parse()?)
 }
 
+/// What is there of a broken import is only gone on with if nobody has had the copy since.
+#[test]
+fn what_happens_to_a_copy_between_import_and_resume_never_ends_in_a_mixture() -> Result<()> {
+    let happenings: [&[&str]; 3] = [
+        // A snapshot of its own, then back to where the import began.
+        &["volume snapshot copy@own", "volume rollback copy@a --yes"],
+        &["volume snapshot copy@own"],
+        &["volume write copy --offset 0"],
+    ];
+    let scratch = Scratch::new()?;
+    let node = Node::start(&scratch.join("data"), &[])?;
+    pair(&node, 40 * MIB)?;
+    let whole = stream(&node, "v@a v@b")?;
+    for happening in happenings {
+        let broken = receive(&node, &whole[..30 * MIB], "copy --keep-partial")?;
+        ensure!(broken.code != Some(0), "{broken}");
+        for command in happening {
+            node.dog(command).input(vec![9; 4096]).ok()?;
+        }
+        let before = node.dog("volume export copy -").run()?.stdout;
+        let resumed = receive(&node, &whole, "copy --resume")?;
+        ensure!(resumed.code == Some(4) && resumed.stderr.lines().count() == 1, "{resumed}");
+        let after = node.dog("volume export copy -").run()?.stdout;
+        ensure!(before == after, "a refused import changed the copy after {happening:?}");
+        // The way back that the manual tells.
+        if node.dog("volume info copy@own").run()?.code == Some(0) {
+            node.dog_ok("volume rollback copy@a --yes")?;
+            node.dog_ok("volume delete copy@own --yes")?;
+        } else {
+            node.dog_ok("volume rollback copy@a --yes")?;
+        }
+    }
+    // Another stream than the one that was begun is refused without touching what has arrived.
+    let broken = receive(&node, &whole[..30 * MIB], "copy --keep-partial")?;
+    ensure!(broken.code != Some(0), "{broken}");
+    let start = start_of(&broken.stderr)?;
+    let refused = receive(&node, &stream(&node, "--full v@b")?, "copy --resume")?;
+    ensure!(refused.code == Some(4), "{refused}");
+    // Only what is missing is sent: all that had arrived is still there.
+    receive_ok(&node, &stream(&node, &format!("v@a v@b --start {start}"))?, "copy --resume")?;
+    same(&node, "copy@b", "v@b")?;
+    nothing_left(&node)
+}
+
 #[test]
 fn a_killed_dog_leaves_a_trace_and_the_import_goes_on_where_it_was() -> Result<()> {
     let scratch = Scratch::new()?;

@@ -10,7 +10,7 @@ use proto::{BLOCK_SIZE, crc64, is_zero, limits::VOLUME_NAME_BYTES_MAX};
 const MAGIC: [u8; 8] = *b"SHEEPIMP";
 const VERSION: u32 = 1;
 /// Where the header begins.
-const HEADER_AT: usize = 24;
+const HEADER_AT: usize = 32;
 
 /// What it says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +19,9 @@ pub struct Record {
     pub header: Header,
     /// All that the stream tells of before this place has arrived.
     pub progress: u64,
+    /// The generation of the target's attachment under which that was so. If the next one is not
+    /// the receiver's, somebody else had the target: then nothing is known of what is there.
+    pub generation: u64,
 }
 
 impl Record {
@@ -29,6 +32,7 @@ impl Record {
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend((header.len() as u32).to_le_bytes());
         bytes.extend(self.progress.to_le_bytes());
+        bytes.extend(self.generation.to_le_bytes());
         bytes.extend(header);
         bytes.resize(BLOCK_SIZE - 8, 0);
         bytes.extend(crc64(&bytes).to_le_bytes());
@@ -45,8 +49,9 @@ impl Record {
             return None;
         }
         let header = body.get(HEADER_AT..)?.get(..number(12) as usize)?;
-        let progress = u64::from_le_bytes(body[16..HEADER_AT].try_into().expect("eight"));
-        Some(Record { header: Header::decode(header).ok()?, progress })
+        let long = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().expect("eight"));
+        let (progress, generation) = (long(16), long(24));
+        Some(Record { header: Header::decode(header).ok()?, progress, generation })
     }
 }
 
@@ -146,7 +151,7 @@ mod tests {
             to: Some("b".into()),
             ..Header::default()
         };
-        Record { header, progress: 8192 }
+        Record { header, progress: 8192, generation: 3 }
     }
 
     #[test]

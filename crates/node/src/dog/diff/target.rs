@@ -62,9 +62,9 @@ impl<'a> Target<'a> {
         interrupt: &'a Interrupt,
     ) -> Result<Target<'a>, Failure> {
         let name = options.name.0.clone();
-        let marker = Marker::find(context, &name, interrupt)?;
+        let mut marker = Marker::find(context, &name, interrupt)?;
         let finding = Finding { context, interrupt, name: &name, header: &header };
-        let begun = finding.begun(marker.as_ref())?;
+        let begun = finding.begun(marker.as_mut())?;
         let resumed_at = match &begun {
             Some(begun) if !options.resume => return Err(finding.tell(begun)),
             Some(begun) => finding.resume_at(begun)?,
@@ -72,7 +72,13 @@ impl<'a> Target<'a> {
         };
         if let Some(resumed_at) = resumed_at {
             let client = context.attach(&name, interrupt)?;
-            let marker = marker.expect("it says how far it came");
+            let mut marker = marker.expect("it says how far it came");
+            if !finding.is_untouched(&mut marker)? {
+                client.disconnect()?;
+                return Err(Failure::conflict(format!(
+                    "somebody had volume {name} just now; try again"
+                )));
+            }
             return Ok(Target {
                 context,
                 interrupt,
@@ -117,7 +123,7 @@ impl<'a> Target<'a> {
             Some(marker) => marker,
             None => Marker::create(context, &name, interrupt)?,
         };
-        marker.put(Record { header: header.clone(), progress: 0 })?;
+        marker.put(Record { header: header.clone(), progress: 0, generation: 0 })?;
         let client = match client {
             Some(client) => client,
             None => {
@@ -134,6 +140,8 @@ impl<'a> Target<'a> {
                 }
             }
         };
+        let generation = finding.generation()?;
+        marker.put(Record { header: header.clone(), progress: 0, generation })?;
         let (resumed_at, reached, unnoted) = (0, 0, 0);
         let target = Target {
             context,
@@ -199,7 +207,8 @@ impl<'a> Target<'a> {
         self.unnoted = 0;
         // A stream that was begun again tells of what is known already.
         let header = self.header.clone();
-        self.marker.put(Record { header, progress: progress.max(self.resumed_at) })
+        let generation = self.marker.record.as_ref().map_or(0, |record| record.generation);
+        self.marker.put(Record { header, progress: progress.max(self.resumed_at), generation })
     }
 
     /// All has arrived, and the stream is whole.
@@ -361,9 +370,30 @@ impl Finding<'_> {
         }
     }
 
-    /// The import that was begun and is neither ended nor undone, if there is one.
-    fn begun(&self, marker: Option<&Marker>) -> Result<Option<Begun>, Failure> {
-        let Some(record) = marker.and_then(|marker| marker.record.clone()) else { return Ok(None) };
+    /// The number of our attachment of the target; we have it.
+    fn generation(&self) -> Result<u64, Failure> {
+        let attachment = self.context.volume(self.name)?.attachment;
+        Ok(attachment.map_or(0, |attachment| attachment.generation.0))
+    }
+
+    /// Whether nobody had the target since the marker was written: no client, and not the node
+    /// itself for a snapshot or a rollback. We have it now; then the marker says so.
+    fn is_untouched(&self, marker: &mut Marker) -> Result<bool, Failure> {
+        let generation = self.generation()?;
+        let record = marker.record.clone().expect("an import was begun");
+        // The same one, if the daemon had not noticed yet that our last connection was gone.
+        let is_next = generation == record.generation + 1 && record.generation > 0;
+        if is_next {
+            marker.put(Record { generation, ..record.clone() })?;
+        }
+        Ok(is_next || (generation == record.generation && generation > 0))
+    }
+
+    /// The import that was begun and is neither ended nor undone, if there is one and what it has
+    /// left is sure to be there.
+    fn begun(&self, marker: Option<&mut Marker>) -> Result<Option<Begun>, Failure> {
+        let Some(marker) = marker else { return Ok(None) };
+        let Some(record) = marker.record.clone() else { return Ok(None) };
         let Some(volume) = self.volume()? else {
             // A new volume that was deleted, or not made yet.
             return Ok(None);
@@ -377,26 +407,30 @@ impl Finding<'_> {
         let is_at_start = newest.is_some_and(|newest| {
             Some(&newest.tag) == record.header.from.as_ref() && volume.bytes == newest.bytes
         });
-        if let (true, Some(from)) = (is_at_start, &record.header.from) {
-            let (written, client) = self.written_since(from)?;
-            client.disconnect()?;
-            if written == 0 {
-                return Ok(None);
-            }
-        }
-        Ok(Some(Begun { record, volume: Some(volume) }))
+        let (written, client) = match &record.header.from {
+            Some(from) if is_at_start => self.written_since(from)?,
+            _ => (1, self.context.attach(self.name, self.interrupt)?),
+        };
+        let is_untouched = self.is_untouched(marker)?;
+        client.disconnect()?;
+        let is_there = written > 0 && is_untouched;
+        Ok(is_there.then_some(Begun { record, volume: Some(volume) }))
     }
 
     /// What is to be said to somebody who did not expect it.
     fn tell(&self, begun: &Begun) -> Failure {
-        let Record { header, progress } = &begun.record;
+        let Record { header, progress, .. } = &begun.record;
         Failure::conflict(kept(self.name, header, *progress))
     }
 
     /// Where an import goes on; nothing if it must begin anew.
     fn resume_at(&self, begun: &Begun) -> Result<Option<u64>, Failure> {
-        let Record { header, progress } = &begun.record;
+        let Record { header, progress, .. } = &begun.record;
         let same = self.header.to.is_some() && self.header.is_same_stream(header);
+        if self.header.from != header.from {
+            // It cannot follow what there is, and what has arrived is not to be lost for it.
+            return Err(self.tell(begun));
+        }
         if !same || begun.volume.is_none() {
             return Ok(None);
         }
@@ -475,7 +509,7 @@ impl Finding<'_> {
             };
             return Err(Failure::conflict(format!(
                 "volume {name} is not what it was at {name}@{from}: it {what}; go back with `dog \
-                 volume rollback {name}@{from}`, then import again"
+                 volume rollback {name}@{from} --yes`, then import again"
             )));
         }
         Ok(client)
@@ -487,7 +521,7 @@ impl Finding<'_> {
         if client.export().context.is_none() {
             return Err(Failure::conflict(format!(
                 "volume {name} does not build on {name}@{tag}; go back with `dog volume rollback \
-                 {name}@{tag}`, then import again",
+                 {name}@{tag} --yes`, then import again",
                 name = self.name
             )));
         }
