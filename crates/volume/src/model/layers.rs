@@ -64,6 +64,8 @@ impl World {
             return;
         }
         let (volume, generation) = (self.volume, self.generation);
+        // The cases tell the session alone to begin; refused if nothing shows through any more.
+        let _ = self.state.apply(&Command::SetFlatten { volume, wanted: true });
         let flattened = Command::Flattened { volume, generation };
         let answer = self.state.apply(&flattened).expect("the session writes");
         self.flattened += 1;
