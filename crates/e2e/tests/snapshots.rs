@@ -508,7 +508,8 @@ fn any_number_of_clients_read_a_snapshot_and_none_writes_it() -> Result<()> {
 
     // It is in use, so it stays; then it can go, and nobody finds it any more.
     let refused = node.dog_refuses("volume delete v@a --yes")?;
-    ensure!(refused.code == Some(4) && refused.stderr.contains("attached"), "{refused}");
+    let told = refused.stderr.contains("snapshot \"v@a\" is read by process");
+    ensure!(refused.code == Some(4) && told, "{refused}");
     let readers = node.dog_json("volume snapshots v")?;
     ensure!(readers[0]["readers"].as_array().is_some_and(|all| !all.is_empty()), "{readers}");
     ensure!(content(&node, "v@a")? == before, "the snapshot changed");

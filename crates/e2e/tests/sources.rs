@@ -364,7 +364,7 @@ fn what_cannot_be_a_source_is_refused_in_one_sentence_and_no_volume_is_made() ->
         ("nbds://h/e".to_owned(), "", "NBD over TLS is not built yet"),
         ("http://h/e".to_owned(), "", "http:// is not a kind of source"),
         ("nbd://h:x/e".to_owned(), "", "is no port"),
-        (own("there"), "", "take a snapshot of it and name that"),
+        (own("there"), "", "take a snapshot of it and clone that"),
         (own("new"), "", "it has no export named \"new\""),
     ];
     // Where the file system takes files that long.
