@@ -28,6 +28,8 @@ const BACKGROUND_PATIENCE: Duration = Duration::from_secs(300);
 /// Written before each snapshot or clone, so that there is something in its layer.
 const WRITTEN_PIECES: usize = 4;
 const PIECE_BYTES: u64 = 64 << 10;
+/// The volume that reads of those with layers are compared with.
+const READ_ALONE: &str = "alone";
 
 /// Options of `bench layers`.
 #[derive(Args, Clone)]
@@ -174,9 +176,12 @@ impl Bench<'_> {
         Ok(row("4k random write q32, a snapshot each second", &with, &without, 0.9))
     }
 
-    /// Random reads of a volume with many snapshots, and of one without, in turn.
+    /// Random reads of a volume with many snapshots, and of one without, in turn. Both are written
+    /// anew, one after the other: the disk (or the host below it) may answer slowly for what was
+    /// written long ago, as that of the writes before was.
     fn many_snapshots(&self) -> Result<String> {
         self.fill("many")?;
+        self.fill(READ_ALONE)?;
         for number in 0..self.options.snapshots {
             self.scribble("many", number)?;
             self.snapshot("many", &format!("s{number}"))?;
@@ -225,12 +230,12 @@ impl Bench<'_> {
         Ok(vec![first, row(&what, &with, &without, 0.9)])
     }
 
-    /// A job on a volume and on the plain one.
+    /// A job on a volume and on the one without layers, in turn.
     fn in_turn(&self, job: &str, name: &'static str) -> Result<(Vec<Sample>, Vec<Sample>)> {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for _ in 0..self.options.rounds {
             with.push(self.job(job, name)?);
-            without.push(self.job(job, "plain")?);
+            without.push(self.job(job, READ_ALONE)?);
         }
         Ok((with, without))
     }
