@@ -562,7 +562,7 @@ fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
         ("volume clone v@a d@e".into(), 2, "name"),
         ("volume rollback v@a".into(), 4, "--yes"),
         ("volume rollback v@nothere --yes".into(), 3, "nothere"),
-        ("volume diff v@a v@a".into(), 2, "stands there twice"),
+        ("volume export-diff v@a v@a -".into(), 2, "stands there twice"),
         ("volume lock v@a --until +3700d".into(), 4, "say --yes"),
         ("volume lock v@a --until +36530d --yes".into(), 2, "name an earlier time"),
         ("volume flatten nothere".into(), 3, "nothere"),
