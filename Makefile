@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 CARGO ?= cargo
 # Where cargo puts what it builds.
-RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+RELEASE = $(TARGET)/release
 PREFIX ?= /usr/local
 DESTDIR ?=
 UNITDIR ?= $(PREFIX)/lib/systemd/system
@@ -42,14 +43,30 @@ build: build-deps ## build sheep and dog in target/release
 demo: deps build ## a virtual machine boots from a volume, and loses nothing when sheep is killed under it
 	@$(CARGO) run --locked --quiet --release --package e2e --bin demo
 
-# All that the continuous integration runs, cheapest first. One step a target, so that one can be run alone.
+# All that the continuous integration runs. One step a target, so that one can be run alone. What can go side by side
+# does: the programs are built beside the lints and the tests, whose compilations are often down to one core; and the
+# tests of the parts compute while those with real processes mostly wait for a disk, a guest or a clock. The former are
+# nice, so that the latter are as fast as alone.
 .PHONY: test
-test: deps check-format check-lints check-tidy check-licences test-unit test-e2e ## all that the continuous integration runs
+test: deps check-format ## all that the continuous integration runs
+	@$(MAKE) build & failed=; $(MAKE) build-tests guest || failed=1; wait $$! && [ -z "$$failed" ]
+	@$(MAKE) test-unit & failed=; $(MAKE) test-e2e || failed=1; wait $$! && [ -z "$$failed" ]
 	@echo "make test: all of it passed"
+
+# Always for the whole workspace: a package alone asks for fewer features of its dependencies, and then those and all that
+# builds on them are compiled once more.
+.PHONY: build-tests
+build-tests: check-lints check-tidy check-licences
+	$(CARGO) test --locked --workspace --no-run
 
 .PHONY: check-format
 check-format:
 	$(CARGO) fmt --all --check
+
+# The virtual machine that tests and demo start.
+.PHONY: guest
+guest: deps
+	tools/build-guest target/guest
 
 .PHONY: check-lints
 check-lints:
@@ -57,7 +74,8 @@ check-lints:
 
 .PHONY: check-tidy
 check-tidy: ## the rules of the house that a program can check
-	$(CARGO) run --locked --quiet --package xtask -- tidy
+	$(CARGO) build --locked --quiet --workspace --bin xtask
+	$(TARGET)/debug/xtask tidy
 
 # Licences, bans and sources of deny.toml are checked by check-tidy. cargo-deny, which is not packaged everywhere, looks
 # into licence texts too where it is installed (`cargo install cargo-deny`).
@@ -67,11 +85,11 @@ check-licences: check-tidy
 
 .PHONY: test-unit
 test-unit: ## tests of the parts: tables, models, crash points, simulation, fuzz corpora
-	$(CARGO) test --locked --workspace --exclude e2e --no-fail-fast
+	nice -n 10 $(CARGO) test --locked --workspace --exclude e2e --no-fail-fast 2>&1 | sed -u 's/^/parts: /'
 
 .PHONY: test-e2e
 test-e2e: deps build ## tests with real processes: QEMU, fio, NBD clients, kill -9
-	RUST_LIB_BACKTRACE=0 $(CARGO) test --locked --package e2e --no-fail-fast
+	RUST_LIB_BACKTRACE=0 tools/test-processes 2>&1 | sed -u 's/^/processes: /'
 
 .PHONY: soak
 soak: deps build ## the random tests with fresh seeds, for SOAK_MINUTES (60)

@@ -152,10 +152,7 @@ impl State {
         generation: Generation,
         layer: LayerId,
     ) -> Result<Answer, Refusal> {
-        let volume = self.volume(id)?;
-        if volume.writer().is_none_or(|writer| writer.generation != generation) {
-            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
-        }
+        let volume = self.written_by(id, generation)?;
         if volume.head != layer || self.map.layers[&layer].opened {
             return Ok(Answer::Done);
         }
@@ -253,10 +250,7 @@ impl State {
         id: VolumeId,
         generation: Generation,
     ) -> Result<Answer, Refusal> {
-        let volume = self.volume(id)?;
-        if volume.writer().is_none_or(|writer| writer.generation != generation) {
-            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
-        }
+        let volume = self.written_by(id, generation)?;
         let head = volume.head;
         let layer = self.map.layers[&head];
         // It was called off meanwhile: the session goes on as if nothing had been copied.

@@ -518,7 +518,6 @@ impl Refusal {
             | SizeOutOfRange { .. }
             | SizeNotAligned { .. }
             | NothingToFlatten { .. }
-            | LockedLonger { .. }
             | BadGroupName { .. }
             | BadScheduleName { .. }
             | BadInterval { .. }
@@ -547,6 +546,7 @@ impl Refusal {
             | InTrash { .. }
             | NotInTrash { .. }
             | Locked { .. }
+            | LockedLonger { .. }
             | EmptyGroup { .. }
             | GroupSnapshotIncomplete { .. }
             | GroupSnapshotTorn { .. }

@@ -185,6 +185,19 @@ impl State {
         }
     }
 
+    /// A volume that is not in the trash, for who has it attached to write under this generation.
+    pub(crate) fn written_by(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+    ) -> Result<&Volume, Refusal> {
+        let volume = self.volume(volume)?;
+        match volume.writer() {
+            Some(writer) if writer.generation == generation => Ok(volume),
+            _ => Err(Refusal::NotTheWriter { name: volume.name.clone(), generation }),
+        }
+    }
+
     /// What people call a node.
     fn node_name(&self, node: NodeId) -> String {
         match self.map.node(node) {
@@ -437,10 +450,7 @@ impl State {
         generation: Generation,
         discarded: PendingDiscard,
     ) -> Result<Answer, Refusal> {
-        let volume = self.volume(id)?;
-        if volume.writer().is_none_or(|writer| writer.generation != generation) {
-            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
-        }
+        let volume = self.written_by(id, generation)?;
         // Another shrink may have widened the range since: then all of it is still to be done.
         if volume.pending_discard == Some(discarded) {
             self.change_volume(id).pending_discard = None;

@@ -151,7 +151,7 @@ fn a_locked_snapshot_outlives_all_attempts_until_its_date() {
         "snapshot \"a@t\" is locked until {until} already, and a lock cannot be made shorter; \
          choose a later date"
     );
-    refused(&mut state, lock(0), RefusalKind::Invalid, &shorter);
+    refused(&mut state, lock(0), RefusalKind::Busy, &shorter);
     assert_eq!(done(&mut state, lock(1_700_000_000)), Answer::Done);
     done(&mut state, lock(1_700_000_001));
     refused(&mut state, drop(1_700_000_000), RefusalKind::Busy, &{

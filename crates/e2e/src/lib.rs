@@ -15,6 +15,7 @@
 mod fault_disk;
 mod guest;
 mod load;
+mod look;
 pub mod nbd;
 mod node;
 mod programs;
@@ -25,6 +26,7 @@ mod tool;
 pub use fault_disk::{FaultDisk, Unflushed};
 pub use guest::{DiskSetup, Guest, GuestOutput, Machine};
 pub use load::{History, Load, Moment, NEVER};
+pub use look::{below, content, wait_empty, wait_until};
 pub use node::{LogLine, Node};
 pub use programs::{dog, guest_file, repository, sheep};
 pub use qmp::Qmp;

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::nbd::{Peer, command, option};
-use e2e::{Node, Scratch, Tool, ToolOutput, dog};
+use e2e::{Node, Scratch, Tool, ToolOutput, content, dog};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{PipeWriter, Write};
@@ -15,13 +15,6 @@ use std::time::{Duration, Instant};
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// All that a volume or snapshot contains.
-fn content(node: &Node, name: &str) -> Result<Vec<u8>> {
-    let output = node.dog("volume export").arg(name).arg("-").run()?;
-    ensure!(output.code == Some(0), "{output}");
-    Ok(output.stdout)
-}
 
 fn same(node: &Node, one: &str, other: &str) -> Result<()> {
     let (found, expected) = (content(node, one)?, content(node, other)?);
@@ -154,6 +147,9 @@ fn chains_of_streams_equal_the_original_over_random_histories() -> Result<()> {
                 let file = scratch.join("changes");
                 node.dog(&format!("volume export-diff --overwrite {ends}")).arg(&file).ok()?;
                 node.dog("volume import-diff").arg(&file).arg(&copy).ok()?;
+                let again = node.dog("volume import-diff").arg(&file).arg(&copy).run()?;
+                let told = again.stderr.contains(&format!("{copy}@s{round} already"));
+                ensure!(again.code == Some(4) && told, "{again}");
             }
             same(&node, &format!("{copy}@s{round}"), &to)?;
             same(&node, &copy, &to)?;

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::nbd::{Peer, command, option};
-use e2e::{Node, Scratch, Tool, dog};
+use e2e::{Node, Scratch, Tool};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -172,60 +172,4 @@ fn nbdinfo_lists_ten_thousand_volumes() -> Result<()> {
     ensure!(names.len() == MAKERS * EACH, "{} volumes are listed", names.len());
     ensure!(exports.iter().all(|export| export["export-size"] == 4096), "a size is missing");
     node.stop()
-}
-
-/// What bash offers for this line, with the cursor at its end.
-fn completed(node: &Node, line: &str) -> Result<Vec<String>> {
-    let script = r#"
-        source <("$DOG" completions bash)
-        COMP_WORDBREAKS=$' \t\n"\'@><=;|&(:'
-        COMP_LINE=$LINE COMP_POINT=${#LINE}
-        _dog "$DOG"
-        printf '%s\n' "${COMPREPLY[@]}"
-    "#;
-    let said = Tool::new("bash")
-        .words("--norc --noprofile -c")
-        .arg(script)
-        .env("DOG", dog())
-        .env("LINE", line)
-        .env("SHEEP_DATA", node.data())
-        .ok()?;
-    Ok(said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
-}
-
-#[test]
-fn bash_completes_the_names_of_volumes_and_snapshots() -> Result<()> {
-    let scratch = Scratch::new()?;
-    let mut node = Node::start(&scratch.join("data"), &[])?;
-    for name in ["disk1", "disk2", "other"] {
-        node.dog_ok(&format!("volume create {name} 1M"))?;
-    }
-    node.dog_ok("volume snapshot disk1@monday")?;
-    node.dog_ok("volume snapshot disk1@tuesday")?;
-    let check = |line: &str, expected: &[&str]| -> Result<()> {
-        let found = completed(&node, line)?;
-        ensure!(found == expected, "`{line}` is completed to {found:?}");
-        Ok(())
-    };
-    check("dog volume info d", &["disk1", "disk2"])?;
-    check("dog volume clone oth", &["other@"])?;
-    // bash takes what is behind the @ for a word of its own.
-    check("dog volume info disk1@", &["monday", "tuesday"])?;
-    check("dog volume rollback disk1@t", &["tuesday"])?;
-    check("dog volume info nothere@", &[])?;
-    check("dog volume snapshots", &["snapshots"])?;
-    check("dog volume resize disk1 2M --allow", &["--allow-shrink"])?;
-    check("dog volume export disk1 f --format=q", &["qcow2"])?;
-    let disk = node.dog_json("disk list")?[0]["disk"].as_str().context("no disk")?.to_owned();
-    check("dog disk scrub start --disk ", &[&disk])?;
-    let data = node.data().display().to_string();
-    check(&format!("dog --data {data} volume flush o"), &["other"])?;
-    check(
-        &format!("dog volume write disk1 --offset 0 {data}/admin"),
-        &[&format!("{data}/admin.sock")],
-    )?;
-    node.stop()?;
-    // Nobody answers: nothing is said.
-    ensure!(completed(&node, "dog volume info d")?.is_empty());
-    Ok(())
 }

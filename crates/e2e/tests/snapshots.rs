@@ -3,42 +3,18 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Load, Moment, Node, Scratch, Tool, nbd::Peer, nbd::command};
+use e2e::{
+    Load, Moment, Node, Scratch, Tool, below, content, nbd::Peer, nbd::command, wait_empty,
+    wait_until,
+};
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
 /// Three objects.
 const VOLUME_BYTES: usize = 12 * MIB;
-/// Background work on volumes of that size is done within this.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// All that a volume or snapshot contains.
-fn content(node: &Node, name: &str) -> Result<Vec<u8>> {
-    let output = node.dog("volume export").arg(name).arg("-").run()?;
-    ensure!(output.code == Some(0), "{output}");
-    Ok(output.stdout)
-}
-
-/// Waits until something is so.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not after {} s: {what}", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-/// Waits until nothing of any volume takes space.
-fn wait_empty(node: &Node) -> Result<()> {
-    wait_until("all space is free", || Ok(node.dog_json("status")?["used_bytes"] == 0))?;
-    let status = node.dog_json("status")?;
-    ensure!(status["snapshots"] == 0 && status["hidden_layers"] == 0, "{status}");
-    Ok(())
-}
 
 fn tags(node: &Node, volume: &str) -> Result<Vec<String>> {
     let snapshots = node.dog_json(&format!("volume snapshots {volume}"))?;
@@ -61,10 +37,7 @@ impl Pair {
 
     /// A number below `bound`.
     fn below(&mut self, bound: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        ((self.random >> 11) % bound as u64) as usize
+        below(&mut self.random, bound)
     }
 
     fn create(&mut self, name: &str) -> Result<()> {
@@ -522,6 +495,49 @@ fn any_number_of_clients_read_a_snapshot_and_none_writes_it() -> Result<()> {
     node.stop()
 }
 
+/// Where it takes nothing away there is nothing to ask.
+#[test]
+fn going_back_asks_only_where_something_is_lost() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut pair = Pair::new(&scratch, 5)?;
+    pair.create("v")?;
+    pair.scribble("v")?;
+    pair.snapshot("v", "a")?;
+    pair.node.dog_ok("volume rollback v@a")?;
+    pair.node.dog("volume write v --offset 0").input(vec![1; 4 * BLOCK]).ok()?;
+    pair.contents.get_mut("v").context("it was made")?[..4 * BLOCK].fill(1);
+    pair.snapshot("v", "b")?;
+    let first = pair.contents["v"].clone();
+    for change in ["write", "zero", "discard", "resize"] {
+        match change {
+            "write" => {
+                pair.node.dog("volume write v --offset 8K").input(vec![9; BLOCK]).ok().map(|_| ())
+            }
+            // These take no space and are changes all the same.
+            "resize" => pair.node.dog_ok("volume resize v 16M").map(|_| ()),
+            _ => pair
+                .node
+                .dog_ok(&format!("volume {change} v --offset 0 --length {}", 4 * BLOCK))
+                .map(|_| ()),
+        }?;
+        for tag in ["a", "b"] {
+            let refused = pair.node.dog_refuses(&format!("volume rollback v@{tag}"))?;
+            let told = refused.stderr.contains("say --yes");
+            ensure!(refused.code == Some(4) && told, "after {change}: {refused}");
+        }
+        pair.rollback("v@b")?;
+        pair.node.dog_ok("volume rollback v@b")?;
+    }
+    // To and fro, from one snapshot to the other: both stay.
+    pair.node.dog_ok("volume rollback v@a")?;
+    pair.contents.insert("v".to_owned(), pair.contents["v@a"].clone());
+    pair.check()?;
+    pair.node.dog_ok("volume rollback v@b")?;
+    pair.contents.insert("v".to_owned(), first);
+    pair.check()?;
+    pair.finish()
+}
+
 #[test]
 fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
     let scratch = Scratch::new()?;
@@ -546,6 +562,9 @@ fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
         ("volume clone v@a d@e".into(), 2, "name"),
         ("volume rollback v@a".into(), 4, "--yes"),
         ("volume rollback v@nothere --yes".into(), 3, "nothere"),
+        ("volume export-diff v@a v@a -".into(), 2, "stands there twice"),
+        ("volume lock v@a --until +3700d".into(), 4, "say --yes"),
+        ("volume lock v@a --until +36530d --yes".into(), 2, "name an earlier time"),
         ("volume flatten nothere".into(), 3, "nothere"),
         ("volume delete v@a".into(), 4, "--yes"),
         ("volume delete v --now --yes".into(), 4, "--with-snapshots"),

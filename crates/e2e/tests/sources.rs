@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Load, Node, Scratch, Tool, nbd::Peer, nbd::command, patchy_file};
+use e2e::{Load, Node, Scratch, Tool, content, nbd::Peer, nbd::command, patchy_file, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::{fs::FileExt, net::UnixListener};
@@ -14,17 +14,6 @@ use std::time::{Duration, Instant};
 const MIB: u64 = 1 << 20;
 /// More than what a load covers; no whole number of blocks.
 const SOURCE_BYTES: u64 = 36 * MIB + 3 * 512;
-/// What happens by itself has happened within this.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not after {} s: {what}", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
 
 /// Somebody else's NBD server with one file. Killed when dropped.
 struct Server {
@@ -85,12 +74,6 @@ impl Drop for Server {
             let _ = child.wait();
         }
     }
-}
-
-fn content(node: &Node, name: &str) -> Result<Vec<u8>> {
-    let output = node.dog("volume export").arg(name).arg("-").run()?;
-    ensure!(output.code == Some(0), "{output}");
-    Ok(output.stdout)
 }
 
 fn create(node: &Node, name: &str, from: &str) -> Result<()> {
@@ -361,15 +344,21 @@ fn what_cannot_be_a_source_is_refused_in_one_sentence_and_no_volume_is_made() ->
         (empty.display().to_string(), "", "is empty; name a source that holds something"),
         (scratch.join("missing").display().to_string(), "", "no such file or socket"),
         (scratch.path().display().to_string(), "", "neither a regular file nor a block device"),
-        ("nbds://h/e".to_owned(), "", "NBD over TLS is not built yet"),
-        ("http://h/e".to_owned(), "", "http:// is not a kind of source"),
-        ("nbd://h:x/e".to_owned(), "", "is no port"),
         (own("there"), "", "take a snapshot of it and clone that"),
         (own("new"), "", "it has no export named \"new\""),
     ];
     // Where the file system takes files that long.
     if File::create(&huge)?.set_len((1 << 50) + 4096).is_ok() {
         refusals.push((huge.display().to_string(), "", "name a smaller source"));
+    }
+    for (from, told) in [
+        ("nbds://h/e", "NBD over TLS is not built yet"),
+        ("http://h/e", "http:// is not a kind of source"),
+        ("nbd://h:x/e", "is no port"),
+    ] {
+        let refused = node.dog("volume create new --from").arg(from).run()?;
+        ensure!(refused.code == Some(2), "{refused}");
+        refusals.push((from.to_owned(), "", told));
     }
     for (from, size, told) in refusals {
         let refused = node.dog(&format!("volume create new {size} --from")).arg(&from).run()?;

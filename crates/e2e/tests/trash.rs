@@ -3,35 +3,14 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, Scratch, Tool};
+use e2e::{Node, Scratch, Tool, below, content, wait_empty, wait_until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 const VOLUME_BYTES: usize = 8 * MIB;
-/// The node does everything by itself within this.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn content(node: &Node, name: &str) -> Result<Vec<u8>> {
-    let output = node.dog("volume export").arg(name).arg("-").run()?;
-    ensure!(output.code == Some(0), "{output}");
-    Ok(output.stdout)
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not after {} s: {what}", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-fn wait_empty(node: &Node) -> Result<()> {
-    wait_until("all space is free", || Ok(node.dog_json("status")?["used_bytes"] == 0))
-}
 
 fn names(list: &Value) -> Vec<String> {
     let entries = list.as_array().into_iter().flatten();
@@ -40,14 +19,6 @@ fn names(list: &Value) -> Vec<String> {
 
 fn in_trash(node: &Node) -> Result<Vec<String>> {
     Ok(names(&node.dog_json("trash list")?))
-}
-
-/// A number below `bound`.
-fn below(random: &mut u64, bound: usize) -> usize {
-    *random ^= *random << 13;
-    *random ^= *random >> 7;
-    *random ^= *random << 17;
-    ((*random >> 11) % bound as u64) as usize
 }
 
 /// Writes the same everywhere, of an odd place and length.
@@ -284,7 +255,8 @@ fn a_locked_snapshot_cannot_be_deleted_by_anybody() -> Result<()> {
             ("volume lock v@a --until +1d", "cannot be made shorter"),
         ] {
             let refused = node.dog_refuses(words)?;
-            ensure!(refused.stderr.contains(part), "dog {words}: {refused}");
+            let told = refused.stderr.contains(part);
+            ensure!(refused.code == Some(4) && told, "dog {words}: {refused}");
         }
         let list = node.dog_ok("volume snapshots v")?;
         ensure!(list.contains("locked until"), "{list}");

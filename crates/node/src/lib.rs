@@ -16,7 +16,6 @@ mod directory;
 mod disk;
 pub mod dog;
 mod http;
-mod interval;
 mod log;
 mod nbd_client;
 pub mod settings;

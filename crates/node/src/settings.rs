@@ -288,15 +288,15 @@ pub const SETTINGS: &[Setting] = &[
         name: "trash-expiry",
         value: "TIME",
         default: "24h",
-        limit: "seconds, or a number with s, m, h, d or w; 10 years at most; 0 is off",
+        limit: "a number with s, m, h, d or w; 10 years at most; 0 is off",
         doc: "How long a deleted volume is kept in the trash, from which it can be taken out, \
               unless `dog volume delete` says otherwise. 0 switches the trash off: what is \
               deleted is gone.",
         hidden: false,
         take: |settings, text| {
-            let seconds = parse::<Span>(text)?.0;
+            let seconds = parse::<Span>(text)?.seconds();
             if seconds > TRASH_KEEP_S_MAX {
-                return Err(format!("must be at most {}", Span(TRASH_KEEP_S_MAX)));
+                return Err(format!("must be at most {}", Span::of_seconds(TRASH_KEEP_S_MAX)));
             }
             settings.trash_expiry_s = seconds;
             Ok(())
@@ -306,12 +306,12 @@ pub const SETTINGS: &[Setting] = &[
         name: "trash-grace",
         value: "TIME",
         default: "10m",
-        limit: "seconds, or a number with s, m, h, d or w",
+        limit: "a number with s, m, h, d or w, or 0",
         doc: "For tests: how long after the start nothing goes from the trash because it has \
               expired.",
         hidden: true,
         take: |settings, text| {
-            settings.trash_grace = Duration::from_secs(parse::<Span>(text)?.0);
+            settings.trash_grace = parse::<Span>(text)?.duration();
             Ok(())
         },
     },
@@ -675,8 +675,8 @@ mod tests {
         flag(&["--metrics-listen", "192.0.2.1:1"], "not a loopback address");
         flag(&["--socket-group", "no-such-group-here"], "groupadd");
         flag(&["--stop-timeout", "0"], "from 1 to 3600");
-        flag(&["--trash-expiry", "1y"], "--trash-expiry: `1y` is wrong: `y` in `1y` is no unit");
-        flag(&["--trash-expiry", "523w"], "at most 3660 days");
+        flag(&["--trash-expiry", "1y"], "--trash-expiry: `1y` is wrong: `1y` is no span of time");
+        flag(&["--trash-expiry", "523w"], "at most 3660d");
         flag(&["--log-level", "loud"], "error, warn, info");
         flag(&["--log-level", "3"], "error, warn, info");
         flag(&["--direct-io", "maybe"], "on or off");

@@ -1,57 +1,89 @@
-//! Spans of time as people write and read them: `24h`, `7d`, `90`.
+//! Spans of time as people write and read them: `500ms`, `90s`, `15m`, `24h`, `7d`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
-/// A number of seconds. Parsed from plain seconds, or a number with s, m, h, d or w.
+/// A whole number of milliseconds. Parsed from a number with ms, s, m (or min), h, d or w; 0 needs
+/// no unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Span(pub u64);
+pub struct Span {
+    milliseconds: u64,
+}
 
-/// Why a text is no span: one sentence with the remedy.
+/// Why a text is no span of time: one sentence with the remedy.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0}")]
+#[error("`{0}` is no span of time; write a number with s, m, h, d or w, as in 90s, 15m, 1h or 7d")]
 pub struct SpanError(String);
 
-/// The units with their seconds.
-const UNITS: [(&str, u64); 5] =
-    [("s", 1), ("m", 60), ("h", 3600), ("d", 24 * 3600), ("w", 7 * 24 * 3600)];
+/// The units with their lengths in milliseconds, the longest first. Those without a mark are only
+/// read: seven days say more than a week.
+const UNITS: [(&str, u64, bool); 7] = [
+    ("w", 7 * 24 * 3_600_000, false),
+    ("d", 24 * 3_600_000, true),
+    ("h", 3_600_000, true),
+    ("m", 60_000, true),
+    ("min", 60_000, false),
+    ("s", 1_000, true),
+    ("ms", 1, true),
+];
+
+impl Span {
+    /// So many milliseconds.
+    pub const fn of_milliseconds(milliseconds: u64) -> Span {
+        Span { milliseconds }
+    }
+
+    /// So many seconds, as far as can be counted.
+    pub const fn of_seconds(seconds: u64) -> Span {
+        Span { milliseconds: seconds.saturating_mul(1_000) }
+    }
+
+    /// In milliseconds.
+    pub fn milliseconds(self) -> u64 {
+        self.milliseconds
+    }
+
+    /// In seconds. A part of one counts as one, so that only nothing is nothing.
+    pub fn seconds(self) -> u64 {
+        self.milliseconds.div_ceil(1_000)
+    }
+
+    /// As programs count it.
+    pub fn duration(self) -> Duration {
+        Duration::from_millis(self.milliseconds)
+    }
+}
 
 impl FromStr for Span {
     type Err = SpanError;
 
     fn from_str(text: &str) -> Result<Span, SpanError> {
-        let text = text.trim();
-        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(split);
-        let no_span = || SpanError(format!("`{text}` is no time; write it like 24h, 7d or 90s"));
-        let number: u64 = number.parse().map_err(|_| no_span())?;
-        let factor = match unit {
-            "" => 1,
-            _ => {
-                let known = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(|| {
-                    SpanError(format!(
-                        "`{unit}` in `{text}` is no unit of time; use s, m, h, d or w"
-                    ))
-                })?;
-                known.1
-            }
-        };
-        number.checked_mul(factor).map(Span).ok_or_else(no_span)
+        let trimmed = text.trim();
+        if trimmed == "0" {
+            return Ok(Span::default());
+        }
+        let split = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(split);
+        let known = UNITS.iter().find(|(name, ..)| *name == unit);
+        let length =
+            known.and_then(|(_, length, _)| number.parse::<u64>().ok()?.checked_mul(*length));
+        match length {
+            Some(milliseconds) => Ok(Span { milliseconds }),
+            None => Err(SpanError(text.to_string())),
+        }
     }
 }
 
-/// For people, in the largest unit that divides it; weeks are told in days.
 impl fmt::Display for Span {
+    /// In the largest unit of which it is a whole number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (count, unit) = match self.0 {
-            seconds if seconds > 0 && seconds.is_multiple_of(24 * 3600) => {
-                (seconds / (24 * 3600), "day")
-            }
-            seconds if seconds > 0 && seconds.is_multiple_of(3600) => (seconds / 3600, "hour"),
-            seconds if seconds > 0 && seconds.is_multiple_of(60) => (seconds / 60, "minute"),
-            seconds => (seconds, "second"),
+        if self.milliseconds == 0 {
+            return f.pad("0s");
+        }
+        let fits = |(_, length, written): &&(&str, u64, bool)| {
+            *written && self.milliseconds.is_multiple_of(*length)
         };
-        let plural = if count == 1 { "" } else { "s" };
-        f.pad(&format!("{count} {unit}{plural}"))
+        let (unit, length, _) = UNITS.iter().find(fits).expect("a millisecond divides everything");
+        f.pad(&format!("{}{unit}", self.milliseconds / length))
     }
 }
 
@@ -60,29 +92,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_read_and_written() {
-        let check = |text: &str, seconds, shown: &str| {
-            let span: Span = text.parse().expect(text);
-            assert_eq!((span.0, span.to_string().as_str()), (seconds, shown), "{text}");
-        };
-        check("0", 0, "0 seconds");
-        check("90", 90, "90 seconds");
-        check("1s", 1, "1 second");
-        check("15m", 900, "15 minutes");
-        check("24h", 86_400, "1 day");
-        check("36h", 129_600, "36 hours");
-        check("2w", 1_209_600, "14 days");
-        for (text, part) in [
-            ("", "no time"),
-            ("d", "no time"),
-            ("-5h", "no time"),
-            ("1.5h", "no unit"),
-            ("3 years", "no unit"),
-            ("7D", "no unit"),
-            ("99999999999999999w", "no time"),
+    fn spans_of_time_are_read_and_written() {
+        for (text, milliseconds, written) in [
+            ("0", 0, "0s"),
+            ("0d", 0, "0s"),
+            ("500ms", 500, "500ms"),
+            ("1500ms", 1_500, "1500ms"),
+            ("2000ms", 2_000, "2s"),
+            ("60s", 60_000, "1m"),
+            ("90s", 90_000, "90s"),
+            ("15m", 900_000, "15m"),
+            ("2min", 120_000, "2m"),
+            ("1h", 3_600_000, "1h"),
+            ("36h", 129_600_000, "36h"),
+            ("7d", 604_800_000, "7d"),
+            ("1w", 604_800_000, "7d"),
+            (" 366d ", 31_622_400_000, "366d"),
         ] {
-            let error = text.parse::<Span>().expect_err(text).to_string();
-            assert!(error.contains(part), "{error}");
+            let read: Span = text.parse().expect("it is one");
+            assert_eq!((read.milliseconds, read.to_string().as_str()), (milliseconds, written));
         }
+    }
+
+    #[test]
+    fn what_is_no_span_of_time_is_refused() {
+        for text in [
+            "",
+            "60",
+            "h",
+            "1 hour",
+            "-1h",
+            "1.5h",
+            "1M",
+            "7D",
+            "3 years",
+            "1h30m",
+            "+1h",
+            "99999999999999w",
+        ] {
+            let error = text.parse::<Span>().expect_err(text);
+            assert!(error.to_string().contains("as in 90s, 15m, 1h or 7d"), "{error}");
+        }
+    }
+
+    /// `--keep 500ms` must not mean "not at all".
+    #[test]
+    fn a_part_of_a_second_is_one_where_seconds_are_counted() {
+        for (milliseconds, seconds) in [(0, 0), (1, 1), (999, 1), (1_000, 1), (1_001, 2)] {
+            assert_eq!(Span::of_milliseconds(milliseconds).seconds(), seconds);
+        }
+        assert_eq!(Span::of_seconds(u64::MAX).milliseconds(), u64::MAX);
     }
 }

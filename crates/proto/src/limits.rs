@@ -260,7 +260,7 @@ pub const TRASH_IDS_SHOWN_MAX: usize = 16;
 /// How long a status tells of the last volume that gave way, in seconds.
 pub const TRASH_GAVE_WAY_SHOWN_S: u64 = 24 * 3600;
 /// Longest time a snapshot is locked for by one command, in seconds: a hundred years.
-pub const SNAPSHOT_LOCK_S_MAX: u64 = 100 * 366 * 24 * 3600;
+pub const SNAPSHOT_LOCK_S_MAX: u64 = 36_525 * 24 * 3600;
 /// Guests that one snapshot freezes at most.
 pub const FREEZE_GUESTS_MAX: usize = 64;
 /// How long guests may stand still for a snapshot at most, whatever was asked for, in milliseconds.

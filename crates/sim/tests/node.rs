@@ -4,7 +4,17 @@ use sim::{entropy, world::World};
 
 #[test]
 fn fresh_seeds_pass() {
-    for _ in 0..300 {
+    pass_fresh_seeds(150);
+}
+
+/// As many again, for the other core.
+#[test]
+fn more_fresh_seeds_pass() {
+    pass_fresh_seeds(150);
+}
+
+fn pass_fresh_seeds(count: u32) {
+    for _ in 0..count {
         if let Err(error) = World::new(entropy(), false).run() {
             panic!("{error}");
         }

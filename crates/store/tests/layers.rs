@@ -9,6 +9,7 @@ use proto::{
     LayerId, MemberError, MemberReply, MemberRequest, ObjectKey, Stamp, Write,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use store::{Event, ScrubRate, check};
 use support::{GENERATION, Host, LINEAGE, Random, data, stamp, values};
 
@@ -519,7 +520,16 @@ fn run(seed: u64, steps: u64) -> u64 {
 #[test]
 fn every_layer_keeps_its_content_whatever_happens_around_it() {
     let one = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = one.map_or(1..41, |seed| seed..seed + 1);
+    check_seeds(one.map_or(1..21, |seed| seed..seed + 1));
+}
+
+/// The other half of the seeds, for the other core.
+#[test]
+fn every_layer_keeps_its_content_with_other_seeds() {
+    check_seeds(21..41);
+}
+
+fn check_seeds(seeds: Range<u64>) {
     let mut reclaimed = 0;
     for seed in seeds {
         let outcome = std::panic::catch_unwind(|| run(seed, 2500));

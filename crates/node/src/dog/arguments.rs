@@ -4,7 +4,7 @@
 pub use super::diff::{Diff, ExportDiff, ImportDiff};
 use super::{
     failure::EXIT_CODES_HELP,
-    freeze::Span as FreezeSpan,
+    freeze,
     moment::Moment,
     name::{
         DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name, SnapshotName, VolumeName,
@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     api::{DATA_DIRECTORY_DEFAULT, DATA_DIRECTORY_VARIABLE},
-    interval::Interval,
     size::Size,
     span::Span,
 };
@@ -204,7 +203,7 @@ pub enum VolumeVerb {
         /// The snapshot
         #[arg(value_name = "NAME@TAG")]
         name: SnapshotName,
-        /// Really do it: what was written since the last snapshot is lost
+        /// Really do it, though what was written since the last snapshot is lost
         #[arg(long, short)]
         yes: bool,
     },
@@ -317,6 +316,9 @@ pub enum VolumeVerb {
         /// +30d from now
         #[arg(long, value_name = "DATE", allow_hyphen_values = true)]
         until: Moment,
+        /// Really lock it for more than ten years
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 
@@ -335,6 +337,7 @@ pub enum TrashVerb {
         name: Option<String>,
     },
     /// Delete what is in the trash for good
+    #[command(override_usage = "dog trash purge [OPTIONS] <NAME|ID|--all>")]
     Purge {
         /// The name it had, or its id where several had that name
         #[arg(value_name = "NAME|ID", required_unless_present = "all")]
@@ -413,7 +416,7 @@ pub enum GroupVerb {
     Create {
         /// Its name
         name: String,
-        /// Its volumes; more can be added later
+        /// Its volumes; more can be added later, and without one it can have no snapshot
         volumes: Vec<VolumeName>,
     },
     /// Delete a group, while its volumes and all snapshots stay; or delete a snapshot of a group,
@@ -478,9 +481,10 @@ pub struct FreezeOptions {
     #[arg(long, value_name = "SOCKET")]
     pub freeze: Vec<PathBuf>,
     /// How long guests stand still at most: they go on after that whatever happens, and what was
-    /// not done by then counts as failed. A number with ms, s or min
+    /// not done by then counts as failed. A number with ms, s or m
     #[arg(long, value_name = "TIME", default_value = "10s", requires = "freeze")]
-    pub freeze_deadline: FreezeSpan,
+    #[arg(value_parser = freeze::deadline)]
+    pub freeze_deadline: Span,
 }
 
 /// What to do with disks.
@@ -547,7 +551,7 @@ pub enum ScheduleVerb {
         schedule: String,
         /// One snapshot in this time, as in 15m, 1h or 7d; one minute to 366 days
         #[arg(long)]
-        every: Interval,
+        every: Span,
         /// How many are kept. Beyond that the oldest is deleted, unless it is locked or being read
         #[arg(long)]
         keep: u32,
@@ -618,6 +622,7 @@ mod tests {
             "dog volume lock disk1@monday --until 2026-12-31",
             "dog volume lock disk1@monday --until 2026-12-31T12:00Z",
             "dog volume lock disk1@monday --until +30d",
+            "dog volume lock disk1@monday --until 2099-12-31 --yes",
             "dog trash list",
             "dog trash undelete disk1",
             "dog trash undelete 17 --name disk2",

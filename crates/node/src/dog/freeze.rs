@@ -7,15 +7,14 @@ pub mod guard;
 mod guest;
 
 use super::{Context, Failure, arguments::FreezeOptions, print};
+use crate::span::Span;
 use guard::Report;
 use proto::limits::{FREEZE_GUESTS_MAX, FREEZE_MS_MAX, FREEZE_RELEASE_WAIT_MS};
 use serde::Serialize;
 use std::{
-    fmt,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    str::FromStr,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
@@ -24,41 +23,19 @@ use std::{
 /// How much longer than its deadline a guard has to say what it did at its deadline.
 const REPORT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A span of time on the command line: `500ms`, `10s`, `2min`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span(pub Duration);
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Span, String> {
-        let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let factor = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "min" => 60_000,
-            _ => 0,
-        };
-        let milliseconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
-        match milliseconds {
-            Some(milliseconds @ 1..=FREEZE_MS_MAX) => Ok(Span(Duration::from_millis(milliseconds))),
-            _ => Err(format!(
-                "`{text}` is no time that guests may stand still; say a number with ms, s or min, \
-                 at most {}",
-                Span(Duration::from_millis(FREEZE_MS_MAX))
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_millis() {
-            ms if ms.is_multiple_of(60_000) => write!(f, "{}min", ms / 60_000),
-            ms if ms.is_multiple_of(1_000) => write!(f, "{}s", ms / 1_000),
-            ms => write!(f, "{ms}ms"),
-        }
+/// How long guests may stand still, out of the command line.
+pub fn deadline(text: &str) -> Result<Span, String> {
+    match text
+        .parse::<Span>()
+        .ok()
+        .filter(|span| (1..=FREEZE_MS_MAX).contains(&span.milliseconds()))
+    {
+        Some(span) => Ok(span),
+        None => Err(format!(
+            "`{text}` is no time that guests may stand still; say a number with ms, s or m, at \
+             most {}",
+            Span::of_milliseconds(FREEZE_MS_MAX)
+        )),
     }
 }
 
@@ -161,16 +138,17 @@ impl Frozen {
     fn begin(options: &FreezeOptions) -> Result<Frozen, Failure> {
         let (sender, reports) = channel();
         let deadline = options.freeze_deadline;
-        let until = Instant::now() + deadline.0;
+        let until = Instant::now() + deadline.duration();
         let mut frozen = Frozen { guards: Vec::new(), reports, deadline, until };
         for (number, socket) in options.freeze.iter().enumerate() {
-            let guard = Guard::start(number, socket, deadline.0, &sender).map_err(|error| {
-                Failure::failed(format!(
-                    "cannot start the process that looks after the guest at {}: {error}; no \
+            let guard =
+                Guard::start(number, socket, deadline.duration(), &sender).map_err(|error| {
+                    Failure::failed(format!(
+                        "cannot start the process that looks after the guest at {}: {error}; no \
                      snapshot was taken",
-                    socket.display()
-                ))
-            })?;
+                        socket.display()
+                    ))
+                })?;
             frozen.guards.push(guard);
         }
         Ok(frozen)
@@ -359,19 +337,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_read_and_bounded() {
-        let check = |text: &str, milliseconds: Option<u64>| {
-            let span = text.parse::<Span>().ok().map(|span| span.0.as_millis() as u64);
-            assert_eq!(span, milliseconds, "{text}");
-        };
-        check("10s", Some(10_000));
-        check("500ms", Some(500));
-        check("2min", Some(120_000));
-        check("5min", Some(FREEZE_MS_MAX));
-        for text in ["", "s", "10", "0s", "6min", "-1s", "1h", "99999999999999999999s"] {
-            check(text, None);
+    fn deadlines_are_bounded() {
+        for (text, milliseconds) in [
+            ("10s", 10_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("2min", 120_000),
+            ("5m", FREEZE_MS_MAX),
+        ] {
+            let span = deadline(text).expect(text);
+            assert_eq!(span.milliseconds(), milliseconds, "{text}");
         }
-        assert_eq!(Span(Duration::from_millis(1_500)).to_string(), "1500ms");
-        assert_eq!("90s".parse::<Span>().expect("a span").to_string(), "90s");
+        for text in ["", "s", "10", "0s", "0", "6m", "-1s", "1h", "99999999999999999999s"] {
+            let refused = deadline(text).expect_err(text);
+            assert!(refused.contains("at most 5m"), "{refused}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `dog volume create --from`: a volume that has at once what lies elsewhere.
 
 use super::{Context, Failure, interrupt::Interrupt, print, snapshot};
-use crate::size::Size;
+use crate::{size::Size, source::Address};
 use engine::admin::{AdminRequest, VolumeReport};
 use std::path::{Path, absolute};
 
@@ -45,7 +45,10 @@ fn address(from: &str) -> Result<String, Failure> {
         return Err(Failure::usage("--from names nothing; give an NBD URI or a path"));
     }
     if from.contains("://") {
-        return Ok(from.to_string());
+        return match Address::parse(from) {
+            Ok(_) => Ok(from.to_string()),
+            Err(reason) => Err(Failure::usage(format!("{from} cannot be a source: {reason}"))),
+        };
     }
     let path = absolute(Path::new(from))
         .map_err(|error| Failure::failed(format!("cannot find {from}: {error}")))?;
@@ -67,6 +70,7 @@ pub fn speed_words(bytes_per_s: u64, left_bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dog::failure::FailureKind;
 
     #[test]
     fn a_path_is_given_whole_and_a_uri_as_it_is() {
@@ -74,7 +78,10 @@ mod tests {
         assert_eq!(address("/a/b").as_deref(), Ok("/a/b"));
         let relative = address("image.raw").expect("a path");
         assert!(relative.starts_with('/') && relative.ends_with("/image.raw"), "{relative}");
-        assert!(address("").is_err());
+        for wrong in ["", "nbds://h/e", "http://h/e", "nbd://h:x/e"] {
+            let failure = address(wrong).expect_err(wrong);
+            assert_eq!(failure.kind, FailureKind::Usage, "{failure}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub fn run(context: &Context, verb: GroupVerb) -> Result<(), Failure> {
         GroupVerb::Create { name, volumes } => {
             let request = AdminRequest::GroupCreate { name, volumes: names(volumes) };
             let group = context.ask_for_group(&request)?;
-            context.show_group(&group, &format!("group {} of {} made", group.name, count(&group)))
+            context.show_group(&group, &made(&group))
         }
         GroupVerb::Delete { name: GroupOrSnapshotName(Name::Volume(name)), .. } => {
             context.tell(&AdminRequest::GroupDelete { name: name.clone() })?;
@@ -93,6 +93,17 @@ impl Context {
 
 fn names(volumes: Vec<VolumeName>) -> Vec<String> {
     volumes.into_iter().map(|volume| volume.0).collect()
+}
+
+fn made(group: &GroupReport) -> String {
+    let name = &group.name;
+    match group.volumes.is_empty() {
+        false => format!("group {name} of {} made", count(group)),
+        true => format!(
+            "group {name} without volumes made: it can have a snapshot once `dog group add {name} \
+             VOLUME` has added some"
+        ),
+    }
 }
 
 /// "1 volume", "3 volumes".
@@ -187,8 +198,11 @@ fn tabulate(groups: &[GroupReport]) -> String {
     print::table(&columns, groups.iter().map(row).collect())
 }
 
-fn joined(names: &[String]) -> String {
-    if names.is_empty() { "-".to_string() } else { names.join(", ") }
+fn joined(volumes: &[String]) -> String {
+    match volumes.is_empty() {
+        true => "none, and so no snapshots; `dog group add` adds some".to_string(),
+        false => volumes.join(", "),
+    }
 }
 
 /// One group in full: fields, and a table of its snapshots.
@@ -299,9 +313,17 @@ mod tests {
         let expected = "\
 NAME   CREATED                  SNAPSHOTS  VOLUMES
 db     2023-11-14 22:13:20 UTC          1  data, log
-empty  2023-11-14 22:13:20 UTC          0  -
+empty  2023-11-14 22:13:20 UTC          0  none, and so no snapshots; `dog group add` adds some
 ";
         assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn a_group_without_volumes_is_told_when_it_is_made() {
+        let mut empty = group(Vec::new());
+        assert_eq!(made(&empty), "group db of 2 volumes made");
+        empty.volumes.clear();
+        assert!(made(&empty).contains("without volumes made: it can have a snapshot once"));
     }
 
     #[test]

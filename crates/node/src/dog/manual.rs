@@ -109,9 +109,17 @@ mod tests {
         if !verbs.is_empty() {
             return;
         }
-        let words = |styled: &clap::builder::StyledStr| styled.to_string().replace('\n', " ");
-        let about = command.get_long_about().or(command.get_about()).map(words);
-        *text += &format!("\n## {path}\n\n{}.\n", about.unwrap_or_default());
+        let about = command.get_long_about().or(command.get_about());
+        let about = about.map(ToString::to_string).unwrap_or_default();
+        *text += &format!("\n## {path}\n");
+        for paragraph in about.split("\n\n") {
+            let words = paragraph.replace('\n', " ");
+            *text += &format!("\n{}.\n", words.trim_end_matches('.'));
+        }
+        // An option with a default is listed there as if it had to be given.
+        let usage = command.clone().render_usage().to_string().replace("--data <DIR> ", "");
+        let usage = usage.trim_start_matches("Usage:").trim();
+        *text += &format!("\n```text\n{usage}\n```\n");
         let own: Vec<&Arg> = command
             .get_arguments()
             .filter(|argument| !argument.is_global_set() && argument.get_id() != "help")
@@ -131,7 +139,8 @@ mod tests {
             let name = match argument.get_long() {
                 Some(long) if takes => format!("--{long} {value}"),
                 Some(long) => format!("--{long}"),
-                None => value,
+                None if argument.is_required_set() => value,
+                None => format!("[{value}]"),
             };
             let aliases = argument.get_visible_aliases().unwrap_or_default();
             let aliases: String = aliases.iter().map(|alias| format!(", `--{alias}`")).collect();

@@ -60,7 +60,7 @@ impl Moment {
             Moment::At(unix_s) => unix_s,
             Moment::After(span) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                now.as_secs().saturating_add(span.0)
+                now.as_secs().saturating_add(span.seconds())
             }
         }
     }
@@ -95,7 +95,7 @@ mod tests {
         check("2026-12-31", "2026-12-31 00:00:00 UTC");
         check("2026-12-31T12:00Z", "2026-12-31 12:00:00 UTC");
         check("2024-02-29T23:59:59Z", "2024-02-29 23:59:59 UTC");
-        assert_eq!("+30d".parse(), Ok(Moment::After(Span(30 * 24 * 3600))));
+        assert_eq!("+30d".parse(), Ok(Moment::After(Span::of_seconds(30 * 24 * 3600))));
         for text in [
             "",
             "+",

@@ -1,8 +1,9 @@
 //! `dog schedule`: snapshots that are taken again and again.
 
 use super::{Context, Failure, arguments::ScheduleVerb, print};
-use crate::interval::Interval;
+use crate::span::Span;
 use engine::admin::{AdminReply, AdminRequest, ScheduleReport};
+use proto::limits::{SCHEDULE_EVERY_S_MAX, SCHEDULE_EVERY_S_MIN};
 
 /// Runs one verb.
 pub fn run(context: &Context, verb: ScheduleVerb) -> Result<(), Failure> {
@@ -19,15 +20,12 @@ fn set(
     context: &Context,
     volume: &str,
     schedule: &str,
-    every: Interval,
+    every: Span,
     keep: u32,
 ) -> Result<(), Failure> {
-    let request = AdminRequest::ScheduleSet {
-        name: volume.to_string(),
-        schedule: schedule.to_string(),
-        every_s: every.0,
-        keep,
-    };
+    let every_s = every_s(every)?;
+    let (name, schedule_name) = (volume.to_string(), schedule.to_string());
+    let request = AdminRequest::ScheduleSet { name, schedule: schedule_name, every_s, keep };
     let AdminReply::Schedule(report) = context.ask(&request)? else {
         return Err(Failure::mismatch());
     };
@@ -37,10 +35,22 @@ fn set(
     print::text(&format!(
         "volume {volume} gets a snapshot {schedule}-DATE every {}, of which {} are kept; the next \
          one: {}\n",
-        Interval(report.every_s),
+        Span::of_seconds(report.every_s.into()),
         report.keep,
         next(&report)
     ))
+}
+
+/// The time between two snapshots, in seconds.
+fn every_s(every: Span) -> Result<u32, Failure> {
+    let seconds = u32::try_from(every.seconds()).ok();
+    let limits = SCHEDULE_EVERY_S_MIN..=SCHEDULE_EVERY_S_MAX;
+    seconds.filter(|seconds| limits.contains(seconds)).ok_or_else(|| {
+        // The daemon would say so in seconds.
+        Failure::usage(format!(
+            "snapshots cannot be taken every {every}; choose one minute to 366 days"
+        ))
+    })
 }
 
 fn remove(context: &Context, volume: &str, schedule: &str) -> Result<(), Failure> {
@@ -72,7 +82,7 @@ fn tabulate(schedules: &[ScheduleReport]) -> String {
         vec![
             schedule.volume.clone(),
             schedule.schedule.clone(),
-            Interval(schedule.every_s).to_string(),
+            Span::of_seconds(schedule.every_s.into()).to_string(),
             format!("{} of {}", schedule.snapshots, schedule.keep),
             next(schedule),
             schedule.problem.clone().unwrap_or_else(|| "-".to_string()),
@@ -91,7 +101,7 @@ pub(super) fn words(schedule: &ScheduleReport) -> String {
     let mut words = format!(
         "{} every {}, {} of {} kept, next {}",
         schedule.schedule,
-        Interval(schedule.every_s),
+        Span::of_seconds(schedule.every_s.into()),
         schedule.snapshots,
         schedule.keep,
         next(schedule)
@@ -132,6 +142,24 @@ web     hourly       1h  3 of 24  2023-11-14 23:00:00 UTC  -
 web     daily        1d  3 of 24  at rest                  it is full
 ";
         assert_eq!(tabulate(&[schedule(), resting]), expected);
+    }
+
+    #[test]
+    fn a_wrong_interval_is_told_as_it_was_asked_for() {
+        let check = |text: &str, expected| {
+            let found = every_s(text.parse().expect("a span of time"));
+            let problem = format!("every {text}; choose one minute to 366 days");
+            match expected {
+                Some(seconds) => assert_eq!(found, Ok(seconds), "{text}"),
+                None => assert!(found.expect_err(text).sentence.contains(&problem), "{text}"),
+            }
+        };
+        check("1m", Some(60));
+        check("366d", Some(31_622_400));
+        check("59s", None);
+        check("367d", None);
+        check("500ms", None);
+        check("99999999d", None);
     }
 
     #[test]

@@ -4,17 +4,32 @@
 use super::{
     Context, Failure,
     arguments::FreezeOptions,
+    diff,
+    failure::FailureKind,
     freeze,
     interrupt::Interrupt,
     moment::Moment,
     name::SnapshotName,
     print,
     progress::{Progress, Waiting},
+    transfer, tree,
 };
-use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, FlattenAction, SnapshotReport, VolumeReport};
-use std::{thread, time::Duration};
+use crate::{size::Size, span::Span};
+use engine::admin::{
+    AdminReply, AdminRequest, FlattenAction, LayerKind, LayerReport, SnapshotReport, VolumeReport,
+};
+use proto::limits::SNAPSHOT_LOCK_S_MAX;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
+/// Longest lock that is not asked about: a wrong digit in the year cannot be undone.
+const LOCK_ASKED_S: u64 = 3_653 * 24 * 3600;
+/// How long going back waits for our own connection to be gone.
+const ROLLBACK_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const ROLLBACK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often flattening is looked at by who waits for it.
 const FLATTEN_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -39,6 +54,52 @@ impl Context {
                 tag = name.tag
             ))
         })
+    }
+}
+
+impl Context {
+    /// Takes a volume back to a snapshot. The daemon may not have noticed yet that a connection of
+    /// ours is gone.
+    pub(super) fn rollback_when_free(&self, name: &SnapshotName) -> Result<VolumeReport, Failure> {
+        let until = Instant::now() + ROLLBACK_PATIENCE;
+        let SnapshotName { volume: name, tag } = name.clone();
+        let request = AdminRequest::VolumeRollback { name, tag };
+        loop {
+            match self.ask_for_volume(&request) {
+                Err(refused) if refused.kind == FailureKind::Conflict && Instant::now() < until => {
+                    thread::sleep(ROLLBACK_INTERVAL);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Whether a volume is just what the snapshot is that it builds on, so that going back to any
+    /// of its snapshots loses nothing.
+    fn is_as_at_a_snapshot(&self, volume: &VolumeReport) -> Result<bool, Failure> {
+        // What was zeroed or cut off takes no space, and would be lost all the same.
+        let is_held = volume.attachment.as_ref().is_some_and(|held| held.connections > 0);
+        if volume.head_bytes > 0 || volume.sealing || is_held {
+            return Ok(false);
+        }
+        let layers = tree::layers(self, Some(volume.name.clone()))?;
+        let is_head = |layer: &&LayerReport| {
+            layer.kind == LayerKind::Head && layer.name.as_deref() == Some(&volume.name)
+        };
+        let below = layers.iter().find(is_head).and_then(|head| head.parent);
+        let snapshots = self.snapshots(&volume.name, false)?;
+        let Some(base) = snapshots.iter().find(|snapshot| Some(snapshot.layer) == below) else {
+            return Ok(false);
+        };
+        let interrupt = Interrupt::listen()?;
+        let mut client = self.attach_to_compare(&volume.name, &base.tag, &interrupt)?;
+        let export = client.export();
+        let span = transfer::Span { start: 0, end: export.bytes };
+        let is_same = export.bytes == base.bytes
+            && export.context.is_some()
+            && diff::changed(&mut client, span, &interrupt)?.iter().all(|run| !run.dirty);
+        client.disconnect()?;
+        Ok(is_same)
     }
 }
 
@@ -104,6 +165,9 @@ pub fn rollback(context: &Context, name: SnapshotName, yes: bool) -> Result<(), 
     if !yes {
         context.snapshot(&name)?;
         let volume = context.volume(&name.volume)?;
+        if context.is_as_at_a_snapshot(&volume)? {
+            return rolled_back(context, &name, context.rollback_when_free(&name));
+        }
         return Err(Failure::conflict(format!(
             "going back to {name} destroys what was written to volume {} since its last snapshot \
              or rollback ({}); take another snapshot to keep that, and say --yes if you mean it",
@@ -112,7 +176,16 @@ pub fn rollback(context: &Context, name: SnapshotName, yes: bool) -> Result<(), 
         )));
     }
     let SnapshotName { volume, tag } = name.clone();
-    let volume = context.ask_for_volume(&AdminRequest::VolumeRollback { name: volume, tag })?;
+    let result = context.ask_for_volume(&AdminRequest::VolumeRollback { name: volume, tag });
+    rolled_back(context, &name, result)
+}
+
+fn rolled_back(
+    context: &Context,
+    name: &SnapshotName,
+    result: Result<VolumeReport, Failure>,
+) -> Result<(), Failure> {
+    let volume = result?;
     context.show_changed(&volume, &format!("volume {} is what it was at {name}", volume.name))
 }
 
@@ -132,9 +205,22 @@ pub fn delete(context: &Context, name: SnapshotName, yes: bool) -> Result<(), Fa
 }
 
 /// Locks a snapshot against deletion.
-pub fn lock(context: &Context, name: SnapshotName, until: Moment) -> Result<(), Failure> {
+pub fn lock(
+    context: &Context,
+    name: SnapshotName,
+    until: Moment,
+    yes: bool,
+) -> Result<(), Failure> {
     let SnapshotName { volume, tag } = name.clone();
     let until_unix_s = until.unix_s();
+    let seconds = until_unix_s.saturating_sub(Moment::After(Span::default()).unix_s());
+    if !yes && (LOCK_ASKED_S..=SNAPSHOT_LOCK_S_MAX).contains(&seconds) {
+        return Err(Failure::conflict(format!(
+            "nobody can undo a lock, and this one holds for more than ten years, until {}; say \
+             --yes if you mean it",
+            proto::calendar::date(until_unix_s)
+        )));
+    }
     let request = AdminRequest::SnapshotLock { name: volume, tag, until_unix_s };
     let AdminReply::Snapshot(snapshot) = context.ask(&request)? else {
         return Err(Failure::mismatch());

@@ -65,13 +65,15 @@ pub fn read_in_order(
     }
 }
 
-/// Submits a command once there is room, and reports the first failure of those before it.
+/// Sends a command once there is room, and reports the first failure of those before it. It is
+/// sent whole: where the next comes from may bring nothing for long, and the daemon does not wait
+/// that long for the rest of a request.
 pub fn submit(client: &mut NbdClient, command: Command) -> Result<(), Failure> {
     while client.in_flight() >= DEPTH {
         settle_one(client)?;
     }
     client.submit(command)?;
-    Ok(())
+    Ok(client.push()?)
 }
 
 /// Waits for all that was submitted.

@@ -19,11 +19,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Runs the command.
 pub fn run(context: &Context, name: Option<VolumeName>) -> Result<(), Failure> {
-    let request = AdminRequest::LayerList { name: name.map(|name| name.0) };
-    let AdminReply::Layers(layers) = context.ask(&request)? else {
-        return Err(Failure::mismatch());
-    };
+    let layers = layers(context, name.map(|name| name.0))?;
     if context.json { print::json(&layers) } else { print::text(&tabulate(&layers)) }
+}
+
+/// The layers that belong to a volume and what it builds on, or all; each comes after what it lies
+/// on.
+pub fn layers(context: &Context, name: Option<String>) -> Result<Vec<LayerReport>, Failure> {
+    match context.ask(&AdminRequest::LayerList { name })? {
+        AdminReply::Layers(layers) => Ok(layers),
+        _ => Err(Failure::mismatch()),
+    }
 }
 
 fn tabulate(layers: &[LayerReport]) -> String {

@@ -13,7 +13,7 @@ use super::{
     trash::{self, Deletion},
     tree,
 };
-use crate::size::Size;
+use crate::{size::Size, span::Span};
 use engine::{
     admin::{
         AdminReply, AdminRequest, AttachmentReport, FlattenReport, OriginReport, VolumeReport,
@@ -57,7 +57,7 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             context.show_changed(&volume, &format!("volume {name} is now {}", volume.name))
         }
         VolumeVerb::Delete { name: Name::Volume(name), yes, with_snapshots, now, keep } => {
-            let keep_s = keep.map(|keep| keep.0);
+            let keep_s = keep.map(Span::seconds);
             trash::delete(context, name, &Deletion { yes, with_snapshots, now, keep_s })
         }
         VolumeVerb::Delete { with_snapshots: true, .. } => Err(Failure::usage(
@@ -101,7 +101,7 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Diff(options) => diff::difference::run(context, &options),
         VolumeVerb::ExportDiff(options) => diff::export::run(context, &options),
         VolumeVerb::ImportDiff(options) => diff::import::run(context, &options),
-        VolumeVerb::Lock { name, until } => snapshot::lock(context, name, until),
+        VolumeVerb::Lock { name, until, yes } => snapshot::lock(context, name, until, yes),
     }
 }
 

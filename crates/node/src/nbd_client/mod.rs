@@ -346,7 +346,8 @@ impl NbdClient {
         self.stream.peer_process()
     }
 
-    /// Sends a request; its reply comes out of [`NbdClient::wait`].
+    /// Sends as much of a request as the socket takes, and the rest when [`NbdClient::wait`] or
+    /// [`NbdClient::push`] is called; its reply comes out of the former.
     pub fn submit(&mut self, command: Command) -> Result<u64, NbdError> {
         if let Some(error) = &self.lost {
             return Err(error.clone());
@@ -395,18 +396,39 @@ impl NbdClient {
             if (self.interrupted)() {
                 return Err(NbdError::Interrupted);
             }
-            let sent = self.send()?;
-            if self.receive()? {
-                self.heard_at = Instant::now();
-            } else if !sent {
-                if self.patience.is_some_and(|patience| self.heard_at.elapsed() > patience) {
-                    let error = NbdError::Lost(self.peer.hanging());
-                    self.lost = Some(error.clone());
-                    return Err(error);
-                }
-                self.sleep()?;
-            }
+            self.advance()?;
         }
+    }
+
+    /// Waits until all that was submitted has been sent. The server waits for the rest of a request
+    /// only so long, so who may not come back for a while says this first.
+    pub fn push(&mut self) -> Result<(), NbdError> {
+        while !self.output.is_empty() {
+            if let Some(error) = &self.lost {
+                return Err(error.clone());
+            }
+            if (self.interrupted)() {
+                return Err(NbdError::Interrupted);
+            }
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Sends and receives what can be at once; if that is nothing, waits until something can be.
+    fn advance(&mut self) -> Result<(), NbdError> {
+        let sent = self.send()?;
+        if self.receive()? {
+            self.heard_at = Instant::now();
+        } else if !sent {
+            if self.patience.is_some_and(|patience| self.heard_at.elapsed() > patience) {
+                let error = NbdError::Lost(self.peer.hanging());
+                self.lost = Some(error.clone());
+                return Err(error);
+            }
+            self.sleep()?;
+        }
+        Ok(())
     }
 
     /// One request and its reply. Only while none else is in flight.
@@ -418,8 +440,13 @@ impl NbdClient {
     }
 
     /// Says goodbye and waits until the server has closed the connection, so that the volume is
-    /// free when this returns. Replies still in flight are dropped.
+    /// free when this returns. Replies still in flight are dropped. A connection that is lost is
+    /// gone already.
     pub fn disconnect(mut self) -> Result<(), NbdError> {
+        if self.lost.is_some() {
+            // There is nobody to say it to, and who lost it was told why.
+            return Ok(());
+        }
         let (number, cookie) = (COMMAND_DISCONNECT, self.next_cookie);
         let head = self.head(number, 0, cookie, 0, 0);
         self.output.push_back(head);

@@ -1,6 +1,7 @@
 //! The client against servers that are scripted here: honest, failing and nonsensical ones.
 
 use super::*;
+use crate::dog::transfer;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -480,6 +481,25 @@ fn long_requests_both_ways_do_not_lock_up() {
         }
     }
     server.join().expect("the server ends");
+}
+
+/// An import from a pipe that brought nothing for half a minute was cut off: a part of the last
+/// write had not fit into the socket, and the daemon does not wait that long for the rest.
+#[test]
+fn who_submits_and_then_waits_for_something_else_has_sent_all() {
+    const LENGTH: usize = 4 << 20;
+    let (mut client, server) = attached(SIMPLE, |server| {
+        let patience = Some(Duration::from_secs(10));
+        server.stream.set_read_timeout(patience).expect("a timeout");
+        let seen = server.request();
+        let mut data = vec![0; LENGTH];
+        server.stream.read_exact(&mut data).expect("all of the write, while the client is away");
+        server.simple(seen.cookie, 0);
+    });
+    let write = Command::Write { offset: 0, data: vec![7; LENGTH], fua: false };
+    transfer::submit(&mut client, write).expect("sent");
+    server.join().expect("the server has the write before anybody asks for its reply");
+    transfer::settle(&mut client).expect("written");
 }
 
 /// Streams of half-sensible replies: whatever comes, the client ends with an error or a result.

@@ -5,7 +5,7 @@
 mod address;
 mod open;
 
-use address::Address;
+pub use address::Address;
 use engine::{SourceId, SourceReply, SourceRequest, SourceWanted};
 use mio::Waker;
 use open::Open;

@@ -133,12 +133,18 @@ fn report_of(context: &Context, name: &Name) -> Result<Option<SnapshotReport>, F
     }
 }
 
-/// Both states must be of one volume.
+/// Both states must be of one volume, and two.
 fn check_volumes(from: &SnapshotName, to: &Name) -> Result<(), Failure> {
     let volume = match to {
         Name::Volume(volume) => volume,
         Name::Snapshot(name) => &name.volume,
     };
+    if matches!(to, Name::Snapshot(to) if to == from) {
+        return Err(Failure::usage(format!(
+            "{from} stands there twice, and nothing differs between a snapshot and itself; name a \
+             later snapshot, or volume {volume} for what was written since"
+        )));
+    }
     if *volume == from.volume {
         return Ok(());
     }
@@ -148,7 +154,7 @@ fn check_volumes(from: &SnapshotName, to: &Name) -> Result<(), Failure> {
 }
 
 /// What of a span differs, whole: neighbours of the same kind are one.
-fn changed(
+pub(super) fn changed(
     client: &mut NbdClient,
     span: Span,
     interrupt: &Interrupt,
@@ -222,5 +228,7 @@ mod tests {
         assert_eq!(check_volumes(&from, &"a@y".parse().expect("a name")), Ok(()));
         let failure = check_volumes(&from, &"b@x".parse().expect("a name")).expect_err("another");
         assert!(failure.sentence.contains("a@x and b@x"), "{failure}");
+        let failure = check_volumes(&from, &"a@x".parse().expect("a name")).expect_err("itself");
+        assert!(failure.sentence.contains("a@x stands there twice"), "{failure}");
     }
 }

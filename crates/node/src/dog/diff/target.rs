@@ -18,17 +18,9 @@ use crate::nbd_client::{Command, NbdClient};
 use crate::size::Size;
 use engine::admin::{AdminReply, AdminRequest, SnapshotReport, VolumeReport};
 use proto::BLOCK_SIZE;
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
 
 /// After how much content the progress is put on stable media.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
-/// How long going back waits for our own connection to be gone.
-const ROLLBACK_PATIENCE: Duration = Duration::from_secs(10);
-/// How often it looks.
-const ROLLBACK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A target while it is written. Its marker exists.
 pub struct Target<'a> {
@@ -49,8 +41,8 @@ pub struct Target<'a> {
 /// What is known of an import that was begun and not ended.
 struct Begun {
     record: Record,
-    /// Whether the target exists.
-    volume: Option<VolumeReport>,
+    /// Of the target.
+    client: NbdClient,
 }
 
 impl<'a> Target<'a> {
@@ -65,31 +57,28 @@ impl<'a> Target<'a> {
         let mut marker = Marker::find(context, &name, interrupt)?;
         let finding = Finding { context, interrupt, name: &name, header: &header };
         let begun = finding.begun(marker.as_mut())?;
-        let resumed_at = match &begun {
-            Some(begun) if !options.resume => return Err(finding.tell(begun)),
-            Some(begun) => finding.resume_at(begun)?,
-            None => None,
-        };
-        if let Some(resumed_at) = resumed_at {
-            let client = context.attach(&name, interrupt)?;
-            let mut marker = marker.expect("it says how far it came");
-            if !finding.is_untouched(&mut marker)? {
-                client.disconnect()?;
-                return Err(Failure::conflict(format!(
-                    "somebody had volume {name} just now; try again"
-                )));
+        let is_begun = begun.is_some();
+        if let Some(Begun { record, client }) = begun {
+            let resumed_at = match options.resume {
+                true => finding.resume_at(&record),
+                false => Err(finding.tell(&record)),
+            };
+            if let Ok(Some(resumed_at)) = resumed_at {
+                let marker = marker.expect("it says how far it came");
+                return Ok(Target {
+                    context,
+                    interrupt,
+                    name,
+                    header,
+                    client,
+                    marker,
+                    resumed_at,
+                    reached: resumed_at,
+                    unnoted: 0,
+                });
             }
-            return Ok(Target {
-                context,
-                interrupt,
-                name,
-                header,
-                client,
-                marker,
-                resumed_at,
-                reached: resumed_at,
-                unnoted: 0,
-            });
+            client.disconnect()?;
+            resumed_at?;
         }
         if header.start > 0 {
             return Err(Failure::conflict(format!(
@@ -98,7 +87,7 @@ impl<'a> Target<'a> {
                 header.start
             )));
         }
-        if begun.is_some() {
+        if is_begun {
             go_back(context, &name, begun_header(marker.as_ref()), interrupt)?;
         }
         Target::begin_anew(context, name, header, marker, interrupt)
@@ -341,16 +330,8 @@ fn go_back(
             result => result,
         };
     };
-    let until = Instant::now() + ROLLBACK_PATIENCE;
-    let request = AdminRequest::VolumeRollback { name: name.to_string(), tag: from.clone() };
-    loop {
-        match context.ask_for_volume(&request) {
-            Err(refused) if refused.kind == FailureKind::Conflict && Instant::now() < until => {
-                thread::sleep(ROLLBACK_INTERVAL);
-            }
-            result => return result.map(|_| ()),
-        }
-    }
+    let base = SnapshotName { volume: name.to_string(), tag: from.clone() };
+    context.rollback_when_free(&base).map(|_| ())
 }
 
 /// What is looked at before anything is done.
@@ -412,26 +393,28 @@ impl Finding<'_> {
             _ => (1, self.context.attach(self.name, self.interrupt)?),
         };
         let is_untouched = self.is_untouched(marker)?;
+        if written > 0 && is_untouched {
+            return Ok(Some(Begun { record, client }));
+        }
         client.disconnect()?;
-        let is_there = written > 0 && is_untouched;
-        Ok(is_there.then_some(Begun { record, volume: Some(volume) }))
+        Ok(None)
     }
 
     /// What is to be said to somebody who did not expect it.
-    fn tell(&self, begun: &Begun) -> Failure {
-        let Record { header, progress, .. } = &begun.record;
+    fn tell(&self, begun: &Record) -> Failure {
+        let Record { header, progress, .. } = begun;
         Failure::conflict(kept(self.name, header, *progress))
     }
 
     /// Where an import goes on; nothing if it must begin anew.
-    fn resume_at(&self, begun: &Begun) -> Result<Option<u64>, Failure> {
-        let Record { header, progress, .. } = &begun.record;
+    fn resume_at(&self, begun: &Record) -> Result<Option<u64>, Failure> {
+        let Record { header, progress, .. } = begun;
         let same = self.header.to.is_some() && self.header.is_same_stream(header);
         if self.header.from != header.from {
             // It cannot follow what there is, and what has arrived is not to be lost for it.
             return Err(self.tell(begun));
         }
-        if !same || begun.volume.is_none() {
+        if !same {
             return Ok(None);
         }
         if self.header.start > *progress {
@@ -468,18 +451,19 @@ impl Finding<'_> {
         };
         let snapshots = snapshots(self.context, name)?;
         let newest = snapshots.last().map(|newest| newest.tag.as_str());
+        if let Some(to) = header.to.as_ref().filter(|to| snapshots.iter().any(|s| s.tag == **to)) {
+            return Err(Failure::conflict(format!(
+                "volume {name} has snapshot {name}@{to} already, which this stream leads to; if \
+                 it came with the same stream, go on with the next one, and if it is something \
+                 else, delete it"
+            )));
+        }
         if newest != Some(from) {
             return Err(Failure::conflict(format!(
                 "the stream begins with {}@{from}, and the newest snapshot of volume {name} is {}; \
                  bring the streams in their order",
                 header.volume,
                 newest.map_or("none".to_string(), |newest| format!("{name}@{newest}"))
-            )));
-        }
-        if let Some(to) = header.to.as_ref().filter(|to| snapshots.iter().any(|s| s.tag == **to)) {
-            return Err(Failure::conflict(format!(
-                "volume {name} has a snapshot {to} already; delete or keep it, but bring another \
-                 stream"
             )));
         }
         let bytes = snapshots.last().map_or(0, |newest| newest.bytes);
