@@ -4,13 +4,18 @@ use proto::{ObjectStamp, Stamp};
 
 /// What an object settles at, from the answers of at least a quorum of its members: of those with
 /// the highest settled generation the highest stamp. An older settled generation means that the
-/// member missed a settling, and what it holds beyond was discarded by that.
+/// member missed a settling, and what it holds beyond was discarded by that. A member that took a
+/// write of a generation has the object settled by it, whether or not it was told so: the write
+/// named what was settled as the one before it.
 ///
 /// Nothing if there is no answer.
 pub fn settle(answers: impl IntoIterator<Item = ObjectStamp>) -> Option<Stamp> {
     answers
         .into_iter()
-        .max_by_key(|answer| (answer.settled_generation, answer.stamp))
+        .max_by_key(|answer| {
+            let settled = answer.settled_generation.max(answer.stamp.generation);
+            (settled, answer.stamp)
+        })
         .map(|answer| answer.stamp)
 }
 
@@ -23,7 +28,7 @@ mod tests {
     fn an_object_settles_at_the_newest_history() {
         // Answers as (settled generation, generation and sequence of the stamp).
         type Answers = &'static [(u64, u64, u64)];
-        let table: [(Answers, Option<(u64, u64)>); 6] = [
+        let table: [(Answers, Option<(u64, u64)>); 7] = [
             (&[], None),
             (&[(0, 0, 0)], Some((0, 0))),
             (&[(1, 1, 5)], Some((1, 5))),
@@ -31,6 +36,8 @@ mod tests {
             (&[(2, 2, 5), (2, 2, 7), (2, 2, 6)], Some((2, 7))),
             // A longer history that missed the settling of generation 3 loses.
             (&[(2, 2, 9), (3, 2, 7)], Some((2, 7))),
+            // Who missed the settling and took the first write after it is not behind.
+            (&[(3, 2, 7), (2, 3, 1)], Some((3, 1))),
             // A later generation beats a higher sequence.
             (&[(3, 2, 9), (3, 3, 1)], Some((3, 1))),
         ];
