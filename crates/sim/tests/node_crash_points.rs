@@ -1,6 +1,6 @@
 //! Every crash point of workloads of up to three operations on a whole node: all workloads of the
 //! operations of a guest; of those with layers every one and every pair, and every three that
-//! begin with a write; of those of a guest and a group every one and every pair. Of the others each
+//! begin with a write; of those of a group and a write every one and every pair. Of the others each
 //! run draws some: what a failure prints names its operations. The workloads are shared out among
 //! tests, so that two cores are used.
 
@@ -94,17 +94,16 @@ fn every_crash_point_of_some_three_operations_with_layers_that_begin_otherwise()
 
 #[test]
 fn every_crash_point_of_one_or_two_operations_with_a_group() {
-    let workloads = grouped(&ACTS, 2);
-    assert_eq!(workloads.len(), 4 + 13 * 13 - 9 * 9);
+    let workloads = grouped(&[Act::AlignedWrite], 2);
+    assert_eq!(workloads.len(), 4 + 6 * 6 - 2 * 2);
     explore(&Base::grouped(Setup::default()), &workloads);
 }
 
 #[test]
-fn every_crash_point_of_some_operations_with_layers_and_a_group() {
+fn every_crash_point_of_some_operations_with_others_and_a_group() {
     let others: Vec<Act> = ACTS.into_iter().chain(LAYER_ACTS).collect();
+    let tried = grouped(&[Act::AlignedWrite], 2);
     let mut workloads = grouped(&others, 3);
-    workloads.retain(|workload| {
-        workload.len() == 3 || workload.iter().any(|act| LAYER_ACTS.contains(act))
-    });
+    workloads.retain(|workload| !tried.contains(workload));
     explore(&Base::grouped(Setup::default()), &draw(workloads));
 }
