@@ -430,6 +430,27 @@ pub struct StatusReport {
     /// space.
     #[serde(default)]
     pub trash_gave_way: u64,
+    /// What lies elsewhere and shows through volumes.
+    #[serde(default)]
+    pub sources: SourcesReport,
+}
+
+/// All sources together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourcesReport {
+    /// How many volumes show one, not counting their clones.
+    pub volumes: u64,
+    /// So many bytes of what these show of their sources need not be fetched any more.
+    pub filled_bytes: u64,
+    /// So many are still to be fetched, or lie behind one that is.
+    pub to_fill_bytes: u64,
+    /// Content that came since the program started, in bytes.
+    pub read_bytes: u64,
+    /// Questions that were answered by an error since then, or not answered in time.
+    pub failures: u64,
+    /// For how long something has been waiting for a source that does not answer, in seconds: the
+    /// longest such time; 0 if nothing waits.
+    pub waiting_s: u64,
 }
 
 /// One node.

@@ -33,7 +33,7 @@ use proto::{
     MemberToken, Time, VolumeId, limits,
 };
 use schedules::Schedules;
-use sources::{Creation, SourceRoute};
+use sources::{Creation, SourceCounters, SourceRoute};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -232,6 +232,7 @@ pub struct Engine {
     ahead_s: u64,
     /// Questions to sources.
     asked_sources: Routes<SourceRoute>,
+    source_counters: SourceCounters,
     /// Volumes that wait for their source to be made, and the last one's number.
     creations: BTreeMap<u64, Creation>,
     last_creation: u64,
@@ -281,6 +282,7 @@ impl Engine {
             trash: Trash::default(),
             ahead_s: 0,
             asked_sources: Routes::new(),
+            source_counters: SourceCounters::default(),
             creations: BTreeMap::new(),
             last_creation: 0,
             work: effects.into_iter().map(Work::FromJournal).collect(),

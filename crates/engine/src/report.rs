@@ -4,7 +4,7 @@ use crate::{
     NoticeLevel,
     admin::{
         AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport, OriginReport,
-        ScheduleReport, ScrubReport, StatusReport, VolumeReport,
+        ScheduleReport, ScrubReport, SourcesReport, StatusReport, VolumeReport,
     },
     attach::Held,
     disks::{Disk, Disks},
@@ -328,6 +328,7 @@ pub(crate) fn status(
         trash_volumes: 0,
         trash_bytes: 0,
         trash_gave_way: 0,
+        sources: SourcesReport::default(),
         node,
         disks,
     }

@@ -285,6 +285,13 @@ pub const FILL_MEASURE_MS: u64 = 2_000;
 /// Pieces of sources that one session asks for at once, each at most one member request long; more
 /// wait in the session. The background takes at most half.
 pub const SOURCE_PIECES_MAX: usize = 16;
+/// Guests' requests of one session that wait for sources and hold a place in its other limits
+/// meanwhile; more are put off, and hold none.
+pub const SOURCE_WAITING_REQUESTS_MAX: usize = 64;
+/// What these hold, in bytes, unless it is one request alone.
+pub const SOURCE_WAITING_BYTES_MAX: usize = 64 << 20;
+/// How many object requests they have, unless it is one request alone.
+pub const SOURCE_WAITING_PIECES_MAX: usize = 256;
 /// After how long a source that failed is asked again, in milliseconds.
 pub const SOURCE_RETRY_MS: u64 = 1_000;
 /// How long a new volume waits for its source to tell its size, in milliseconds.

@@ -8,6 +8,8 @@
 
 pub mod crashpoints;
 pub mod disk;
+pub mod driver;
+pub mod far;
 pub mod ledger;
 pub mod node;
 pub mod nodepoints;

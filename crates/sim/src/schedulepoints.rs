@@ -4,25 +4,25 @@
 use crate::{
     crashpoints::{Tally, check_offline},
     disk::{CrashState, Image},
+    driver::{Driver, Pace},
     ledger::Crash,
-    node::{Life, Media, Medium, Said, SimNode},
+    node::{Media, Medium, SimNode},
     nodepoints::states,
     onedisk::Setup,
     random::{Random, mix},
 };
 use engine::{
-    Client, ConnectionId, Input,
-    admin::{AdminReply, AdminRequest, AdminToken},
+    ConnectionId, NoticeLevel,
+    admin::{AdminReply, AdminRequest},
 };
 use proto::{BLOCK_SIZE, Buffer, Duration, Time};
-use std::collections::{BTreeMap, BTreeSet};
-use volume::{Answer, Completion, Operation, Request, RequestId};
+use std::collections::BTreeSet;
+use volume::{Answer, Operation};
 
 const NAME: &str = "volume";
 const SCHEDULE: &str = "m";
 const EVERY_S: u64 = 60;
 const KEEP: usize = 2;
-const CONNECTION: ConnectionId = ConnectionId(1);
 /// The first second of a slot: the one in which the schedule is set.
 const FIRST_UNIX_S: u64 = 1_700_000_040;
 /// The slot, counted from that one, around whose start the node crashes. By then there is a
@@ -78,9 +78,9 @@ pub fn explore(setup: &Setup, holder: Holder) -> Result<Tally, String> {
     loop {
         tally.points += 1;
         for crash in [Crash::Power, Crash::Kill] {
-            for (disk, journal) in states(bench.node.media(), tally.points) {
+            for (disk, journal) in states(bench.driver.node.media(), tally.points) {
                 tally.states += 1;
-                let media = bench.node.media();
+                let media = bench.driver.node.media();
                 let left = |medium: Medium, state: &CrashState| match crash {
                     Crash::Power => media.get(medium).crashed(state),
                     Crash::Kill => media.get(medium).killed(state),
@@ -101,7 +101,7 @@ pub fn explore(setup: &Setup, holder: Holder) -> Result<Tally, String> {
             }
         }
         point += 1;
-        if !bench.node.step(bench.now) && !bench.pass_time(end) {
+        if !bench.driver.proceed(end) {
             break;
         }
     }
@@ -114,7 +114,7 @@ pub fn explore(setup: &Setup, holder: Holder) -> Result<Tally, String> {
 fn recover(setup: &Setup, (disk, journal): (Image, Image), clock: Clock) -> Result<(), String> {
     let unix_s = FIRST_UNIX_S + clock.slot() * EVERY_S + 7;
     let mut after = Bench::start(setup, unix_s, Media::of(setup, disk, journal))?;
-    after.idle(after.now + IDLE);
+    after.idle(after.driver.now + IDLE)?;
     let found = slots(&after.snapshots()?)?;
     let newest = match clock {
         // Unless it was taken before the crash, this slot's time is over.
@@ -133,13 +133,13 @@ fn recover(setup: &Setup, (disk, journal): (Image, Image), clock: Clock) -> Resu
         }
     }
     let later = newest.max(clock.slot()) + 1;
-    after.idle(after.time_of(later) + IDLE);
+    after.idle(after.time_of(later) + IDLE)?;
     let found = slots(&after.snapshots()?)?;
     if found != [newest, later] {
         return Err(format!("in the next slot there are snapshots of the slots {found:?}"));
     }
-    after.node.engine().check();
-    check_offline(&after.node.media().disk)
+    after.driver.node.engine().check();
+    check_offline(&after.driver.node.media().disk)
 }
 
 /// The slots that these snapshots are of, counted from the first one.
@@ -159,30 +159,18 @@ fn tag_of(slot: u64) -> String {
 }
 
 struct Bench {
-    node: SimNode,
-    now: Time,
+    driver: Driver,
     started: Time,
     unix_s: u64,
-    next: u64,
-    answers: BTreeMap<u64, Answer>,
-    completions: BTreeMap<RequestId, Result<Completion, volume::Error>>,
-    replies: BTreeMap<AdminToken, Result<AdminReply, String>>,
 }
 
 impl Bench {
     fn start(setup: &Setup, unix_s: u64, media: Media) -> Result<Bench, String> {
-        let now = Time(5_000_000_000);
-        let mut bench = Bench {
-            node: SimNode::start_at(now, unix_s, setup, media),
-            now,
-            started: now,
-            unix_s,
-            next: 0,
-            answers: BTreeMap::new(),
-            completions: BTreeMap::new(),
-            replies: BTreeMap::new(),
-        };
-        bench.run_until(|bench| *bench.node.life() == Life::Ready)?;
+        let started = Time(5_000_000_000);
+        let node = SimNode::start_at(started, unix_s, setup, media);
+        let mut bench =
+            Bench { driver: Driver::of(node, started, Pace::OneByOne), started, unix_s };
+        bench.driver.await_ready()?;
         Ok(bench)
     }
 
@@ -199,17 +187,14 @@ impl Bench {
             keep: KEEP as u32,
         })?;
         for slot in 1..=CRASHED {
-            bench.open(NAME)?;
-            bench.write(slot as u8)?;
+            let connection = bench.open(NAME)?;
+            bench.write(connection, slot as u8)?;
             if slot < CRASHED || holder == Holder::Nobody {
-                bench.close();
+                bench.driver.hang_up(connection);
             }
             let begins = bench.time_of(slot);
-            if slot == CRASHED {
-                bench.idle(Time(begins.0 - 1));
-            } else {
-                bench.idle(begins + IDLE);
-            }
+            let is_last = slot == CRASHED;
+            bench.idle(if is_last { Time(begins.0 - 1) } else { begins + IDLE })?;
         }
         Ok(bench)
     }
@@ -232,112 +217,39 @@ impl Bench {
 
     /// The first byte of the snapshot of a slot.
     fn look(&mut self, slot: u64) -> Result<u8, String> {
-        self.open(&format!("{NAME}@{}", tag_of(slot)))?;
-        let completion = self.request(512, Operation::Read)?;
-        self.close();
-        self.run_idle();
-        match completion {
-            Completion::Data(payloads) => Ok(payloads[0].as_slice()[0]),
-            other => Err(format!("reading was answered {other:?}")),
-        }
+        let connection = self.open(&format!("{NAME}@{}", tag_of(slot)))?;
+        let content = self.driver.read(connection, 0, 512)?;
+        self.driver.hang_up(connection);
+        // Everything ends that does so without time.
+        while self.driver.step() {}
+        Ok(content[0])
     }
 
-    fn write(&mut self, byte: u8) -> Result<(), String> {
+    fn write(&mut self, connection: ConnectionId, byte: u8) -> Result<(), String> {
         let mut buffer = Buffer::zeroed(BLOCK_SIZE);
         buffer.as_mut_slice().fill(byte);
         let operation = Operation::Write { buffer, fua: true };
-        self.request(BLOCK_SIZE as u64, operation).map(|_| ())
+        self.driver.complete(connection, (0, BLOCK_SIZE as u64), operation).map(|_| ())
     }
 
-    fn request(&mut self, length: u64, operation: Operation) -> Result<Completion, String> {
-        self.next += 1;
-        let id = RequestId(self.next);
-        let request = Request { id, offset: 0, length, operation };
-        self.tell(Input::Request { connection: CONNECTION, request });
-        self.run_until(|bench| bench.completions.contains_key(&id))?;
-        let result = self.completions.remove(&id).expect("just seen");
-        result.map_err(|error| error.to_string())
-    }
-
-    fn open(&mut self, name: &str) -> Result<(), String> {
-        let client = Client { identity: "guest".into(), description: "guest".into() };
-        self.tell(Input::Open { connection: CONNECTION, client, name: name.into() });
-        self.run_until(|bench| bench.answers.contains_key(&CONNECTION.0))?;
-        match self.answers.remove(&CONNECTION.0) {
-            Some(Answer::Opened { .. }) => Ok(()),
-            other => Err(format!("opening {name} was answered {other:?}")),
+    fn open(&mut self, name: &str) -> Result<ConnectionId, String> {
+        match self.driver.open("guest", name)? {
+            (connection, Answer::Opened { .. }) => Ok(connection),
+            (_, other) => Err(format!("opening {name} was answered {other:?}")),
         }
-    }
-
-    fn close(&mut self) {
-        self.tell(Input::Close { connection: CONNECTION });
     }
 
     fn consult(&mut self, request: AdminRequest) -> Result<AdminReply, String> {
-        self.next += 1;
-        let token = AdminToken(self.next);
-        self.tell(Input::Admin { token, request });
-        self.run_until(|bench| bench.replies.contains_key(&token))?;
-        self.replies.remove(&token).expect("just seen")
+        self.driver.consult(request).map_err(|error| error.sentence)
     }
 
-    fn tell(&mut self, input: Input) {
-        self.node.input(self.now, input);
-        self.node.poll(self.now);
-    }
-
-    fn run_until(&mut self, done: impl Fn(&Bench) -> bool) -> Result<(), String> {
-        loop {
-            self.listen()?;
-            if done(self) {
-                return Ok(());
-            }
-            if let Life::Failed(sentence) = self.node.life() {
-                return Err(format!("the node failed: {sentence}"));
-            }
-            if !self.node.step(self.now) && !self.pass_time(Time(u64::MAX)) {
-                return Err("what is waited for never comes".into());
-            }
+    /// Lets everything happen until then; nothing may be amiss.
+    fn idle(&mut self, end: Time) -> Result<(), String> {
+        self.driver.idle(end);
+        let mut notices = self.driver.notices.iter();
+        match notices.find(|(level, _)| *level != NoticeLevel::Info) {
+            Some((_, sentence)) => Err(format!("it says: {sentence}")),
+            None => Ok(()),
         }
-    }
-
-    /// Lets everything end that does so without time.
-    fn run_idle(&mut self) {
-        while self.node.step(self.now) {}
-    }
-
-    fn idle(&mut self, end: Time) {
-        while self.node.step(self.now) || self.pass_time(end) {}
-        self.now = self.now.max(end);
-    }
-
-    fn pass_time(&mut self, end: Time) -> bool {
-        let Some(deadline) = self.node.engine().deadline().filter(|at| *at <= end) else {
-            return false;
-        };
-        self.now = self.now.max(deadline);
-        self.tell(Input::Tick);
-        true
-    }
-
-    fn listen(&mut self) -> Result<(), String> {
-        for said in self.node.take_said() {
-            match said {
-                Said::Answer { connection, answer } => {
-                    self.answers.insert(connection.0, answer);
-                }
-                Said::Complete { id, result, .. } => {
-                    self.completions.insert(id, result);
-                }
-                Said::Admin { token, result } => {
-                    self.replies.insert(token, (*result).map_err(|error| error.sentence));
-                }
-                Said::Notice { level, sentence } if level != engine::NoticeLevel::Info => {
-                    return Err(format!("it says: {sentence}"));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }

@@ -4,24 +4,24 @@
 //! snapshot of the group, so is every write whose answer its guest had waited for before.
 
 use engine::{
-    Client, ConnectionId, Input, Output,
+    ConnectionId,
     admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken},
 };
 use proto::{BLOCK_SIZE, Buffer, Duration, OBJECT_SIZE, SECTOR_SIZE, Time};
 use sim::{
     disk::{CrashState, Latency, Mixture},
+    driver::{Driver, Pace},
     entropy,
-    node::{Life, Media, SimNode},
+    node::{Media, SimNode},
     onedisk::Setup,
     random::Random,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use volume::{Answer, Completion, Operation, Request, RequestId};
+use volume::{Answer, Operation, RequestId};
 
 /// Writes of one chain: each has a place of its own.
 const CHAIN_LENGTH: u64 = 40;
 const SECTOR: u64 = SECTOR_SIZE as u64;
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One write of a chain.
 #[derive(Clone, Copy)]
@@ -64,8 +64,7 @@ struct Taken {
 struct Run {
     random: Random,
     setup: Setup,
-    node: SimNode,
-    now: Time,
+    driver: Driver,
     /// Whether each write is answered only once it is stable.
     fua: bool,
     volumes: usize,
@@ -77,11 +76,9 @@ struct Run {
     taken: Vec<Taken>,
     /// The snapshot of the group that is under way.
     taking: Option<AdminToken>,
-    next: u64,
-    /// Answers that somebody waits for.
-    opened: BTreeMap<ConnectionId, Answer>,
-    replies: BTreeMap<AdminToken, Result<AdminReply, AdminError>>,
-    completions: BTreeMap<(ConnectionId, RequestId), Completion>,
+    /// How many guests and snapshots of single volumes there were.
+    guests: u64,
+    singles: u64,
     /// How many snapshots were answered, and how many had a chain in the middle.
     proven: (u64, u64),
 }
@@ -102,32 +99,30 @@ impl Run {
             fua: random.coin(),
             random,
             setup,
-            node,
-            now,
+            driver: Driver::of(node, now, Pace::InTime),
             volumes,
             chains,
             links: vec![None; volumes],
             asked: BTreeMap::new(),
             taken: Vec::new(),
             taking: None,
-            next: 0,
-            opened: BTreeMap::new(),
-            replies: BTreeMap::new(),
-            completions: BTreeMap::new(),
+            guests: 0,
+            singles: 0,
             proven: (0, 0),
         }
     }
 
     fn run(mut self) -> (u64, u64) {
-        self.drive("the start", |run| *run.node.life() == Life::Ready);
+        self.driver.await_ready().expect("a node can be founded");
         let objects = CHAIN_LENGTH * self.chains.len() as u64 + 2;
         let bytes = objects * OBJECT_SIZE as u64;
         for volume in 0..self.volumes {
             let name = format!("v{volume}");
-            self.ask(AdminRequest::VolumeCreate { name, bytes }).expect("a volume");
+            self.driver.consult(AdminRequest::VolumeCreate { name, bytes }).expect("a volume");
         }
         let volumes = (0..self.volumes).map(|volume| format!("v{volume}")).collect();
-        self.ask(AdminRequest::GroupCreate { name: "g".into(), volumes }).expect("a group");
+        let request = AdminRequest::GroupCreate { name: "g".into(), volumes };
+        self.driver.consult(request).expect("a group");
         for _ in 0..self.random.between(200, 1500) {
             if self.random.chance(2_000) {
                 let power = self.random.coin();
@@ -140,7 +135,11 @@ impl Run {
             self.act();
             self.step();
         }
-        self.drive("the last snapshot", |run| run.taking.is_none());
+        if let Some(token) = self.taking {
+            let is_taken = |driver: &mut Driver| driver.replies.contains_key(&token);
+            self.driver.run_until("the last snapshot", is_taken).expect("it is taken");
+            self.listen();
+        }
         let power = self.random.coin();
         self.crash(power);
         self.proven
@@ -155,7 +154,8 @@ impl Run {
                     // What it has in flight is in doubt, and done again.
                     self.forget(connection);
                     self.links[volume] = None;
-                    self.input(Input::Close { connection });
+                    self.begin();
+                    self.driver.hang_up(connection);
                 }
                 _ => {}
             }
@@ -170,14 +170,16 @@ impl Run {
             let answered = self.chains.iter().map(|chain| chain.answered).collect();
             self.taken.push(Taken { tag: tag.clone(), answered, begun: None });
             let request = AdminRequest::GroupSnapshot { name: "g".into(), tag };
-            self.taking = Some(self.send(request));
+            self.begin();
+            self.taking = Some(self.driver.administer(request));
         }
         // Now and then one volume is busy with a snapshot of its own.
         if self.random.chance(5_000) {
-            self.next += 1;
-            let (volume, tag) = (self.random.below(self.volumes as u64), self.next);
+            self.singles += 1;
+            let (volume, tag) = (self.random.below(self.volumes as u64), self.singles);
             let name = format!("v{volume}");
-            self.send(AdminRequest::SnapshotCreate { name, tag: format!("own{tag}") });
+            self.begin();
+            self.driver.administer(AdminRequest::SnapshotCreate { name, tag: format!("own{tag}") });
         }
     }
 
@@ -204,57 +206,25 @@ impl Run {
         let inside = (offset - first) as usize;
         buffer.as_mut_slice()[inside..inside + length as usize].fill(stamp(number));
         let operation = Operation::Write { buffer, fua: self.fua };
-        let id = self.request(connection, offset, length, operation);
+        self.begin();
+        let id = self.driver.request(connection, offset, length, operation);
         self.asked.insert((connection, id), chain);
     }
 
-    fn request(
-        &mut self,
-        connection: ConnectionId,
-        offset: u64,
-        length: u64,
-        operation: Operation,
-    ) -> RequestId {
-        self.next += 1;
-        let id = RequestId(self.next);
-        let request = Request { id, offset, length, operation };
-        self.input(Input::Request { connection, request });
-        id
-    }
-
     fn connect(&mut self, volume: usize) {
+        self.begin();
         let connection = self.open(&format!("v{volume}"));
         self.links[volume] = Some((connection, false));
     }
 
     fn open(&mut self, name: &str) -> ConnectionId {
-        self.next += 1;
-        let connection = ConnectionId(self.next);
-        let identity = format!("guest {}", self.next);
-        let client = Client { description: identity.clone(), identity };
-        self.input(Input::Open { connection, client, name: name.into() });
-        connection
+        self.guests += 1;
+        self.driver.ask_open(&format!("guest {}", self.guests), name)
     }
 
-    fn send(&mut self, request: AdminRequest) -> AdminToken {
-        self.next += 1;
-        let token = AdminToken(self.next);
-        self.input(Input::Admin { token, request });
-        token
-    }
-
-    fn ask(&mut self, request: AdminRequest) -> Result<AdminReply, AdminError> {
-        let token = self.send(request);
-        self.drive("an answer", |run| run.replies.contains_key(&token));
-        self.replies.remove(&token).expect("just seen")
-    }
-
-    fn input(&mut self, input: Input) {
-        self.node.input(self.now, input);
-        if self.random.coin() {
-            self.node.poll(self.now);
-        }
-        self.listen();
+    /// What is asked next comes alone or together with others.
+    fn begin(&mut self) {
+        self.driver.gathers = self.random.coin();
     }
 
     /// Nobody waits for the answers of this connection any more.
@@ -268,72 +238,48 @@ impl Run {
     }
 
     fn step(&mut self) {
-        let Some(due) = self.node.next_due() else { return };
+        let driver = &mut self.driver;
+        let Some(due) = driver.node.next_due() else { return };
         // Inputs come in bursts and in quiet times alike.
-        if due > self.now && self.random.chance(300_000) {
+        if due > driver.now && self.random.chance(300_000) {
             return;
         }
-        self.now = self.now.max(due);
-        self.node.advance(self.now);
-        if self.random.coin() || self.node.next_due().is_none_or(|due| due > self.now) {
-            self.node.poll(self.now);
+        driver.now = driver.now.max(due);
+        driver.node.advance(driver.now);
+        if self.random.coin() || driver.node.next_due().is_none_or(|due| due > driver.now) {
+            driver.node.poll(driver.now);
         }
         self.listen();
-    }
-
-    fn drive(&mut self, what: &str, done: impl Fn(&Run) -> bool) {
-        let end = self.now + PATIENCE;
-        self.node.poll(self.now);
-        self.listen();
-        while !done(self) {
-            let due = self.node.next_due().filter(|due| *due <= end);
-            self.now = self.now.max(due.unwrap_or_else(|| panic!("{what} never comes")));
-            self.node.advance(self.now);
-            self.node.poll(self.now);
-            self.listen();
-        }
     }
 
     fn listen(&mut self) {
-        for said in self.node.take_said() {
-            match said {
-                Output::Answer { connection, answer } => {
-                    let mut links = self.links.iter_mut();
-                    match links.find(|link| link.is_some_and(|(at, _)| at == connection)) {
-                        Some(link) => {
-                            let is_open = matches!(answer, Answer::Opened { .. });
-                            *link = is_open.then_some((connection, true));
-                        }
-                        None => {
-                            self.opened.insert(connection, answer);
-                        }
-                    }
-                }
-                Output::Complete { connection, id, result } => {
-                    let completion = result.expect("nothing fails here");
-                    match self.asked.remove(&(connection, id)) {
-                        Some(chain) => {
-                            self.chains[chain].in_flight = false;
-                            self.chains[chain].answered += 1;
-                        }
-                        None => {
-                            self.completions.insert((connection, id), completion);
-                        }
-                    }
-                }
-                Output::Admin { token, result } if self.taking == Some(token) => {
-                    self.taking = None;
-                    self.snapshot_answered(*result);
-                }
-                Output::Admin { token, result } => {
-                    self.replies.insert(token, *result);
-                }
-                // One that a crash interrupted goes.
-                Output::Notice { sentence, .. } if sentence.contains("and was deleted") => {}
-                other => panic!("{other:?}"),
+        self.driver.listen();
+        for link in &mut self.links {
+            if let Some((connection, false)) = *link
+                && let Some(answer) = self.driver.answers.remove(&connection)
+            {
+                let is_open = matches!(answer, Answer::Opened { .. });
+                *link = is_open.then_some((connection, true));
             }
         }
-        assert!(!matches!(self.node.life(), Life::Failed(_)), "{:?}", self.node.life());
+        let ended: Vec<_> = self.driver.completions.keys().copied().collect();
+        for key in ended {
+            let result = self.driver.completions.remove(&key).expect("listed just now");
+            result.expect("nothing fails here");
+            // Nobody waits for those of connections that are gone.
+            if let Some(chain) = self.asked.remove(&key) {
+                self.chains[chain].in_flight = false;
+                self.chains[chain].answered += 1;
+            }
+        }
+        if let Some(result) = self.taking.and_then(|token| self.driver.replies.remove(&token)) {
+            self.taking = None;
+            self.snapshot_answered(result);
+        }
+        for (_, sentence) in self.driver.notices.drain(..) {
+            // One that a crash interrupted goes.
+            assert!(sentence.contains("and was deleted"), "{sentence}");
+        }
     }
 
     fn snapshot_answered(&mut self, result: Result<AdminReply, AdminError>) {
@@ -347,7 +293,7 @@ impl Run {
             Err(AdminError { kind: AdminErrorKind::Conflict, .. }) => {
                 // A member was busy: then no volume has anything of it.
                 let tag = self.taken.pop().expect("just seen").tag;
-                for volume in self.node.engine().map().volumes() {
+                for volume in self.driver.node.engine().map().volumes() {
                     assert!(volume.snapshot(&tag).is_none(), "half of a snapshot was taken");
                 }
                 // Its number is used all the same.
@@ -360,14 +306,15 @@ impl Run {
 
     /// The process goes, perhaps with the power; then all snapshots are looked at.
     fn crash(&mut self, power: bool) {
-        let (now, setup) = (self.now + Duration::from_millis(10), self.setup.clone());
+        let (now, setup) = (self.driver.now + Duration::from_millis(10), self.setup.clone());
         let states = [(); 2].map(|()| match self.random.below(4) {
             0 => CrashState::Old,
             1 => CrashState::New,
             _ => CrashState::Mixture(Mixture { seed: self.random.next() }),
         });
-        self.now = now;
-        self.node.replace(|mut media| {
+        self.driver.now = now;
+        self.driver.gathers = false;
+        self.driver.replace(|mut media| {
             if power {
                 media.disk.power_cut(&states[0]);
                 media.journal.power_cut(&states[1]);
@@ -381,14 +328,16 @@ impl Run {
         self.taking = None;
         self.links.fill(None);
         self.chains.iter_mut().for_each(Chain::interrupt);
-        self.drive("the start", |run| *run.node.life() == Life::Ready);
+        self.driver.await_ready().expect("it starts again");
         // What was being taken is finished by the node itself, and then goes.
-        self.drive("the end of what was begun", |run| {
-            let map = run.node.engine().map();
-            map.volumes().all(|volume| map.sealing(volume).is_none())
-                && run.node.engine().torn_groups() == 0
-        });
-        self.node.engine().check();
+        let is_over = |driver: &mut Driver| {
+            let engine = driver.node.engine();
+            let map = engine.map();
+            map.volumes().all(|volume| map.sealing(volume).is_none()) && engine.torn_groups() == 0
+        };
+        self.driver.run_until("the end of what was begun", is_over).expect("it ends");
+        self.listen();
+        self.driver.node.engine().check();
         for taken in std::mem::take(&mut self.taken) {
             self.verify(&taken);
             self.taken.push(taken);
@@ -397,7 +346,7 @@ impl Run {
 
     /// Whether the snapshot is a cut, whatever was lost; one that was never answered may be gone.
     fn verify(&mut self, taken: &Taken) {
-        let reply = self.ask(AdminRequest::GroupInfo { name: "g".into() });
+        let reply = self.driver.consult(AdminRequest::GroupInfo { name: "g".into() });
         let Ok(AdminReply::Group(group)) = reply else { panic!("{reply:?}") };
         let found = group.snapshots.iter().find(|found| found.tag == taken.tag);
         let Some(found) = found else {
@@ -410,15 +359,16 @@ impl Run {
             (0..self.volumes).map(|volume| format!("v{volume}@{}", taken.tag)).collect();
         let readers: Vec<ConnectionId> = names.iter().map(|name| self.open(name)).collect();
         for reader in &readers {
-            self.drive("a reader", |run| run.opened.contains_key(reader));
-            let answer = &self.opened[reader];
+            let is_answered = |driver: &mut Driver| driver.answers.contains_key(reader);
+            self.driver.run_until("a reader", is_answered).expect("it is answered");
+            let answer = &self.driver.answers[reader];
             assert!(matches!(answer, Answer::Opened { read_only: true, .. }), "{answer:?}");
         }
         for chain in 0..self.chains.len() {
             self.verify_chain(taken, chain, &readers);
         }
         for connection in readers {
-            self.input(Input::Close { connection });
+            self.driver.hang_up(connection);
         }
     }
 
@@ -426,7 +376,8 @@ impl Run {
         let mut missing = None;
         for number in 0..self.chains[chain].writes.len() {
             let Write { volume, offset, length } = self.chains[chain].writes[number];
-            let bytes = self.read(readers[volume], offset, length);
+            let read = self.driver.read(readers[volume], offset, length);
+            let bytes = read.expect("a snapshot can be read");
             let all = bytes.iter().all(|byte| *byte == stamp(number));
             let any = bytes.iter().any(|byte| *byte != 0);
             let what = format!("write {number} of chain {chain} in {}", taken.tag);
@@ -443,15 +394,6 @@ impl Run {
                 assert!(!any || number < begun[chain], "{what} had not been begun");
                 self.proven.1 += u64::from(number > 0 && missing == Some(number));
             }
-        }
-    }
-
-    fn read(&mut self, connection: ConnectionId, offset: u64, length: u64) -> Vec<u8> {
-        let key = (connection, self.request(connection, offset, length, Operation::Read));
-        self.drive("a read", |run| run.completions.contains_key(&key));
-        match self.completions.remove(&key).expect("just seen") {
-            Completion::Data(parts) => parts.iter().flat_map(|p| p.as_slice().to_vec()).collect(),
-            other => panic!("{other:?}"),
         }
     }
 }

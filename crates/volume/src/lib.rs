@@ -17,6 +17,7 @@ mod origin;
 mod pieces;
 mod request;
 mod session;
+mod shelf;
 mod shrink;
 mod source;
 mod switch;

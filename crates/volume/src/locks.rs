@@ -49,8 +49,42 @@ impl Locks {
     /// the order of their arrival.
     pub(crate) fn release(&mut self, owner: u64, granted: &mut Vec<u64>) {
         let place = self.locks.iter().position(|lock| lock.owner == owner);
-        let lock = self.locks.swap_remove(place.expect("who releases holds"));
-        assert!(lock.blockers == 0, "who releases was granted");
+        let place = place.expect("who releases holds");
+        assert!(self.locks[place].blockers == 0, "who releases was granted");
+        self.remove(place, granted);
+    }
+
+    /// Gives up a lock that is waited for. Likewise.
+    pub(crate) fn withdraw(&mut self, owner: u64, granted: &mut Vec<u64>) {
+        let place = self.locks.iter().position(|lock| lock.owner == owner);
+        let place = place.expect("who withdraws waits");
+        assert!(self.locks[place].blockers > 0, "who withdraws was not granted");
+        self.waiting -= 1;
+        self.remove(place, granted);
+    }
+
+    /// Who of the chosen waits for this owner's lock, or for one of those that do, in the order of
+    /// their arrival.
+    pub(crate) fn behind(&self, owner: u64, chosen: impl Fn(u64) -> bool) -> Vec<u64> {
+        let mut later: Vec<&Lock> = self.locks.iter().filter(|lock| lock.blockers > 0).collect();
+        later.sort_unstable_by_key(|lock| lock.number);
+        let mut ahead: Vec<&Lock> = self.locks.iter().filter(|lock| lock.owner == owner).collect();
+        let mut behind = Vec::new();
+        for lock in later.into_iter().filter(|lock| chosen(lock.owner)) {
+            let waits = ahead.iter().any(|earlier| {
+                let conflicts = earlier.conflicts(lock.first, lock.end, lock.exclusive);
+                earlier.number < lock.number && conflicts
+            });
+            if waits {
+                ahead.push(lock);
+                behind.push(lock.owner);
+            }
+        }
+        behind
+    }
+
+    fn remove(&mut self, place: usize, granted: &mut Vec<u64>) {
+        let lock = self.locks.swap_remove(place);
         if self.waiting == 0 {
             return;
         }
@@ -133,6 +167,28 @@ mod tests {
             &[true, true, false, false, false],
             &[(0, &[]), (1, &[2]), (2, &[3, 4]), (4, &[]), (3, &[])],
         );
+    }
+
+    #[test]
+    fn who_waits_can_withdraw_and_lets_nobody_in_who_waits_for_others_too() {
+        let mut locks = Locks::default();
+        // (first, end, exclusive): a reader, a writer behind it, one behind that, one of its own.
+        let takes = [(0, 4, false), (2, 6, true), (5, 8, true), (3, 4, true), (9, 10, true)];
+        let granted: Vec<bool> =
+            (0..).zip(takes).map(|(at, (a, b, c))| locks.take(at, a, b, c)).collect();
+        assert_eq!(granted, [true, false, false, false, true]);
+        assert_eq!(locks.behind(0, |_| true), [1, 2, 3]);
+        assert_eq!(locks.behind(0, |owner| owner != 1), [3]);
+        assert_eq!(locks.behind(4, |_| true), []);
+        let mut granted = Vec::new();
+        locks.withdraw(1, &mut granted);
+        locks.check();
+        assert_eq!(granted, [2], "the last one waits for the reader");
+        granted.clear();
+        locks.withdraw(3, &mut granted);
+        locks.release(0, &mut granted);
+        locks.check();
+        assert_eq!((granted.len(), locks.len()), (0, 2));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::locks::Locks;
 use crate::origin::{Follow, Through, Whole};
 use crate::pieces::{Range, piece};
 use crate::request::{Completion, Error, Operation, Request, RequestId};
+use crate::shelf::{Arrival, Shelf};
 use crate::shrink::Shrink;
 use crate::source::Sources;
 use crate::switch::Switch;
@@ -27,8 +28,8 @@ use std::sync::Arc;
 ///
 /// Invariants: every accepted request completes exactly once; two requests of which one changes
 /// blocks of the other are never in work together, and the earlier goes first; what is in work
-/// stays under its limits, and what is beyond waits in the order of arrival. The inbox itself has
-/// no limit here: the fronts bound how many requests they have open.
+/// stays under its limits, and what is beyond waits in the order of arrival. The inbox and the
+/// shelf have no limit here: the fronts bound how many requests they have open.
 #[derive(Debug)]
 pub struct Session {
     pub(crate) now: Time,
@@ -45,9 +46,11 @@ pub struct Session {
     /// Since when the session is closing.
     closing: Option<Closing>,
     /// Requests that are not in work yet, in order.
-    inbox: VecDeque<(Time, Request)>,
+    inbox: VecDeque<Arrival>,
+    /// Requests that wait for a source and hold no place.
+    pub(crate) shelf: Shelf,
     pub(crate) works: Slots<Work>,
-    locks: Locks,
+    pub(crate) locks: Locks,
     /// Object requests under way.
     pub(crate) pieces: Slots<Piece>,
     /// Those that have ended and are being completed with what shows through.
@@ -176,6 +179,7 @@ impl Session {
             life: Life::Opening,
             closing: None,
             inbox: VecDeque::new(),
+            shelf: Shelf::default(),
             works: Slots::default(),
             locks: Locks::default(),
             pieces: Slots::default(),
@@ -211,7 +215,8 @@ impl Session {
                 if self.closing.is_some() {
                     self.complete(request.id, Err(being_closed()), effects);
                 } else {
-                    self.inbox.push_back((now, request));
+                    let (since, order) = (now, self.accepted);
+                    self.inbox.push_back(Arrival { since, order, pieces: 0, request });
                     self.admit(effects);
                 }
             }
@@ -270,9 +275,13 @@ impl Session {
         let since = match (oldest, self.inbox.front()) {
             (Some((_, work)), _) => work.since,
             _ if self.life == Life::Opening => self.begun,
-            (None, Some((since, _))) => *since,
+            (None, Some(arrival)) => arrival.since,
             (None, None) => return None,
         };
+        if let Some((earlier, layer)) = self.shelf.oldest().filter(|(at, _)| *at < since) {
+            let reason = format!("waiting for {}", self.source_words(layer));
+            return Some(Waiting { since: earlier, reason });
+        }
         let source = oldest.and_then(|(number, _)| self.sources.awaited_by(number));
         let source = source.map(|layer| self.source_words(layer));
         let obstacle = source.or_else(|| self.coordinator.obstacle());
@@ -286,7 +295,7 @@ impl Session {
         self.sources.check(|piece, work| self.pieces.at(piece).is_some_and(|p| p.work == work));
         self.locks.check();
         let guests = self.works.iter().filter(|(_, work)| work.id.is_some()).count();
-        let open = self.inbox.len() + guests;
+        let open = self.inbox.len() + self.shelf.len() + guests;
         assert_eq!(self.accepted, self.completed + open as u64, "a request was lost");
         let mut pieces: BTreeMap<u64, usize> = BTreeMap::new();
         for (_, piece) in self.pieces.iter() {
@@ -321,7 +330,9 @@ impl Session {
         assert!(self.pieces.len() <= SESSION_PIECES_MAX + SESSION_REQUESTS_MAX * 2);
         assert!(self.works.len() <= SESSION_REQUESTS_MAX + FLATTEN_PIECES_MAX + 4);
         let idle = self.works.is_empty() && matches!(self.life, Life::Open | Life::Fenced);
-        assert!(!idle || self.inbox.is_empty(), "requests wait for nothing");
+        let waiting = self.inbox.len() + self.shelf.len();
+        assert!(!idle || waiting == 0, "requests wait for nothing");
+        self.check_shelf();
     }
 
     // -- into work --
@@ -329,24 +340,19 @@ impl Session {
     /// Takes requests into work, in order, as far as the limits allow.
     fn admit(&mut self, effects: &mut Vec<Effect>) {
         while self.life != Life::Opening && self.works.len() < SESSION_REQUESTS_MAX {
-            let Some((since, request)) = self.inbox.front() else { return };
-            let since = *since;
-            if self.life != Life::Open {
-                let (_, request) = self.inbox.pop_front().expect("just seen");
-                self.complete(request.id, Err(Error::Fenced), effects);
-                continue;
-            }
-            let range = match self.validate(request) {
-                Ok(Some(range)) => range,
-                Ok(None) => {
-                    let (_, request) = self.inbox.pop_front().expect("just seen");
-                    let result = Ok(nothing(&request.operation));
-                    self.complete(request.id, result, effects);
-                    continue;
-                }
-                Err(error) => {
-                    let (_, request) = self.inbox.pop_front().expect("just seen");
-                    self.complete(request.id, Err(error), effects);
+            let Some(Arrival { request, .. }) = self.inbox.front() else { return };
+            let id = request.id;
+            let early = match self.validate(request) {
+                _ if self.life != Life::Open => Err(Err(Error::Fenced)),
+                Ok(Some(range)) => Ok(range),
+                Ok(None) => Err(Ok(nothing(&request.operation))),
+                Err(error) => Err(Err(error)),
+            };
+            let range = match early {
+                Ok(range) => range,
+                Err(result) => {
+                    self.inbox.pop_front();
+                    self.complete(id, result, effects);
                     continue;
                 }
             };
@@ -359,11 +365,30 @@ impl Session {
             if self.bytes > 0 && self.bytes + bytes > SESSION_BYTES_MAX {
                 return;
             }
-            let (_, request) = self.inbox.pop_front().expect("just seen");
+            let arrival = self.inbox.pop_front().expect("just seen");
+            let Arrival { since, order, pieces, request } = arrival;
             let (task, fua) = task(request.operation);
-            let work = Work::new(Some(request.id), task, range, fua, since, self.next);
-            self.begin(work, effects);
+            let mut work = Work::new(Some(id), task, range, fua, since, self.next);
+            (work.order, work.pieces) = (order, pieces);
+            match self.waits_behind(work.lock()) {
+                // What comes back was the first of those that wait.
+                Some(source) if pieces == 0 => self.shelf.put(work, source),
+                _ => {
+                    self.begin(work, effects);
+                }
+            }
         }
+    }
+
+    /// A request that was put off goes into work before those that came after it.
+    pub(crate) fn admit_again(&mut self, arrival: Arrival, effects: &mut Vec<Effect>) {
+        self.inbox.push_front(arrival);
+        self.admit(effects);
+    }
+
+    /// Whether one that comes back finds no room yet.
+    pub(crate) fn has_returned(&self) -> bool {
+        self.inbox.front().is_some_and(|arrival| arrival.pieces > 0)
     }
 
     /// Whether a request makes sense now, and its range; nothing if there is nothing to do.
@@ -465,6 +490,11 @@ impl Session {
         false
     }
 
+    /// A work that leaves without an end holds nothing any more.
+    pub(crate) fn release_bytes(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+    }
+
     /// Bytes that the works hold at most.
     pub(crate) fn held_bytes(&self) -> usize {
         self.bytes
@@ -500,7 +530,7 @@ impl Session {
     }
 
     /// The blocks are free: what is to be changed in part is read first.
-    fn start(&mut self, number: u64, effects: &mut Vec<Effect>) {
+    pub(crate) fn start(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let work = self.works.at_mut(number).expect("it waited for its lock");
         if work.error.is_some() {
             work.stage = Stage::Body;
@@ -719,8 +749,20 @@ impl Session {
 
     /// A work is over.
     fn end(&mut self, number: u64, effects: &mut Vec<Effect>) {
+        let is_going = self.life != Life::Open || self.is_closing();
+        let work = self.works.at_mut(number).expect("it is in work");
+        if work.put_off && !is_going {
+            let source = work.source;
+            self.shelve(number, source);
+            self.admit(effects);
+            self.advance_flatten(effects);
+            return;
+        }
         let mut work = self.works.remove(number).expect("it is in work");
         self.bytes -= work.bytes();
+        if work.put_off {
+            work.error = Some(self.error_of_the_end());
+        }
         // Once the map has no such snapshot the disks may take it for one that never was.
         let lost_base = matches!(work.task, Task::Difference { base, .. } if !self.is_base(base));
         let result = match work.error.take() {
@@ -742,7 +784,7 @@ impl Session {
         self.advance_flatten(effects);
     }
 
-    fn complete(
+    pub(crate) fn complete(
         &mut self,
         id: RequestId,
         result: Result<Completion, Error>,
@@ -755,12 +797,19 @@ impl Session {
     /// Does what the coordinator wants until it wants nothing more.
     fn drive(&mut self, effects: &mut Vec<Effect>) {
         self.carry_out(effects);
-        while self.sources.len() > 0 {
-            if self.life == Life::Fenced || self.is_closing() {
+        loop {
+            if self.sources.len() == 0 {
+                // Nothing is asked.
+            } else if self.life == Life::Fenced || self.is_closing() {
                 self.give_up_sources(effects);
+                self.carry_out(effects);
+                continue;
             } else if self.flatten.has_copied_all() {
                 self.ask_disks_instead();
-            } else {
+                self.carry_out(effects);
+                continue;
+            }
+            if !self.tend_shelf(effects) {
                 break;
             }
             self.carry_out(effects);
@@ -862,9 +911,10 @@ impl Session {
         self.abandon_shrink(effects);
         self.advance_flatten(effects);
         // Who asked is gone, and gigabytes of zeros would keep the next one waiting.
-        for (_, request) in std::mem::take(&mut self.inbox) {
+        for Arrival { request, .. } in std::mem::take(&mut self.inbox) {
             self.complete(request.id, Err(being_closed()), effects);
         }
+        self.tend_shelf(effects);
         let unsent: Vec<u64> =
             self.works.iter().filter(|(_, work)| !work.is_sent()).map(|(at, _)| at).collect();
         // All first: the end of one must not begin the next.
@@ -911,8 +961,10 @@ impl Session {
         let mut ids: Vec<(u64, Option<RequestId>)> =
             self.works.iter().map(|(_, work)| (work.number, work.id)).collect();
         ids.sort_unstable_by_key(|(number, _)| *number);
-        let waiting = self.inbox.drain(..).map(|(_, request)| request.id);
-        let ids: Vec<_> = ids.into_iter().filter_map(|(_, id)| id).chain(waiting).collect();
+        let waiting = self.inbox.drain(..).map(|arrival| arrival.request.id);
+        let shelved = self.shelf.clear().into_iter().map(|request| request.id);
+        let works = ids.into_iter().filter_map(|(_, id)| id);
+        let ids: Vec<_> = works.chain(shelved).chain(waiting).collect();
         for id in ids {
             self.complete(id, Err(error.clone()), effects);
         }
@@ -927,6 +979,16 @@ impl Session {
         self.bytes = 0;
         self.life = Life::Closed;
         effects.push(Effect::Closed);
+    }
+}
+
+impl Session {
+    /// What ends requests that are given up with the session.
+    pub(crate) fn error_of_the_end(&self) -> Error {
+        match self.life {
+            Life::Fenced => Error::Fenced,
+            _ => being_closed(),
+        }
     }
 }
 

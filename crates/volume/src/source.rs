@@ -12,7 +12,7 @@ use proto::{
     BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockState, Duration, LayerId, OBJECT_SIZE, Time,
 };
 use replica::Answer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const _: () = assert!(SOURCE_PIECES_MAX >= 2, "there is room beside the background");
 
@@ -29,6 +29,8 @@ pub(crate) struct Sources {
     last: u64,
     /// Sources whose last answer was an error.
     troubles: BTreeMap<LayerId, Trouble>,
+    /// Whether there are questions of guests since it was last asked.
+    has_grown: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,26 @@ impl Sources {
     pub(crate) fn awaited_by(&self, work: u64) -> Option<LayerId> {
         let mut questions = self.questions.values();
         questions.find(|question| question.work == work).map(|question| question.layer)
+    }
+
+    /// The works of guests that wait for sources, and how many questions each has.
+    pub(crate) fn asked_by_guests(&self) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let mut works: BTreeMap<u64, usize> = BTreeMap::new();
+        for question in self.questions.values().filter(|question| !question.background) {
+            *works.entry(question.work).or_default() += 1;
+        }
+        works.into_iter()
+    }
+
+    /// The works that wait for a source that does not answer.
+    pub(crate) fn in_trouble(&self) -> BTreeSet<u64> {
+        let is_away = |question: &&Question| self.troubles.contains_key(&question.layer);
+        self.questions.values().filter(is_away).map(|question| question.work).collect()
+    }
+
+    /// Whether there are questions of guests since this was last asked.
+    pub(crate) fn has_grown(&mut self) -> bool {
+        std::mem::take(&mut self.has_grown)
     }
 
     /// What may be asked now: the guests' questions before the others.
@@ -163,6 +185,7 @@ impl Session {
             asked: false,
         };
         self.sources.questions.insert(self.sources.last, question);
+        self.sources.has_grown |= !background;
         true
     }
 
@@ -203,7 +226,24 @@ impl Session {
                 let again_at = self.now + Duration::from_millis(SOURCE_RETRY_MS);
                 let since = self.sources.troubles.get(&layer).map_or(self.now, |known| known.since);
                 self.sources.troubles.insert(layer, Trouble { since, reason, again_at });
+                // Who waits behind those that wait needs no place either.
+                for (number, _) in self.sources.asked_by_guests() {
+                    if self.sources.awaited_by(number) == Some(layer) {
+                        self.put_off_behind(number, layer, effects);
+                    }
+                }
             }
+        }
+    }
+
+    /// What a work asked of sources is given up.
+    pub(crate) fn give_up_questions(&mut self, work: u64, effects: &mut Vec<Effect>) {
+        let questions = self.sources.questions.iter();
+        let its = questions.filter(|(_, question)| question.work == work);
+        for number in its.map(|(number, _)| *number).collect::<Vec<_>>() {
+            let question = self.sources.questions.remove(&number).expect("listed just now");
+            let error = replica::Error::Io("it was put off".into());
+            self.handle_piece(question.piece, Err(error), effects);
         }
     }
 

@@ -17,9 +17,17 @@ pub(crate) struct Work {
     pub(crate) range: Range,
     /// Whether it ends only when it is on stable media.
     pub(crate) fua: bool,
-    /// When it came, and its place in the order of arrival.
+    /// When it came, and its place in the order in which works began.
     pub(crate) since: Time,
     pub(crate) number: u64,
+    /// Of a guest's: its place in the order of arrival.
+    pub(crate) order: u64,
+    /// How many pieces of it had to wait for a source when it was put off the last time; 0: it was
+    /// not yet.
+    pub(crate) pieces: usize,
+    /// Whether it is put off again when what is under way has ended, and for which source.
+    pub(crate) put_off: bool,
+    pub(crate) source: LayerId,
     pub(crate) stage: Stage,
     /// Whether it is in the list of those that have pieces to send.
     pub(crate) queued: bool,
@@ -129,6 +137,10 @@ impl Work {
             fua,
             since,
             number,
+            order: 0,
+            pieces: 0,
+            put_off: false,
+            source: LayerId(0),
             stage: Stage::Locking,
             queued: false,
             in_flight: 0,

@@ -288,6 +288,7 @@ impl Engine {
         let volumes = self.volume_reports(now);
         let mut report = report::status(self.node_report(now), disks, &volumes, hidden, trouble);
         self.report_trash(&mut report);
+        report.sources = self.sources_report(now);
         report
     }
 

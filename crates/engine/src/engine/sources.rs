@@ -4,7 +4,7 @@
 use super::{Engine, Purpose, Work, administer::refused};
 use crate::{
     Output, SourceId, SourceReply, SourceRequest, SourceWanted,
-    admin::{AdminError, AdminErrorKind, AdminToken},
+    admin::{AdminError, AdminErrorKind, AdminToken, SourcesReport},
     attach::HeldId,
     names,
 };
@@ -13,6 +13,7 @@ use proto::{
     BLOCK_SIZE, Duration, Generation, LayerId, Time,
     limits::{SOURCE_OPEN_MS_MAX, VOLUME_BYTES_MAX},
 };
+use volume::SourceAnswer;
 
 /// Where a question to a source came from.
 pub(super) enum SourceRoute {
@@ -27,6 +28,13 @@ pub(super) enum SourceRoute {
     },
     /// A volume that is to be made; its number.
     Creation(u64),
+}
+
+/// What came of the questions of sessions since the start.
+#[derive(Default)]
+pub(super) struct SourceCounters {
+    read_bytes: u64,
+    failures: u64,
 }
 
 /// An administrator who waits until a source has told its size.
@@ -100,6 +108,13 @@ impl Engine {
                     SourceReply::Answer(answer) => Ok(answer),
                     SourceReply::Opened { .. } => Err("it answered something else".to_string()),
                 });
+                match &result {
+                    Ok(SourceAnswer::Data(content)) => {
+                        self.source_counters.read_bytes += content.len() as u64;
+                    }
+                    Ok(SourceAnswer::Map(_)) => {}
+                    Err(_) => self.source_counters.failures += 1,
+                }
                 let event = volume::Event::Source { token, result };
                 self.work.push_back(Work::Session(id, generation, event));
             }
@@ -157,6 +172,31 @@ impl Engine {
             Command::CreateVolumeFrom { name: name.clone(), bytes, address, source_bytes, unix_s };
         self.work.push_back(Work::Propose(command, Purpose::AdminFrom(token, name)));
         Ok(())
+    }
+
+    /// What there is to tell of all sources.
+    pub(super) fn sources_report(&self, now: Time) -> SourcesReport {
+        let SourceCounters { read_bytes, failures } = self.source_counters;
+        let mut report = SourcesReport { read_bytes, failures, ..SourcesReport::default() };
+        let is_any = self.map.sources().next().is_some();
+        for volume in is_any.then(|| self.map.volumes()).into_iter().flatten() {
+            let origin = self.map.origin(volume.head);
+            let Some(origin) = origin.filter(|origin| self.map.source(origin.layer).is_some())
+            else {
+                continue;
+            };
+            let held = self.held.get(&HeldId::Head(volume.id));
+            let state = held.and_then(|held| held.session.as_ref()?.flattening());
+            let done = state.map_or(0, |state| state.done_bytes).min(origin.bytes);
+            report.volumes += 1;
+            report.filled_bytes += done;
+            report.to_fill_bytes += origin.bytes - done;
+        }
+        let sessions = self.held.values().filter_map(|held| held.session.as_ref());
+        let troubles = sessions.filter_map(|session| session.source_trouble());
+        let longest = troubles.map(|trouble| now.since(trouble.since).as_secs()).max();
+        report.waiting_s = longest.unwrap_or(0);
+        report
     }
 
     /// When an administrator has waited long enough for a source.

@@ -16,6 +16,8 @@ pub const UNIX_S: u64 = 1_000_000;
 /// How long the trash keeps what nobody says more about.
 pub const TRASH_EXPIRY_S: u64 = 24 * 3600;
 pub const MIB: u64 = 1 << 20;
+/// Where a disk ends, unless it has no limit.
+const LIMIT_BYTES: u64 = 256 * MIB;
 
 /// A medium that does everything at once, and fails only when told to.
 #[derive(Default, Clone)]
@@ -95,15 +97,26 @@ impl World {
 
     /// A node that has something to say at its start.
     pub fn start_noisily(disk: Medium, journal: Medium) -> World {
-        World::begin(UNIX_S, disk, journal, false, true)
+        World::begin(UNIX_S, disk, journal, (false, Some(LIMIT_BYTES)), true)
+    }
+
+    /// A node whose disk is a file that may grow as far as its file system has room.
+    pub fn start_without_limit(disk: Medium, journal: Medium, found: bool) -> World {
+        World::begin(UNIX_S, disk, journal, (found, None), true)
     }
 
     /// A node that takes this for the present, in seconds since 1970.
     pub fn start_at(unix_s: u64, disk: Medium, journal: Medium, found: bool) -> World {
-        World::begin(unix_s, disk, journal, found, false)
+        World::begin(unix_s, disk, journal, (found, Some(LIMIT_BYTES)), false)
     }
 
-    fn begin(unix_s: u64, disk: Medium, journal: Medium, found: bool, noisy: bool) -> World {
+    fn begin(
+        unix_s: u64,
+        disk: Medium,
+        journal: Medium,
+        (found, limit_bytes): (bool, Option<u64>),
+        noisy: bool,
+    ) -> World {
         let settings = Settings {
             cluster: ClusterId(1),
             node: NodeId(2),
@@ -114,7 +127,7 @@ impl World {
                 format: found,
                 kind: store::MediumKind::File,
                 medium_bytes: disk.bytes.len() as u64,
-                limit_bytes: Some(256 * MIB),
+                limit_bytes,
                 map_cache_bytes: 4 << 20,
                 scrub_bytes_per_s: 0,
                 log_bytes: None,

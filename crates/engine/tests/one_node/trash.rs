@@ -364,6 +364,63 @@ fn a_clock_that_was_set_back_keeps_nothing_for_ever() {
     assert_eq!(world.names_in_trash().len(), 0);
 }
 
+/// A clock that was ahead at the start and was corrected since let things go before their time.
+#[test]
+fn a_clock_that_was_ahead_and_is_corrected_lets_nothing_go_before_its_time() {
+    let mut world = World::found();
+    world.create("a", MIB);
+    world.create("b", MIB);
+    world.snapshot("b", "keep");
+    let until = UNIX_S + 10 * HOUR_S;
+    world.admin(lock("b", "keep", until)).expect("locked");
+    world.trash("a", Some(5 * HOUR_S));
+    // One that is set ahead while the node runs changes nothing.
+    let ahead = 24 * HOUR_S;
+    world.tell(Input::WallClock { unix_s: UNIX_S + ahead });
+    world.leap(TRASH_START_GRACE_S + 60);
+    assert_eq!(world.names_in_trash(), ["a"]);
+    // A day ahead at the start; somebody sees it within the first minutes, and sets it right.
+    let mut world = world.again(UNIX_S + ahead);
+    world.leap(120);
+    world.tell(Input::WallClock { unix_s: UNIX_S + 120 });
+    world.leap(HOUR_S);
+    world.tell(Input::WallClock { unix_s: UNIX_S + 120 + HOUR_S });
+    assert_eq!(world.names_in_trash(), ["a"], "it goes by a clock that was wrong");
+    let early = world.refused(delete_snapshot("b", "keep"));
+    assert!(early.sentence.contains("locked"), "{early}");
+    world.leap(3 * HOUR_S);
+    assert_eq!(world.names_in_trash(), ["a"]);
+    world.leap(HOUR_S);
+    assert_eq!(world.names_in_trash().len(), 0, "its time is over");
+    world.leap(5 * HOUR_S);
+    assert_eq!(world.admin(delete_snapshot("b", "keep")), Ok(AdminReply::Done));
+}
+
+/// A number could be the id of one volume in the trash and the name of another.
+#[test]
+fn a_number_that_names_one_volume_in_the_trash_and_is_the_id_of_another_is_refused() {
+    let mut world = World::found();
+    let id = world.create("first", MIB).volume;
+    world.create(&id.to_string(), 2 * MIB);
+    // In the trash alone, a number is a name, or an id.
+    world.trash(&id.to_string(), None);
+    assert_eq!(world.volume(undelete(&id.to_string(), None)).bytes, 2 * MIB);
+    world.trash("first", None);
+    assert_eq!(world.volume(undelete(&id.to_string(), None)).name, "first");
+    world.trash("first", None);
+    let named = world.trash(&id.to_string(), None);
+    for request in [undelete(&id.to_string(), Some("x")), purge(&id.to_string())] {
+        let error = world.refused(request);
+        assert_eq!(error.kind, AdminErrorKind::Conflict);
+        let told = "the id of another (named first); name the first by its id";
+        assert!(error.sentence.contains(told), "{error}");
+    }
+    assert_eq!(world.names_in_trash().len(), 2);
+    assert_eq!(world.volume(undelete(&named.volume.to_string(), Some("x"))).bytes, 2 * MIB);
+    assert_eq!(world.admin(purge(&id.to_string())), Ok(AdminReply::Done));
+    assert_eq!(world.names_in_trash().len(), 0);
+}
+
 #[test]
 fn all_that_has_expired_goes_though_only_a_few_at_a_time() {
     let mut world = World::found();
@@ -433,6 +490,35 @@ fn what_is_in_the_trash_gives_way_to_new_data_in_order() {
     world.open(2, "b", "kept");
     assert_eq!(world.read(2, 39 * MIB, 4096), vec![3; 4096]);
     assert_eq!(world.read(1, 184 * MIB, 4096), vec![9; 4096]);
+}
+
+/// A file that may grow seems to be full at a start, until it is known what its file system has
+/// free: what was in the trash went then.
+#[test]
+fn nothing_gives_way_before_it_is_known_how_far_the_disk_can_grow() {
+    let mut world = World::start_without_limit(Medium::default(), Medium::default(), true);
+    world.filled("old", 1, 4);
+    world.create("kept", 512 * MIB);
+    world.open(1, "a", "kept");
+    assert_eq!(fill_on(&mut world, 1, 0, 30), None);
+    world.disk.full = true;
+    assert!(fill_on(&mut world, 1, 30, 200).is_some(), "nothing is left");
+    world.close(1);
+    world.trash("old", Some(24 * HOUR_S));
+    world.pass(2);
+    let (mut disk, journal) = world.kill();
+    disk.full = false;
+    let mut world = World::start_without_limit(disk, journal, false);
+    world.pass(2);
+    assert_eq!(world.names_in_trash(), ["old"], "it went before anything was known");
+    world.tell(Input::MediumSpace { disk: DISK, free_bytes: 1 << 40 });
+    world.pass(2);
+    assert_eq!(world.names_in_trash(), ["old"], "there is room");
+    world.disk.full = true;
+    world.tell(Input::MediumSpace { disk: DISK, free_bytes: 0 });
+    world.open(1, "a", "kept");
+    assert!(fill_on(&mut world, 1, 300, 200).is_some(), "nothing is left");
+    assert_eq!(world.names_in_trash().len(), 0, "now it is short of space");
 }
 
 /// Many writes at once find the last of the space; all of them wait for what gives way.

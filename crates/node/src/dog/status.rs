@@ -121,6 +121,7 @@ fn describe(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::admin::SourcesReport;
     use proto::{ClusterId, NodeId};
 
     fn report(provisioned_bytes: u64) -> StatusReport {
@@ -147,6 +148,7 @@ mod tests {
             trash_volumes: 3,
             trash_bytes: 12 << 30,
             trash_gave_way: 0,
+            sources: SourcesReport::default(),
         }
     }
 

@@ -8,7 +8,9 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use engine::admin::{AdminReply, AdminRequest, DiskReport, StatusReport, VolumeReport};
+use engine::admin::{
+    AdminReply, AdminRequest, DiskReport, SourcesReport, StatusReport, VolumeReport,
+};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{
@@ -47,6 +49,7 @@ fn print(status: &StatusReport, volumes: &[VolumeReport]) -> String {
     add_disks(&mut registry, &status.disks);
     add_volumes(&mut registry, volumes);
     add_schedules(&mut registry, volumes);
+    add_sources(&mut registry, &status.sources);
     add_process(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).expect("a String takes everything");
@@ -149,6 +152,24 @@ fn add_schedules(registry: &mut Registry, volumes: &[VolumeReport]) {
     add_one(registry, "schedules", "Schedules of snapshots.", None, all().count() as f64);
     let help = "Schedules whose snapshots cannot be taken.";
     add_one(registry, "schedules_failing", help, None, failing as f64);
+}
+
+fn add_sources(registry: &mut Registry, sources: &SourcesReport) {
+    let bytes = || Some(Unit::Bytes);
+    let help = "Volumes that show what lies elsewhere.";
+    add_one(registry, "source_volumes", help, None, sources.volumes as f64);
+    let help = "What they have fetched of it.";
+    add_one(registry, "source_filled", help, bytes(), sources.filled_bytes as f64);
+    let help = "What they have still to fetch.";
+    add_one(registry, "source_to_fill", help, bytes(), sources.to_fill_bytes as f64);
+    let help = "For how long something waits for a source that does not answer.";
+    let unit = Some(Unit::Seconds);
+    add_one(registry, "source_waiting", help, unit, sources.waiting_s as f64);
+    let help = "Content that came from sources";
+    let metric = ConstCounter::new(sources.read_bytes);
+    registry.register_with_unit("source_read", help, Unit::Bytes, metric);
+    let help = "Questions to sources that had no answer, or an error";
+    registry.register("source_failures", help, ConstCounter::new(sources.failures));
 }
 
 /// A label's value as the text format wants it. The library writes values as they are, and a

@@ -7,7 +7,7 @@ use crate::{
 };
 use engine::admin::{
     AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScheduleReport,
-    ScrubReport, SnapshotReport, StatusReport, VolumeReport,
+    ScrubReport, SnapshotReport, SourcesReport, StatusReport, VolumeReport,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use std::{
@@ -170,6 +170,14 @@ fn status(healthy: bool) -> StatusReport {
         trash_volumes: 2,
         trash_bytes: 4096,
         trash_gave_way: 1,
+        sources: SourcesReport {
+            volumes: 2,
+            filled_bytes: 4096,
+            to_fill_bytes: 8192,
+            read_bytes: 12_288,
+            failures: 3,
+            waiting_s: 17,
+        },
     }
 }
 
@@ -309,6 +317,12 @@ fn metrics_carry_units_and_quote_names() {
         "sheep_trash_volumes 2.0".to_string(),
         "sheep_trash_bytes 4096.0".to_string(),
         "sheep_trash_gave_way_total 1".to_string(),
+        "sheep_source_volumes 2.0".to_string(),
+        "sheep_source_filled_bytes 4096.0".to_string(),
+        "sheep_source_to_fill_bytes 8192.0".to_string(),
+        "sheep_source_read_bytes_total 12288".to_string(),
+        "sheep_source_failures_total 3".to_string(),
+        "sheep_source_waiting_seconds 17.0".to_string(),
         "sheep_volume_snapshots_used_bytes{volume=\"we\\\"ird\\\\name\",id=\"1\"} 4096.0"
             .to_string(),
         format!("sheep_disk_capacity_bytes{{disk=\"{id}\"}} 1099511627776.0"),

@@ -1,60 +1,64 @@
 //! A node being driven by hand, and what is known of it from outside.
 
 use super::{
-    NAME,
+    LARGE, NAME,
     books::{Books, Change, Volume},
 };
 use crate::{
-    node::{Life, Said, SimNode},
+    driver::{Driver, Pace},
+    node::{Media, SimNode},
+    onedisk::Setup,
     oracle::{Action, OperationId, Oracle},
-    random::mix,
+    random::{Random, mix},
 };
 use engine::{
-    Client, ConnectionId, Input,
-    admin::{AdminReply, AdminRequest, AdminToken, LayerReport, VolumeReport},
+    ConnectionId,
+    admin::{AdminReply, AdminRequest, GroupReport, LayerReport, VolumeReport},
 };
 use proto::{Duration, Time};
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
 };
-use volume::{Answer, Completion, Operation, Request, RequestId};
+use volume::Answer;
 
 pub(super) struct Bench {
-    pub(super) node: SimNode,
-    pub(super) now: Time,
+    pub(super) driver: Driver,
     pub(super) oracle: Oracle,
     pub(super) books: Books,
-    /// The name of the volume that the guest has, and its connection.
+    /// The name of the volume that the guest works on.
     pub(super) current: String,
-    pub(super) connection: ConnectionId,
-    /// A change under way, and how the oracle calls it if it is a snapshot.
-    pub(super) pending: Option<(Change, Option<OperationId>)>,
-    next_connection: u64,
-    next_request: u64,
-    next_token: u64,
-    pub(super) answers: BTreeMap<u64, Answer>,
-    pub(super) completions: BTreeMap<RequestId, Result<Completion, volume::Error>>,
-    pub(super) replies: BTreeMap<AdminToken, Result<AdminReply, String>>,
+    /// The guest's connections, by volume.
+    pub(super) connections: BTreeMap<String, ConnectionId>,
+    /// A change under way, and the snapshots that are taken by it.
+    pub(super) pending: Option<(Change, Takings)>,
 }
 
+/// How the oracle calls the snapshots that are being taken, by volume.
+pub(super) type Takings = BTreeMap<String, OperationId>;
+
+const GUEST: &str = "guest";
+
 impl Bench {
-    pub(super) fn of(node: SimNode, oracle: Oracle, books: Books) -> Bench {
+    pub(super) fn of(node: SimNode, now: Time, oracle: Oracle, books: Books) -> Bench {
         Bench {
-            node,
-            now: Time(5_000_000_000),
+            driver: Driver::of(node, now, Pace::OneByOne),
             oracle,
             books,
             current: NAME.into(),
-            connection: ConnectionId(0),
+            connections: BTreeMap::new(),
             pending: None,
-            next_connection: 0,
-            next_request: 0,
-            next_token: 0,
-            answers: BTreeMap::new(),
-            completions: BTreeMap::new(),
-            replies: BTreeMap::new(),
         }
+    }
+
+    /// A new node, with nothing on it.
+    pub(super) fn founded(setup: &Setup) -> Bench {
+        let now = Time(1_000_000_000);
+        let media = Media::blank(setup, &mut Random::new(1));
+        let node = SimNode::start(now, setup, media);
+        let mut bench = Bench::of(node, now, Oracle::new(), Books::default());
+        bench.driver.await_ready().expect("a node can be founded");
+        bench
     }
 
     /// Equal for equal expectations.
@@ -68,14 +72,14 @@ impl Bench {
 
     pub(super) fn create(&mut self, name: &str) -> Result<(), String> {
         let change = Change::Create { name: name.into() };
-        self.consult(AdminRequest::VolumeCreate { name: name.into(), bytes: super::LARGE })?;
-        self.book(change, None)
+        self.consult(AdminRequest::VolumeCreate { name: name.into(), bytes: LARGE })?;
+        self.book(change, Takings::new())
     }
 
     /// The change under way was answered.
     pub(super) fn book_answered(&mut self) -> Result<(), String> {
-        let (change, taking) = self.pending.take().expect("a change is answered once");
-        self.book(change, taking)
+        let (change, takings) = self.pending.take().expect("a change is answered once");
+        self.book(change, takings)
     }
 
     /// Takes a new volume in; what it is the clone of stands in `origin`.
@@ -93,6 +97,11 @@ impl Bench {
         Ok(id)
     }
 
+    /// Asks as an administrator, and waits for the answer.
+    pub(super) fn consult(&mut self, request: AdminRequest) -> Result<AdminReply, String> {
+        self.driver.consult(request).map_err(|error| error.sentence)
+    }
+
     pub(super) fn volumes(&mut self) -> Result<Vec<VolumeReport>, String> {
         match self.consult(AdminRequest::VolumeList)? {
             AdminReply::Volumes(reports) => Ok(reports),
@@ -107,6 +116,13 @@ impl Bench {
         }
     }
 
+    pub(super) fn groups(&mut self) -> Result<Vec<GroupReport>, String> {
+        match self.consult(AdminRequest::GroupList)? {
+            AdminReply::Groups(reports) => Ok(reports),
+            other => Err(format!("the list of groups is {other:?}")),
+        }
+    }
+
     /// The layer that a volume writes.
     pub(super) fn head(&mut self, name: &str) -> Result<u64, String> {
         let layers = self.layers()?;
@@ -114,141 +130,73 @@ impl Bench {
         head.map(|layer| layer.layer.0).ok_or_else(|| format!("{name} has no head"))
     }
 
-    /// Asks to attach a volume, or a snapshot; answered to the connection returned.
+    /// Asks to attach a volume for the guest; answered to the connection that it has from now on.
     pub(super) fn ask_open(&mut self, name: &str) -> ConnectionId {
-        self.next_connection += 1;
-        let connection = ConnectionId(self.next_connection);
-        let client = Client { identity: "guest".into(), description: "guest".into() };
-        self.node.input(self.now, Input::Open { connection, client, name: name.into() });
-        self.node.poll(self.now);
+        let connection = self.driver.ask_open(GUEST, name);
+        self.connections.insert(name.into(), connection);
         connection
     }
 
-    /// Attaches the volume that the guest has.
-    pub(super) fn open(&mut self) -> Result<(), String> {
-        let name = self.current.clone();
-        let volume = self.books.volume(&name).id;
-        self.connection = self.open_at(&name, volume)?;
+    /// The guest gets an answer.
+    pub(super) fn opened(&mut self, name: &str, answer: Answer) -> Result<(), String> {
+        let volume = self.books.volume(name).id;
+        self.opened_as(name, volume, answer)?;
         self.oracle.attached(volume);
         Ok(())
     }
 
-    /// Attaches a volume or a snapshot, which the oracle knows by this number.
+    /// Attaches what the guest works on.
+    pub(super) fn open(&mut self) -> Result<(), String> {
+        for name in self.wanted() {
+            let connection = self.ask_open(&name);
+            let is_answered = |driver: &mut Driver| driver.answers.contains_key(&connection);
+            self.driver.run_until(&name, is_answered)?;
+            let answer = self.driver.answers.remove(&connection).expect("just seen");
+            self.opened(&name, answer)?;
+        }
+        Ok(())
+    }
+
+    /// The names of the volumes that the guest has, when it has what it wants.
+    pub(super) fn wanted(&self) -> Vec<String> {
+        let partner = self.books.group.as_ref().map(|group| group.partner.clone());
+        [self.current.clone()].into_iter().chain(partner).collect()
+    }
+
+    /// Attaches a snapshot, which the oracle knows by this number.
     pub(super) fn open_at(&mut self, name: &str, known: u64) -> Result<ConnectionId, String> {
-        let connection = self.ask_open(name);
-        self.run_until(|bench| bench.answers.contains_key(&connection.0))?;
-        match self.answers.remove(&connection.0) {
-            Some(Answer::Opened { bytes, .. }) if bytes == self.oracle.bytes(known) => {
-                Ok(connection)
-            }
+        let (connection, answer) = self.driver.open(GUEST, name)?;
+        self.opened_as(name, known, answer).map(|()| connection)
+    }
+
+    fn opened_as(&self, name: &str, known: u64, answer: Answer) -> Result<(), String> {
+        match answer {
+            Answer::Opened { bytes, .. } if bytes == self.oracle.bytes(known) => Ok(()),
             other => Err(format!("opening {name} was answered {other:?}")),
         }
     }
 
-    pub(super) fn hang_up(&mut self, connection: ConnectionId) {
-        self.node.input(self.now, Input::Close { connection });
-        self.node.poll(self.now);
+    /// The guest gives back all that it has.
+    pub(super) fn hang_up_all(&mut self) {
+        for connection in std::mem::take(&mut self.connections).into_values() {
+            self.driver.hang_up(connection);
+        }
+    }
+
+    /// The guest's connection to the volume that it works on.
+    pub(super) fn connection(&self) -> ConnectionId {
+        *self.connections.get(&self.current).expect("it is attached")
     }
 
     /// Reads all of a volume or snapshot and compares it.
     pub(super) fn read_all(&mut self, connection: ConnectionId, known: u64) -> Result<(), String> {
         let length = self.oracle.bytes(known);
         let booked = self.oracle.invoke(known, 0, Action::Read, 0, length);
-        let id = self.request(connection, 0, length, Operation::Read);
-        self.run_until(|bench| bench.completions.contains_key(&id))?;
-        match self.completions.remove(&id) {
-            Some(Ok(Completion::Data(payloads))) => {
-                let bytes: Vec<u8> =
-                    payloads.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
-                self.oracle.ok_read(booked, &bytes).map_err(|wrong| wrong.to_string())
-            }
-            other => Err(format!("reading was answered {other:?}")),
-        }
-    }
-
-    pub(super) fn request(
-        &mut self,
-        connection: ConnectionId,
-        offset: u64,
-        length: u64,
-        operation: Operation,
-    ) -> RequestId {
-        self.next_request += 1;
-        let id = RequestId(self.next_request);
-        let request = Request { id, offset, length, operation };
-        self.node.input(self.now, Input::Request { connection, request });
-        self.node.poll(self.now);
-        id
-    }
-
-    pub(super) fn administer(&mut self, request: AdminRequest) -> AdminToken {
-        self.next_token += 1;
-        let token = AdminToken(self.next_token);
-        self.node.input(self.now, Input::Admin { token, request });
-        self.node.poll(self.now);
-        token
-    }
-
-    pub(super) fn consult(&mut self, request: AdminRequest) -> Result<AdminReply, String> {
-        let token = self.administer(request);
-        self.run_until(|bench| bench.replies.contains_key(&token))?;
-        self.replies.remove(&token).expect("just seen")
-    }
-
-    pub(super) fn await_ready(&mut self) -> Result<(), String> {
-        self.run_until(|bench| *bench.node.life() == Life::Ready)
-    }
-
-    pub(super) fn run_until(&mut self, done: impl Fn(&Bench) -> bool) -> Result<(), String> {
-        loop {
-            self.listen();
-            if done(self) {
-                return Ok(());
-            }
-            if let Life::Failed(sentence) = self.node.life() {
-                return Err(format!("the node failed: {sentence}"));
-            }
-            if !self.step() && !self.pass_time(Time(u64::MAX)) {
-                return Err("what is waited for never comes".into());
-            }
-        }
-    }
-
-    pub(super) fn step(&mut self) -> bool {
-        self.node.step(self.now)
-    }
-
-    pub(super) fn pass_time(&mut self, end: Time) -> bool {
-        let Some(deadline) = self.node.engine().deadline().filter(|at| *at <= end) else {
-            return false;
-        };
-        self.now = self.now.max(deadline);
-        self.node.input(self.now, Input::Tick);
-        self.node.poll(self.now);
-        true
+        let bytes = self.driver.read(connection, 0, length)?;
+        self.oracle.ok_read(booked, &bytes).map_err(|wrong| wrong.to_string())
     }
 
     pub(super) fn idle(&mut self, span: Duration) {
-        let end = self.now + span;
-        while self.step() || self.pass_time(end) {}
-        self.now = end;
-    }
-
-    pub(super) fn listen(&mut self) {
-        for said in self.node.take_said() {
-            match said {
-                Said::Answer { connection, answer } => {
-                    self.answers.insert(connection.0, answer);
-                }
-                Said::Complete { id, result, .. } => {
-                    let before = self.completions.insert(id, result);
-                    assert!(before.is_none(), "a request is answered once");
-                }
-                Said::Admin { token, result } => {
-                    self.replies.insert(token, (*result).map_err(|error| error.sentence));
-                }
-                _ => {}
-            }
-        }
+        self.driver.idle(self.driver.now + span);
     }
 }

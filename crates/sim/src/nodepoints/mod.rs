@@ -7,11 +7,12 @@ mod books;
 mod recovery;
 pub mod trees;
 
-pub use acts::{ACTS, Act, LAYER_ACTS};
+pub use acts::{ACTS, Act, GROUP_ACTS, LAYER_ACTS};
 
 use crate::{
     crashpoints::{MIXTURES, Tally},
     disk::{CrashState, Image, Mixture},
+    driver::Driver,
     ledger::Crash,
     node::{Life, Media, Medium, SimNode},
     onedisk::Setup,
@@ -19,8 +20,8 @@ use crate::{
     random::mix,
 };
 use bench::Bench;
-use books::Books;
-use engine::Input;
+use books::{Books, Group};
+use engine::{Input, admin::AdminRequest};
 use proto::{BLOCK_SIZE, Duration, Time};
 use std::collections::BTreeSet;
 
@@ -29,6 +30,9 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 const LARGE: u64 = 8 * BLOCK;
 const SMALL: u64 = 2 * BLOCK;
 const NAME: &str = "volume";
+/// The volume that is in a group with it.
+const PARTNER: &str = "partner";
+const GROUP: &str = "group";
 
 /// All workloads of one up to `longest` of these operations.
 pub fn workloads(acts: &[Act], longest: usize) -> Vec<Vec<Act>> {
@@ -69,12 +73,29 @@ impl Base {
         Base::after(setup, &acts)
     }
 
+    /// Two volumes in a group, with data on both.
+    pub fn grouped(setup: Setup) -> Base {
+        let mut bench = Bench::founded(&setup);
+        for name in [PARTNER, NAME] {
+            bench.create(name).expect("a volume can be created");
+        }
+        let volumes = vec![NAME.to_owned(), PARTNER.to_owned()];
+        let request = AdminRequest::GroupCreate { name: GROUP.into(), volumes: volumes.clone() };
+        bench.consult(request).expect("a group can be created");
+        let members = volumes.into_iter().collect();
+        let group = Group { partner: PARTNER.into(), members, snapshots: Vec::new() };
+        bench.books.group = Some(group);
+        let acts = [Act::AlignedWrite, Act::UnalignedWrite, Act::PartnerWrite, Act::Flush];
+        Base::with(setup, bench, &acts)
+    }
+
     fn after(setup: Setup, acts: &[Act]) -> Base {
-        let media = Media::blank(&setup, &mut crate::random::Random::new(1));
-        let node = SimNode::start(Time(1_000_000_000), &setup, media);
-        let mut bench = Bench::of(node, Oracle::new(), Books::default());
-        bench.await_ready().expect("a node can be founded");
+        let mut bench = Bench::founded(&setup);
         bench.create(NAME).expect("a volume can be created");
+        Base::with(setup, bench, acts)
+    }
+
+    fn with(setup: Setup, mut bench: Bench, acts: &[Act]) -> Base {
         bench.open().expect("it can be attached");
         for act in acts {
             bench.act(*act).expect("nothing fails");
@@ -83,13 +104,13 @@ impl Base {
     }
 
     fn stopped(setup: Setup, mut bench: Bench) -> Base {
-        bench.hang_up(bench.connection);
+        bench.hang_up_all();
         bench.idle(Duration::from_secs(1));
-        bench.node.input(bench.now, Input::Stop);
-        bench.node.poll(bench.now);
-        bench.run_until(|bench| *bench.node.life() == Life::Stopped).expect("it stops");
-        let Bench { node, oracle, books, .. } = bench;
-        let media = node.into_media();
+        bench.driver.tell(Input::Stop);
+        let is_over = |driver: &mut Driver| *driver.node.life() == Life::Stopped;
+        bench.driver.run_until("the end", is_over).expect("it stops");
+        let Bench { driver, oracle, books, .. } = bench;
+        let media = driver.node.into_media();
         let [disk, journal] =
             [&media.disk, &media.journal].map(|medium| medium.crashed(&CrashState::New));
         Base { setup, disk, journal, oracle, books }
@@ -97,9 +118,10 @@ impl Base {
 
     fn start(&self) -> Result<Bench, String> {
         let media = Media::of(&self.setup, self.disk.clone(), self.journal.clone());
-        let node = SimNode::start(Time(5_000_000_000), &self.setup, media);
-        let mut bench = Bench::of(node, self.oracle.clone(), self.books.clone());
-        bench.await_ready()?;
+        let now = Time(5_000_000_000);
+        let node = SimNode::start(now, &self.setup, media);
+        let mut bench = Bench::of(node, now, self.oracle.clone(), self.books.clone());
+        bench.driver.await_ready()?;
         bench.oracle.killed();
         Ok(bench)
     }
@@ -133,12 +155,12 @@ impl<'a> Explorer<'a> {
         let _loud = Loud(&context);
         let mut steps = bench.begin(*last);
         let mut point = 0;
-        let idle_until = bench.now + IDLE;
+        let idle_until = bench.driver.now + IDLE;
         loop {
             while bench.advance_act(&mut steps)? {}
             self.crash_everywhere(&bench, &context, point)?;
             point += 1;
-            if !bench.step() && !bench.pass_time(idle_until) {
+            if !bench.driver.proceed(idle_until) {
                 break;
             }
         }
@@ -147,7 +169,7 @@ impl<'a> Explorer<'a> {
 
     fn crash_everywhere(&mut self, bench: &Bench, context: &str, point: u32) -> Result<(), String> {
         self.tally.points += 1;
-        let media = bench.node.media();
+        let media = bench.driver.node.media();
         for crash in [Crash::Power, Crash::Kill] {
             for (disk_state, journal_state) in states(media, self.tally.points) {
                 self.tally.states += 1;

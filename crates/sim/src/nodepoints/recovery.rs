@@ -2,12 +2,13 @@
 
 use super::{
     acts::request_for,
-    bench::Bench,
-    books::{Change, Shape, entry},
+    bench::{Bench, Takings},
+    books::{Change, GroupSnapshot, Shape, entry},
 };
 use crate::{
     crashpoints::check_offline,
     disk::Image,
+    driver::Driver,
     ledger::Crash,
     node::{Media, SimNode},
     onedisk::Setup,
@@ -15,7 +16,10 @@ use crate::{
 };
 use engine::admin::{AdminReply, AdminRequest, LayerKind, LayerReport, VolumeReport};
 use proto::{BLOCK_SIZE, Duration, Time};
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 impl Bench {
     /// Starts a node on what a crash left and verifies it.
@@ -32,21 +36,28 @@ impl Bench {
             Crash::Power => oracle.power_cut(),
             Crash::Kill => oracle.killed(),
         }
-        let node = SimNode::start(self.now, setup, Media::of(setup, disk, journal));
-        let mut after = Bench::of(node, oracle, self.books.clone());
-        after.await_ready()?;
+        let now = self.driver.now;
+        let node = SimNode::start(now, setup, Media::of(setup, disk, journal));
+        let mut after = Bench::of(node, now, oracle, self.books.clone());
+        after.driver.await_ready()?;
         after.reconcile(self.pending.as_ref().map(|(change, _)| change))?;
         after.verify()?;
-        after.node.engine().check();
+        after.driver.node.engine().check();
         if key % 8 < 2 {
             after.empty()?;
         }
-        check_offline(&after.node.media().disk)
+        check_offline(&after.driver.node.media().disk)
     }
 
     /// Compares what there is with the books: the change that was under way was made wholly, and
     /// then it is booked, or not at all.
     fn reconcile(&mut self, pending: Option<&Change>) -> Result<(), String> {
+        let may_tear = matches!(pending, Some(Change::SnapshotGroup { .. }));
+        if may_tear {
+            self.await_duties()?;
+        } else if self.driver.node.engine().torn_groups() > 0 {
+            return Err("a group snapshot that was answered is torn".into());
+        }
         let reports = self.volumes()?;
         let mut shape = Shape::new();
         for report in &reports {
@@ -59,7 +70,14 @@ impl Bench {
             Some(Change::Resize { name, bytes }) => {
                 reports.iter().any(|report| report.name == *name && report.bytes == *bytes)
             }
-            Some(Change::Rollback { name, .. }) => self.head(name)? != self.books.volume(name).head,
+            Some(Change::Rollback { name, .. }) => self.has_new_heads([name.clone()])?,
+            Some(Change::RollbackGroup { tag }) => {
+                self.has_new_heads(self.books.parts(tag).into_keys())?
+            }
+            Some(Change::Join { name }) => {
+                let groups = self.groups()?;
+                groups.iter().any(|group| group.volumes.contains(name))
+            }
             Some(_) => Some(&shape) == after.as_ref(),
         };
         let wanted = after.filter(|_| was_made).unwrap_or(before);
@@ -67,11 +85,39 @@ impl Bench {
             return Err(format!("there are {shape:?}, not {wanted:?}, {pending:?} under way"));
         }
         if let Some(change) = pending.filter(|_| was_made) {
-            self.book(change.clone(), None)?;
+            self.book(change.clone(), Takings::new())?;
+        } else if may_tear {
+            self.book_torn()?;
         }
         self.oracle.forget_interrupted();
         reports.iter().try_for_each(|report| self.compare(report))?;
         self.undelete_all()
+    }
+
+    /// Whether all of these volumes write other layers than the books say. Some of them: an error.
+    fn has_new_heads(&mut self, names: impl IntoIterator<Item = String>) -> Result<bool, String> {
+        let mut found = BTreeSet::new();
+        for name in names {
+            found.insert(self.head(&name)? != self.books.volume(&name).head);
+        }
+        match found.len() {
+            0 | 1 => Ok(found.contains(&true)),
+            _ => Err("something was done to some volumes and not to others".into()),
+        }
+    }
+
+    /// A group snapshot was not taken, or was torn and is gone by now. Then the volumes have new
+    /// heads.
+    fn book_torn(&mut self) -> Result<(), String> {
+        let members = self.books.group().members.clone();
+        if self.has_new_heads(members.clone())? {
+            for name in members {
+                let head = self.head(&name)?;
+                let former = std::mem::replace(&mut self.books.volume_mut(&name).head, head);
+                self.books.sealed.insert(former);
+            }
+        }
+        Ok(())
     }
 
     /// What is in the trash comes back as it was.
@@ -79,7 +125,7 @@ impl Bench {
         for name in self.books.in_trash() {
             let change = Change::Undelete { name };
             self.consult(request_for(&change))?;
-            self.book(change, None)?;
+            self.book(change, Takings::new())?;
         }
         let reports = self.volumes()?;
         reports.iter().try_for_each(|report| self.compare(report))
@@ -112,21 +158,25 @@ impl Bench {
     pub(super) fn verify(&mut self) -> Result<(), String> {
         self.read_volumes()?;
         if self.books.sealed.is_empty() {
+            self.compare_groups()?;
             return self.compare_space(false);
         }
         self.await_duties()?;
         self.read_snapshots()?;
+        self.compare_groups()?;
         self.idle(DROPPING);
         self.compare_space(true)
     }
 
     fn read_volumes(&mut self) -> Result<(), String> {
         for name in self.books.volumes.keys().cloned().collect::<Vec<_>>() {
-            self.current = name;
-            self.open()?;
-            let volume = self.books.volume(&self.current).id;
-            self.read_all(self.connection, volume)?;
-            self.hang_up(self.connection);
+            let connection = self.ask_open(&name);
+            let is_answered = |driver: &mut Driver| driver.answers.contains_key(&connection);
+            self.driver.run_until(&name, is_answered)?;
+            let answer = self.driver.answers.remove(&connection).expect("just seen");
+            self.opened(&name, answer)?;
+            self.read_all(connection, self.books.volume(&name).id)?;
+            self.hang_up_all();
         }
         Ok(())
     }
@@ -138,23 +188,51 @@ impl Bench {
                 let connection = self.open_at(&full, entry(layer))?;
                 self.read_all(connection, entry(layer))
                     .map_err(|error| format!("{full}: {error}"))?;
-                self.hang_up(connection);
+                self.driver.hang_up(connection);
             }
         }
         Ok(())
     }
 
-    /// Waits until the node has sealed and flattened what was to be.
+    /// Compares the groups with the books, when all snapshots were read.
+    fn compare_groups(&mut self) -> Result<(), String> {
+        let Some(known) = self.books.group.clone() else { return Ok(()) };
+        let groups = self.groups()?;
+        let [group] = &groups[..] else { return Err(format!("there are groups {groups:?}")) };
+        if !known.members.iter().eq(&group.volumes) {
+            return Err(format!("{:?} are in the group, not {:?}", group.volumes, known.members));
+        }
+        let mut found = Vec::new();
+        for snapshot in &group.snapshots {
+            let parts: BTreeSet<u64> = snapshot.members.iter().map(|part| part.layer.0).collect();
+            let is_whole = snapshot.count as usize == parts.len();
+            if snapshot.complete != is_whole || snapshot.sealing {
+                return Err(format!("an odd group snapshot: {snapshot:?}"));
+            }
+            let entries: Vec<u64> = parts.iter().map(|layer| entry(*layer)).collect();
+            self.oracle.check_moment(&entries).map_err(|wrong| wrong.to_string())?;
+            let (tag, count) = (snapshot.tag.clone(), snapshot.count as usize);
+            found.push(GroupSnapshot { tag, count, parts });
+        }
+        match found == known.snapshots {
+            true => Ok(()),
+            false => Err(format!("there are {found:?}, not {:?}", known.snapshots)),
+        }
+    }
+
+    /// Waits until the node has sealed and flattened what was to be, and deleted what was torn.
     fn await_duties(&mut self) -> Result<(), String> {
         loop {
             let reports = self.volumes()?;
-            if reports.iter().all(|report| !report.sealing && report.flatten.is_none()) {
+            let is_over = |report: &VolumeReport| !report.sealing && report.flatten.is_none();
+            let is_torn = self.driver.node.engine().torn_groups() > 0;
+            if !is_torn && reports.iter().all(is_over) {
                 for report in reports.iter().filter(|report| report.origin.is_none()) {
                     self.books.volume_mut(&report.name).origin = None;
                 }
                 return Ok(());
             }
-            if !self.step() && !self.pass_time(Time(u64::MAX)) {
+            if !self.driver.proceed(Time(u64::MAX)) {
                 return Err(format!("sealing and flattening never end: {reports:?}"));
             }
         }
@@ -231,7 +309,7 @@ impl Bench {
         if used != 0 || !layers.is_empty() {
             return Err(format!("with everything deleted, {used} bytes are used by {layers:?}"));
         }
-        self.node.engine().check();
+        self.driver.node.engine().check();
         Ok(())
     }
 }

@@ -8,13 +8,8 @@ use super::{
     books::{Books, Change},
     recovery::DROPPING,
 };
-use crate::{
-    crashpoints::check_offline,
-    node::{Media, SimNode},
-    onedisk::Setup,
-    oracle::{Action, Oracle},
-};
-use proto::{Buffer, Time};
+use crate::{crashpoints::check_offline, onedisk::Setup, oracle::Action};
+use proto::Buffer;
 use std::collections::BTreeSet;
 use volume::{Completion, Operation};
 
@@ -106,14 +101,14 @@ fn delete(
         if wait && done + 1 < order.len() && seen.insert(order[..=done].to_vec()) {
             tally.verified += 1;
             bench.verify()?;
-            bench.node.engine().check();
+            bench.driver.node.engine().check();
         } else if !wait && done + 2 == order.len() {
             tally.verified += 1;
             bench.verify()?;
         }
     }
     bench.check_empty()?;
-    check_offline(&bench.node.media().disk)
+    check_offline(&bench.driver.node.media().disk)
 }
 
 /// All orders of deleting everything. A volume that is deleted takes the snapshots with it that it
@@ -146,10 +141,7 @@ fn orders(books: &Books) -> Vec<Vec<Change>> {
 /// one that it has at two times.
 fn grow(tree: &[Growth]) -> Result<Base, String> {
     let setup = Setup::default();
-    let media = Media::blank(&setup, &mut crate::random::Random::new(1));
-    let node = SimNode::start(Time(1_000_000_000), &setup, media);
-    let mut bench = Bench::of(node, Oracle::new(), Books::default());
-    bench.await_ready()?;
+    let mut bench = Bench::founded(&setup);
     bench.create(NAME)?;
     let mut names = vec![NAME.to_owned()];
     bench.fill(NAME, 0)?;
@@ -183,14 +175,9 @@ fn grow(tree: &[Growth]) -> Result<Base, String> {
 impl Bench {
     /// Makes a change and waits for the answer.
     fn change(&mut self, change: Change) -> Result<(), String> {
-        let taking = match &change {
-            Change::Snapshot { name, .. } => {
-                Some(self.oracle.invoke_snapshot(self.books.volume(name).id))
-            }
-            _ => None,
-        };
+        let takings = self.begin_takings(&change);
         self.consult(request_for(&change))?;
-        self.book(change, taking)
+        self.book(change, takings)
     }
 
     /// Writes the blocks that a layer of this number has.
@@ -204,14 +191,12 @@ impl Bench {
             let mut buffer = Buffer::zeroed(BLOCK as usize);
             self.oracle.fill(booked, buffer.as_mut_slice());
             let operation = Operation::Write { buffer, fua: false };
-            let id = self.request(self.connection, block * BLOCK, BLOCK, operation);
-            self.run_until(|bench| bench.completions.contains_key(&id))?;
-            match self.completions.remove(&id) {
-                Some(Ok(Completion::Done)) => self.oracle.ok(booked, false),
+            match self.driver.complete(self.connection(), (block * BLOCK, BLOCK), operation)? {
+                Completion::Done => self.oracle.ok(booked, false),
                 other => return Err(format!("a write was answered {other:?}")),
             }
         }
-        self.hang_up(self.connection);
+        self.hang_up_all();
         Ok(())
     }
 }

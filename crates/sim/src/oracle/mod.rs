@@ -17,7 +17,7 @@ pub use snapshots::Blocks;
 use crate::stamp::{Content, Stamp};
 use proto::{BLOCK_SIZE, SECTOR_SIZE};
 use register::{Change, Register, SECTORS};
-use snapshots::{Cut, Taking};
+use snapshots::{Cut, Interrupted, Taking};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -117,8 +117,8 @@ pub struct Oracle {
     /// Every write ever invoked, by serial.
     writes: BTreeMap<u64, Written>,
     taking: BTreeMap<OperationId, Taking>,
-    /// What the snapshots show that a crash interrupted, if they were taken; by volume.
-    interrupted: BTreeMap<u64, Volume>,
+    /// The snapshots that a crash interrupted, by volume.
+    interrupted: BTreeMap<u64, Interrupted>,
     next_operation: u64,
     epoch: u64,
 }

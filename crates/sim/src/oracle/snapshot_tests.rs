@@ -111,13 +111,13 @@ fn a_snapshot_that_a_crash_interrupted_shows_what_the_crash_left() {
         } else {
             oracle.killed()
         }
-        assert!(oracle.recover_snapshot(VOLUME, SNAPSHOT));
+        assert!(oracle.recover_snapshot(VOLUME, SNAPSHOT, false));
         let zeros = vec![0; BLOCK_SIZE];
         assert_eq!(read(&mut oracle, SNAPSHOT, 0, &zeros), Err(Wrong::Stale));
         let lost = if power { Ok(()) } else { Err(Wrong::Stale) };
         assert_eq!(read(&mut oracle.clone(), SNAPSHOT, 0, &flushed), lost);
         assert_eq!(read(&mut oracle, SNAPSHOT, 0, &last), Ok(()));
-        assert!(!oracle.recover_snapshot(VOLUME, SNAPSHOT + 1), "one was being taken");
+        assert!(!oracle.recover_snapshot(VOLUME, SNAPSHOT + 1, false), "one was being taken");
     }
 }
 

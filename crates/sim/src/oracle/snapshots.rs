@@ -21,6 +21,15 @@ pub(super) struct Taking {
     writes: Vec<u64>,
 }
 
+/// What a snapshot shows that a crash interrupted, if it was taken.
+#[derive(Clone, Debug)]
+pub(super) struct Interrupted {
+    /// If it was sealed after the crash: of what was lost it has nothing.
+    taken: Volume,
+    /// If it was sealed before.
+    whole: Volume,
+}
+
 /// What is known of the moment that a snapshot shows.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Cut {
@@ -74,13 +83,28 @@ impl Oracle {
         }
     }
 
-    /// After a restart it turns out that the snapshot was taken that the crash interrupted. False:
-    /// there was none.
-    pub fn recover_snapshot(&mut self, volume: u64, snapshot: u64) -> bool {
-        match self.interrupted.remove(&volume) {
-            Some(taken) => self.volumes.insert(snapshot, taken).is_none(),
-            None => false,
+    /// After a restart it turns out that the snapshot was taken that the crash interrupted; with
+    /// `sealed`, that all of it was on stable media before. False: there was none.
+    pub fn recover_snapshot(&mut self, volume: u64, snapshot: u64, sealed: bool) -> bool {
+        let Some(Interrupted { taken, whole }) = self.interrupted.remove(&volume) else {
+            return false;
+        };
+        let shown = if sealed { whole } else { taken };
+        self.volumes.insert(snapshot, shown).is_none()
+    }
+
+    /// Whether these snapshots can show one moment, as far as they were read: no write is in one of
+    /// them without those in others that had ended before it began.
+    pub fn check_moment(&self, snapshots: &[u64]) -> Result<(), Violation> {
+        let mut whole = Cut::default();
+        for cut in snapshots.iter().filter_map(|snapshot| self.volumes[snapshot].cut.as_ref()) {
+            whole.included.extend(&cut.included);
+            whole.excluded.extend(&cut.excluded);
         }
+        whole.contradiction(&self.writes).map_or(Ok(()), |what| {
+            let sentence = format!("snapshots {snapshots:?} of one moment: {what}");
+            Err(Violation { kind: Wrong::NoCut, sentence })
+        })
     }
 
     /// After a restart it turned out which interrupted snapshots were taken: all that were told.
@@ -133,11 +157,13 @@ impl Oracle {
         &mut self,
         cut: impl Fn(&mut Register, OperationId) -> Register,
     ) {
-        for (id, Taking { volume, .. }) in std::mem::take(&mut self.taking) {
+        for (id, Taking { volume, writes }) in std::mem::take(&mut self.taking) {
             let target = self.volume_mut(volume);
             target.cuts.remove(&id);
+            let mut whole = target.clone().cut_out(id, Register::cut);
+            whole.cut = Some(Cut { writes, ..Cut::default() });
             let taken = target.cut_out(id, &cut);
-            self.interrupted.insert(volume, taken);
+            self.interrupted.insert(volume, Interrupted { taken, whole });
         }
     }
 
@@ -152,18 +178,18 @@ impl Oracle {
         let target = self.volumes.get_mut(&snapshot).expect("only volumes that exist are read");
         let Some(cut) = &mut target.cut else { return Ok(()) };
         let writes = &self.writes;
-        let known = |serial: u64| Some((serial, writes[&serial].acknowledged?));
         for number in (0..SECTORS).filter(|number| mask & (1 << number) != 0) {
             let (shown, sector) = (value[number], block * SECTORS as u64 + number as u64);
-            for &(serial, ended) in &cut.writes.iter().filter_map(|w| known(*w)).collect::<Vec<_>>()
-            {
+            for serial in cut.writes.clone() {
                 if !writes[&serial].covers(sector) || shown == 0 {
                     continue;
                 }
+                // One that never ended may be in it as well as others.
+                let ended = writes[&serial].acknowledged;
                 let shown_ended = writes[&shown].acknowledged;
-                if shown == serial || shown > ended {
+                if shown == serial || ended.is_some_and(|ended| shown > ended) {
                     cut.included.insert(serial);
-                } else if shown_ended.is_some_and(|shown_ended| shown_ended < serial) {
+                } else if ended.is_some() && shown_ended.is_some_and(|ended| ended < serial) {
                     cut.excluded.insert(serial);
                 }
             }

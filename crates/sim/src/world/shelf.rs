@@ -368,7 +368,7 @@ impl World {
                         if *of == volume && wanted == tag)
                 };
                 let expected = errand.filter(is_of).is_some() || late.iter().any(|e| is_of(&e));
-                if !expected || !self.oracle.recover_snapshot(volume, entry(*layer)) {
+                if !expected || !self.oracle.recover_snapshot(volume, entry(*layer), false) {
                     return Err(format!("snapshot {tag} came from nowhere"));
                 }
                 self.snapshots.insert(*layer, Snapshot { volume, tag: tag.clone() });

@@ -63,6 +63,8 @@ struct World {
     /// Acknowledged writes were lost, and no flush has said so yet.
     unreported: bool,
     completed: u64,
+    /// How many requests may wait for sources and hold a place, if that is not as always.
+    share: Option<usize>,
     trace: bool,
 }
 
@@ -120,6 +122,7 @@ impl World {
             fenced: false,
             unreported: false,
             completed: 0,
+            share: None,
             trace: std::env::var("TRACE").is_ok(),
         };
         world.attach(false);
@@ -157,6 +160,9 @@ impl World {
         let mut effects = Vec::new();
         let map = Arc::clone(&self.map);
         self.session = Session::open(self.now, volume, generation, view, map, &mut effects);
+        if let Some(requests) = self.share {
+            self.session.shelf.most.requests = requests;
+        }
         self.take(effects);
     }
 

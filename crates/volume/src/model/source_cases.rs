@@ -2,7 +2,7 @@
 
 use super::*;
 use proto::OBJECT_SIZE;
-use proto::limits::SOURCE_PIECES_MAX;
+use proto::limits::{SESSION_REQUESTS_MAX, SOURCE_PIECES_MAX, SOURCE_WAITING_REQUESTS_MAX};
 
 const CALM: Faults = Faults { busy: 0, no_space: 0, corrupt: 0 };
 const OBJECT_SECTORS: u64 = OBJECT_SIZE as u64 / SECTOR;
@@ -316,4 +316,71 @@ fn a_status_that_waits_for_a_source_ends_when_all_was_copied() {
         world.close();
         world.check_snapshots();
     }
+}
+
+/// Reads that waited for a source that was away filled what a session works on at once, and then
+/// nothing went on, not even what the source had nothing to do with.
+#[test]
+fn what_waits_for_a_source_takes_no_place_of_what_does_not() {
+    const MANY: usize = SESSION_REQUESTS_MAX + 64;
+    let mut world = world();
+    world.write(2048, 64, true);
+    world.settle();
+    world.source.down = Some("gone");
+    for number in 0..MANY as u64 {
+        world.read(4096 + number % 64 * 8, 8);
+        if number % 64 == 0 {
+            rest(&mut world, 4);
+        }
+    }
+    rest(&mut world, 1_500);
+    assert_eq!(world.open.len(), MANY);
+    assert!(world.session.works.len() <= SOURCE_WAITING_REQUESTS_MAX);
+    world.read(2048, 64);
+    world.write(3072, 64, false);
+    world.write(2049, 3, true);
+    world.flush();
+    rest(&mut world, 100);
+    assert_eq!(world.open.len(), MANY, "what is there does not go on");
+    // What overlaps one that waits, waits behind it, and takes no place either.
+    for number in 0..100 {
+        world.write(4096 + number % 64 * 8, 8, false);
+    }
+    rest(&mut world, 200);
+    assert_eq!(world.open.len(), MANY + 100);
+    assert!(world.session.works.len() <= SOURCE_WAITING_REQUESTS_MAX);
+    let told = world.session.waiting(world.now).expect("they wait");
+    assert_eq!(told.reason, "waiting for nbd://far/away (gone)");
+    world.source.down = None;
+    world.settle();
+    assert!(world.open.is_empty());
+    world.close();
+    world.check_snapshots();
+}
+
+/// Likewise, with few long ones: they filled what a session holds in memory at once.
+#[test]
+fn long_reads_that_wait_for_a_source_leave_room_in_memory() {
+    let mut world = World::new(1, 8 << 20, CALM);
+    world.settle();
+    world.close();
+    world.create_from_source(48 << 20, 40 << 20);
+    world.settle();
+    world.source.down = Some("gone");
+    for _ in 0..8 {
+        world.read(0, 40 << 11);
+        rest(&mut world, 10);
+    }
+    rest(&mut world, 1_500);
+    world.write(44 << 11, 64, false);
+    world.read(44 << 11, 64);
+    world.flush();
+    rest(&mut world, 100);
+    assert_eq!(world.open.len(), 8, "what is there does not go on");
+    // One that nobody waits for any more ends with all of them.
+    world.abandoned = true;
+    world.tell(Event::Close);
+    rest(&mut world, 100);
+    assert!(world.closed && world.open.is_empty());
+    world.abandoned = false;
 }

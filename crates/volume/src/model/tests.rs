@@ -20,6 +20,8 @@ struct Plan {
     /// go away, or come back.
     sources: u64,
     outages: u64,
+    /// How many requests may wait for sources and hold a place, if that is not as always.
+    share: Option<usize>,
 }
 
 const PLAIN: Plan = Plan {
@@ -33,6 +35,7 @@ const PLAIN: Plan = Plan {
     clones: 0,
     sources: 0,
     outages: 0,
+    share: None,
 };
 
 const OBJECT_SECTORS: u64 = 8192;
@@ -84,6 +87,7 @@ fn resize(world: &mut World) {
 fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
     let bytes = (2 * OBJECT_SECTORS + 5600) * SECTOR;
     let mut world = World::new(seed, bytes, plan.faults);
+    world.share = plan.share;
     let depth = 1 + world.random.below(24) as usize;
     let mut dead_for = 0;
     for _ in 0..steps {
@@ -303,4 +307,15 @@ fn a_volume_shows_its_source_whatever_happens_to_either() {
     let deaths = Plan { faults, deaths: 4, power: true, resizes: 5, ..PLAIN };
     let sources = Plan { sources: 5, outages: 10, ..deaths };
     check(20, STEPS, Plan { snapshots: 10, clones: 3, flattens: 10, ..sources });
+}
+
+#[test]
+fn what_waits_for_a_source_keeps_its_order_when_it_is_put_off() {
+    let faults = Faults { busy: 20, no_space: 0, corrupt: 0 };
+    for requests in [1, 3] {
+        let plan = Plan { faults, sources: 5, outages: 20, share: Some(requests), ..PLAIN };
+        check(2, STEPS, Plan { reattach: 3, ..plan });
+        check(2, STEPS, Plan { deaths: 4, power: true, ..plan });
+        check(2, STEPS, Plan { snapshots: 10, flattens: 10, clones: 3, ..plan });
+    }
 }
