@@ -56,6 +56,8 @@ pub struct Answerer {
     life: u64,
     /// The present connection; none: nobody is answered.
     connection: Option<u64>,
+    /// Requests that came once more while a disk worked on them, in all.
+    adopted: u64,
 }
 
 impl Answerer {
@@ -68,7 +70,13 @@ impl Answerer {
             open: BTreeMap::new(),
             life: 0,
             connection: None,
+            adopted: 0,
         }
+    }
+
+    /// Requests that came once more while a disk worked on them, in all.
+    pub fn adopted(&self) -> u64 {
+        self.adopted
     }
 
     /// What the next connection may be granted, requests and bytes: with what earlier ones left, at
@@ -130,6 +138,7 @@ impl Answerer {
             open.connection = connection;
             self.orphans.remove(cost);
             self.used.add(cost);
+            self.adopted += 1;
             return Ok(());
         }
         self.used.add(cost);

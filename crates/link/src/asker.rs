@@ -25,6 +25,8 @@ struct Pending {
     cost: u64,
     /// When it was sent on the present connection.
     sent: Option<Time>,
+    /// Whether it was sent on an earlier one.
+    sent_before: bool,
     /// Whether its answer is not wanted any more.
     cancelled: bool,
     /// The parts of the answer to a fence that are here.
@@ -55,6 +57,10 @@ pub struct Asker {
     /// What is in flight.
     requests: u64,
     bytes: u64,
+    /// Whether something may be sent that could not be before.
+    changed: bool,
+    /// Requests that were sent once more, in all.
+    resent: u64,
 }
 
 impl Asker {
@@ -68,12 +74,19 @@ impl Asker {
             credit: (0, 0),
             requests: 0,
             bytes: 0,
+            changed: false,
+            resent: 0,
         }
     }
 
     /// Requests without an answer.
     pub fn pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Requests that were sent once more, in all.
+    pub fn resent(&self) -> u64 {
+        self.resent
     }
 
     /// Takes a request.
@@ -108,11 +121,13 @@ impl Asker {
             expected,
             cost,
             sent: None,
+            sent_before: false,
             cancelled: false,
             rows: Vec::new(),
         };
         self.pending.insert(id, pending);
         self.queues.entry(disk).or_default().waiting.push_back(id);
+        self.changed = true;
     }
 
     /// The answer is not wanted any more.
@@ -128,12 +143,14 @@ impl Asker {
         let queue = self.queues.get_mut(&disk).expect("a request has its disk");
         queue.waiting.retain(|&waiting| waiting != id);
         self.drop_if_idle(disk);
+        self.changed = true;
     }
 
     /// A connection is there, with this credit.
     pub fn connected(&mut self, requests: u64, bytes: u64) {
         assert_eq!((self.requests, self.bytes), (0, 0));
         self.credit = (requests, bytes);
+        self.changed = true;
     }
 
     /// The peer lets more be in flight.
@@ -142,6 +159,7 @@ impl Asker {
             return Err(CloseReason::Protocol("a credit that was given is taken back"));
         }
         self.credit = (requests, bytes);
+        self.changed = true;
         Ok(())
     }
 
@@ -152,7 +170,7 @@ impl Asker {
         self.pending.retain(|_, pending| !pending.cancelled);
         self.queues.clear();
         for (&id, pending) in &mut self.pending {
-            pending.sent = None;
+            pending.sent_before |= pending.sent.take().is_some();
             pending.rows = Vec::new();
             self.queues.entry(pending.disk).or_default().waiting.push_back(id);
         }
@@ -169,13 +187,17 @@ impl Asker {
 
     /// Sends what may be sent: of each disk in turn, until the output is long enough.
     pub fn pump(&mut self, now: Time, output: &mut Output) {
-        while output.unsent() < LINK_OUTPUT_BYTES_MAX {
-            let Some(disk) = self.next_disk() else { return };
+        while self.changed && output.unsent() < LINK_OUTPUT_BYTES_MAX {
+            let Some(disk) = self.next_disk() else {
+                self.changed = false;
+                return;
+            };
             self.turn = disk;
             let queue = self.queues.get_mut(&disk).expect("just found");
             let id = queue.waiting.pop_front().expect("it has something to send");
             let pending = self.pending.get_mut(&id).expect("what waits is pending");
             pending.sent = Some(now);
+            self.resent += u64::from(pending.sent_before);
             queue.requests += 1;
             queue.bytes += pending.cost;
             self.requests += 1;
@@ -253,6 +275,7 @@ impl Asker {
         queue.requests -= 1;
         queue.bytes -= pending.cost;
         self.drop_if_idle(pending.disk);
+        self.changed = true;
         if !pending.cancelled {
             self.tokens.remove(&pending.token);
             let asked_at = pending.sent.expect("admitted");

@@ -182,3 +182,14 @@ pub enum Effect {
         promises: Vec<Promise>,
     },
 }
+
+/// What happened on a link, in all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Requests that were sent once more on another connection.
+    pub resent: u64,
+    /// Requests of the peer that came once more while a disk still worked on them.
+    pub adopted: u64,
+    /// Control messages that were dropped, because there was no connection or too many waited.
+    pub controls_dropped: u64,
+}

@@ -36,7 +36,7 @@ mod reason;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Beat, Effect, Event, Question, Settings};
+pub use event::{Beat, Counters, Effect, Event, Question, Settings};
 pub use greeter::Greeter;
 pub use link::Link;
 pub use reason::CloseReason;

@@ -2,6 +2,7 @@
 
 use crate::answerer::Answerer;
 use crate::asker::Asker;
+use crate::event::Counters;
 use crate::greeter::{self, Greeter};
 use crate::incoming::{Incoming, Progress};
 use crate::output::{Mark, Output};
@@ -137,10 +138,13 @@ impl Link {
         self.asker.pending()
     }
 
-    /// Control messages that were dropped in all, because there was no connection or too many
-    /// waited.
-    pub fn controls_dropped(&self) -> u64 {
-        self.controls_dropped
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            resent: self.asker.resent(),
+            adopted: self.answerer.adopted(),
+            controls_dropped: self.controls_dropped,
+        }
     }
 
     /// Takes an event that is not about bytes.

@@ -1,0 +1,3 @@
+//! Ends of connections one by one, and random histories of two links and of hostile peers.
+
+mod random;
