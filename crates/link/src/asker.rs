@@ -29,8 +29,6 @@ struct Pending {
     sent_before: bool,
     /// Whether its answer is not wanted any more.
     cancelled: bool,
-    /// The parts of the answer to a fence that are here.
-    rows: Vec<ObjectStamp>,
 }
 
 /// What one disk is asked. Goes when there is nothing.
@@ -57,6 +55,8 @@ pub struct Asker {
     /// What is in flight.
     requests: u64,
     bytes: u64,
+    /// The parts of an answer that are here, and of which request: of one at a time.
+    partial: Option<(u64, Vec<ObjectStamp>)>,
     /// Whether something may be sent that could not be before.
     changed: bool,
     /// Requests that were sent once more, in all.
@@ -74,6 +74,7 @@ impl Asker {
             credit: (0, 0),
             requests: 0,
             bytes: 0,
+            partial: None,
             changed: false,
             resent: 0,
         }
@@ -123,7 +124,6 @@ impl Asker {
             sent: None,
             sent_before: false,
             cancelled: false,
-            rows: Vec::new(),
         };
         self.pending.insert(id, pending);
         self.queues.entry(disk).or_default().waiting.push_back(id);
@@ -167,11 +167,11 @@ impl Asker {
     pub fn disconnected(&mut self) {
         self.credit = (0, 0);
         (self.requests, self.bytes) = (0, 0);
+        self.partial = None;
         self.pending.retain(|_, pending| !pending.cancelled);
         self.queues.clear();
         for (&id, pending) in &mut self.pending {
             pending.sent_before |= pending.sent.take().is_some();
-            pending.rows = Vec::new();
             self.queues.entry(pending.disk).or_default().waiting.push_back(id);
         }
     }
@@ -248,25 +248,13 @@ impl Asker {
         effects: &mut Vec<Effect>,
     ) -> Result<(), CloseReason> {
         self.admit(header)?;
-        let pending = self.pending.get_mut(&header.id).expect("admitted");
+        let pending = &self.pending[&header.id];
         let reply = reply::decode(header, body, payload, pending.expected)?;
         let mut result = reply.result;
-        if let Ok(MemberReply::Fenced { unsettled, .. }) = &mut result {
-            let last = pending.rows.last().map(|object| object.key);
-            if unsettled.first().is_some_and(|first| Some(first.key) <= last) {
-                return Err(CloseReason::Protocol("the parts of an answer are not in order"));
-            }
-            if pending.rows.len() + unsettled.len() > FENCED_OBJECTS_MAX {
-                return Err(CloseReason::Protocol("a fence lists too many objects"));
-            }
-            if reply.more && unsettled.is_empty() {
-                return Err(CloseReason::Protocol("a part of an answer is empty"));
-            }
-            pending.rows.append(unsettled);
-            if reply.more {
-                return Ok(());
-            }
-            *unsettled = std::mem::take(&mut pending.rows);
+        if let Ok(MemberReply::Fenced { unsettled, .. }) = &mut result
+            && self.is_partial(header.id, unsettled, reply.more)?
+        {
+            return Ok(());
         }
         let pending = self.pending.remove(&header.id).expect("admitted");
         self.requests -= 1;
@@ -285,6 +273,39 @@ impl Asker {
         Ok(())
     }
 
+    /// Puts the parts of an answer together: whether more follow. If not, `rows` becomes all of
+    /// them. The parts of one answer come one after the other, so that no more is held than one.
+    fn is_partial(
+        &mut self,
+        id: u64,
+        rows: &mut Vec<ObjectStamp>,
+        more: bool,
+    ) -> Result<bool, CloseReason> {
+        if !more && self.partial.is_none() {
+            return Ok(false);
+        }
+        let (begun, all) = self.partial.get_or_insert((id, Vec::new()));
+        if *begun != id {
+            return Err(CloseReason::Protocol("two answers come in parts at once"));
+        }
+        let last = all.last().map(|object| object.key);
+        if rows.first().is_some_and(|first| Some(first.key) <= last) {
+            return Err(CloseReason::Protocol("the parts of an answer are not in order"));
+        }
+        if rows.is_empty() {
+            return Err(CloseReason::Protocol("a part of an answer is empty"));
+        }
+        if all.len() + rows.len() > FENCED_OBJECTS_MAX {
+            return Err(CloseReason::Protocol("a fence lists too many objects"));
+        }
+        all.append(rows);
+        if !more {
+            let (_, all) = self.partial.take().expect("just filled");
+            *rows = all;
+        }
+        Ok(more)
+    }
+
     fn drop_if_idle(&mut self, disk: DiskId) {
         let idle = self.queues.get(&disk).is_some_and(|q| q.waiting.is_empty() && q.requests == 0);
         if idle {
@@ -295,6 +316,7 @@ impl Asker {
     /// Asserts what must hold between two events.
     pub fn check(&self) {
         assert!(self.pending.len() <= LINK_PENDING_MAX);
+        assert!(self.partial.as_ref().is_none_or(|(id, _)| self.pending.contains_key(id)));
         let in_flight = || self.pending.values().filter(|pending| pending.sent.is_some());
         assert_eq!(self.requests, in_flight().count() as u64);
         assert_eq!(self.bytes, in_flight().map(|pending| pending.cost).sum::<u64>());

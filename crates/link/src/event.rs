@@ -7,7 +7,8 @@ use proto::{
     DiskId, Duration, MemberError, MemberReply, MemberRequest, MemberToken, Payload, Time,
 };
 
-/// What this node is and offers, the same for all its links.
+/// What this node is and offers, the same for all its links. What is granted may be held for each
+/// peer, twice while connections break: who has many peers grants each of them less.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// Who this process is.
