@@ -64,7 +64,8 @@ fn answer(header: &Header, body: &[u8], payload: Option<Payload>, again: &mut Ve
     let Some(expected) = expected else { return false };
     let Ok(told) = reply::decode(header, body, payload, expected) else { return false };
     if let Ok(MemberReply::Data { content, .. }) = &told.result {
-        assert!(content.iter().all(|piece| piece.as_slice().as_ptr() as usize % 4096 == 0));
+        let is_aligned = |piece: &Payload| piece.as_slice().as_ptr().addr().is_multiple_of(4096);
+        assert!(content.iter().all(is_aligned));
     }
     let promise: Duration = told.promise;
     reply::put(again, Seal::HELLO, header.id, promise, &told.result);

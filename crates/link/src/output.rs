@@ -80,8 +80,11 @@ impl Output {
     /// Puts in heads: `put` appends them, the first one with the seal it is given, and gives back
     /// that of the frame after the last.
     pub fn put(&mut self, now: Time, put: impl FnOnce(&mut Vec<u8>, Seal) -> Seal) {
-        let has_room = matches!(self.segments.back(), Some(Segment::Bytes(bytes)) if bytes.len() < SEGMENT_BYTES);
-        if !has_room {
+        let has_room = |segment: &Segment| match segment {
+            Segment::Bytes(bytes) => bytes.len() < SEGMENT_BYTES,
+            Segment::Payload(_) => false,
+        };
+        if !self.segments.back().is_some_and(has_room) {
             let bytes = std::mem::take(&mut self.spare);
             self.segments.push_back(Segment::Bytes(bytes));
         }

@@ -12,19 +12,28 @@ pub enum CloseReason {
     #[error("the node cannot be reached; see that it runs and that its address is right")]
     Unreachable,
     /// Dialling took more than `LINK_CONNECT_MS_MAX`.
-    #[error("the node did not answer within {} s; see that it runs and the network lets it through", limits::LINK_CONNECT_MS_MAX / 1000)]
+    #[error(
+        "the node did not answer within {} s; see that it runs and the network lets it through",
+        limits::LINK_CONNECT_MS_MAX / 1000
+    )]
     ConnectTooSlow,
     /// The peer closed its socket, or it failed.
     #[error("the connection broke; it is made anew")]
     Broken,
     /// The hello took more than `LINK_HELLO_MS_MAX`.
-    #[error("the other side did not say who it is within {} s; see what runs at that address", limits::LINK_HELLO_MS_MAX / 1000)]
+    #[error(
+        "the other side did not say who it is within {} s; see what runs at that address",
+        limits::LINK_HELLO_MS_MAX / 1000
+    )]
     HelloTooSlow,
     /// A frame took more than `LINK_FRAME_MS_MAX` to arrive.
     #[error("the node stopped in the middle of a message; see the network and its load")]
     FrameTooSlow,
     /// Nothing came for `LINK_SILENT_MS_MAX`.
-    #[error("the node has been silent for {} s; see that it runs", limits::LINK_SILENT_MS_MAX / 1000)]
+    #[error(
+        "the node has been silent for {} s; see that it runs",
+        limits::LINK_SILENT_MS_MAX / 1000
+    )]
     Silent,
     /// Output was not read for `LINK_STALL_MS_MAX`.
     #[error("the node does not read what it is sent; see the network and its load")]

@@ -56,9 +56,7 @@ pub enum FrameError {
     #[error("a frame has the unknown kind {0}; report this bug")]
     Kind(u8),
     /// A length beyond the bounds of its kind.
-    #[error(
-        "a frame of kind {kind:?} says it has {bytes} bytes, which no such frame has; report this bug"
-    )]
+    #[error("a frame of kind {kind:?} has {bytes} bytes, as no such frame may; report this bug")]
     Length {
         /// Its kind.
         kind: Kind,

@@ -495,7 +495,8 @@ fn nonsense_is_refused() {
         (made_reply(answer), Some(*expected))
     };
     // The frame, where in header and body, and what is put there.
-    let table: &[((Made, Option<Expected>), usize, &[u8])] = &[
+    type Row<'a> = ((Made, Option<Expected>), usize, &'a [u8]);
+    let table: &[Row<'_>] = &[
         (request_of(0), 4, &[1]),          // a flag of a fence
         (request_of(1), 64 + 12, &[1]),    // reserved
         (request_of(4), 4, &[2]),          // a flag of a write
