@@ -1,5 +1,6 @@
 //! Words that every part of Sheepdog shares: ids, units, limits, checksums, aligned buffers, and
-//! the messages between a volume's session and the disks that hold its objects.
+//! the messages between a volume's session and the disks that hold its objects, and the frames in
+//! which they travel between nodes.
 //!
 //! It must never do I/O, read a clock, draw randomness or hold state. Its main types are
 //! [`MemberRequest`] and [`Payload`]; nothing here has a life cycle.
@@ -14,10 +15,11 @@ pub mod limits;
 mod member;
 mod time;
 mod units;
+pub mod wire;
 mod words;
 
 pub use buffer::{Block, Buffer, Payload};
-pub use checksum::{Crc64, block_checksum, crc32c, crc64, crc64_around, is_zero};
+pub use checksum::{Crc32c, Crc64, block_checksum, crc32c, crc64, crc64_around, is_zero};
 pub use disk::{DiskDone, DiskError, DiskOp, DiskRequest, DiskToken};
 pub use ids::{
     ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId,

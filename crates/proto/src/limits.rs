@@ -133,6 +133,61 @@ pub const FLATTEN_RETRY_MS: u64 = 1_000;
 /// How long a session that is to close waits for disks that are out of service, in milliseconds.
 pub const CLOSE_STALLED_MS_MAX: u64 = 10_000;
 
+/// Body of one frame between nodes, in bytes.
+pub const WIRE_BODY_BYTES_MAX: usize = 64_000;
+/// Body of a hello in any version to come, in bytes.
+pub const WIRE_HELLO_BYTES_MAX: usize = 1024;
+/// Sentence of a goodbye or a refusal between nodes, in bytes; longer ones are cut.
+pub const WIRE_TEXT_BYTES_MAX: usize = 512;
+/// One control message (Raft) between nodes, in bytes, its version included.
+pub const WIRE_CONTROL_BYTES_MAX: usize = 1 << 20;
+/// Objects that one frame of the answer to a fence lists.
+pub const WIRE_FENCED_ROWS_MAX: usize = 1_600;
+/// Disks of one node that promise something in one frame.
+pub const WIRE_PROMISES_MAX: usize = 256;
+/// Objects that the answer to a fence lists in all: more than a session remembers are not settled.
+pub const FENCED_OBJECTS_MAX: usize = SESSION_STAMPS_MAX;
+/// Requests that a node lets one peer have in flight.
+pub const LINK_REQUESTS_MAX: u32 = 1024;
+/// Bytes of blocks that a node lets one peer have in flight, in requests and answers together.
+pub const LINK_BYTES_MAX: u32 = 64 << 20;
+/// Requests that a node keeps for one peer, sent or not; more are answered "busy".
+pub const LINK_PENDING_MAX: usize = 4096;
+/// The part of a peer's credit that one of its disks may use is one over this.
+pub const LINK_DISK_SHARE_DIVISOR: u64 = 2;
+/// Output of one link beyond which no further request is put to it, in bytes: a beat must not wait
+/// behind a whole credit of writes.
+pub const LINK_OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// Bytes a driver hands to a link at once.
+pub const LINK_INPUT_BYTES_MAX: usize = 256 << 10;
+/// Control messages that wait in one link; more are dropped.
+pub const LINK_CONTROL_QUEUE_MAX: usize = 1024;
+/// Bytes of control messages that wait in one link; more are dropped.
+pub const LINK_CONTROL_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Beats of one link whose promise is still believed when it comes.
+pub const LINK_BEATS_KEPT_MAX: usize = 8;
+/// Replaced instances of a peer that are recognised when they come back.
+pub const LINK_INSTANCES_KEPT_MAX: usize = 16;
+/// How long dialling a peer may take, in milliseconds.
+pub const LINK_CONNECT_MS_MAX: u64 = 5_000;
+/// How long a peer may take over its hello, in milliseconds.
+pub const LINK_HELLO_MS_MAX: u64 = 10_000;
+/// How long a peer may take over the rest of a frame it began, in milliseconds.
+pub const LINK_FRAME_MS_MAX: u64 = 5_000;
+/// How long a peer may send nothing, in milliseconds. It beats much more often.
+pub const LINK_SILENT_MS_MAX: u64 = 2_000;
+/// How long output may wait for a peer that does not read it, in milliseconds.
+pub const LINK_STALL_MS_MAX: u64 = 5_000;
+/// How often a link beats, in milliseconds.
+pub const LINK_BEAT_MS: u64 = 250;
+/// After how long a peer is dialled again, in milliseconds; twice as long each time.
+pub const LINK_RETRY_MS: u64 = 100;
+/// The longest such time, in milliseconds.
+pub const LINK_RETRY_MS_MAX: u64 = 5_000;
+/// How long a connection must last for the next one to be tried after the shortest time, in
+/// milliseconds.
+pub const LINK_STEADY_MS: u64 = 10_000;
+
 /// Longest NBD read or write, in bytes: what QEMU and libnbd take as the default maximum.
 pub const NBD_PAYLOAD_BYTES_MAX: usize = 32 << 20;
 /// Longest NBD option, in bytes.
@@ -393,3 +448,19 @@ const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);
 const _: () = assert!(SOURCE_OPEN_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(SOURCE_CONNECT_MS_MAX < SOURCE_OPEN_MS_MAX);
 const _: () = assert!(SOURCE_PIECES_MAX <= SOURCE_QUESTIONS_MAX);
+const _: () = assert!(WIRE_BODY_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(WIRE_FENCED_ROWS_MAX * 40 <= WIRE_BODY_BYTES_MAX);
+const _: () = assert!(WIRE_PROMISES_MAX * 32 <= WIRE_BODY_BYTES_MAX);
+const _: () = assert!(WIRE_HELLO_BYTES_MAX <= WIRE_BODY_BYTES_MAX);
+// Half of a credit brings the longest request, and twice a credit is counted without overflow.
+const _: () = assert!(
+    MEMBER_REQUEST_BLOCKS_MAX as u64 * BLOCK_SIZE as u64
+        <= LINK_BYTES_MAX as u64 / LINK_DISK_SHARE_DIVISOR
+);
+const _: () = assert!(LINK_BYTES_MAX < u32::MAX / 2 && LINK_REQUESTS_MAX < u32::MAX / 2);
+const _: () = assert!(LINK_REQUESTS_MAX as usize <= LINK_PENDING_MAX);
+const _: () = assert!(4 * LINK_BEAT_MS <= LINK_SILENT_MS_MAX);
+const _: () =
+    assert!(LINK_SILENT_MS_MAX < LINK_FRAME_MS_MAX && LINK_FRAME_MS_MAX < LINK_HELLO_MS_MAX);
+const _: () = assert!(LINK_RETRY_MS < LINK_RETRY_MS_MAX && LINK_RETRY_MS_MAX < LINK_STEADY_MS);
+const _: () = assert!(WIRE_CONTROL_BYTES_MAX < LINK_CONTROL_QUEUE_BYTES_MAX);

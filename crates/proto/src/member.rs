@@ -5,6 +5,7 @@ use crate::{
     BlockRange, ConfigurationNumber, Generation, Incarnation, LayerId, LineageId, ObjectKey,
     Payload, Stamp,
 };
+use std::borrow::Cow;
 
 /// Chosen by the asker, unique among its requests in flight; comes back with the reply.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -270,7 +271,15 @@ pub enum MemberError {
     /// Wait for the disk to be replaced or opened anew: it failed and takes no more requests.
     #[error("the disk is out of service")]
     Retired,
-    /// A bug of the asker: the request makes no sense (too long, out of range).
+    /// A bug of the asker: the request makes no sense (too long, out of range). A reason that came
+    /// from another node is a text of its own.
     #[error("refused: {0}")]
-    Invalid(&'static str),
+    Invalid(Cow<'static, str>),
+}
+
+impl MemberError {
+    /// [`MemberError::Invalid`] for this reason.
+    pub const fn invalid(why: &'static str) -> MemberError {
+        MemberError::Invalid(Cow::Borrowed(why))
+    }
 }

@@ -102,7 +102,7 @@ fn a_thousand_snapshots_cost_a_read_of_the_head_nothing() {
 fn a_layer_is_opened_once_above_one_parent_by_who_holds_the_attachment() {
     let mut host = new_host();
     let invalid = |host: &mut Host, request: MemberRequest, why: &'static str| {
-        assert_eq!(host.ask(request).map(drop), Err(MemberError::Invalid(why)));
+        assert_eq!(host.ask(request).map(drop), Err(MemberError::invalid(why)));
     };
     host.ask(write(1, 1, data(0, &[1, 2]))).expect("written");
     invalid(&mut host, read(4, 0, 1), "the layer was not opened");

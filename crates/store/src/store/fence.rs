@@ -28,7 +28,7 @@ impl Serving {
             return self.answer(token, Err(error), effects);
         }
         if generation == Generation::SEALED {
-            let error = MemberError::Invalid("no attachment has this generation");
+            let error = MemberError::invalid("no attachment has this generation");
             return self.answer(token, Err(error), effects);
         }
         if !self.log.has_room_for_background() {

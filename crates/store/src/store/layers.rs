@@ -72,7 +72,7 @@ impl Serving {
         if let Some(error) = self.fenced(lineage, generation) {
             return Some(error);
         }
-        let invalid = |why| Some(MemberError::Invalid(why));
+        let invalid = |why| Some(MemberError::invalid(why));
         if generation == Generation::SEALED {
             return invalid("no attachment has this generation");
         }
@@ -89,11 +89,11 @@ impl Serving {
         let tree = self.tree(lineage);
         if !tree.contains(layer) {
             // What lies above it has been shown without it.
-            return tree.is_named(layer).then_some(MemberError::Invalid("a layer above is open"));
+            return tree.is_named(layer).then_some(MemberError::invalid("a layer above is open"));
         }
         // Layers between the two that were dropped may be gone here already, or not yet.
         let known = parent.0 == 0 || !tree.contains(parent) || tree.is_below(parent, layer);
-        (!known).then_some(MemberError::Invalid("the layer has another parent"))
+        (!known).then_some(MemberError::invalid("the layer has another parent"))
     }
 
     /// Notes that a lineage has a layer, if that is new.

@@ -137,7 +137,7 @@ impl Serving {
         effects: &mut Vec<Effect>,
     ) {
         if question == Question::Content && super::requests::is_too_long(&blocks) {
-            let error = MemberError::Invalid("the read is too long");
+            let error = MemberError::invalid("the read is too long");
             return self.answer(token, Err(error), effects);
         }
         let parked = Parked { token, lineage, key, blocks, generation, question, wakes: 0 };
@@ -198,7 +198,7 @@ impl Serving {
     /// The error for a question about a layer that is being dropped.
     fn deleted(&self, layer: LayerId) -> Option<MemberError> {
         let deleted = self.drops.contains(layer);
-        deleted.then_some(MemberError::Invalid("the layer is deleted"))
+        deleted.then_some(MemberError::invalid("the layer is deleted"))
     }
 
     /// The error for a difference from a layer that does not lie below.
@@ -209,7 +209,7 @@ impl Serving {
         let nothing = base.0 == 0 || (base.0 == parked.lineage.0 && !tree.contains(base));
         let below = nothing || tree.is_below(base, parked.key.layer);
         if !below {
-            return Some(MemberError::Invalid("the base is not below the layer"));
+            return Some(MemberError::invalid("the base is not below the layer"));
         }
         self.deleted(base)
     }

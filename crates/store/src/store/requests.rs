@@ -168,14 +168,14 @@ impl Serving {
     /// The error for a request on a layer that is not there, or is another lineage's.
     pub(super) fn foreign(&self, lineage: LineageId, key: ObjectKey) -> Option<MemberError> {
         if key.layer.0 == 0 {
-            return Some(MemberError::Invalid("layer 0 does not exist"));
+            return Some(MemberError::invalid("layer 0 does not exist"));
         }
         match self.layers.get(&key.layer) {
             Some(known) if known.lineage == lineage => None,
-            Some(_) => Some(MemberError::Invalid("the layer belongs to another lineage")),
+            Some(_) => Some(MemberError::invalid("the layer belongs to another lineage")),
             None if key.layer.0 == lineage.0 => None,
             // What it shows of the layers below it is not known.
-            None => Some(MemberError::Invalid("the layer was not opened")),
+            None => Some(MemberError::invalid("the layer was not opened")),
         }
     }
 

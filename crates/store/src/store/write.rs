@@ -62,12 +62,12 @@ fn blocks_of(change: &Change) -> Result<BlockRange, MemberError> {
         Change::Data { first, payload, .. } => {
             let count = payload.len() / BLOCK_SIZE;
             if payload.is_empty() || !payload.len().is_multiple_of(BLOCK_SIZE) {
-                return Err(MemberError::Invalid("the payload is not whole blocks"));
+                return Err(MemberError::invalid("the payload is not whole blocks"));
             }
             let blocks = u32::try_from(count).ok().and_then(|count| BlockRange::new(*first, count));
-            let blocks = blocks.ok_or(MemberError::Invalid("the write leaves its object"))?;
+            let blocks = blocks.ok_or(MemberError::invalid("the write leaves its object"))?;
             if super::requests::is_too_long(&blocks) {
-                return Err(MemberError::Invalid("the write is too long"));
+                return Err(MemberError::invalid("the write is too long"));
             }
             Ok(blocks)
         }
@@ -132,7 +132,7 @@ impl Serving {
             return Outcome::Done;
         }
         if self.table.is_covered(self.tree(write.lineage), write.lineage, write.key) {
-            let error = MemberError::Invalid("a layer above has the object");
+            let error = MemberError::invalid("a layer above has the object");
             self.answer(token, Err(error), effects);
             return Outcome::Done;
         }
@@ -161,7 +161,7 @@ impl Serving {
     /// What is wrong with a write, whatever the disk holds.
     fn vet_write(&self, write: &Write) -> Result<BlockRange, MemberError> {
         if write.stamp.generation == Generation::SEALED {
-            return Err(MemberError::Invalid("no attachment has this generation"));
+            return Err(MemberError::invalid("no attachment has this generation"));
         }
         if let Some(error) = self.fenced(write.lineage, write.stamp.generation) {
             return Err(error);
@@ -170,10 +170,10 @@ impl Serving {
             return Err(error);
         }
         if self.drops.contains(write.key.layer) {
-            return Err(MemberError::Invalid("the layer is deleted"));
+            return Err(MemberError::invalid("the layer is deleted"));
         }
         if write.stamp <= write.previous {
-            return Err(MemberError::Invalid("the stamp does not grow"));
+            return Err(MemberError::invalid("the stamp does not grow"));
         }
         blocks_of(&write.change)
     }
@@ -529,7 +529,7 @@ impl Serving {
         let Settle { key, generation, stamp } = *settle;
         let have = self.stamp_of(lineage, key).stamp;
         let sealed = (generation == Generation::SEALED)
-            .then_some(MemberError::Invalid("no attachment has this generation"));
+            .then_some(MemberError::invalid("no attachment has this generation"));
         let refusal = sealed
             .or_else(|| self.fenced(lineage, generation))
             .or_else(|| self.foreign(lineage, key))

@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("replica", &["proto", "cluster"]),
     ("volume", &["proto", "cluster", "replica"]),
     ("front", &["proto", "volume"]),
+    ("link", &["proto"]),
     ("engine", &["proto", "cluster", "store", "replica", "volume"]),
     ("node", &["proto", "cluster", "store", "replica", "volume", "front", "engine"]),
     ("sim", &["proto", "cluster", "store", "replica", "volume", "front", "engine"]),

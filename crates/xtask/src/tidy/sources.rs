@@ -7,7 +7,8 @@ const COLUMNS_MAX: usize = 100;
 /// Longest file without a justification in its header, in lines.
 const LINES_MAX: usize = 1000;
 /// Crates whose product code must be pure.
-const CORE: &[&str] = &["proto", "cluster", "store", "replica", "volume", "front", "engine"];
+const CORE: &[&str] =
+    &["proto", "cluster", "store", "replica", "volume", "front", "link", "engine"];
 /// Where unsafe code is allowed, each block with its proof.
 const UNSAFE_ALLOWED: &[&str] =
     &["crates/node/src/", "crates/front/src/vhost_user/", "crates/e2e/"];
