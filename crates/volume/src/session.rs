@@ -227,6 +227,7 @@ impl Session {
                 self.advance_shrink(effects);
             }
             Event::Flatten { start } => self.handle_flatten(start, effects),
+            Event::Shorten { parent } => self.handle_shorten(parent, effects),
             // A volume that is attached cannot be deleted: the map is one of before.
             Event::Map(_) => {}
             Event::Close => self.begin_closing(effects),
@@ -656,7 +657,13 @@ impl Session {
         let work = self.works.at_mut(number).expect("a work outlives its pieces");
         match (answer, role) {
             (Answer::Data { content, .. }, Role::Edge(block)) => work.fill(block, &content),
-            (Answer::Data { .. }, Role::Copy) => work.take_copy(places),
+            (Answer::Data { .. }, Role::Copy) => {
+                let copied = places.iter().map(|(_, payload)| payload.len()).sum();
+                if work.shortens() {
+                    self.flatten.spend(copied);
+                }
+                work.take_copy(places);
+            }
             (answer, Role::Part(part)) => work.take_part(part, answer),
             _ => {}
         }

@@ -78,6 +78,8 @@ pub(crate) enum Task {
         content: Vec<(u32, Payload)>,
         /// Whether it has what is to be copied, and takes the blocks' lock.
         fetched: bool,
+        /// Copies only what lies above this layer; nothing: all of it.
+        onto: Option<LayerId>,
     },
     /// The session's own: the flush after all was copied.
     FlattenFlush,
@@ -188,10 +190,15 @@ impl Work {
         }
     }
 
+    /// Whether it copies only what lies above some layer.
+    pub(crate) fn shortens(&self) -> bool {
+        matches!(self.task, Task::Flatten { onto: Some(_), .. })
+    }
+
     /// Whether it has just fetched something to copy: from now on it wants its blocks for itself.
     pub(crate) fn is_fetched_now(&mut self) -> bool {
         match &mut self.task {
-            Task::Flatten { content, fetched } if !content.is_empty() => {
+            Task::Flatten { content, fetched, .. } if !content.is_empty() => {
                 !std::mem::replace(fetched, true)
             }
             _ => false,
