@@ -477,6 +477,7 @@ impl Session {
         if !self.through.chain.is_empty() {
             work.chain = Some(Arc::clone(&self.through.chain));
         }
+        work.zero_below = self.through.zero_below;
         self.bytes += work.bytes();
         let number = self.works.insert(work);
         self.lock(number, effects);
@@ -591,7 +592,7 @@ impl Session {
                 continue;
             }
             let zeros = &mut self.zeros;
-            let (part, request) = work.next_piece(self.through.zero_below, || zeros_of(zeros));
+            let (part, request) = work.next_piece(|| zeros_of(zeros));
             if !work.has_more() {
                 work.queued = false;
                 self.runnable.pop_front();

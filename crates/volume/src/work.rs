@@ -35,6 +35,9 @@ pub(crate) struct Work {
     /// What showed through when it began, if anything did: a shrink that comes meanwhile must not
     /// cut off what its discard waits for.
     pub(crate) chain: Option<Arc<[Origin]>>,
+    /// Below this block what it discards becomes zeros instead of absent. As when it began, too:
+    /// those that wait for it may still read along the chain of then.
+    pub(crate) zero_below: u64,
     /// The first error of a piece; no more are sent then.
     pub(crate) error: Option<Error>,
 }
@@ -139,6 +142,7 @@ impl Work {
             first: cursor,
             parts: 0,
             chain: None,
+            zero_below: 0,
             error: None,
         }
     }
@@ -291,13 +295,9 @@ impl Work {
         self.error.get_or_insert(error);
     }
 
-    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have; below
-    /// the block `zero_below` what is discarded becomes zeros instead of absent.
-    pub(crate) fn next_piece(
-        &mut self,
-        zero_below: u64,
-        zeros: impl FnOnce() -> Payload,
-    ) -> (u32, Request) {
+    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have.
+    pub(crate) fn next_piece(&mut self, zeros: impl FnOnce() -> Payload) -> (u32, Request) {
+        let zero_below = self.zero_below;
         let (first, end) = (self.range.touched().0, self.end);
         let (at, source) = (self.cursor, Source::Own);
         let request = match &self.task {
