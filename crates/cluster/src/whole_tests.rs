@@ -1,5 +1,5 @@
-//! Trash, locks, groups, schedules, sources and shortening: table by table. What they do to the content of
-//! volumes is compared in `layers_model`.
+//! Trash, locks, groups, schedules, sources and shortening: table by table. What they do to
+//! the content of volumes is compared in `layers_model`.
 
 use crate::*;
 use proto::{ClusterId, Generation, LayerId, NodeId, VolumeId};

@@ -57,8 +57,8 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing goes from the trash because it has expired.
     pub trash_grace: Duration,
-    /// How many bytes a second are copied into a volume that is filled, flattened or shortened; 0: no
-    /// bound.
+    /// How many bytes a second are copied into a volume that is filled, flattened or shortened; 0:
+    /// no bound.
     pub fill_rate: u64,
 }
 

@@ -63,8 +63,8 @@ pub enum Event {
         /// The answer, or the reason in a few words.
         result: Result<SourceAnswer, String>,
     },
-    /// How much a flatten or a shortening copies in a second at most, in bytes; 0: as much as it can. Until this
-    /// is said it has no bound.
+    /// How much a flatten or a shortening copies in a second at most, in bytes; 0: as much as it
+    /// can. Until this is said it has no bound.
     FillRate {
         /// Bytes a second.
         bytes_per_s: u64,

@@ -125,8 +125,8 @@ impl Engine {
         }
     }
 
-    /// Looks after the flattenings and shortenings that came to a halt: each is begun again, those that the node
-    /// itself has a volume for after the others that wait for their turn.
+    /// Looks after the flattenings and shortenings that came to a halt: each is begun again,
+    /// those that the node itself has a volume for after the others that wait for their turn.
     pub(super) fn look_after_flattens(&mut self, now: Time) {
         self.flattens_at = None;
         let mut halted = Vec::new();
