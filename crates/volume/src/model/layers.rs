@@ -1,6 +1,6 @@
-//! Snapshots taken at any moment, clones, flattening and shortening: each snapshot has a register of
-//! its own, copied when it is agreed on, which what comes after may or may not be in until it is
-//! sealed.
+//! Snapshots taken at any moment, clones, flattening and shortening: each snapshot has a register
+//! of its own, copied when it is agreed on, which what comes after may or may not be in until it
+//! is sealed.
 
 use super::*;
 use proto::BlockState;
