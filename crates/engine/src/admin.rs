@@ -562,7 +562,7 @@ pub struct VolumeReport {
     pub flatten: Option<FlattenReport>,
     /// How far shortening is, if so many lineages show through that the node does that by itself.
     #[serde(default)]
-    pub shorten: Option<FlattenReport>,
+    pub shorten: Option<Box<FlattenReport>>,
     /// Copies kept now.
     pub copies: u32,
     /// When it was created, seconds since 1970.

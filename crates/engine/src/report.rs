@@ -206,7 +206,7 @@ pub(crate) fn volume(
         running => (None, running),
     };
     let is_wanted = shortens.is_some() || shortening::target(map, disks, volume).is_some();
-    let shorten = (is_wanted && !volume.flattening).then(|| progress(shortens));
+    let shorten = (is_wanted && !volume.flattening).then(|| Box::new(progress(shortens)));
     let flatten = volume.flattening.then(|| progress(flattens));
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
         node: attachment.node,

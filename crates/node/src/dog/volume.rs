@@ -532,7 +532,7 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         let halted = "Flattening:      came to a halt: no space is left; it is tried again after a \
                       while";
         check(&clone, &[halted]);
-        clone.shorten = clone.flatten.take();
+        clone.shorten = clone.flatten.take().map(Box::new);
         check(&clone, &[&halted.replace("Flattening: ", "Shortening: ")]);
     }
 }
