@@ -338,6 +338,17 @@ pub enum Command {
         /// Now.
         unix_s: u64,
     },
+    /// The writer's session reports that the head has all that the lineages between it and a deeper
+    /// one had, and that it is stable: the head lies on that one from now on. Nothing changes if
+    /// the volume is to be flattened by now, or has got snapshots. Answered by [`Answer::Dropped`].
+    Shortened {
+        /// Which volume.
+        volume: VolumeId,
+        /// The writer.
+        generation: Generation,
+        /// The head's new parent: a layer of another lineage that shows through it.
+        parent: LayerId,
+    },
 }
 
 /// What came of a command that was carried out.

@@ -73,6 +73,14 @@ pub struct Origin {
     pub bytes: u64,
 }
 
+/// What a chain shows of one of its layers where those before it have nothing: as far as all of the
+/// overlaps down to it reach.
+pub fn onto(chain: &[Origin], layer: LayerId) -> Option<Origin> {
+    let place = chain.iter().position(|origin| origin.layer == layer)?;
+    let bytes = chain[..=place].iter().map(|origin| origin.bytes).min()?;
+    Some(Origin { bytes, ..chain[place] })
+}
+
 /// A layer that would go with a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Going {
@@ -130,6 +138,21 @@ impl Map {
         let below = self.layer(lowest)?.parent;
         let lineage = self.layer(below)?.lineage;
         (overlap > 0).then_some(Origin { lineage, layer: below, bytes: overlap })
+    }
+
+    /// What shows through where the lineage of a layer has nothing, nearest first: each where the
+    /// one before it has nothing either.
+    pub fn chain(&self, layer: LayerId) -> Vec<Origin> {
+        let mut chain: Vec<Origin> = Vec::new();
+        let mut at = layer;
+        // A parent's id is lower than its child's, so this ends.
+        while let Some(origin) = self.origin(at)
+            && origin.layer < at
+        {
+            chain.push(origin);
+            at = origin.layer;
+        }
+        chain
     }
 
     /// The layers that have this one as their parent, of any lineage, in order of id.

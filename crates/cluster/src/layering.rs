@@ -1,8 +1,8 @@
-//! The commands that make and drop layers: snapshots, clones, rollback, flattening.
+//! The commands that make and drop layers: snapshots, clones, rollback, flattening, shortening.
 
 use crate::command::Answer;
 use crate::group::part_sealed;
-use crate::layer::{Layer, Snapshot, prune};
+use crate::layer::{Layer, Snapshot, onto, prune};
 use crate::map::Map;
 use crate::refusal::Refusal;
 use crate::state::State;
@@ -268,6 +268,34 @@ impl State {
         }
         flat.parent = LayerId(0);
         Ok(Answer::Dropped(prune(map, [layer.parent])))
+    }
+
+    pub(crate) fn shortened(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+        parent: LayerId,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.writer().is_none_or(|writer| writer.generation != generation) {
+            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
+        }
+        let head = volume.head;
+        let former = self.map.layers[&head].parent;
+        // A snapshot goes on showing the former parent. Else it is reported twice, or everything is
+        // to be copied: the session goes on as if nothing had been.
+        let has_snapshots = self.map.parent_in_lineage(head).is_some();
+        if has_snapshots || volume.flattening || former == parent {
+            return Ok(Answer::Dropped(Vec::new()));
+        }
+        let chain = self.map.chain(head);
+        let Some(origin) = onto(&chain, parent) else {
+            return Err(Refusal::NotBelow { name: volume.name.clone(), layer: parent });
+        };
+        let map = self.change();
+        let layer = Arc::make_mut(&mut map.layers).get_mut(&head).expect("a volume has its head");
+        (layer.parent, layer.overlap) = (parent, origin.bytes);
+        Ok(Answer::Dropped(prune(map, [former])))
     }
 
     pub(crate) fn attach_snapshot(

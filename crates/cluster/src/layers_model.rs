@@ -39,14 +39,22 @@ impl Disk {
         }
     }
 
-    /// A block as a layer shows it: here, and where its lineage has nothing, in its origin.
-    fn read(&self, map: &Map, layer: LayerId, block: u64) -> Option<u64> {
+    /// What the lineage of a layer has of a block, seen from that layer.
+    fn entry(&self, layer: LayerId, block: u64) -> Option<Option<u64>> {
         let mut at = layer;
         while let Some((parent, written)) = self.layers.get(&at) {
             if let Some(value) = written.get(&block) {
-                return *value;
+                return Some(*value);
             }
             at = *parent;
+        }
+        None
+    }
+
+    /// A block as a layer shows it: here, and where its lineage has nothing, in its origin.
+    fn read(&self, map: &Map, layer: LayerId, block: u64) -> Option<u64> {
+        if let Some(value) = self.entry(layer, block) {
+            return value;
         }
         let origin = map.origin(layer).filter(|origin| block * BLOCK < origin.bytes)?;
         match map.source(origin.layer) {
@@ -172,6 +180,25 @@ impl Model {
         }
     }
 
+    /// What the writer does before it reports that nothing is needed of what lies above a parent.
+    fn shorten(&mut self, map: &Map, volume: &Volume, parent: LayerId) {
+        let chain = map.chain(volume.head);
+        for block in 0..volume.bytes / BLOCK {
+            let mut entry = self.disk.entry(volume.head, block);
+            for origin in chain.iter().take_while(|origin| origin.layer != parent) {
+                if entry.is_none() && block * BLOCK < origin.bytes {
+                    entry = self.disk.entry(origin.layer, block);
+                } else {
+                    break;
+                }
+            }
+            // What is nowhere in between is not copied.
+            if let Some(value) = entry {
+                self.writable(map, volume.head).insert(block, value);
+            }
+        }
+    }
+
     fn compare(&self, map: &Map) {
         let shown = |layer, bytes: u64| -> Content {
             let read = |block| Some((block, self.disk.read(map, layer, block)?));
@@ -240,6 +267,37 @@ fn rare_command(dice: &mut Dice, map: &Map, volume: &Volume, tag: String) -> Com
     }
 }
 
+fn shorten(dice: &mut Dice, map: &Map, volume: &Volume) -> Command {
+    let generation = volume.attachments.last().map_or(Generation(1), |held| held.generation);
+    let chain = map.chain(volume.head);
+    let place = dice.below(chain.len() as u64 + 1) as usize;
+    let parent = chain.get(place).map_or(LayerId(1), |origin| origin.layer);
+    Command::Shortened { volume: volume.id, generation, parent }
+}
+
+/// The next step towards a clone of the volume with the longest chain, or that is shortened.
+fn deepen(dice: &mut Dice, map: &Map) -> Option<Command> {
+    let live = map.volumes().filter(|volume| volume.trash.is_none());
+    let volume = live.max_by_key(|volume| map.chain(volume.head).len())?;
+    let (id, unix_s, tag) = (volume.id, 0, "deep".to_owned());
+    let Some(writer) = volume.writer() else {
+        let holder = "process 2".to_owned();
+        return Some(Command::Attach { volume: id, node: NODE, holder, read_only: false, unix_s });
+    };
+    let generation = writer.generation;
+    if map.sealing(volume).is_some() {
+        return Some(Command::LayerOpened { volume: id, generation, layer: volume.head });
+    }
+    if let Some(snapshot) = volume.snapshots.first() {
+        let (tag, name) = (snapshot.tag.clone(), format!("deep{}", dice.below(1 << 30)));
+        return Some(Command::CloneSnapshot { volume: id, tag, name, unix_s });
+    }
+    Some(match dice.below(4) {
+        0 if map.chain(volume.head).len() > 1 => shorten(dice, map, volume),
+        _ => Command::CreateSnapshot { volume: id, tag, unix_s },
+    })
+}
+
 /// A command that makes sense more often than not.
 fn random_command(dice: &mut Dice, map: &Map) -> Command {
     let known: Vec<&Volume> = map.volumes().collect();
@@ -266,6 +324,11 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
     if dice.below(6) == 0 {
         return rare_command(dice, map, volume, tag);
     }
+    if dice.below(6) == 0
+        && let Some(command) = deepen(dice, map)
+    {
+        return command;
+    }
     match dice.below(32) {
         0..6 => Command::CreateSnapshot { volume: id, tag: format!("t{}", dice.below(9)), unix_s },
         6..10 => Command::DeleteSnapshot { volume: id, tag },
@@ -274,9 +337,10 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
         16..20 => Command::Attach { volume: id, node: NODE, holder, read_only: false, unix_s },
         20..23 => Command::LayerOpened { volume: id, generation, layer: volume.head },
         23..26 => Command::Detach { volume: id, generation },
-        26 => match dice.below(4) {
+        26 => match dice.below(8) {
             0 => Command::SetFlatten { volume: id, wanted: dice.below(3) > 0 },
-            _ => Command::Flattened { volume: id, generation },
+            1..6 => Command::Flattened { volume: id, generation },
+            _ => shorten(dice, map, volume),
         },
         27 => Command::AttachSnapshot { volume: id, tag, node: NODE, holder, unix_s },
         28 => Command::DeleteVolume { volume: id, with_snapshots: dice.below(2) == 0 },
@@ -291,14 +355,14 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
     }
 }
 
-/// Runs random commands; counts those accepted.
-fn run(seed: u64, steps: usize) -> usize {
+/// Runs random commands; counts those accepted, and the volumes that were shortened.
+fn run(seed: u64, steps: usize) -> (usize, usize) {
     let mut dice = Dice(seed);
     let (mut state, mut model) = (State::default(), Model::default());
     let create = Command::CreateCluster { cluster: ClusterId(9), partition_bits: 4, unix_s: 0 };
     state.apply(&create).expect("new");
     state.apply(&Command::AddNode { node: NODE, name: "alpha".into() }).expect("new");
-    let mut accepted = 0;
+    let (mut accepted, mut shortened) = (0, 0);
     for step in 0..steps {
         let before = state.map();
         let command = random_command(&mut dice, &before);
@@ -311,6 +375,11 @@ fn run(seed: u64, steps: usize) -> usize {
             Command::Flattened { volume, generation } => {
                 if let Some(volume) = writer(volume, generation) {
                     model.flatten(&before, volume);
+                }
+            }
+            Command::Shortened { volume, generation, parent } => {
+                if let Some(volume) = writer(volume, generation) {
+                    model.shorten(&before, volume, parent);
                 }
             }
             Command::LayerOpened { volume, generation, .. } => {
@@ -337,6 +406,8 @@ fn run(seed: u64, steps: usize) -> usize {
                     let foretold = foretold.iter().map(|going| (going.lineage, going.layer));
                     assert_eq!(foretold.collect::<Vec<_>>(), *gone);
                 }
+                let changed = before.epoch() != state.map().epoch();
+                shortened += usize::from(changed && matches!(command, Command::Shortened { .. }));
                 model.apply(&command, &answer, &before, &state.map());
             }
             Err(_) => assert_eq!(before, state.map(), "a refused command changed something"),
@@ -367,13 +438,19 @@ fn run(seed: u64, steps: usize) -> usize {
     assert!(model.disk.layers.is_empty(), "a disk keeps a layer for nobody");
     assert_eq!(state.map().sources().count(), 0, "a source is kept for nobody");
     assert!(state.map().groups().all(|group| group.snapshots.is_empty()));
-    accepted
+    (accepted, shortened)
 }
 
 #[test]
 fn every_volume_and_snapshot_shows_what_was_written_whatever_is_dropped() {
     let (seeds, steps) = (150, 300);
-    let accepted: usize = (0..seeds).map(|seed| run(seed, steps)).sum();
+    let (mut accepted, mut shortened) = (0, 0);
+    for seed in 0..seeds {
+        let counts = run(seed, steps);
+        accepted += counts.0;
+        shortened += counts.1;
+    }
+    assert!(shortened > 100, "{shortened} volumes were shortened");
     assert!(accepted * 3 > seeds as usize * steps, "mostly nonsense: {accepted} accepted");
 }
 

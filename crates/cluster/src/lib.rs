@@ -39,7 +39,7 @@ mod whole_tests;
 
 pub use command::{Answer, Command, DecodeError};
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
-pub use layer::{Going, Layer, Origin, Snapshot};
+pub use layer::{Going, Layer, Origin, Snapshot, onto};
 pub use map::{Disk, LayerFate, Map, Node};
 pub use partition::{Configuration, Member, partition_of};
 pub use refusal::{Refusal, RefusalKind};

@@ -5,7 +5,7 @@ use proto::limits::{
     ATTACHMENTS_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX, NODES_MAX,
     PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, VOLUMES_MAX,
 };
-use proto::{DiskId, Generation, Incarnation, NodeId, VolumeId};
+use proto::{DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 
 /// What the asker can do about a [`Refusal`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,6 +151,17 @@ pub enum Refusal {
     NothingToFlatten {
         /// Which volume.
         name: String,
+    },
+    /// A volume can only be shortened onto what shows through it.
+    #[error(
+        "layer {layer} does not show through volume \"{name}\", so that cannot lie on it; report \
+         this bug"
+    )]
+    NotBelow {
+        /// Which volume.
+        name: String,
+        /// The layer that was given.
+        layer: LayerId,
     },
     /// Deleting a volume does not take its snapshots along unasked.
     #[error(
@@ -518,6 +529,7 @@ impl Refusal {
             | SizeOutOfRange { .. }
             | SizeNotAligned { .. }
             | NothingToFlatten { .. }
+            | NotBelow { .. }
             | BadGroupName { .. }
             | BadScheduleName { .. }
             | BadInterval { .. }

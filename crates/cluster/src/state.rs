@@ -114,7 +114,7 @@ impl State {
         }
     }
 
-    /// Those that concern the trash, locks, groups, schedules and sources.
+    /// Those that came later: trash, locks, groups, schedules, sources, shortening.
     fn apply_rare(&mut self, command: &Command) -> Result<Answer, Refusal> {
         match command {
             &Command::DropVolume { volume, with_snapshots, unix_s } => {
@@ -150,6 +150,9 @@ impl State {
             }
             Command::CreateVolumeFrom { name, bytes, address, source_bytes, unix_s } => {
                 self.create_volume_from(name, *bytes, address, *source_bytes, *unix_s)
+            }
+            &Command::Shortened { volume, generation, parent } => {
+                self.shortened(volume, generation, parent)
             }
             other => unreachable!("{other:?} is applied above"),
         }

@@ -356,6 +356,7 @@ fn snapshots_and_commands_keep_their_bytes() {
             },
             "0122017780200161800402",
         ),
+        (Command::Shortened { volume, generation, parent: LayerId(5) }, "012301ac0205"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");

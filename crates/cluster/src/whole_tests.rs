@@ -1,5 +1,5 @@
-//! Trash, locks, groups, schedules and sources: table by table. What they do to the content of
-//! volumes is compared in `layers_model`.
+//! Trash, locks, groups, schedules, sources and shortening: table by table. What they do to
+//! the content of volumes is compared in `layers_model`.
 
 use crate::*;
 use proto::{ClusterId, Generation, LayerId, NodeId, VolumeId};
@@ -460,4 +460,127 @@ fn which_volumes_changed_is_told_without_looking_into_the_others() {
     assert_eq!(state.map().changed_volumes(&before), [B, C]);
     let all = [B, C, VolumeId(4)];
     assert_eq!(before.changed_volumes(&State::default().map()), all);
+}
+
+/// A clone of a clone of a clone of `a`, of which the first shows one block less; their snapshots
+/// are `t`. The volumes, and the layers below the last one, nearest first.
+fn chain(state: &mut State) -> ([VolumeId; 3], [LayerId; 3]) {
+    let (mut below, mut volumes, mut layers) = (A, [VolumeId(0); 3], [LayerId(0); 3]);
+    for (place, name) in ["x", "y", "z"].into_iter().enumerate() {
+        if name == "y" {
+            done(state, Command::ResizeVolume { volume: below, bytes: 4096, allow_shrink: true });
+            done(state, Command::ResizeVolume { volume: below, bytes: 8192, allow_shrink: true });
+            let Answer::Attached { generation } = done(state, attach(below)) else { panic!() };
+            let discarded = state.map().volume(below).expect("known").pending_discard;
+            let discarded = discarded.expect("it was made smaller");
+            done(state, Command::ShrinkDone { volume: below, generation, discarded });
+            done(state, Command::Detach { volume: below, generation });
+        }
+        layers[2 - place] = state.map().volume(below).expect("known").head;
+        done(state, snapshot(below, "t"));
+        settle(state, below);
+        let (tag, name) = ("t".into(), name.into());
+        let clone = Command::CloneSnapshot { volume: below, tag, name, unix_s: 0 };
+        let Answer::VolumeCreated { volume } = done(state, clone) else { panic!() };
+        (below, volumes[place]) = (volume, volume);
+    }
+    (volumes, layers)
+}
+
+#[test]
+fn a_shortened_volume_shows_no_more_than_before_and_what_it_needs_no_more_goes() {
+    let mut state = state();
+    let ([x, y, z], layers) = chain(&mut state);
+    let head = state.map().volume(z).expect("known").head;
+    let shown = |state: &State| -> Vec<(LayerId, u64)> {
+        state.map().chain(head).iter().map(|origin| (origin.layer, origin.bytes)).collect()
+    };
+    assert_eq!(shown(&state), [(layers[0], 8192), (layers[1], 8192), (layers[2], 4096)]);
+    done(&mut state, Command::DropVolume { volume: x, with_snapshots: true, unix_s: 0 });
+    done(&mut state, Command::DropVolume { volume: y, with_snapshots: true, unix_s: 0 });
+    let Answer::Attached { generation } = done(&mut state, attach(z)) else { panic!() };
+    let shortened = |parent| Command::Shortened { volume: z, generation, parent };
+    let gone = |layer: LayerId| Answer::Dropped(vec![(proto::LineageId(layer.0), layer)]);
+    assert_eq!(done(&mut state, shortened(layers[1])), gone(layers[0]));
+    assert_eq!(shown(&state), [(layers[1], 8192), (layers[2], 4096)]);
+    assert_eq!(done(&mut state, shortened(layers[2])), gone(layers[1]));
+    assert_eq!(shown(&state), [(layers[2], 4096)]);
+    let before = state.clone();
+    assert_eq!(done(&mut state, shortened(layers[2])), Answer::Dropped(Vec::new()));
+    assert_eq!(state, before, "it was done already");
+    // What it lies on stays for it.
+    done(&mut state, Command::DropVolume { volume: A, with_snapshots: true, unix_s: 0 });
+    assert_eq!(shown(&state), [(layers[2], 4096)]);
+}
+
+#[test]
+fn only_its_writer_shortens_a_volume_and_only_onto_what_shows_through() {
+    let mut state = state();
+    let ([x, y, z], layers) = chain(&mut state);
+    let shortened = |volume, generation, parent| Command::Shortened { volume, generation, parent };
+    let attached = |state: &mut State, volume| {
+        let Answer::Attached { generation } = done(state, attach(volume)) else { panic!() };
+        generation
+    };
+    let over = "generation 1 of volume \"z\" does not write any more; attach the volume anew";
+    let command = shortened(z, Generation(1), layers[1]);
+    refused(&mut state, command, RefusalKind::Busy, over);
+    let generation = attached(&mut state, z);
+    let not_below = |name: &str, layer: LayerId| {
+        format!(
+            "layer {layer} does not show through volume \"{name}\", so that cannot lie on it; \
+             report this bug"
+        )
+    };
+    let heads = [A, x, y, z].map(|volume| state.map().volume(volume).expect("known").head);
+    for layer in heads.into_iter().chain([LayerId(0), LayerId(99)]) {
+        let command = shortened(z, generation, layer);
+        refused(&mut state, command, RefusalKind::Invalid, &not_below("z", layer));
+    }
+    // What is reported when something came in between changes nothing.
+    let unchanged = |state: &mut State, command: Command| {
+        let before = state.clone();
+        assert_eq!(done(state, command), Answer::Dropped(Vec::new()));
+        assert_eq!(*state, before);
+    };
+    done(&mut state, Command::SetFlatten { volume: z, wanted: true });
+    unchanged(&mut state, shortened(z, generation, layers[2]));
+    done(&mut state, Command::SetFlatten { volume: z, wanted: false });
+    done(&mut state, snapshot(z, "u"));
+    unchanged(&mut state, shortened(z, generation, layers[2]));
+    // `y` has had a snapshot all along, and `a` is no clone.
+    let generation = attached(&mut state, y);
+    unchanged(&mut state, shortened(y, generation, layers[2]));
+    let generation = attached(&mut state, B);
+    let command = shortened(B, generation, layers[2]);
+    refused(&mut state, command, RefusalKind::Invalid, &not_below("b", layers[2]));
+    done(&mut state, trash(x));
+    let command = shortened(x, Generation(1), layers[2]);
+    let in_trash =
+        format!("volume \"x\" is in the trash; take it out first with `dog trash undelete {x}`");
+    refused(&mut state, command, RefusalKind::Busy, &in_trash);
+}
+
+#[test]
+fn a_volume_is_shortened_onto_a_source_as_onto_any_other() {
+    let mut state = state();
+    let from = Command::CreateVolumeFrom {
+        name: "from".into(),
+        bytes: 8192,
+        address: "nbd://h/e".into(),
+        source_bytes: 5000,
+        unix_s: 1,
+    };
+    let Answer::VolumeCreated { volume } = done(&mut state, from) else { panic!() };
+    done(&mut state, Command::SetFlatten { volume, wanted: false });
+    done(&mut state, snapshot(volume, "t"));
+    settle(&mut state, volume);
+    let clone = Command::CloneSnapshot { volume, tag: "t".into(), name: "n".into(), unix_s: 0 };
+    let Answer::VolumeCreated { volume } = done(&mut state, clone) else { panic!() };
+    let Answer::Attached { generation } = done(&mut state, attach(volume)) else { panic!() };
+    let head = state.map().volume(volume).expect("known").head;
+    let (parent, _) = state.map().sources().next().expect("one");
+    done(&mut state, Command::Shortened { volume, generation, parent });
+    let origin = state.map().origin(head).expect("it is a clone");
+    assert_eq!((origin.layer, origin.bytes), (parent, 5000));
 }

@@ -127,6 +127,9 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
         seeds.push((format!("command-{name}"), with(COMMAND, &command.encode())));
         seeds.push((format!("snapshot-after-{name}"), with(FITTING, &state.encode())));
     }
+    let (volume, generation) = (VolumeId(2), Generation(2));
+    let shortened = Command::Shortened { volume, generation, parent: LayerId(1) };
+    seeds.push(("command-shortened".to_owned(), with(COMMAND, &shortened.encode())));
     let whole = state.encode();
     let mut later = whole.clone();
     later[0] = 3;

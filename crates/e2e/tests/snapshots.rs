@@ -387,6 +387,65 @@ fn kills_while_snapshots_come_and_go_lose_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_clone_of_ten_generations_is_shortened_under_load_and_kills_and_shares_its_image() -> Result<()>
+{
+    const BYTES: usize = 32 * MIB;
+    const DEPTH: usize = 10;
+    let scratch = Scratch::new()?;
+    let mut node = Node::start(&scratch.join("data"), &["--fill-rate", "1M"])?;
+    let mut content_of = vec![
+        (0..BYTES / 8).flat_map(|place| (place as u64 * 7 + 1).to_le_bytes()).collect::<Vec<u8>>(),
+    ];
+    let image = scratch.join("image");
+    fs::write(&image, &content_of[0])?;
+    node.dog("volume import").arg(&image).arg("c0").ok()?;
+    for depth in 1..=DEPTH {
+        let below = depth - 1;
+        node.dog_ok(&format!("volume snapshot c{below}@s"))?;
+        node.dog_ok(&format!("volume clone c{below}@s c{depth}"))?;
+        let mut content = content_of[below].clone();
+        if depth < DEPTH {
+            // At once, so that nothing is done about those in between.
+            node.dog_ok(&format!("volume snapshot c{depth}@early"))?;
+            // One block a generation; every third one of zeros.
+            let place = depth * 3 * MIB;
+            content[place..place + BLOCK].fill(if depth % 3 == 0 { 0 } else { depth as u8 });
+            let part = scratch.join("part");
+            fs::write(&part, &content[place..place + BLOCK])?;
+            node.dog(&format!("volume write c{depth} --offset {place}")).arg(&part).ok()?;
+        }
+        content_of.push(content);
+    }
+    let info = node.dog_json("volume info c10")?;
+    ensure!(info["origin"]["lineages"] == 10, "{info}");
+    let load = Load::start(&node.nbd_socket(), "c10", content_of[DEPTH].clone());
+    for _ in 0..3 {
+        load.wait_for_writes(50)?;
+        node.kill()?;
+        node.begin()?;
+    }
+    let shortened = || Ok(node.dog_json("volume info c10")?["origin"]["lineages"] == 1);
+    wait_until("the chain is short", shortened)?;
+    load.wait_for_writes(50)?;
+    load.stop()?.check_latest(&content(&node, "c10")?)?;
+    let info = node.dog_json("volume info c10")?;
+    ensure!(info["origin"]["name"] == "c0@s" && info["shorten"].is_null(), "{info}");
+    // Each generation in between goes, and leaves the others what they were.
+    for depth in 1..DEPTH {
+        ensure!(content(&node, &format!("c{depth}"))? == content_of[depth], "c{depth}");
+        node.dog_ok(&format!("volume delete c{depth} --with-snapshots --now --yes"))?;
+    }
+    let before = content(&node, "c10")?;
+    let used = node.used_bytes("c10")?;
+    wait_until("only the image and what was written is left", || {
+        Ok(node.dog_json("status")?["used_bytes"] == used + BYTES as u64)
+    })?;
+    ensure!(used < BYTES as u64 / 2, "{used} bytes of the image were copied or written");
+    ensure!(content(&node, "c10")? == before, "the others were needed");
+    node.stop()
+}
+
+#[test]
 fn kills_while_a_clone_is_flattened_under_load_lose_nothing() -> Result<()> {
     let scratch = Scratch::new()?;
     let mut node = Node::start(&scratch.join("data"), &[])?;

@@ -581,6 +581,9 @@ pub struct VolumeReport {
     pub origin: Option<OriginReport>,
     /// How far flattening is, if it is wanted.
     pub flatten: Option<FlattenReport>,
+    /// How far shortening is, if so many lineages show through that the node does that by itself.
+    #[serde(default)]
+    pub shorten: Option<Box<FlattenReport>>,
     /// Copies kept now.
     pub copies: u32,
     /// When it was created, seconds since 1970.
@@ -636,9 +639,13 @@ pub struct OriginReport {
     /// Where it is, if it lies elsewhere.
     #[serde(default)]
     pub source: Option<String>,
+    /// Through how many other volumes' snapshots the volume reads, one after the other; this is the
+    /// first of them.
+    #[serde(default)]
+    pub lineages: u32,
 }
 
-/// How far flattening is.
+/// How far flattening or shortening is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlattenReport {
     /// Whether it goes on at this moment; else it waits for the volume's session.

@@ -48,7 +48,7 @@ impl HeldId {
 pub(crate) enum Duty {
     /// Its session has to discard what lay beyond a smaller size, or to open its head.
     Finish,
-    /// Its session copies what shows through it.
+    /// Its session copies what shows through it, all of that or what lies above some layer.
     Flatten,
 }
 

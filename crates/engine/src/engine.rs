@@ -327,10 +327,14 @@ impl Engine {
             Input::Admin { token, request } => self.handle_admin(now, token, request, outputs),
             Input::MediumSpace { disk, free_bytes } => {
                 if let Some(known) = self.disks.get_mut(&disk) {
+                    let is_first = known.free_bytes().is_none();
                     known.learn_free(free_bytes);
                     if known.store().is_some() {
                         let event = store::Event::MediumSpace { free_bytes };
                         self.work.push_back(Work::Store(disk, event));
+                    }
+                    if is_first {
+                        self.learn_first_space(now);
                     }
                 }
             }
@@ -622,6 +626,10 @@ impl Engine {
             }
             volume::Effect::Flattened => {
                 let command = Command::Flattened { volume, generation };
+                self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::Shortened { parent } => {
+                let command = Command::Shortened { volume, generation, parent };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
             }
             volume::Effect::Source { token, layer, offset, length, kind_only } => {

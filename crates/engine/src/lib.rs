@@ -15,6 +15,7 @@ mod layers;
 mod names;
 mod report;
 mod routes;
+mod shortening;
 mod timetable;
 pub mod unfinished;
 

@@ -8,7 +8,7 @@ use crate::{
     },
     attach::Held,
     disks::{Disk, Disks},
-    names,
+    names, shortening,
     unfinished::{self, Before},
 };
 use cluster::Map;
@@ -16,7 +16,7 @@ use proto::limits::SCHEDULE_WARNINGS_MAX;
 use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
-use volume::Session;
+use volume::{Flattening, Session};
 
 /// A request that waits longer than this is worth showing: far beyond any healthy disk.
 const WAITING_SHOWN: Duration = Duration::from_secs(2);
@@ -174,32 +174,40 @@ pub(crate) fn volume(
         layer: origin.layer,
         bytes: origin.bytes,
         source: map.source(origin.layer).map(|source| source.address.clone()),
+        lineages: map.chain(volume.head).len() as u32,
     });
-    let flatten = volume.flattening.then(|| {
-        let session = held.and_then(|held| held.session.as_ref());
-        let total = origin.as_ref().map_or(0, |origin| origin.bytes);
-        match session.and_then(Session::flattening) {
-            Some(running) => FlattenReport {
-                running: running.error.is_none(),
-                done_bytes: running.done_bytes,
-                total_bytes: running.total_bytes,
-                error: running.error.map(|error| error.to_string()),
-                bytes_per_s: running.bytes_per_s,
-                waiting: session.and_then(Session::source_trouble).map(|trouble| {
-                    let seconds = now.since(trouble.since).as_secs();
-                    format!("waiting for {}, {seconds} s", trouble.reason)
-                }),
-            },
-            None => FlattenReport {
-                running: false,
-                done_bytes: 0,
-                total_bytes: total,
-                error: None,
-                bytes_per_s: 0,
-                waiting: None,
-            },
-        }
-    });
+    let session = held.and_then(|held| held.session.as_ref());
+    let running = session.and_then(Session::flattening);
+    let total_bytes = origin.as_ref().map_or(0, |origin| origin.bytes);
+    let progress = |running: Option<Flattening>| match running {
+        Some(running) => FlattenReport {
+            running: running.error.is_none(),
+            done_bytes: running.done_bytes,
+            total_bytes: running.total_bytes,
+            error: running.error.map(|error| error.to_string()),
+            bytes_per_s: running.bytes_per_s,
+            waiting: session.and_then(Session::source_trouble).map(|trouble| {
+                let seconds = now.since(trouble.since).as_secs();
+                format!("waiting for {}, {seconds} s", trouble.reason)
+            }),
+        },
+        None => FlattenReport {
+            running: false,
+            done_bytes: 0,
+            total_bytes,
+            error: None,
+            bytes_per_s: 0,
+            waiting: None,
+        },
+    };
+    let is_shortened = |running: &Flattening| running.onto.is_some();
+    let (shortens, flattens) = match running {
+        Some(running) if is_shortened(&running) => (Some(running), None),
+        running => (None, running),
+    };
+    let is_wanted = shortens.is_some() || shortening::target(map, disks, volume).is_some();
+    let shorten = (is_wanted && !volume.flattening).then(|| Box::new(progress(shortens)));
+    let flatten = volume.flattening.then(|| progress(flattens));
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
         node: attachment.node,
         generation: attachment.generation,
@@ -219,6 +227,7 @@ pub(crate) fn volume(
         sealing: map.sealing(volume).is_some(),
         origin,
         flatten,
+        shorten,
         copies: 1,
         created_unix_s: volume.created_unix_s,
         attachment,
@@ -308,6 +317,13 @@ pub(crate) fn status(
                 "volume {name} is not being flattened: {error}; it is tried again by itself, and \
                  `dog volume flatten --stop {name}` ends that",
                 name = volume.name
+            ));
+        }
+        if let Some(error) = volume.shorten.as_ref().and_then(|shorten| shorten.error.as_ref()) {
+            warnings.push(format!(
+                "the chain of clones that volume {} reads through is not being shortened: {error}; \
+                 it is tried again by itself",
+                volume.name
             ));
         }
         warnings.extend(unfinished_words(volume));

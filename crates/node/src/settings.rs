@@ -57,7 +57,8 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing goes from the trash because it has expired.
     pub trash_grace: Duration,
-    /// How many bytes a second are copied into a volume that is filled or flattened; 0: no bound.
+    /// How many bytes a second are copied into a volume that is filled, flattened or shortened; 0:
+    /// no bound.
     pub fill_rate: u64,
 }
 
@@ -321,7 +322,7 @@ pub const SETTINGS: &[Setting] = &[
         default: "100M",
         limit: "bytes a second; 0 is as fast as it goes",
         doc: "How much is copied each second, in the background, into each volume that is filled \
-              from a source or flattened.",
+              from a source, flattened, or shortened.",
         hidden: false,
         take: |settings, text| {
             settings.fill_rate = parse::<Size>(text)?.0;

@@ -125,6 +125,19 @@ pub const SHRINK_RETRY_MS: u64 = 1_000;
 pub const SEAL_RETRY_MS: u64 = 1_000;
 /// Parts of one object request that are asked for at once where another lineage shows through.
 pub const THROUGH_PIECES_MAX: usize = 8;
+/// Other lineages that a volume may read through before its chain is shortened: each costs one more
+/// question for what only the last one has.
+pub const CHAIN_LINEAGES_MAX: usize = 4;
+/// Of what shows through a volume, shortening copies at most one part in so many to end as deep as
+/// it can: that much nobody misses.
+pub const SHORTEN_FREELY: u64 = 8;
+/// The same to bring a chain to `CHAIN_LINEAGES_MAX`. More would be a copy that nobody asked for.
+pub const SHORTEN_AT_MOST: u64 = 2;
+/// Shortening takes at most one part in so many of the space that is left.
+pub const SHORTEN_SPACE_SHARE: u64 = 4;
+/// Looking for what is to be copied counts as one part in so many of copying it, where most of it
+/// is not there.
+pub const SHORTEN_LOOK_SHARE: u64 = 16;
 /// Parts of a volume that a flatten copies at once, each at most one member request long.
 pub const FLATTEN_PIECES_MAX: usize = 8;
 /// After how long the end of a flatten is reported again while the map does not show it, in
@@ -445,6 +458,7 @@ const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(FREEZE_ATTEMPT_MS < FREEZE_RELEASE_WAIT_MS);
 const _: () = assert!(FREEZE_MS_MAX < FREEZE_RELEASE_MS_MAX);
 const _: () = assert!(ADMIN_REQUESTS_MAX < ADMIN_CONNECTIONS_MAX / 2);
+const _: () = assert!(CHAIN_LINEAGES_MAX >= 1 && SHORTEN_AT_MOST <= SHORTEN_FREELY);
 const _: () = assert!(SOURCE_OPEN_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(SOURCE_CONNECT_MS_MAX < SOURCE_OPEN_MS_MAX);
 const _: () = assert!(SOURCE_PIECES_MAX <= SOURCE_QUESTIONS_MAX);

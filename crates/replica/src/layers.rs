@@ -26,22 +26,6 @@ pub(crate) struct SwitchWait {
     layer: LayerId,
 }
 
-/// What shows through where the lineage of a layer has nothing, nearest first: each where the one
-/// before it has nothing either.
-pub fn origins(map: &Map, layer: LayerId) -> Vec<Origin> {
-    let mut chain: Vec<Origin> = Vec::new();
-    let mut at = layer;
-    // A parent's id is lower than its child's, so this ends.
-    while map.layer(at).is_some_and(|layer| layer.overlap > 0)
-        && let Some(origin) = map.origin(at)
-        && origin.layer < at
-    {
-        chain.push(origin);
-        at = origin.layer;
-    }
-    chain
-}
-
 /// The configurations of the partitions that hold the first `bytes` of a lineage, each at least
 /// once.
 pub(crate) fn configurations(
@@ -85,7 +69,7 @@ impl Coordinator {
         let mut seen = BTreeSet::new();
         // A source is no disk's.
         let of_disks = |origin: &Origin| map.source(origin.layer).is_none();
-        for origin in origins(&map, self.layer).into_iter().filter(of_disks) {
+        for origin in map.chain(self.layer).into_iter().filter(of_disks) {
             for configuration in configurations(&map, origin.lineage, origin.bytes) {
                 let members = configuration.current.iter();
                 let disks: Vec<DiskId> = members.clone().map(|member| member.disk).collect();

@@ -12,8 +12,8 @@
 //!
 //! A new head ([`Request::SwitchLayer`]) is opened by each disk after the last change of the former
 //! one has been answered by it, and before the first change of the new one is sent to it. What
-//! shows through from another lineage ([`origins`]) is read like the volume's own, but without a
-//! fence: it is sealed.
+//! shows through from another lineage ([`cluster::Map::chain`]) is read like the
+//! volume's own, but without a fence: it is sealed.
 //!
 //! Built for one copy, shaped for several: fan-out, quorums, chains and flush accounting count
 //! members. What several copies need beyond that is not here yet: pulling what a member missed
@@ -37,6 +37,5 @@ mod model;
 
 pub use coordinator::Coordinator;
 pub use event::{Answer, Effect, Error, Event, Request, Source, View};
-pub use layers::origins;
 pub use settle::settle;
 pub use slots::Slots;

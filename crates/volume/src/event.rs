@@ -44,6 +44,13 @@ pub enum Event {
         /// Whether to start.
         start: bool,
     },
+    /// Copy what the lineages between the head and this layer have into the head, likewise, until
+    /// [`Effect::Shortened`]. It ends by itself when it cannot be reported any more: the volume has
+    /// a snapshot, or is to be flattened. [`Event::Flatten`] makes a flatten of it, or stops it.
+    Shorten {
+        /// A layer further along the chain of what shows through than the first.
+        parent: LayerId,
+    },
     /// Finish what has been begun, give up the rest, flush, then [`Effect::Closed`]. Only once
     /// nobody waits for requests any more.
     Close,
@@ -56,8 +63,8 @@ pub enum Event {
         /// The answer, or the reason in a few words.
         result: Result<SourceAnswer, String>,
     },
-    /// How much a flatten copies in a second at most, in bytes; 0: as much as it can. Until this
-    /// is said it has no bound.
+    /// How much a flatten or a shortening copies in a second at most, in bytes; 0: as much as it
+    /// can. Until this is said it has no bound.
     FillRate {
         /// Bytes a second.
         bytes_per_s: u64,
@@ -101,6 +108,12 @@ pub enum Effect {
     /// Nothing shows through the head from other lineages any more, and that is stable: to be
     /// reported to the cluster. Comes again after a while as long as the map does not show it.
     Flattened,
+    /// The head has all that the lineages between it and this layer have, and that is stable: to be
+    /// reported to the cluster. Comes again after a while as long as the map does not show it.
+    Shortened {
+        /// The head's parent from now on.
+        parent: LayerId,
+    },
     /// A newer attachment ended this one after it was open; every request fails from now on.
     Fenced,
     /// [`Event::Close`] is done; the session may be dropped.

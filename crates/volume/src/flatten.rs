@@ -1,25 +1,32 @@
 //! Flattening: what shows through the head from other lineages is copied into it, a little at a
 //! time, under the locks of its blocks. Only what the volume's own lineage has nothing of is
 //! copied, so that a guest's write wins and beginning anew costs only a look.
+//!
+//! Shortening is the same for the first of those lineages alone: what lies above a layer further
+//! down is copied, and then the head lies on that layer.
 
 use crate::event::Effect;
 use crate::pieces::{BLOCK, Range, piece};
 use crate::request::{Completion, Error};
 use crate::session::{Life, Session};
 use crate::work::{Task, Work};
+use cluster::Origin;
 use proto::limits::{
     FILL_BURST_MS, FILL_MEASURE_MS, FLATTEN_PIECES_MAX, FLATTEN_RETRY_MS,
-    MEMBER_REQUEST_BLOCKS_MAX, SESSION_BYTES_MAX, SESSION_REQUESTS_MAX,
+    MEMBER_REQUEST_BLOCKS_MAX, SESSION_BYTES_MAX, SESSION_REQUESTS_MAX, SHORTEN_LOOK_SHARE,
 };
-use proto::{Duration, Time};
+use proto::{Duration, LayerId, Time};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// How far a flatten is.
+/// How far a flatten or a shortening is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Flattening {
+    /// The layer that the volume is to lie on; nothing: it is flattened.
+    pub onto: Option<LayerId>,
     /// So many bytes from the start are done.
     pub done_bytes: u64,
-    /// How many bytes show through.
+    /// How many bytes show through, and are looked at.
     pub total_bytes: u64,
     /// Why it has ended before its end.
     pub error: Option<Error>,
@@ -30,6 +37,8 @@ pub struct Flattening {
 #[derive(Debug, Default)]
 pub(crate) struct Flatten {
     stage: Stage,
+    /// The layer that is shortened onto; nothing: everything is copied.
+    onto: Option<LayerId>,
     /// The first block that has not been looked at.
     cursor: u64,
     /// The first block of each work under way.
@@ -41,6 +50,9 @@ pub(crate) struct Flatten {
     losses: u64,
     /// All was copied when this work was the next: nothing shows through for it and later ones.
     flat_from: Option<u64>,
+    /// All above this layer was copied, and stable, when this work was the next: it and later ones
+    /// need nothing in between, whatever showed through when they began.
+    short_from: Option<(u64, LayerId)>,
 }
 
 /// How much may be copied: a bucket that fills with time. What was copied on credit is waited for.
@@ -114,24 +126,46 @@ impl Flatten {
         }
     }
 
-    /// Whether this work began when all had been copied: nothing shows through any more for it.
-    pub(crate) fn precedes(&self, work: u64) -> bool {
+    /// The work that was the next when all had been copied, if that is so and it is not over.
+    fn copied_from(&self) -> Option<u64> {
         match self.stage {
             Stage::Waiting { before }
             | Stage::Flushing { before }
-            | Stage::Reported { before, .. } => work >= before,
+            | Stage::Reported { before, .. } => Some(before),
+            Stage::Idle | Stage::Copying | Stage::Failed(_) => None,
+        }
+    }
+
+    /// Whether this work began when all had been copied: nothing shows through any more for it.
+    pub(crate) fn precedes(&self, work: u64) -> bool {
+        let from = match self.stage {
             // Answers of the disks may still be on the way when the map is flat.
-            Stage::Idle => self.flat_from.is_some_and(|from| work >= from),
-            Stage::Copying | Stage::Failed(_) => false,
+            Stage::Idle => self.flat_from,
+            _ => self.copied_from().filter(|_| self.onto.is_none()),
+        };
+        from.is_some_and(|from| work >= from)
+    }
+
+    /// What shows through for a work, of what did when it began: without what was copied before.
+    pub(crate) fn chain_for(&self, work: u64, chain: Arc<[Origin]>) -> Arc<[Origin]> {
+        let copied = self.copied_from().zip(self.onto);
+        let short = [copied, self.short_from].into_iter().flatten().find(|(from, _)| work >= *from);
+        let Some((_, parent)) = short else { return chain };
+        match chain.iter().position(|origin| origin.layer == parent) {
+            None | Some(0) => chain,
+            Some(place) => {
+                let first = cluster::onto(&chain, parent).expect("it was found");
+                std::iter::once(first).chain(chain[place + 1..].iter().copied()).collect()
+            }
         }
     }
 
     /// Whether everything that shows through was copied, and nothing of that lost.
     pub(crate) fn has_copied_all(&self) -> bool {
-        matches!(
-            self.stage,
-            Stage::Waiting { .. } | Stage::Flushing { .. } | Stage::Reported { .. }
-        ) || (matches!(self.stage, Stage::Idle) && self.flat_from.is_some())
+        match self.stage {
+            Stage::Idle => self.flat_from.is_some(),
+            _ => self.onto.is_none() && self.copied_from().is_some(),
+        }
     }
 
     /// Likewise, and already when so many losses were known.
@@ -146,10 +180,23 @@ impl Flatten {
     fn is_running(&self) -> bool {
         !matches!(self.stage, Stage::Idle | Stage::Failed(_))
     }
+
+    /// Does no more. What was reported holds: it is stable.
+    fn stop(&mut self) {
+        if let (Stage::Reported { before, .. }, Some(parent)) = (&self.stage, self.onto) {
+            self.short_from = Some((*before, parent));
+        }
+        self.stage = Stage::Idle;
+    }
+
+    /// So much was copied beyond what was counted before.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        self.pace.spend(bytes as i128);
+    }
 }
 
 impl Session {
-    /// How far the flatten is that was asked for, if one was and it was not stopped.
+    /// How far the flatten or shortening is that was asked for, if one was and it is not over.
     pub fn flattening(&self) -> Option<Flattening> {
         let total_bytes = self.through.chain.first().map_or(0, |origin| origin.bytes);
         let error = match &self.flatten.stage {
@@ -159,7 +206,8 @@ impl Session {
         };
         let done_bytes = self.flattened_bytes().min(total_bytes);
         let bytes_per_s = self.flatten.measured.map_or(0, |(_, _, speed)| speed);
-        Some(Flattening { done_bytes, total_bytes, error, bytes_per_s })
+        let onto = self.flatten.onto;
+        Some(Flattening { onto, done_bytes, total_bytes, error, bytes_per_s })
     }
 
     fn flattened_bytes(&self) -> u64 {
@@ -167,7 +215,7 @@ impl Session {
         lowest.unwrap_or(self.flatten.cursor).min(self.flatten.cursor) * BLOCK
     }
 
-    /// How much a flatten copies in a second.
+    /// How much is copied in a second.
     pub(crate) fn set_fill_rate(&mut self, bytes_per_s: u64, effects: &mut Vec<Effect>) {
         self.flatten.pace = Pace { bytes_per_s, credit: 0, filled_at: self.now, again_at: None };
         self.advance_flatten(effects);
@@ -194,14 +242,40 @@ impl Session {
 
     pub(crate) fn handle_flatten(&mut self, start: bool, effects: &mut Vec<Effect>) {
         if !start {
-            self.flatten.stage = Stage::Idle;
+            self.flatten.stop();
             self.give_up_background(effects);
-        } else if !self.flatten.is_running() && !self.read_only {
-            self.flatten.cursor = 0;
-            self.flatten.measured = None;
-            self.flatten.stage = Stage::Copying;
+        } else if !self.flatten.is_running() || self.flatten.onto.is_some() {
+            self.begin_copying(None);
         }
         self.advance_flatten(effects);
+    }
+
+    pub(crate) fn handle_shorten(&mut self, parent: LayerId, effects: &mut Vec<Effect>) {
+        if !self.flatten.is_running() {
+            self.begin_copying(Some(parent));
+        }
+        self.advance_flatten(effects);
+    }
+
+    /// Begins from the start.
+    fn begin_copying(&mut self, onto: Option<LayerId>) {
+        if self.read_only {
+            return;
+        }
+        self.flatten.stop();
+        self.flatten.onto = onto;
+        self.flatten.cursor = 0;
+        self.flatten.measured = None;
+        self.flatten.stage = Stage::Copying;
+    }
+
+    /// Whether the head could lie on this layer, and does not yet.
+    fn may_lie_on(&self, parent: LayerId) -> bool {
+        let volume = self.map.volume(self.volume).expect("maps without it are not taken");
+        // Snapshots go on showing what they showed, and a flatten leaves nothing to lie on.
+        let has_snapshots = self.map.parent_in_lineage(volume.head).is_some();
+        let mut deeper = self.through.chain.iter().skip(1);
+        !has_snapshots && !volume.flattening && deeper.any(|origin| origin.layer == parent)
     }
 
     /// Goes on with the flatten as far as the limits allow.
@@ -209,8 +283,9 @@ impl Session {
         if !self.flatten.is_running() || self.life == Life::Opening {
             return;
         }
-        if self.life != Life::Open || self.is_closing() {
-            self.flatten.stage = Stage::Idle;
+        let is_open = self.life == Life::Open && !self.is_closing();
+        if !is_open || self.flatten.onto.is_some_and(|parent| !self.may_lie_on(parent)) {
+            self.flatten.stop();
             return;
         }
         match self.flatten.stage {
@@ -243,10 +318,11 @@ impl Session {
                 return;
             }
             let range = Range { offset: at * BLOCK, length: blocks.bytes() as u64 };
-            let (task, number) =
-                (Task::Flatten { content: Vec::new(), fetched: false }, self.next_number());
+            let (onto, number) = (self.flatten.onto, self.next_number());
+            let task = Task::Flatten { content: Vec::new(), fetched: false, onto };
             self.flatten.cursor = at + u64::from(blocks.count());
-            self.flatten.pace.spend(blocks.bytes() as i128);
+            let share = if onto.is_some() { SHORTEN_LOOK_SHARE } else { 1 };
+            self.flatten.spend(blocks.bytes() / share as usize);
             let work = Work::new(None, task, range, false, self.now, number);
             let work = self.begin(work, effects);
             self.flatten.works.insert(work, at);
@@ -303,7 +379,10 @@ impl Session {
     fn report_flattened(&mut self, before: u64, effects: &mut Vec<Effect>) {
         let again_at = self.now + Duration::from_millis(FLATTEN_RETRY_MS);
         self.flatten.stage = Stage::Reported { before, again_at };
-        effects.push(Effect::Flattened);
+        effects.push(match self.flatten.onto {
+            None => Effect::Flattened,
+            Some(parent) => Effect::Shortened { parent },
+        });
     }
 
     /// Copies that were not stable may be gone with their disk: all is looked at once more.

@@ -4,6 +4,7 @@
 use crate::event::Effect;
 use crate::pieces::BLOCK;
 use crate::session::{Piece, Role, Session};
+use crate::work::Task;
 use cluster::{Map, Origin};
 use proto::limits::{SESSION_PIECES_MAX, THROUGH_PIECES_MAX};
 use proto::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockState, LayerId, Payload};
@@ -29,7 +30,7 @@ impl Through {
             bytes = map.layer(at).map_or(bytes, |layer| bytes.max(layer.overlap));
             next = map.parent_in_lineage(at);
         }
-        Through { chain: replica::origins(map, layer).into(), zero_below: bytes.div_ceil(BLOCK) }
+        Through { chain: map.chain(layer).into(), zero_below: bytes.div_ceil(BLOCK) }
     }
 }
 
@@ -43,11 +44,24 @@ pub(crate) struct Follow {
     pub(crate) chain: Arc<[Origin]>,
     /// What was found so far, by its first block.
     found: BTreeMap<u32, Found>,
-    /// What is to be asked for: how far along the chain, and which blocks.
-    todo: VecDeque<(usize, BlockRange)>,
+    /// Whether most of it is thought to be absent: maps are asked for first, and then for what
+    /// they call data.
+    sparse: bool,
+    /// What is to be asked for.
+    todo: VecDeque<Todo>,
     /// Questions under way.
     waiting: usize,
     failed: bool,
+}
+
+/// Something to be asked for.
+#[derive(Clone, Copy, Debug)]
+struct Todo {
+    /// How far along the chain.
+    level: usize,
+    blocks: BlockRange,
+    /// Whether the map is wanted, and not the content.
+    kind_only: bool,
 }
 
 #[derive(Debug)]
@@ -80,6 +94,7 @@ impl Follow {
             kind_only,
             chain,
             found: BTreeMap::new(),
+            sparse: false,
             todo: VecDeque::new(),
             waiting: 0,
             failed: false,
@@ -91,6 +106,12 @@ impl Follow {
     pub(crate) fn take(&mut self, blocks: BlockRange, answer: &Answer, next: usize) {
         let absent = absent_of(blocks, answer);
         let holes = shown(&absent, self.index, self.chain.get(next));
+        self.ask_for(next, &holes);
+        if let Answer::Map(runs) = answer
+            && self.sparse
+        {
+            return self.take_map(blocks, runs, next - 1);
+        }
         // A copy is made of what there is, not of what is nowhere.
         let left_out = if matches!(self.role, Role::Copy) { &absent } else { &holes };
         for part in gaps(blocks, left_out) {
@@ -101,7 +122,24 @@ impl Follow {
             };
             self.found.insert(part.first(), found);
         }
-        self.todo.extend(holes.into_iter().map(|hole| (next, hole)));
+    }
+
+    /// Some blocks are to be asked for.
+    fn ask_for(&mut self, level: usize, holes: &[BlockRange]) {
+        let kind_only = self.kind_only || self.sparse;
+        let todo = holes.iter().map(|&blocks| Todo { level, blocks, kind_only });
+        self.todo.extend(todo);
+    }
+
+    /// What one level says that it has: its data is asked for, its zeros are known.
+    fn take_map(&mut self, blocks: BlockRange, runs: &[(u32, BlockState)], level: usize) {
+        for data in runs_of(BlockState::Data, blocks, runs) {
+            self.todo.push_back(Todo { level, blocks: data, kind_only: false });
+        }
+        for zeros in runs_of(BlockState::Zero, blocks, runs) {
+            let content = vec![Payload::zeroed(zeros.bytes())];
+            self.found.insert(zeros.first(), Found::Content(content));
+        }
     }
 
     /// The whole answer, and where its parts begin.
@@ -145,6 +183,7 @@ impl Session {
         if self.through.chain.is_empty() || self.flatten.precedes(asker.number) {
             return Some(answer);
         }
+        let chain = self.flatten.chain_for(asker.number, chain);
         if shown(&absent_of(blocks, &answer), index, chain.first()).is_empty() {
             return Some(answer);
         }
@@ -168,17 +207,16 @@ impl Session {
             if follow.waiting >= if room { THROUGH_PIECES_MAX } else { 1 } {
                 return;
             }
-            let Some((level, blocks)) = follow.todo.pop_front() else { return };
+            let Some(Todo { level, blocks, kind_only }) = follow.todo.pop_front() else { return };
             follow.waiting += 1;
             let (work, index) = (follow.work, follow.index);
             let origin = follow.chain[level];
             if self.ask_source(number, level, origin, blocks) {
                 continue;
             }
-            let follow = self.follows.at(number).expect("just seen");
             let Origin { lineage, layer, .. } = origin;
             let source = Source::Origin { lineage, layer };
-            let request = match follow.kind_only {
+            let request = match kind_only {
                 true => Request::Map { source, index, blocks },
                 false => Request::Read { source, index, blocks },
             };
@@ -218,22 +256,34 @@ impl Session {
         Some(Whole { role, answer, places })
     }
 
-    /// What a flatten is to copy: all of these that the volume's own lineage has nothing of.
+    /// What is to be copied: all of these that the volume's own lineage has nothing of.
     pub(crate) fn begin_copy(&mut self, piece: Piece, answer: &Answer) {
         let Some((index, blocks)) = piece.place else { return };
-        let chain = Arc::clone(&self.through.chain);
+        let work = self.works.at(piece.work).expect("a work outlives its pieces");
+        let Task::Flatten { onto, .. } = work.task else { unreachable!("only these look") };
+        let mut chain = self.flatten.chain_for(work.number, Arc::clone(&self.through.chain));
         let holes = shown(&absent_of(blocks, answer), index, chain.first());
-        let wanted: usize = holes.iter().map(|hole| hole.bytes()).sum();
-        self.give_back((blocks.bytes() - wanted) as u64);
-        if holes.is_empty() {
+        match onto {
+            // What it copies is counted when it has come.
+            Some(parent) => {
+                let end = chain.iter().position(|origin| origin.layer == parent).unwrap_or(0);
+                chain = chain[..end].into();
+            }
+            None => {
+                let wanted: usize = holes.iter().map(|hole| hole.bytes()).sum();
+                self.give_back((blocks.bytes() - wanted) as u64);
+            }
+        }
+        if holes.is_empty() || chain.is_empty() {
             return;
         }
         let mut follow = Follow::new(piece.work, Role::Copy, index, false, chain);
-        follow.todo.extend(holes.into_iter().map(|hole| (0, hole)));
+        follow.sparse = onto.is_some();
+        follow.ask_for(0, &holes);
         self.begin_follow(follow);
     }
 
-    /// What was fetched for a flatten without a lock is copied only where the volume's own lineage
+    /// What was fetched to be copied, without a lock, is copied only where the volume's own lineage
     /// still has nothing and something still shows through.
     pub(crate) fn keep_absent(&mut self, piece: &Piece, answer: &Answer) {
         let Some((index, blocks)) = piece.place else { return };
@@ -267,25 +317,28 @@ impl Session {
 fn absent_of(blocks: BlockRange, answer: &Answer) -> Vec<BlockRange> {
     match answer {
         Answer::Data { absent, .. } => absent.clone(),
-        Answer::Map(runs) => {
-            let mut at = blocks.first();
-            let mut absent: Vec<BlockRange> = Vec::new();
-            for (count, state) in runs {
-                let run = BlockRange::new(at, *count);
-                at += count;
-                let Some(run) = run.filter(|_| *state == BlockState::Absent) else { continue };
-                match absent.last_mut() {
-                    Some(last) if last.end() == run.first() => {
-                        let count = last.count() + run.count();
-                        *last = BlockRange::new(last.first(), count).expect("one object");
-                    }
-                    _ => absent.push(run),
-                }
-            }
-            absent
-        }
+        Answer::Map(runs) => runs_of(BlockState::Absent, blocks, runs),
         _ => Vec::new(),
     }
+}
+
+/// Which blocks are in this state, in runs as long as can be.
+fn runs_of(wanted: BlockState, blocks: BlockRange, runs: &[(u32, BlockState)]) -> Vec<BlockRange> {
+    let mut at = blocks.first();
+    let mut found: Vec<BlockRange> = Vec::new();
+    for (count, state) in runs {
+        let run = BlockRange::new(at, *count);
+        at += count;
+        let Some(run) = run.filter(|_| *state == wanted) else { continue };
+        match found.last_mut() {
+            Some(last) if last.end() == run.first() => {
+                let count = last.count() + run.count();
+                *last = BlockRange::new(last.first(), count).expect("one object");
+            }
+            _ => found.push(run),
+        }
+    }
+    found
 }
 
 /// Those of the blocks where the origin shows through.

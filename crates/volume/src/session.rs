@@ -232,6 +232,7 @@ impl Session {
                 self.advance_shrink(effects);
             }
             Event::Flatten { start } => self.handle_flatten(start, effects),
+            Event::Shorten { parent } => self.handle_shorten(parent, effects),
             // A volume that is attached cannot be deleted: the map is one of before.
             Event::Map(_) => {}
             Event::Close => self.begin_closing(effects),
@@ -506,6 +507,7 @@ impl Session {
         if !self.through.chain.is_empty() {
             work.chain = Some(Arc::clone(&self.through.chain));
         }
+        work.zero_below = self.through.zero_below;
         self.bytes += work.bytes();
         let number = self.works.insert(work);
         self.lock(number, effects);
@@ -620,7 +622,7 @@ impl Session {
                 continue;
             }
             let zeros = &mut self.zeros;
-            let (part, request) = work.next_piece(self.through.zero_below, || zeros_of(zeros));
+            let (part, request) = work.next_piece(|| zeros_of(zeros));
             if !work.has_more() {
                 work.queued = false;
                 self.runnable.pop_front();
@@ -686,7 +688,13 @@ impl Session {
         let work = self.works.at_mut(number).expect("a work outlives its pieces");
         match (answer, role) {
             (Answer::Data { content, .. }, Role::Edge(block)) => work.fill(block, &content),
-            (Answer::Data { .. }, Role::Copy) => work.take_copy(places),
+            (Answer::Data { .. }, Role::Copy) => {
+                let copied = places.iter().map(|(_, payload)| payload.len()).sum();
+                if work.shortens() {
+                    self.flatten.spend(copied);
+                }
+                work.take_copy(places);
+            }
             (answer, Role::Part(part)) => work.take_part(part, answer),
             _ => {}
         }

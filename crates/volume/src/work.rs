@@ -43,6 +43,9 @@ pub(crate) struct Work {
     /// What showed through when it began, if anything did: a shrink that comes meanwhile must not
     /// cut off what its discard waits for.
     pub(crate) chain: Option<Arc<[Origin]>>,
+    /// Below this block what it discards becomes zeros instead of absent. As when it began, too:
+    /// those that wait for it may still read along the chain of then.
+    pub(crate) zero_below: u64,
     /// The first error of a piece; no more are sent then.
     pub(crate) error: Option<Error>,
 }
@@ -86,6 +89,8 @@ pub(crate) enum Task {
         content: Vec<(u32, Payload)>,
         /// Whether it has what is to be copied, and takes the blocks' lock.
         fetched: bool,
+        /// Copies only what lies above this layer; nothing: all of it.
+        onto: Option<LayerId>,
     },
     /// The session's own: the flush after all was copied.
     FlattenFlush,
@@ -149,6 +154,7 @@ impl Work {
             first: cursor,
             parts: 0,
             chain: None,
+            zero_below: 0,
             error: None,
         }
     }
@@ -200,10 +206,15 @@ impl Work {
         }
     }
 
+    /// Whether it copies only what lies above some layer.
+    pub(crate) fn shortens(&self) -> bool {
+        matches!(self.task, Task::Flatten { onto: Some(_), .. })
+    }
+
     /// Whether it has just fetched something to copy: from now on it wants its blocks for itself.
     pub(crate) fn is_fetched_now(&mut self) -> bool {
         match &mut self.task {
-            Task::Flatten { content, fetched } if !content.is_empty() => {
+            Task::Flatten { content, fetched, .. } if !content.is_empty() => {
                 !std::mem::replace(fetched, true)
             }
             _ => false,
@@ -296,13 +307,9 @@ impl Work {
         self.error.get_or_insert(error);
     }
 
-    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have; below
-    /// the block `zero_below` what is discarded becomes zeros instead of absent.
-    pub(crate) fn next_piece(
-        &mut self,
-        zero_below: u64,
-        zeros: impl FnOnce() -> Payload,
-    ) -> (u32, Request) {
+    /// The next piece and its number. `zeros` has as many blocks as a piece of data may have.
+    pub(crate) fn next_piece(&mut self, zeros: impl FnOnce() -> Payload) -> (u32, Request) {
+        let zero_below = self.zero_below;
         let (first, end) = (self.range.touched().0, self.end);
         let (at, source) = (self.cursor, Source::Own);
         let request = match &self.task {

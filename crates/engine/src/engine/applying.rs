@@ -56,6 +56,7 @@ impl Engine {
         for (id, start) in flattens {
             self.tell_flatten(now, id, start);
         }
+        self.learn_chains(now, &old);
         self.learn_schedules(&old);
     }
 
@@ -188,7 +189,8 @@ impl Engine {
             Err(refusal) if refusal.kind() == RefusalKind::Unavailable => {}
             Err(refusal) => {
                 let sentence = format!(
-                    "a snapshot, rollback, resize or flattening could not be completed: {refusal}"
+                    "a snapshot, rollback, resize, flattening or shortening could not be \
+                     completed: {refusal}"
                 );
                 outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
             }

@@ -225,9 +225,8 @@ impl Engine {
                 for connection in waiting {
                     self.answer_opened(id, connection, outputs);
                 }
-                if let HeldId::Head(volume) = id
+                if let HeldId::Head(_) = id
                     && flattens
-                    && self.map.volume(volume).is_some_and(|volume| volume.flattening)
                 {
                     self.tell_flatten(now, id, true);
                 }
@@ -244,8 +243,16 @@ impl Engine {
         }
     }
 
-    /// Starts or stops flattening in an open session.
+    /// Starts what is wanted of flattening and shortening in an open session, or stops it.
     pub(super) fn tell_flatten(&mut self, now: Time, id: HeldId, start: bool) {
+        let volume = self.map.volume(id.volume());
+        let event = match volume {
+            Some(volume) if start && !volume.flattening => match self.shortening(volume) {
+                Some(parent) => volume::Event::Shorten { parent },
+                None => return,
+            },
+            _ => volume::Event::Flatten { start },
+        };
         let Some(held) = self.held.get(&id).filter(|held| held.stage == Stage::Open) else {
             return;
         };
@@ -255,7 +262,7 @@ impl Engine {
             let rate = volume::Event::FillRate { bytes_per_s };
             self.work.push_back(Work::Session(id, generation, rate));
         }
-        self.work.push_back(Work::Session(id, generation, volume::Event::Flatten { start }));
+        self.work.push_back(Work::Session(id, generation, event));
         if start && self.flattens_at.is_none() {
             self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
         }

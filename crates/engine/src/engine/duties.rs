@@ -1,15 +1,18 @@
 //! What the node itself has a volume's session for though no client has it: to discard what lay
-//! beyond a smaller size, to open the head after a snapshot or a rollback, to flatten. A client's
-//! session does the same. Flattening takes long, so there the node gives way to anybody who wants
-//! the volume; the rest is short, and whoever wants the volume then finds it finished.
+//! beyond a smaller size, to open the head after a snapshot or a rollback, to flatten it or to
+//! shorten its chain. A client's session does the same. Flattening and shortening take long, so
+//! there the node gives way to anybody who wants the volume; the rest is short, and whoever wants
+//! the volume then finds it finished.
 
 use super::{Engine, Phase};
 use crate::{
     Client,
     attach::{Duty, Held, HeldId, Stage},
+    shortening,
 };
+use cluster::{Map, Volume};
 use proto::{
-    Duration, Time, VolumeId,
+    Duration, LayerId, Time, VolumeId,
     limits::{FLATTEN_LOOK_MS, NODE_FINISHES_MAX, NODE_FLATTENS_MAX, NODE_HOLD_RETRY_MS},
 };
 use std::ops::Bound::{Excluded, Unbounded};
@@ -21,10 +24,45 @@ impl Engine {
     /// on when it comes out.
     pub(super) fn duty(&self, volume: VolumeId) -> Option<Duty> {
         let volume = self.map.volume(volume).filter(|volume| volume.trash.is_none())?;
-        if volume.pending_discard.is_some() || self.map.sealing(volume).is_some() {
-            Some(Duty::Finish)
-        } else {
-            volume.flattening.then_some(Duty::Flatten)
+        if self.is_unfinished(volume) {
+            return Some(Duty::Finish);
+        }
+        (volume.flattening || self.shortening(volume).is_some()).then_some(Duty::Flatten)
+    }
+
+    fn is_unfinished(&self, volume: &Volume) -> bool {
+        volume.pending_discard.is_some() || self.map.sealing(volume).is_some()
+    }
+
+    /// The layer that a volume is to be shortened onto, if it is.
+    pub(super) fn shortening(&self, volume: &Volume) -> Option<LayerId> {
+        shortening::target(&self.map, &self.disks, volume)
+    }
+
+    /// Looks whether volumes that changed are to be shortened now. A clone that was just made is
+    /// left for a moment to whoever it was made for.
+    pub(super) fn learn_chains(&mut self, now: Time, before: &Map) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        for id in self.map.changed_volumes(before) {
+            let volume = self.map.volume(id);
+            if volume.is_none_or(|volume| self.shortening(volume).is_none()) {
+                continue;
+            }
+            match self.held.get(&HeldId::Head(id)).map(|held| held.duty) {
+                None => self.attend_later(now, id),
+                Some(Some(Duty::Finish)) => {}
+                Some(_) => self.tell_flatten(now, HeldId::Head(id), true),
+            }
+        }
+    }
+
+    /// The driver has told for the first time how much a disk can grow.
+    pub(super) fn learn_first_space(&mut self, now: Time) {
+        if self.phase == Phase::Serving {
+            self.attend_all();
+            self.flattens_at = Some(now);
         }
     }
 
@@ -41,9 +79,11 @@ impl Engine {
             self.turns.insert(volume);
             return;
         }
+        let flattens = self.map.volume(volume).is_some_and(|volume| volume.flattening);
         let what = match duty {
             Duty::Finish => "this node, which finishes its last snapshot, rollback or resize",
-            Duty::Flatten => "this node, which flattens it",
+            Duty::Flatten if flattens => "this node, which flattens it",
+            Duty::Flatten => "this node, which shortens its chain of clones",
         };
         let client = Client { identity: "sheep".into(), description: what.into() };
         self.begin_attach(id, Held::new(client, Some(duty)));
@@ -59,7 +99,8 @@ impl Engine {
         let id = HeldId::Head(volume);
         if self.duty(volume).is_some() && !self.held.contains_key(&id) {
             self.turns.insert(volume);
-            self.turns_at = Some(now + Duration::from_millis(NODE_HOLD_RETRY_MS));
+            let at = now + Duration::from_millis(NODE_HOLD_RETRY_MS);
+            self.turns_at = Some(self.turns_at.map_or(at, |sooner| sooner.min(at)));
         }
     }
 
@@ -69,7 +110,10 @@ impl Engine {
             // Round and round, so that one that comes back does not come first.
             let (done, next) = (..=self.last_turn, (Excluded(self.last_turn), Unbounded));
             let in_turn = self.turns.range(next).chain(self.turns.range(done));
-            let wants_it = |volume: &&VolumeId| self.duty(**volume) == Some(duty);
+            let wants_it = |id: &&VolumeId| match duty {
+                Duty::Finish => self.map.volume(**id).is_some_and(|v| self.is_unfinished(v)),
+                Duty::Flatten => self.duty(**id) == Some(duty),
+            };
             let next: Vec<VolumeId> =
                 in_turn.filter(wants_it).take(NODE_FINISHES_MAX).copied().collect();
             for volume in next {
@@ -81,14 +125,15 @@ impl Engine {
         }
     }
 
-    /// Looks after the flattenings that came to a halt: each is begun again, those that the node
-    /// itself has a volume for after the others that wait for their turn.
+    /// Looks after the flattenings and shortenings that came to a halt: each is begun again,
+    /// those that the node itself has a volume for after the others that wait for their turn.
     pub(super) fn look_after_flattens(&mut self, now: Time) {
         self.flattens_at = None;
         let mut halted = Vec::new();
         for (id, held) in &self.held {
             let HeldId::Head(volume) = *id else { continue };
-            let wanted = self.map.volume(volume).is_some_and(|volume| volume.flattening);
+            let wants = |v: &Volume| v.flattening || self.shortening(v).is_some();
+            let wanted = self.map.volume(volume).is_some_and(wants);
             if !wanted || held.duty == Some(Duty::Finish) {
                 continue;
             }
@@ -139,7 +184,12 @@ impl Engine {
         for volume in self.map.volumes().map(|volume| volume.id) {
             let is_held = self.held.contains_key(&HeldId::Head(volume));
             let is_cared_for = is_held || self.turns.contains(&volume);
-            assert!(is_cared_for || self.duty(volume).is_none(), "volume {volume} is forgotten");
+            // What room there is says whether it is shortened, and changes at any time.
+            let is_owed = |known: &Volume| {
+                known.trash.is_none() && (known.flattening || self.is_unfinished(known))
+            };
+            let is_owed = self.map.volume(volume).is_some_and(is_owed);
+            assert!(is_cared_for || !is_owed, "volume {volume} is forgotten");
         }
         for duty in [Duty::Finish, Duty::Flatten] {
             let count = self.held.values().filter(|held| held.duty == Some(duty)).count();

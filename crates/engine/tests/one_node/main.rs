@@ -1,6 +1,7 @@
 //! What connections and administrators of one node are told, over starts and stops. Faults are the
 //! simulator's business.
 
+mod chains;
 mod differences;
 mod groups;
 mod offline;

@@ -315,6 +315,9 @@ fn describe(volume: &VolumeReport) -> String {
         None if is_filled => fields.push(("Filling", "stopped".to_string())),
         None => {}
     }
+    if let Some(shorten) = &volume.shorten {
+        fields.push(("Shortening", flatten_words(shorten)));
+    }
     fields.extend([
         ("Copies", volume.copies.to_string()),
         ("Created", proto::calendar::date(volume.created_unix_s)),
@@ -341,14 +344,21 @@ fn origin_words(origin: &OriginReport) -> String {
     if let Some(source) = &origin.source {
         return format!("{source}, the first {}", Size(origin.bytes));
     }
-    match &origin.name {
-        Some(name) => format!("{name}, the first {}", Size(origin.bytes)),
-        None => format!(
-            "a snapshot that was deleted and is kept for its clones (layer {}), the first {}",
-            origin.layer,
-            Size(origin.bytes)
-        ),
-    }
+    let what = match &origin.name {
+        Some(name) => name.clone(),
+        None => {
+            let layer = origin.layer;
+            format!("a snapshot that was deleted and is kept for its clones (layer {layer})")
+        }
+    };
+    let further = match origin.lineages {
+        0 | 1 => String::new(),
+        more => {
+            let others = counted(u64::from(more) - 1, "other", "others");
+            format!(", and what that shows through {others}")
+        }
+    };
+    format!("{what}, the first {}{further}", Size(origin.bytes))
 }
 
 fn flatten_words(flatten: &FlattenReport) -> String {
@@ -395,6 +405,7 @@ mod tests {
             sealing: false,
             origin: None,
             flatten: None,
+            shorten: None,
             copies: 1,
             created_unix_s: 1_700_000_000,
             attachment,
@@ -477,8 +488,8 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         clone.snapshots_bytes = 1 << 20;
         clone.used_bytes = (1 << 20) + 4096;
         clone.sealing = true;
-        clone.origin =
-            Some(OriginReport { name: Some("golden@v1".to_string()), layer, bytes, source: None });
+        let name = Some("golden@v1".to_string());
+        clone.origin = Some(OriginReport { name, layer, bytes, source: None, lineages: 1 });
         let flatten = FlattenReport {
             running: true,
             done_bytes: 5 << 30,
@@ -506,13 +517,13 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
                 "State:           settling the last snapshot or rollback",
             ],
         );
-        clone.origin = Some(OriginReport { name: None, layer, bytes, source: None });
+        clone.origin = Some(OriginReport { name: None, layer, bytes, source: None, lineages: 6 });
         clone.flatten = Some(FlattenReport { running: false, ..flatten.clone() });
         check(
             &clone,
             &[
                 "Cloned from:     a snapshot that was deleted and is kept for its clones (layer \
-                 12), the first 10.0 GiB",
+                 12), the first 10.0 GiB, and what that shows through 5 others",
                 "Flattening:      waits; it goes on by itself",
             ],
         );
@@ -521,5 +532,7 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
         let halted = "Flattening:      came to a halt: no space is left; it is tried again after a \
                       while";
         check(&clone, &[halted]);
+        clone.shorten = clone.flatten.take().map(Box::new);
+        check(&clone, &[&halted.replace("Flattening: ", "Shortening: ")]);
     }
 }

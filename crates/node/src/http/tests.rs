@@ -123,6 +123,7 @@ fn volume() -> VolumeReport {
         sealing: false,
         origin: None,
         flatten: None,
+        shorten: None,
         copies: 1,
         created_unix_s: 0,
         attachment: Some(AttachmentReport {

@@ -247,7 +247,7 @@ fn what_shows_through_is_read_where_it_lies() {
     }
     let map = state.map();
     let two = map.volume_named("two").expect("it exists");
-    let found = crate::origins(&map, two.head);
+    let found = map.chain(two.head);
     let found: Vec<_> = found.iter().map(|o| (o.lineage.0, o.layer.0, o.bytes)).collect();
     assert_eq!(found, [(3, 3, 64 << 20), (1, 1, 64 << 20)]);
 

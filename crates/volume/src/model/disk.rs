@@ -388,6 +388,17 @@ impl FakeDisk {
         layers.map(|blocks| blocks.values().filter(is_there).count()).sum()
     }
 
+    /// The blocks with data or zeros in some layer of a lineage.
+    pub(super) fn places(&self, lineage: LineageId) -> BTreeSet<(u32, u32)> {
+        let of_lineage = self.objects.iter().filter(|((of, _), _)| *of == lineage);
+        let blocks = of_lineage.flat_map(|((_, index), object)| {
+            let layers = object.layers.values().flatten();
+            let is_there = |content: &Content| !matches!(content, Content::Absent);
+            layers.filter(move |(_, c)| is_there(c)).map(|(block, _)| (*index, *block))
+        });
+        blocks.collect()
+    }
+
     /// Number of objects that were ever changed.
     pub(super) fn objects(&self) -> usize {
         self.objects.len()

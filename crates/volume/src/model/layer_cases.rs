@@ -1,7 +1,8 @@
-//! Single cases of snapshots, clones and flattening.
+//! Single cases of snapshots, clones, flattening and shortening.
 
 use super::*;
 use proto::OBJECT_SIZE;
+use std::collections::BTreeSet;
 
 const CALM: Faults = Faults { busy: 0, no_space: 0, corrupt: 0 };
 const OBJECT_SECTORS: u64 = OBJECT_SIZE as u64 / SECTOR;
@@ -43,6 +44,240 @@ fn flatten(world: &mut World) {
         world.advance();
     }
     panic!("it is never flat");
+}
+
+/// Goes on with a clone of a clone of ... a base, as many as this, each with something of its own.
+fn go_on_with_a_chain(world: &mut World, depth: u64) {
+    world.write(0, 2048, false);
+    world.write(OBJECT_SECTORS - 400, 800, false);
+    for level in 1..=depth {
+        go_on_with_a_clone(world);
+        world.write(level * 40, 40, false);
+        world.discard(level * 40 + 8, 16, false);
+        world.zero(OBJECT_SECTORS + level * 8, 8, true, true, false);
+        world.write(OBJECT_SECTORS - 20 + level, 5, false);
+    }
+    go_on_with_a_clone(world);
+}
+
+/// Shortens, as far as it goes.
+fn shorten(world: &mut World, parent: LayerId) {
+    world.tell(Event::Shorten { parent });
+    for _ in 0..100_000 {
+        if world.session.flattening().is_none_or(|state| state.error.is_some()) {
+            return;
+        }
+        world.advance();
+    }
+    panic!("it is never short");
+}
+
+/// Everything that can be read: of all snapshots, and of the volume.
+fn everything(world: &mut World) -> Vec<Vec<u32>> {
+    world.settle();
+    world.close();
+    let mut all: Vec<_> = (0..world.snaps.len()).map(|n| world.read_snapshot(n)).collect();
+    world.attach(false);
+    world.settle();
+    let sectors = world.sectors();
+    all.push(world.content(sectors));
+    all
+}
+
+#[test]
+fn a_chain_that_is_shortened_has_a_copy_of_what_lies_between_and_of_nothing_else() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 12 << 20, CALM);
+        world.settle();
+        go_on_with_a_chain(&mut world, 6);
+        world.write(48, 16, false);
+        world.discard(80, 24, false);
+        let before = everything(&mut world);
+        let chain = world.chain();
+        assert_eq!(chain.len(), 7);
+        let map = world.state.map();
+        let lineage = map.volume(world.volume).expect("it exists").lineage;
+        // Onto any of them, mostly the base.
+        let place = 6 - seed as usize % 4;
+        let parent = chain[place].layer;
+        let between = chain[..place].iter().flat_map(|origin| world.disk.places(origin.lineage));
+        let mut wanted: BTreeSet<_> = between.collect();
+        wanted.extend(world.disk.places(lineage));
+        let zeros_and_all = world.disk.entries();
+        let is_cut = seed % 3 == 0;
+        if is_cut {
+            // In the middle of it power fails.
+            world.tell(Event::Shorten { parent });
+            for _ in 0..world.random.below(60) {
+                world.advance();
+            }
+            world.die(true);
+        }
+        shorten(&mut world, parent);
+        assert_eq!(world.shortened, 1);
+        if seed % 2 == 1 {
+            // All that was copied is stable when it has been reported.
+            world.die(true);
+            world.read(0, 8);
+            world.settle();
+        }
+        assert_eq!(world.chain()[0].layer, parent);
+        assert_eq!(world.chain().len(), 7 - place);
+        assert_eq!(world.disk.places(lineage), wanted);
+        assert!(world.disk.entries() <= zeros_and_all + wanted.len());
+        let base = world.disk.places(chain[6].lineage);
+        assert!(base.difference(&wanted).count() > 200, "nearly all of the base is shared");
+        // Whoever needed the lineages between for this volume needs them no more.
+        while !world.snaps.is_empty() && seed % 2 == 0 {
+            world.delete_snapshot(world.snaps.len() - 1);
+        }
+        let after = everything(&mut world);
+        assert_eq!(after.last(), before.last(), "the volume");
+        assert!(after.len() == 1 || after == before, "the snapshots");
+        world.close();
+        world.check_snapshots();
+    }
+}
+
+#[test]
+fn what_is_under_way_when_a_chain_gets_short_asks_for_nothing_that_is_gone() {
+    for seed in 0..12 {
+        let mut world = World::new(seed, 12 << 20, CALM);
+        world.settle();
+        go_on_with_a_chain(&mut world, 3);
+        while let Some(number) = world.last_sealed() {
+            world.delete_snapshot(number);
+        }
+        let chain = world.chain();
+        world.tell(Event::Shorten { parent: chain[3].layer });
+        let mut left = 200;
+        while left > 0 {
+            if world.open.len() < 6 {
+                let first = 8 * world.random.below(60);
+                match world.random.below(8) {
+                    0 => world.write(first, 24, false),
+                    1 => world.discard(first, 16, false),
+                    2 => world.write(first + 3, 2, false),
+                    _ => world.read(first, 400),
+                }
+            }
+            world.advance();
+            left -= usize::from(world.session.flattening().is_none());
+        }
+        assert_eq!(world.shortened, 1);
+        world.settle();
+        world.close();
+        world.check_snapshots();
+    }
+}
+
+#[test]
+fn a_snapshot_ends_a_shortening_and_a_flatten_takes_its_place() {
+    let mut world = world(12 << 20);
+    go_on_with_a_chain(&mut world, 3);
+    let parent = world.chain()[2].layer;
+    let state = |world: &World| world.session.flattening();
+    // Nothing but a deeper layer is lain on.
+    for wrong in [world.chain()[0].layer, LayerId(0), LayerId(99)] {
+        world.tell(Event::Shorten { parent: wrong });
+        assert_eq!(state(&world), None);
+    }
+    world.tell(Event::Shorten { parent });
+    assert_eq!(state(&world).expect("it has begun").onto, Some(parent));
+    assert!(world.snapshot());
+    world.tell_map();
+    assert_eq!(state(&world), None);
+    world.seal();
+    world.tell_map();
+    world.tell(Event::Shorten { parent });
+    assert_eq!(state(&world), None);
+    // What was being copied when it ended is over before the layers go.
+    for _ in 0..2_000 {
+        world.advance();
+    }
+    let number = world.last_sealed().expect("just sealed");
+    world.delete_snapshot(number);
+    world.tell_map();
+    world.tell(Event::Shorten { parent });
+    assert!(state(&world).is_some());
+    world.tell(Event::Flatten { start: false });
+    assert_eq!(state(&world), None);
+
+    world.tell(Event::Shorten { parent });
+    for _ in 0..10 {
+        world.advance();
+    }
+    let volume = world.volume;
+    world.state.apply(&Command::SetFlatten { volume, wanted: true }).expect("it is a clone");
+    world.tell_map();
+    assert_eq!(state(&world), None);
+    world.tell(Event::Shorten { parent });
+    assert_eq!(state(&world), None, "a flatten is wanted");
+    flatten(&mut world);
+    assert_eq!((world.shortened, world.flattened), (0, 1));
+    assert!(world.chain().is_empty());
+    world.close();
+    world.check_snapshots();
+}
+
+#[test]
+fn what_was_cut_off_while_a_chain_was_shortened_stays_cut_off() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 12 << 20, CALM);
+        world.settle();
+        go_on_with_a_chain(&mut world, 4);
+        let parent = world.chain()[4].layer;
+        world.tell(Event::Shorten { parent });
+        for _ in 0..world.random.below(30) {
+            world.advance();
+        }
+        resize(&mut world, (4 << 20) - 96 * 1024);
+        for _ in 0..world.random.below(30) {
+            world.advance();
+        }
+        resize(&mut world, 12 << 20);
+        shorten(&mut world, parent);
+        assert_eq!((world.shortened, world.chain()[0].bytes), (1, (4 << 20) - 96 * 1024));
+        // Nothing shows there any more: a discard leaves nothing behind, and all is zeros.
+        world.discard(OBJECT_SECTORS - 100, 200, false);
+        world.read(0, 3 * OBJECT_SECTORS);
+        world.settle();
+        world.close();
+        world.check_snapshots();
+    }
+}
+
+/// What was zeroed beyond the new end became absent once the session knew of the shrink, and a read
+/// that had begun before that went on along the chain that it began with, to the data below.
+#[test]
+fn what_is_zeroed_while_a_shrink_comes_reads_as_zeros() {
+    let mut world = world(12 << 20);
+    world.write(2 * OBJECT_SECTORS, 64, false);
+    go_on_with_a_clone(&mut world);
+    // Its edges are read first; then the map has changed.
+    world.zero(2 * OBJECT_SECTORS + 3, 26, true, false, false);
+    world.read(2 * OBJECT_SECTORS, 64);
+    let volume = world.volume;
+    let resize = Command::ResizeVolume { volume, bytes: 4 << 20, allow_shrink: true };
+    world.state.apply(&resize).expect("no shrink is under way");
+    world.tell_map();
+    world.settle();
+    world.close();
+}
+
+#[test]
+fn shortening_looks_and_copies_no_faster_than_it_may() {
+    let mut world = world(12 << 20);
+    go_on_with_a_chain(&mut world, 3);
+    let parent = world.chain()[3].layer;
+    world.tell(Event::FillRate { bytes_per_s: 64 << 10 });
+    let begun = world.now;
+    shorten(&mut world, parent);
+    assert_eq!(world.shortened, 1);
+    // A sixteenth of the 12 MiB that are looked at, and what was copied of the 20 blocks or so.
+    let took = world.now.since(begun).as_millis();
+    assert!((9_000..16_000).contains(&took), "{took} ms");
+    world.close();
 }
 
 #[test]

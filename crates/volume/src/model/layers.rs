@@ -1,5 +1,6 @@
-//! Snapshots taken at any moment, clones, and flattening: each snapshot has a register of its own,
-//! copied when it is agreed on, which what comes after may or may not be in until it is sealed.
+//! Snapshots taken at any moment, clones, flattening and shortening: each snapshot has a register
+//! of its own, copied when it is agreed on, which what comes after may or may not be in until it
+//! is sealed.
 
 use super::*;
 use proto::BlockState;
@@ -72,6 +73,24 @@ impl World {
         self.drop_layers(answer);
     }
 
+    pub(super) fn report_shortened(&mut self, parent: LayerId) {
+        if self.random.chance(300) {
+            return;
+        }
+        let (volume, generation) = (self.volume, self.generation);
+        let before = self.state.map().epoch();
+        let shortened = Command::Shortened { volume, generation, parent };
+        let answer = self.state.apply(&shortened).expect("it shows through");
+        self.shortened += u64::from(self.state.map().epoch() > before);
+        self.drop_layers(answer);
+    }
+
+    /// What shows through the volume.
+    pub(super) fn chain(&self) -> Vec<cluster::Origin> {
+        let map = self.state.map();
+        map.chain(map.volume(self.volume).expect("it exists").head)
+    }
+
     fn drop_layers(&mut self, answer: Answer) {
         let Answer::Dropped(layers) = answer else { panic!("dropped") };
         for (lineage, layer) in layers {
@@ -93,7 +112,7 @@ impl World {
     }
 
     /// What the session shows: the tags, and whether each sector is said to be data.
-    fn content(&mut self, sectors: u64) -> Vec<u32> {
+    pub(super) fn content(&mut self, sectors: u64) -> Vec<u32> {
         let mut tags = Vec::new();
         for first in (0..sectors).step_by(8192) {
             let length = (sectors - first).min(8192) * SECTOR;

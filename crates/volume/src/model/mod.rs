@@ -50,6 +50,8 @@ struct World {
     snaps: Vec<layers::Snap>,
     /// Sessions reported the end of a flatten.
     flattened: u64,
+    /// Volumes lie on another layer since.
+    shortened: u64,
     /// Requests that have not ended, with their number in the register.
     open: BTreeMap<RequestId, Open>,
     /// Writes under way, by token.
@@ -113,6 +115,7 @@ impl World {
             register: Register::new(bytes / SECTOR),
             snaps: Vec::new(),
             flattened: 0,
+            shortened: 0,
             open: BTreeMap::new(),
             writes: BTreeMap::new(),
             next: 0,
@@ -208,6 +211,7 @@ impl World {
                 }
                 Effect::LayerOpened { layer } => self.layer_opened(layer),
                 Effect::Flattened => self.report_flattened(),
+                Effect::Shortened { parent } => self.report_shortened(parent),
                 Effect::Fenced => self.fenced = true,
                 Effect::Closed => self.closed = true,
                 Effect::Source { token, layer, offset, length, kind_only } => {

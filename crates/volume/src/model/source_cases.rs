@@ -222,6 +222,43 @@ fn a_flatten_keeps_to_its_rate_and_tells_it() {
 }
 
 #[test]
+fn a_chain_is_shortened_onto_a_source_that_is_away_and_nothing_of_it_is_read() {
+    let mut world = world();
+    for generation in 0..3 {
+        world.write(generation * 40, 40, false);
+        world.discard(generation * 40 + 8, 16, false);
+        // Where the source ends in the middle of a block, and beyond it.
+        world.write((9 << 11) + generation, 1, false);
+        world.settle();
+        assert!(world.snapshot());
+        world.seal();
+        world.close();
+        let number = world.last_sealed().expect("just sealed");
+        world.clone_snapshot(number, true);
+        world.settle();
+    }
+    let chain = world.chain();
+    let source = chain[3];
+    assert_eq!((chain.len(), source.bytes), (4, (9 << 20) + 5 * SECTOR));
+    let read_bytes = world.source.read_bytes;
+    world.source.down = Some("connection refused");
+    world.tell(Event::Shorten { parent: source.layer });
+    rest(&mut world, 20_000);
+    assert_eq!((world.shortened, world.source.read_bytes), (1, read_bytes));
+    assert_eq!(world.chain(), [source]);
+    world.read(0, 64);
+    rest(&mut world, 2_000);
+    world.read(4000, 64);
+    rest(&mut world, 2_000);
+    assert_eq!(world.open.len(), 1, "what was written is there, what is elsewhere is waited for");
+    world.source.down = None;
+    world.read(0, 3 * OBJECT_SECTORS);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
+
+#[test]
 fn an_answer_that_does_not_fit_is_none() {
     let mut world = world();
     world.read(0, 16);

@@ -22,6 +22,9 @@ struct Plan {
     outages: u64,
     /// How many requests may wait for sources and hold a place, if that is not as always.
     share: Option<usize>,
+    /// Volumes are told to lie on a layer further down; there are so many at the start.
+    shortens: u64,
+    depth: u64,
 }
 
 const PLAIN: Plan = Plan {
@@ -36,6 +39,8 @@ const PLAIN: Plan = Plan {
     sources: 0,
     outages: 0,
     share: None,
+    shortens: 0,
+    depth: 0,
 };
 
 const OBJECT_SECTORS: u64 = 8192;
@@ -84,11 +89,26 @@ fn resize(world: &mut World) {
     let _ = world.state.apply(&resize);
 }
 
-fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
+/// The requests that ended, and the shortenings.
+fn run(seed: u64, steps: u64, plan: Plan) -> (u64, u64) {
     let bytes = (2 * OBJECT_SECTORS + 5600) * SECTOR;
     let mut world = World::new(seed, bytes, plan.faults);
     world.share = plan.share;
     let depth = 1 + world.random.below(24) as usize;
+    for _ in 0..plan.depth {
+        for _ in 0..10 {
+            submit_something(&mut world);
+        }
+        world.disk.faults = CALM;
+        world.settle();
+        assert!(world.snapshot());
+        world.seal();
+        world.close();
+        let number = world.last_sealed().expect("just sealed");
+        world.clone_snapshot(number, true);
+        world.settle();
+        world.disk.faults = plan.faults;
+    }
     let mut dead_for = 0;
     for _ in 0..steps {
         match world.random.below(10) {
@@ -139,6 +159,9 @@ fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
             let start = world.random.chance(800);
             world.tell(Event::Flatten { start });
         }
+        if plan.shortens > 0 && world.random.chance(plan.shortens) {
+            shorten(&mut world);
+        }
         if world.random.chance(plan.clones) {
             go_on_with_a_clone(&mut world);
         }
@@ -150,8 +173,30 @@ fn run(seed: u64, steps: u64, plan: Plan) -> u64 {
             world.source.down = (!is_down).then_some("connection refused");
         }
     }
+    if plan.shortens > 0 {
+        // Most go to their end, under load.
+        shorten(&mut world);
+        for _ in 0..5000 {
+            if world.session.flattening().is_none() {
+                break;
+            }
+            if world.opened.is_some() && world.open.len() < depth && world.random.chance(60) {
+                submit_something(&mut world);
+            }
+            world.advance();
+        }
+    }
     finish(&mut world);
-    world.completed
+    (world.completed, world.shortened)
+}
+
+/// Has the volume lie on one of the layers further down that show through it.
+fn shorten(world: &mut World) {
+    let chain = world.chain();
+    if chain.len() > 1 {
+        let place = 1 + world.random.below(chain.len() as u64 - 1) as usize;
+        world.tell(Event::Shorten { parent: chain[place].layer });
+    }
 }
 
 /// What was written so far lies below a clone from now on.
@@ -216,12 +261,15 @@ fn finish(world: &mut World) {
 /// Runs a number of seeds.
 fn check(seeds: u64, steps: u64, plan: Plan) {
     let first = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = first.map_or(0..seeds, |seed: u64| seed..seed + 1);
-    let mut completed = 0;
-    for seed in seeds {
+    let range = first.map_or(0..seeds, |seed: u64| seed..seed + 1);
+    let (mut completed, mut shortened) = (0, 0);
+    for seed in range {
         let result = std::panic::catch_unwind(|| run(seed, steps, plan));
         match result {
-            Ok(count) => completed += count,
+            Ok(counts) => {
+                completed += counts.0;
+                shortened += counts.1;
+            }
             Err(damage) => {
                 println!("seed {seed}: run again with SEED={seed}, and TRACE=1 to see it all");
                 std::panic::resume_unwind(damage);
@@ -229,6 +277,7 @@ fn check(seeds: u64, steps: u64, plan: Plan) {
         }
     }
     assert!(completed > 0);
+    assert!(first.is_some() || plan.shortens == 0 || shortened >= seeds / 4, "{shortened}");
 }
 
 const STEPS: u64 = 600;
@@ -318,4 +367,13 @@ fn what_waits_for_a_source_keeps_its_order_when_it_is_put_off() {
         check(2, STEPS, Plan { deaths: 4, power: true, ..plan });
         check(2, STEPS, Plan { snapshots: 10, flattens: 10, clones: 3, ..plan });
     }
+}
+
+#[test]
+fn a_chain_that_is_shortened_under_load_shows_what_it_did() {
+    let calm = Plan { depth: 6, shortens: 10, reattach: 1, ..PLAIN };
+    check(3, STEPS, calm);
+    check(3, STEPS, Plan { resizes: 6, snapshots: 2, flattens: 2, clones: 1, ..calm });
+    let faults = Faults { busy: 20, no_space: 10, corrupt: 0 };
+    check(5, STEPS, Plan { faults, deaths: 5, power: true, resizes: 3, ..calm });
 }
