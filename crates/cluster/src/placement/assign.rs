@@ -303,6 +303,8 @@ impl<'a> Table<'a> {
     fn chain(&self, gap: usize, held: &[Vec<u32>]) -> Option<Vec<(usize, u16, u16)>> {
         const UNSEEN: (usize, u16) = (usize::MAX, GAP);
         let mut came: Vec<(usize, u16)> = vec![UNSEEN; self.targets.len()];
+        let mut unseen: Vec<usize> =
+            self.layout.zones.iter().map(|zone| zone.disks.len()).collect();
         let mut queue = VecDeque::from([GAP]);
         while let Some(leaving) = queue.pop_front() {
             let mut partitions = match leaving {
@@ -313,7 +315,10 @@ impl<'a> Table<'a> {
             partitions.sort_by_key(|&partition| !is_new(partition));
             for partition in partitions {
                 let index = partition as usize;
-                for zone in &self.layout.zones {
+                for (number, zone) in self.layout.zones.iter().enumerate() {
+                    if unseen[number] == 0 {
+                        continue;
+                    }
                     let in_zone = Self::count(zone, self.members(index));
                     let leaves_it = zone.disks.contains(&usize::from(leaving));
                     if in_zone - u32::from(leaves_it) >= zone.most {
@@ -325,6 +330,7 @@ impl<'a> Table<'a> {
                             continue;
                         }
                         came[entering] = (index, leaving);
+                        unseen[number] -= 1;
                         let entering = entering as u16;
                         if self.load[entering as usize] < self.targets[entering as usize] {
                             return Some(self.way(&came, entering));

@@ -94,6 +94,17 @@ impl Layout {
         }
     }
 
+    /// Narrows the bounds to the multiples of all partitions between which the targets lie: a node
+    /// that is to have as much as all partitions has one copy of each. There is always such a table
+    /// (decision 0007), and without this the others would take its places.
+    pub(super) fn tighten(&mut self, targets: &[u32], partitions: u32) {
+        for group in self.nodes.iter_mut().chain(&mut self.zones) {
+            let target: u32 = targets[group.disks.clone()].iter().sum();
+            group.least = group.least.max(target / partitions.max(1));
+            group.most = group.most.min(target.div_ceil(partitions.max(1)));
+        }
+    }
+
     /// Where a disk is in the order.
     pub(super) fn index_of(&self, disk: DiskId) -> Option<u16> {
         self.index.get(&disk).copied()

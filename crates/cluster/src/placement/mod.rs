@@ -54,7 +54,7 @@ pub fn place(sites: &[Site], copies: u8, present: &[Vec<DiskId>]) -> Vec<Vec<Dis
     if sites.is_empty() {
         return present.to_vec();
     }
-    let layout = Layout::new(sites, copies);
+    let mut layout = Layout::new(sites, copies);
     let place_of = |disk: &DiskId| layout.index_of(*disk);
     let present: Vec<Vec<u16>> =
         present.iter().map(|members| members.iter().filter_map(place_of).collect()).collect();
@@ -65,6 +65,7 @@ pub fn place(sites: &[Site], copies: u8, present: &[Vec<DiskId>]) -> Vec<Vec<Dis
     let partitions = present.len() as u32;
     let ideal = share::ideal(&layout, partitions);
     let targets = share::whole(&layout, &ideal, partitions, &held);
+    layout.tighten(&targets, partitions);
     let next = assign::assign(&layout, &targets, &present);
     let id = |&disk: &u16| layout.disks[disk as usize].id;
     next.iter().map(|members| members.iter().map(id).collect()).collect()

@@ -367,3 +367,30 @@ fn the_largest_cluster_is_placed_and_changed() {
     assert!((f64::from(load) - ideal).abs() < 1.0);
     assert!(f64::from(moved(&first, &next)) <= ideal * 1.05 + 1.0);
 }
+
+#[test]
+fn a_small_change_moves_little_although_all_shares_change_a_little() {
+    let mut dice = Dice(11);
+    let mut sites: Vec<Site> = (0..120)
+        .map(|disk| site(disk + 1, disk + 1, &format!("{}", disk % 8), 100 + dice.below(900)))
+        .collect();
+    let mut table = placed(&sites, 3, &vec![Vec::new(); 2048]);
+    for _ in 0..20 {
+        let index = dice.below(120) as usize;
+        let before = share(&sites, index);
+        sites[index].weight = sites[index].weight * 11 / 10;
+        let grows = share(&sites, index) - before;
+        let next = placed(&sites, 3, &table);
+        // What the others give up altogether is what this one gets; each of them a whole one, now
+        // or another time.
+        let moved = moved(&table, &next);
+        assert!(f64::from(moved) <= grows + 3.0, "{moved} moved for {grows}");
+        table = next;
+    }
+}
+
+/// The ideal of one of many sites of which none is at a bound.
+fn share(sites: &[Site], index: usize) -> f64 {
+    let sum: u64 = sites.iter().map(|site| site.weight).sum();
+    3.0 * 2048.0 * sites[index].weight as f64 / sum as f64
+}
