@@ -394,3 +394,22 @@ fn share(sites: &[Site], index: usize) -> f64 {
     let sum: u64 = sites.iter().map(|site| site.weight).sum();
     3.0 * 2048.0 * sites[index].weight as f64 / sum as f64
 }
+
+#[test]
+fn whoever_is_less_than_one_partition_away_from_its_share_keeps_what_it_has() {
+    let on = |disks: &[u128]| -> Vec<Vec<DiskId>> {
+        disks.iter().map(|&disk| vec![DiskId(disk)]).collect()
+    };
+    // One and a half each: the last two have two.
+    let apart: Vec<Site> = (1..5).map(|disk| site(disk, disk, "", 7)).collect();
+    let table = on(&[1, 2, 3, 3, 4, 4]);
+    assert_eq!(place(&apart, 1, &table), table);
+    // One and a quarter each, two and a half for each node and zone: the last of all has two.
+    let zones = |disk: u128| if disk < 3 { "a" } else { "b" };
+    for zone in [|_| "", zones] {
+        let two: Vec<Site> =
+            (1..5).map(|disk| site(disk, disk.div_ceil(2), zone(disk), 7)).collect();
+        let table = on(&[1, 2, 3, 4, 4]);
+        assert_eq!(place(&two, 1, &table), table);
+    }
+}
