@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// How one lineage is kept. It is there as long as any layer of the lineage: also when the volume is
-/// gone and a clone still shows what it had.
+/// How one lineage is kept. It is there as long as any of its layers: also when the volume is gone
+/// and a clone still shows what it had.
 ///
 /// Invariant: `copies` and `wanted` are 1 to `COPIES_MAX`, `min_copies` no more than the
 /// larger of `copies` and `wanted`, and both tables exist.
