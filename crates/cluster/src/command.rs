@@ -2,11 +2,18 @@
 
 use crate::Refusal;
 use crate::group::check_group_name;
+use crate::membership::Activation;
 use crate::schedule::check_schedule_name;
 use crate::source::check_address;
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
-use proto::limits::{COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, NODE_NAME_BYTES_MAX};
-use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
+use proto::limits::{
+    ACTIVATIONS_PER_COMMAND_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX,
+    MEMBERS_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
+};
+use proto::{
+    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId,
+    PartitionId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 /// One change of the cluster's state. Times are the proposer's wall clock, in seconds since 1970,
@@ -349,6 +356,110 @@ pub enum Command {
         /// The head's new parent: a layer of another lineage that shows through it.
         parent: LayerId,
     },
+    /// A node has a disk that may come to hold something once it is opened, or one that is known is
+    /// of another size now. Answered by [`Answer::Done`].
+    AddDisk {
+        /// Its identity.
+        disk: DiskId,
+        /// Where it is attached.
+        node: NodeId,
+        /// How much it can hold, in bytes: its weight among the disks.
+        bytes: u64,
+    },
+    /// A node is in another zone. Answered by [`Answer::Done`].
+    SetZone {
+        /// Which node.
+        node: NodeId,
+        /// What people call the zone; made printable and cut to its limit.
+        zone: String,
+    },
+    /// A disk can hold more or less, or is to hold more or less. Answered by [`Answer::Done`].
+    SetWeight {
+        /// Which disk.
+        disk: DiskId,
+        /// How much, in bytes.
+        bytes: u64,
+    },
+    /// What a disk has is to go to others, or is to stay after all. Answered by [`Answer::Done`].
+    DrainDisk {
+        /// Which disk.
+        disk: DiskId,
+        /// Whether it is to be drained.
+        wanted: bool,
+    },
+    /// The same for all disks of a node, those that it gets later too. Answered by
+    /// [`Answer::Done`].
+    DrainNode {
+        /// Which node.
+        node: NodeId,
+        /// Whether they are to be drained.
+        wanted: bool,
+    },
+    /// A disk will not come back, or is not wanted back; what it has does not count any more. Done
+    /// already is done. Answered by [`Answer::Done`].
+    RemoveDisk {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// A node without disks is no part of the cluster any more. Answered by [`Answer::Done`].
+    RemoveNode {
+        /// Which node.
+        node: NodeId,
+    },
+    /// Another number of copies of a volume is wanted, or of those that must be left. Answered by
+    /// [`Answer::Done`].
+    SetCopies {
+        /// Of which volume.
+        volume: VolumeId,
+        /// How many copies are wanted: 1 to `COPIES_MAX`.
+        copies: u8,
+        /// How many must be left at least: 1 to `copies`; nothing for half of them, rounded up.
+        min_copies: Option<u8>,
+    },
+    /// The writer's session reports that all that the volume has lies by the table for so many
+    /// copies, and is stable there. Answered by [`Answer::Done`].
+    CopiesMoved {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The writer.
+        generation: Generation,
+        /// By which table.
+        copies: u8,
+    },
+    /// A disk, as it is open now, begins to recover some partitions: it receives their writes and
+    /// catches up. Answered by [`Answer::Done`].
+    Recover {
+        /// In the table for how many copies.
+        copies: u8,
+        /// Which disk.
+        disk: DiskId,
+        /// Which partitions, at most `PARTITIONS_PER_COMMAND_MAX`.
+        partitions: Vec<PartitionId>,
+    },
+    /// Some partitions have their next members. Answered by [`Answer::Done`].
+    Activate {
+        /// In the table for how many copies.
+        copies: u8,
+        /// Which, at most `ACTIVATIONS_PER_COMMAND_MAX`.
+        activations: Vec<Activation>,
+    },
+    /// A disk is no member of some partitions any more, neither a current nor a recovering one.
+    /// Answered by [`Answer::Done`].
+    Exclude {
+        /// In the table for how many copies.
+        copies: u8,
+        /// Which disk.
+        disk: DiskId,
+        /// Which partitions, each with the number of its present configuration, at most
+        /// `PARTITIONS_PER_COMMAND_MAX`.
+        partitions: Vec<(PartitionId, ConfigurationNumber)>,
+    },
+    /// There are twice as many partitions: p becomes 2p and 2p + 1 on the same disks. Done already
+    /// is done. Answered by [`Answer::Done`].
+    SplitPartitions {
+        /// There are 2^this then.
+        bits: u8,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -459,6 +570,19 @@ impl Command {
                 check_tag(tag)?;
                 *holder = printable(holder, HOLDER_BYTES_MAX);
             }
+            Command::SetZone { zone, .. } => *zone = printable(zone, ZONE_NAME_BYTES_MAX),
+            Command::Recover { partitions, .. } => {
+                vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
+            }
+            Command::Exclude { partitions, .. } => {
+                vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
+            }
+            Command::Activate { activations, .. } => {
+                vet_batch(activations, ACTIVATIONS_PER_COMMAND_MAX)?;
+                for activation in activations {
+                    vet_batch(&activation.current, MEMBERS_MAX)?;
+                }
+            }
             _ => {}
         }
         Ok(self)
@@ -489,4 +613,9 @@ impl Command {
             _ => Err(DecodeError::Malformed),
         }
     }
+}
+
+/// Whether a command has so few of something that it can be logged.
+fn vet_batch<T>(batch: &[T], max: usize) -> Result<(), Refusal> {
+    if batch.len() > max { Err(Refusal::TooManyInCommand { max }) } else { Ok(()) }
 }

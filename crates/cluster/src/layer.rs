@@ -223,6 +223,7 @@ fn prune_unnamed(
             let shows_it = !is_lowest || child.overlap > 0;
             child.parent = if shows_it { layer.parent } else { LayerId(0) };
         }
+        map.forget_lineage(layer.lineage);
         gone.push((layer.lineage, candidate));
         candidates.push(layer.parent);
     }

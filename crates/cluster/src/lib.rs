@@ -16,9 +16,13 @@ mod command;
 mod group;
 mod layer;
 mod layering;
+mod machine;
 mod map;
+mod membership;
 mod migrate;
 mod partition;
+pub mod placement;
+mod redundancy;
 mod refusal;
 mod schedule;
 mod snapshot;
@@ -31,6 +35,10 @@ mod voter;
 #[cfg(test)]
 mod layers_model;
 #[cfg(test)]
+mod machine_model;
+#[cfg(test)]
+mod machine_tests;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;
@@ -40,8 +48,11 @@ mod whole_tests;
 pub use command::{Answer, Command, DecodeError};
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot, onto};
-pub use map::{Disk, LayerFate, Map, Node};
+pub use machine::{Disk, DiskState, Node, NodeState};
+pub use map::{LayerFate, Map};
+pub use membership::Activation;
 pub use partition::{Configuration, Member, partition_of};
+pub use redundancy::{Redundancy, min_copies_default};
 pub use refusal::{Refusal, RefusalKind};
 pub use schedule::{Schedule, check_schedule_name};
 pub use source::{Source, check_address};

@@ -2,35 +2,17 @@
 
 use crate::group::Group;
 use crate::layer::Layer;
+use crate::machine::{Disk, Node};
 use crate::partition::{Configuration, Member, Partitions, partition_of};
+use crate::redundancy::Redundancy;
 use crate::source::Source;
 use crate::volume::Volume;
+use proto::limits::COPIES_DEFAULT;
 use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Epoch, Incarnation, LayerId, LineageId, NodeId,
-    PartitionId, VolumeId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, LayerId, LineageId, NodeId, PartitionId,
+    VolumeId,
 };
-use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
-
-/// A machine that runs `sheep`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Node {
-    /// The identity in its data directory.
-    pub id: NodeId,
-    /// What people call it, usually the host's name.
-    pub name: String,
-}
-
-/// A disk that holds, or may hold, replicas.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Disk {
-    /// The identity in its superblock.
-    pub id: DiskId,
-    /// Where it is attached.
-    pub node: NodeId,
-    /// Its last opening that the cluster learned of.
-    pub incarnation: Incarnation,
-}
 
 /// What the map says about a layer that was found on a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +38,8 @@ pub struct Map {
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
     pub(crate) layers: Arc<BTreeMap<LayerId, Layer>>,
+    /// How the lineages of these layers are kept, but for those of source layers.
+    pub(crate) lineages: Arc<BTreeMap<LineageId, Redundancy>>,
     /// What the source layers among them show.
     pub(crate) sources: Arc<BTreeMap<LayerId, Source>>,
     pub(crate) groups: Arc<BTreeMap<String, Arc<Group>>>,
@@ -87,6 +71,7 @@ impl Map {
             partitions: Arc::new(Partitions::new(0)),
             volumes: Arc::default(),
             layers: Arc::default(),
+            lineages: Arc::default(),
             sources: Arc::default(),
             groups: Arc::default(),
             names: Arc::default(),
@@ -221,18 +206,25 @@ impl Map {
         partition_of(lineage, index, self.partition_bits())
     }
 
-    /// Who holds a partition.
+    /// For which numbers of copies there are tables of partitions.
+    pub fn tables(&self) -> impl Iterator<Item = u8> {
+        self.partitions.tables().map(|(copies, _)| copies)
+    }
+
+    /// Who holds a partition of what is kept in so many copies.
     ///
     /// # Panics
-    /// If there is no such partition: a bug of the caller, partitions come from
-    /// [`Map::partition_of`].
-    pub fn configuration(&self, partition: PartitionId) -> &Configuration {
-        self.partitions.configuration(partition).expect("partition of another map")
+    /// If there is no such partition or table: a bug of the caller, partitions come from
+    /// [`Map::partition_of`] and tables from [`Map::redundancy`] or [`Map::tables`].
+    pub fn configuration(&self, copies: u8, partition: PartitionId) -> &Configuration {
+        self.partitions.configuration(copies, partition).expect("partition of another map")
     }
 
     /// Who holds the objects `index` of a lineage's layers.
     pub fn configuration_of(&self, lineage: LineageId, index: u32) -> &Configuration {
-        self.configuration(self.partition_of(lineage, index))
+        // A lineage that does not exist any more is asked for by those that have not learned yet.
+        let copies = self.redundancy(lineage).map_or(COPIES_DEFAULT, |known| known.copies);
+        self.configuration(copies, self.partition_of(lineage, index))
     }
 
     /// The different configurations of all partitions, each at least once: what to go through to
@@ -242,13 +234,13 @@ impl Map {
     }
 
     /// The same map with these as the current members of every partition. For tests of machines
-    /// that are shaped for several copies: no command leads there yet.
+    /// that are shaped for several copies, without the steps that lead there.
     #[doc(hidden)]
     pub fn with_members(&self, number: ConfigurationNumber, current: Vec<Member>) -> Map {
         let all = Configuration { number, current, recovering: Vec::new() };
-        let bits = self.partition_bits();
-        let partitions = Partitions::from_runs(bits, vec![(1 << bits, all)]);
-        Map { partitions: Arc::new(partitions.expect("one run is all of them")), ..self.clone() }
+        let mut partitions = Partitions::clone(&self.partitions);
+        partitions.replace(|_| Some(all.clone()));
+        Map { partitions: Arc::new(partitions), ..self.clone() }
     }
 
     /// Sum of the sizes of all volumes out of the trash in bytes, what their guests may come to

@@ -2,13 +2,21 @@
 //! records stay here as they were.
 
 use crate::command::DecodeError;
+use crate::group::Group;
 use crate::layer::{Layer, Snapshot};
-use crate::map::{Disk, Node};
-use crate::partition::Configuration;
-use crate::snapshot::Present;
+use crate::machine::{Disk, DiskState, Node, NodeState};
+use crate::map::Map;
+use crate::partition::{Configuration, Partitions, from_runs};
+use crate::redundancy::Redundancy;
+use crate::snapshot::{Present, map_of, record};
+use crate::source::Source;
 use crate::volume::{Attachment, PendingDiscard, Volume};
-use proto::{ClusterId, Epoch, Generation, LayerId, LineageId, VolumeId};
+use proto::limits::{COPIES_DEFAULT, MEMBERS_MAX, PARTITION_BITS_MAX};
+use proto::{
+    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The oldest version that is read.
 pub(crate) const OLDEST: u8 = 1;
@@ -21,8 +29,8 @@ struct Fields1 {
     created_unix_s: u64,
     next_volume: VolumeId,
     next_layer: LayerId,
-    nodes: Vec<Node>,
-    disks: Vec<Disk>,
+    nodes: Vec<Node2>,
+    disks: Vec<Disk2>,
     partition_bits: u8,
     partitions: Vec<(u32, Configuration)>,
     volumes: Vec<Volume1>,
@@ -53,13 +61,43 @@ struct Snapshot1 {
     readers: Vec<Attachment>,
 }
 
-/// The present fields, from the body of a snapshot of version 1.
-pub(crate) fn from_version_1(body: &[u8]) -> Result<Present, DecodeError> {
-    let fields: Fields1 = match postcard::take_from_bytes(body) {
-        Ok((fields, [])) => fields,
-        _ => return Err(DecodeError::Malformed),
-    };
-    Ok(Present {
+/// Version 2: one disk, one table of partitions, no zones.
+#[derive(Serialize, Deserialize)]
+struct Fields2 {
+    epoch: Epoch,
+    cluster: ClusterId,
+    created_unix_s: u64,
+    next_volume: VolumeId,
+    next_layer: LayerId,
+    nodes: Vec<Node2>,
+    disks: Vec<Disk2>,
+    partition_bits: u8,
+    partitions: Vec<(u32, Configuration)>,
+    volumes: Vec<Volume>,
+    layers: Vec<(LayerId, Layer)>,
+    sources: Vec<(LayerId, Source)>,
+    groups: Vec<Group>,
+}
+
+/// That of version 1 too.
+#[derive(Serialize, Deserialize)]
+struct Node2 {
+    id: NodeId,
+    name: String,
+}
+
+/// That of version 1 too.
+#[derive(Serialize, Deserialize)]
+struct Disk2 {
+    id: DiskId,
+    node: NodeId,
+    incarnation: Incarnation,
+}
+
+/// The present map, from the body of a snapshot of version 1; not yet judged.
+pub(crate) fn from_version_1(body: &[u8]) -> Result<Map, DecodeError> {
+    let fields: Fields1 = record(body)?;
+    map_of_version_2(Fields2 {
         epoch: fields.epoch,
         cluster: fields.cluster,
         created_unix_s: fields.created_unix_s,
@@ -74,6 +112,55 @@ pub(crate) fn from_version_1(body: &[u8]) -> Result<Present, DecodeError> {
         sources: Vec::new(),
         groups: Vec::new(),
     })
+}
+
+/// The present map, from the body of a snapshot of version 2; not yet judged.
+pub(crate) fn from_version_2(body: &[u8]) -> Result<Map, DecodeError> {
+    map_of_version_2(record(body)?)
+}
+
+/// The partitions become those of volumes with the default number of copies, and so all volumes
+/// are kept. Nobody ever told how large the disk is.
+fn map_of_version_2(fields: Fields2) -> Result<Map, DecodeError> {
+    let contradiction = DecodeError::Contradiction;
+    if fields.partition_bits > PARTITION_BITS_MAX {
+        return Err(contradiction("too many partitions"));
+    }
+    let bits = fields.partition_bits;
+    let had = fields.partitions.iter().map(|(_, held)| held.current.len()).min();
+    let had = had.map_or(0, |had| had.min(MEMBERS_MAX) as u8);
+    let partitions = from_runs(bits, fields.partitions)
+        .and_then(|table| Partitions::from_tables(bits, vec![(COPIES_DEFAULT, table)]))
+        .ok_or(contradiction("the number of partitions"))?;
+    let sources: BTreeSet<LayerId> = fields.sources.iter().map(|(id, _)| *id).collect();
+    let kept = fields.layers.iter().filter(|(id, _)| !sources.contains(id));
+    let lineages: BTreeSet<LineageId> = kept.map(|(_, layer)| layer.lineage).collect();
+    let present = Present {
+        epoch: fields.epoch,
+        cluster: fields.cluster,
+        created_unix_s: fields.created_unix_s,
+        next_volume: fields.next_volume,
+        next_layer: fields.next_layer,
+        nodes: fields.nodes.into_iter().map(node).collect(),
+        disks: fields.disks.into_iter().map(disk).collect(),
+        partition_bits: bits,
+        tables: Vec::new(),
+        volumes: fields.volumes,
+        layers: fields.layers,
+        sources: fields.sources,
+        groups: fields.groups,
+        lineages: lineages.into_iter().map(|id| (id, Redundancy::new(had))).collect(),
+    };
+    map_of(present, partitions)
+}
+
+fn node(old: Node2) -> Node {
+    Node { id: old.id, name: old.name, zone: String::new(), state: NodeState::In }
+}
+
+fn disk(old: Disk2) -> Disk {
+    let Disk2 { id, node, incarnation } = old;
+    Disk { id, node, incarnation, bytes: 0, state: DiskState::In }
 }
 
 fn volume(old: Volume1) -> Volume {

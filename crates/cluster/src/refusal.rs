@@ -2,10 +2,12 @@
 
 use crate::PersistError;
 use proto::limits::{
-    ATTACHMENTS_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX, NODES_MAX,
+    ATTACHMENTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX, NODES_MAX,
     PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, VOLUMES_MAX,
 };
-use proto::{DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
+use proto::{
+    ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId, VolumeId,
+};
 
 /// What the asker can do about a [`Refusal`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -512,6 +514,152 @@ pub enum Refusal {
     /// The log did not take the command.
     #[error("{0}")]
     NotLogged(PersistError),
+    /// No such disk.
+    #[error("disk {disk} is not part of this cluster; add it first, or see the list of its disks")]
+    UnknownDisk {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// It was taken out.
+    #[error(
+        "disk {disk} was removed from this cluster, and what it has does not count any more; wait \
+         until the cluster has forgotten it, and add it as a new disk"
+    )]
+    DiskGone {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// A size that says nothing.
+    #[error("disk {disk} cannot have 0 bytes; give its size, or drain it to have it hold nothing")]
+    EmptyDisk {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// What is on it would be missed.
+    #[error(
+        "without disk {disk} too few copies of {count} partitions are left to be sure of all that \
+         was written; drain it and wait until it is empty, or bring other disks back first"
+    )]
+    LastCopy {
+        /// Which disk.
+        disk: DiskId,
+        /// Of how many partitions.
+        count: usize,
+    },
+    /// Its disks first.
+    #[error("node {name} has {count} disks; remove those first")]
+    NodeHasDisks {
+        /// Which node.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+    /// Somebody uses volumes there.
+    #[error("node {name} has {count} volumes attached; stop their clients there first")]
+    NodeHasAttachments {
+        /// Which node.
+        name: String,
+        /// How many attachments.
+        count: usize,
+    },
+    /// None, or too many.
+    #[error("a volume cannot be kept in {copies} copies; choose 1 to {max}", max = COPIES_MAX)]
+    BadCopies {
+        /// What was asked for.
+        copies: u8,
+    },
+    /// None, or more than there are.
+    #[error(
+        "of {copies} copies {min_copies} cannot be the fewest that must be left; choose 1 to \
+         {copies}"
+    )]
+    BadMinCopies {
+        /// How many copies are wanted.
+        copies: u8,
+        /// What was asked for.
+        min_copies: u8,
+    },
+    /// No such partition, or no such table.
+    #[error(
+        "there is no partition {partition} of volumes with {copies} copies; learn the present map \
+         and try again"
+    )]
+    UnknownPartition {
+        /// In the table for how many copies.
+        copies: u8,
+        /// Which partition.
+        partition: PartitionId,
+    },
+    /// Somebody else was faster.
+    #[error(
+        "partition {partition} has configuration {present} and not {given} any more; learn the \
+         present map and try again"
+    )]
+    OldConfiguration {
+        /// Which partition.
+        partition: PartitionId,
+        /// The number that was named.
+        given: ConfigurationNumber,
+        /// The number it has.
+        present: ConfigurationNumber,
+    },
+    /// A batch is carried out at once, so it says one thing of each partition.
+    #[error("partition {partition} is twice in one command; make two of it")]
+    PartitionTwice {
+        /// Which partition.
+        partition: PartitionId,
+    },
+    /// It cannot be a member, or be one no more.
+    #[error(
+        "disk {disk} cannot change its part in partition {partition} because {problem}; learn the \
+         present map and try again"
+    )]
+    Membership {
+        /// Which disk.
+        disk: DiskId,
+        /// Which partition.
+        partition: PartitionId,
+        /// Why not.
+        problem: &'static str,
+    },
+    /// There is nothing that it could be asked for.
+    #[error("disk {disk} was never opened; start sheep on its node first")]
+    NeverOpened {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// It is to lose what it has.
+    #[error("disk {disk} is being drained and gets nothing new; end that first")]
+    DiskDraining {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// Volumes want more copies left.
+    #[error(
+        "that would leave {left} copies, and the volumes there need at least {floor}; bring disks \
+         back or add some, or allow fewer copies (min_copies)"
+    )]
+    TooFewCopies {
+        /// How many would be left.
+        left: usize,
+        /// How many must be.
+        floor: usize,
+    },
+    /// Partitions can only be cut in two.
+    #[error(
+        "there are {present} partitions, and they can only double; choose {twice}",
+        twice = 2 * *.present
+    )]
+    NotDoubled {
+        /// How many there are.
+        present: u32,
+    },
+    /// Longer than the log takes.
+    #[error("one command changes at most {max} of them; make several")]
+    TooManyInCommand {
+        /// How many it may have.
+        max: usize,
+    },
 }
 
 impl Refusal {
@@ -535,6 +683,12 @@ impl Refusal {
             | BadInterval { .. }
             | BadKeep { .. }
             | BadAddress { .. }
+            | EmptyDisk { .. }
+            | BadCopies { .. }
+            | BadMinCopies { .. }
+            | PartitionTwice { .. }
+            | NotDoubled { .. }
+            | TooManyInCommand { .. }
             | WouldShrink { .. } => RefusalKind::Invalid,
             NoCluster
             | UnknownNode { .. }
@@ -542,7 +696,9 @@ impl Refusal {
             | UnknownSnapshot { .. }
             | UnknownGroup { .. }
             | UnknownGroupSnapshot { .. }
-            | UnknownSchedule { .. } => RefusalKind::NotFound,
+            | UnknownSchedule { .. }
+            | UnknownDisk { .. }
+            | UnknownPartition { .. } => RefusalKind::NotFound,
             ClusterExists
             | NameTaken { .. }
             | TagTaken { .. }
@@ -563,6 +719,15 @@ impl Refusal {
             | GroupSnapshotIncomplete { .. }
             | GroupSnapshotTorn { .. }
             | SnapshotRead { .. }
+            | DiskGone { .. }
+            | LastCopy { .. }
+            | NodeHasDisks { .. }
+            | NodeHasAttachments { .. }
+            | OldConfiguration { .. }
+            | Membership { .. }
+            | NeverOpened { .. }
+            | DiskDraining { .. }
+            | TooFewCopies { .. }
             | TooManyProposals => RefusalKind::Busy,
             TooManyNodes
             | TooManyDisks

@@ -4,26 +4,30 @@
 use crate::command::DecodeError;
 use crate::group::Group;
 use crate::layer::Layer;
-use crate::map::{Disk, Map, Node};
+use crate::machine::{Disk, Node};
+use crate::map::Map;
 use crate::migrate;
-use crate::partition::{Configuration, Partitions};
+use crate::partition::{Configuration, Member, Partitions, Table, from_runs, runs};
+use crate::redundancy::Redundancy;
 use crate::source::Source;
 use crate::state::State;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
-use proto::{ClusterId, Epoch, LayerId, VolumeId, crc64};
+use proto::{
+    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, VolumeId, crc64,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The version of the encoding, the first byte.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 2, in their order. `Of...` are the things themselves or references to
+/// The fields of version 3, in their order. `Of...` are the things themselves or references to
 /// them, which are written alike.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Fields<OfNode, OfDisk, OfConfiguration, OfVolume, OfSource, OfGroup> {
+pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) epoch: Epoch,
     pub(crate) cluster: ClusterId,
     pub(crate) created_unix_s: u64,
@@ -32,36 +36,87 @@ pub(crate) struct Fields<OfNode, OfDisk, OfConfiguration, OfVolume, OfSource, Of
     pub(crate) nodes: Vec<OfNode>,
     pub(crate) disks: Vec<OfDisk>,
     pub(crate) partition_bits: u8,
-    /// Runs of partitions with equal configurations.
-    pub(crate) partitions: Vec<(u32, OfConfiguration)>,
+    /// For each number of copies that has a table, runs of partitions with equal configurations.
+    pub(crate) tables: Vec<(u8, Vec<(u32, Packed)>)>,
     pub(crate) volumes: Vec<OfVolume>,
     pub(crate) layers: Vec<(LayerId, Layer)>,
     pub(crate) sources: Vec<(LayerId, OfSource)>,
     pub(crate) groups: Vec<OfGroup>,
+    pub(crate) lineages: Vec<(LineageId, Redundancy)>,
+}
+
+/// A configuration in few bytes, for there are many. A member is the place of its disk in the list
+/// of disks, and how much lower its incarnation is than that of the disk.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Packed {
+    number: ConfigurationNumber,
+    current: Vec<(u16, u64)>,
+    recovering: Vec<(u16, u64)>,
+}
+
+const _: () = assert!(proto::limits::DISKS_MAX <= u16::MAX as usize);
+
+impl Packed {
+    fn new(configuration: &Configuration, disks: &[&Disk]) -> Packed {
+        let packed = |member: &Member| {
+            let known = disks.binary_search_by_key(&member.disk, |disk| disk.id);
+            let place = known.expect("members are known disks");
+            (place as u16, disks[place].incarnation.0 - member.incarnation.0)
+        };
+        Packed {
+            number: configuration.number,
+            current: configuration.current.iter().map(packed).collect(),
+            recovering: configuration.recovering.iter().map(packed).collect(),
+        }
+    }
+
+    /// Nothing if there is no such disk, or none that was opened so often.
+    fn unpacked(&self, disks: &[Disk]) -> Option<Configuration> {
+        let member = |&(place, lower): &(u16, u64)| {
+            let disk = disks.get(usize::from(place))?;
+            let incarnation = Incarnation(disk.incarnation.0.checked_sub(lower)?);
+            Some(Member { disk: disk.id, incarnation })
+        };
+        Some(Configuration {
+            number: self.number,
+            current: self.current.iter().map(member).collect::<Option<_>>()?,
+            recovering: self.recovering.iter().map(member).collect::<Option<_>>()?,
+        })
+    }
 }
 
 /// The fields with the things themselves.
-pub(crate) type Present = Fields<Node, Disk, Configuration, Volume, Source, Group>;
+pub(crate) type Present = Fields<Node, Disk, Volume, Source, Group>;
 
 impl State {
     /// As bytes for a snapshot, at most `SNAPSHOT_BYTES_MAX` of them. Equal states give equal
     /// bytes.
     pub fn encode(&self) -> Vec<u8> {
         let map = &*self.map;
-        let fields = Fields::<&Node, &Disk, &Configuration, &Volume, &Source, &Group> {
+        let disks: Vec<&Disk> = map.disks().collect();
+        let packed = |table: &Table| {
+            let pack = |(length, held)| (length, Packed::new(held, &disks));
+            runs(table).into_iter().map(pack).collect()
+        };
+        let fields = Fields::<&Node, &Disk, &Volume, &Source, &Group> {
             epoch: map.epoch,
             cluster: map.cluster,
             created_unix_s: map.created_unix_s,
             next_volume: map.next_volume,
             next_layer: map.next_layer,
             nodes: map.nodes().collect(),
-            disks: map.disks().collect(),
             partition_bits: map.partition_bits(),
-            partitions: map.partitions.runs(),
+            tables: map
+                .partitions
+                .tables()
+                .map(|(copies, table)| (copies, packed(table)))
+                .collect(),
+            disks,
             volumes: map.volumes().collect(),
             layers: map.layers.iter().map(|(&id, &layer)| (id, layer)).collect(),
             sources: map.sources().collect(),
             groups: map.groups().collect(),
+            lineages: map.lineages.iter().map(|(&id, &known)| (id, known)).collect(),
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
@@ -86,15 +141,16 @@ impl State {
         if header[1..] != checksum(bytes).to_le_bytes() {
             return Err(DecodeError::Checksum);
         }
-        let fields: Present = if version == VERSION {
-            match postcard::take_from_bytes(body) {
-                Ok((fields, [])) => fields,
-                _ => return Err(DecodeError::Malformed),
+        let map = match version {
+            1 => migrate::from_version_1(body)?,
+            2 => migrate::from_version_2(body)?,
+            _ => {
+                let fields: Present = record(body)?;
+                let partitions = partitions_of(&fields)?;
+                map_of(fields, partitions)?
             }
-        } else {
-            migrate::from_version_1(body)?
         };
-        let state = State { map: Arc::new(map_of(fields)?) };
+        let state = State { map: Arc::new(map) };
         state.contradiction().map_err(DecodeError::Contradiction)?;
         Ok(state)
     }
@@ -105,15 +161,35 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     crc64(&bytes[HEADER_BYTES..]) ^ u64::from(bytes[0])
 }
 
-/// The map that the fields describe, not yet judged.
-fn map_of(fields: Present) -> Result<Map, DecodeError> {
-    let contradiction = |what| Err(DecodeError::Contradiction(what));
-    if fields.partition_bits > PARTITION_BITS_MAX {
-        return contradiction("too many partitions");
+/// The only record in these bytes.
+pub(crate) fn record<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(body) {
+        Ok((record, [])) => Ok(record),
+        _ => Err(DecodeError::Malformed),
     }
-    let Some(partitions) = Partitions::from_runs(fields.partition_bits, fields.partitions) else {
-        return contradiction("the number of partitions");
-    };
+}
+
+/// The tables that the fields describe.
+fn partitions_of(fields: &Present) -> Result<Partitions, DecodeError> {
+    let contradiction = DecodeError::Contradiction;
+    let bits = fields.partition_bits;
+    if bits > PARTITION_BITS_MAX {
+        return Err(contradiction("too many partitions"));
+    }
+    let mut tables = Vec::new();
+    for (copies, packed) in &fields.tables {
+        let unpack =
+            |(length, held): &(u32, Packed)| Some((*length, held.unpacked(&fields.disks)?));
+        let unpacked = packed.iter().map(unpack).collect::<Option<_>>();
+        let unpacked = unpacked.ok_or(contradiction("a member that there never was"))?;
+        let table = from_runs(bits, unpacked).ok_or(contradiction("the number of partitions"))?;
+        tables.push((*copies, table));
+    }
+    Partitions::from_tables(bits, tables).ok_or(contradiction("the tables of partitions"))
+}
+
+/// The map that the fields describe, not yet judged.
+pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, DecodeError> {
     let counted = [
         fields.nodes.len(),
         fields.disks.len(),
@@ -121,6 +197,7 @@ fn map_of(fields: Present) -> Result<Map, DecodeError> {
         fields.layers.len(),
         fields.sources.len(),
         fields.groups.len(),
+        fields.lineages.len(),
     ];
     let named = || fields.volumes.iter().filter(|volume| volume.trash.is_none());
     let names = named().map(|volume| (volume.name.clone(), volume.id)).collect();
@@ -141,6 +218,7 @@ fn map_of(fields: Present) -> Result<Map, DecodeError> {
             fields.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect(),
         ),
         layers: Arc::new(fields.layers.into_iter().collect()),
+        lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),
         disks: Arc::new(fields.disks.into_iter().map(|disk| (disk.id, disk)).collect()),
         volumes: Arc::new(
@@ -154,9 +232,10 @@ fn map_of(fields: Present) -> Result<Map, DecodeError> {
         map.layers.len(),
         map.sources.len(),
         map.groups.len(),
+        map.lineages.len(),
     ];
     if kept != counted {
-        return contradiction("two things with one id");
+        return Err(DecodeError::Contradiction("two things with one id"));
     }
     Ok(map)
 }

@@ -4,8 +4,11 @@ use crate::command::{Answer, Command};
 use crate::group;
 use crate::layer::{self, Layer, hold};
 use crate::layering::add_layer;
-use crate::map::{Disk, Map, Node};
-use crate::partition::{Member, Partitions};
+use crate::machine;
+use crate::map::Map;
+use crate::membership;
+use crate::partition::Partitions;
+use crate::redundancy;
 use crate::refusal::Refusal;
 use crate::schedule;
 use crate::source;
@@ -13,12 +16,10 @@ use crate::volume::{
     Attachment, PendingDiscard, Volume, check_name, check_size, check_tag, printable,
 };
 use proto::limits::{
-    ATTACHMENTS_MAX, DISKS_MAX, HOLDER_BYTES_MAX, LAYERS_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
-    PARTITION_BITS_MAX, SCHEDULES_MAX, SNAPSHOTS_MAX, VOLUMES_MAX,
+    ATTACHMENTS_MAX, HOLDER_BYTES_MAX, LAYERS_MAX, PARTITION_BITS_MAX, SCHEDULES_MAX,
+    SNAPSHOTS_MAX, VOLUMES_MAX,
 };
-use proto::{
-    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
-};
+use proto::{ClusterId, Epoch, Generation, LayerId, LineageId, NodeId, VolumeId};
 use std::sync::Arc;
 
 /// Epochs, ids, generations and configurations are counted up to here: one step a nanosecond gets
@@ -154,6 +155,34 @@ impl State {
             &Command::Shortened { volume, generation, parent } => {
                 self.shortened(volume, generation, parent)
             }
+            command => self.apply_to_machines(command),
+        }
+    }
+
+    /// Those that concern nodes, disks, and who holds what.
+    fn apply_to_machines(&mut self, command: &Command) -> Result<Answer, Refusal> {
+        match command {
+            &Command::AddDisk { disk, node, bytes } => self.add_disk(disk, node, bytes),
+            Command::SetZone { node, zone } => self.set_zone(*node, zone),
+            &Command::SetWeight { disk, bytes } => self.set_weight(disk, bytes),
+            &Command::DrainDisk { disk, wanted } => self.drain_disk(disk, wanted),
+            &Command::DrainNode { node, wanted } => self.drain_node(node, wanted),
+            &Command::RemoveDisk { disk } => self.remove_disk(disk),
+            &Command::RemoveNode { node } => self.remove_node(node),
+            &Command::SetCopies { volume, copies, min_copies } => {
+                self.set_copies(volume, copies, min_copies)
+            }
+            &Command::CopiesMoved { volume, generation, copies } => {
+                self.copies_moved(volume, generation, copies)
+            }
+            Command::Recover { copies, disk, partitions } => {
+                self.recover(*copies, *disk, partitions)
+            }
+            Command::Activate { copies, activations } => self.activate(*copies, activations),
+            Command::Exclude { copies, disk, partitions } => {
+                self.exclude(*copies, *disk, partitions)
+            }
+            &Command::SplitPartitions { bits } => self.split_partitions(bits),
             other => unreachable!("{other:?} is applied above"),
         }
     }
@@ -202,7 +231,7 @@ impl State {
     }
 
     /// What people call a node.
-    fn node_name(&self, node: NodeId) -> String {
+    pub(crate) fn node_name(&self, node: NodeId) -> String {
         match self.map.node(node) {
             Some(known) if !known.name.is_empty() => known.name.clone(),
             _ => node.to_string(),
@@ -254,58 +283,6 @@ impl State {
         Ok(Answer::Done)
     }
 
-    fn add_node(&mut self, node: NodeId, name: &str) -> Result<Answer, Refusal> {
-        if node == NodeId(0) {
-            return Err(Refusal::ZeroId { what: "node" });
-        }
-        let name = printable(name, NODE_NAME_BYTES_MAX);
-        match self.map.node(node) {
-            Some(known) if known.name == name => return Ok(Answer::Done),
-            None if self.map.nodes.len() >= NODES_MAX => return Err(Refusal::TooManyNodes),
-            _ => {}
-        }
-        Arc::make_mut(&mut self.change().nodes).insert(node, Node { id: node, name });
-        Ok(Answer::Done)
-    }
-
-    fn open_disk(
-        &mut self,
-        disk: DiskId,
-        node: NodeId,
-        incarnation: Incarnation,
-    ) -> Result<Answer, Refusal> {
-        if disk == DiskId(0) {
-            return Err(Refusal::ZeroId { what: "disk" });
-        }
-        if self.map.node(node).is_none() {
-            return Err(Refusal::UnknownNode { node });
-        }
-        match self.map.disk(disk) {
-            Some(known) if known.node != node => {
-                return Err(Refusal::DiskOfAnotherNode {
-                    disk,
-                    owner: self.node_name(known.node),
-                    node: self.node_name(node),
-                });
-            }
-            Some(known) if known.incarnation >= incarnation => {
-                let known = known.incarnation;
-                return Err(Refusal::OldIncarnation { disk, given: incarnation, known });
-            }
-            Some(_) => {}
-            None if self.map.disks.len() >= DISKS_MAX => return Err(Refusal::TooManyDisks),
-            None => {
-                if let Some(known) = self.map.disks().next() {
-                    return Err(Refusal::SecondDisk { disk, known: known.id });
-                }
-            }
-        }
-        let map = self.change();
-        Arc::make_mut(&mut map.disks).insert(disk, Disk { id: disk, node, incarnation });
-        Arc::make_mut(&mut map.partitions).activate_sole(Member { disk, incarnation });
-        Ok(Answer::Done)
-    }
-
     fn create_volume(&mut self, name: &str, bytes: u64, unix_s: u64) -> Result<Answer, Refusal> {
         check_name(name)?;
         check_size(bytes)?;
@@ -329,6 +306,7 @@ impl State {
         let id = map.next_volume;
         map.next_volume = VolumeId(id.0 + 1);
         let head = add_layer(map, layer);
+        map.add_lineage(map.layers[&head]);
         map.provisioned_bytes += u128::from(bytes);
         Arc::make_mut(&mut map.names).insert(name.to_owned(), id);
         let volume = Volume {
@@ -500,8 +478,6 @@ impl State {
     pub(crate) fn contradiction(&self) -> Result<(), &'static str> {
         let map = &*self.map;
         hold(map.volumes.len() <= VOLUMES_MAX, "too many volumes")?;
-        hold(map.nodes.len() <= NODES_MAX, "too many nodes")?;
-        hold(map.disks.len() <= DISKS_MAX, "too many disks")?;
         hold(map.attachments <= ATTACHMENTS_MAX, "too many attachments")?;
         hold(map.snapshots <= SNAPSHOTS_MAX, "too many snapshots")?;
         hold(map.layers.len() <= LAYERS_MAX, "too many layers")?;
@@ -511,26 +487,9 @@ impl State {
         hold(map.epoch > Epoch(0), "a cluster without an epoch")?;
         let counts = [map.epoch.0, map.next_volume.0, map.next_layer.0];
         hold(counts.into_iter().all(|count| count <= COUNT_MAX), "a count without end")?;
-        for node in map.nodes() {
-            hold(node.id != NodeId(0), "a node without an id")?;
-            hold(printable(&node.name, NODE_NAME_BYTES_MAX) == node.name, "a node's name")?;
-        }
-        for disk in map.disks() {
-            hold(disk.id != DiskId(0), "a disk without an id")?;
-            hold(map.node(disk.node).is_some(), "a disk of an unknown node")?;
-        }
-        hold(map.disks.len() <= 1, "several disks")?;
-        for configuration in map.configurations() {
-            let listed = |member: &Member| {
-                map.disk(member.disk).is_some_and(|disk| disk.incarnation == member.incarnation)
-            };
-            hold(configuration.current.iter().all(listed), "an unknown member of a partition")?;
-            hold(configuration.recovering.is_empty(), "recovery with one disk")?;
-            hold(configuration.current.len() == map.disks.len(), "a partition without its disk")?;
-            let numbered = configuration.number.0 > 0;
-            hold(numbered != configuration.current.is_empty(), "a partition's number")?;
-            hold(configuration.number.0 <= COUNT_MAX, "a count without end")?;
-        }
+        machine::contradiction(map)?;
+        membership::contradiction(map)?;
+        redundancy::contradiction(map)?;
         let mut provisioned_bytes = 0;
         let (mut attachments, mut snapshots, mut named) = (0, 0, 0);
         for volume in map.volumes() {

@@ -3,8 +3,8 @@
 use crate::*;
 use proto::limits::{SNAPSHOT_BYTES_MAX, VOLUMES_MAX};
 use proto::{
-    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, PartitionId,
-    VolumeId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId,
+    NodeId, PartitionId, VolumeId,
 };
 
 const NODE: NodeId = NodeId(2);
@@ -220,8 +220,8 @@ fn a_disk_opened_anew_is_another_member_of_every_partition() {
     state.apply(&open).expect("newer");
     let new = state.map();
     for partition in 0..4096 {
-        let (old, new) =
-            (old.configuration(PartitionId(partition)), new.configuration(PartitionId(partition)));
+        let partition = PartitionId(partition);
+        let (old, new) = (old.configuration(3, partition), new.configuration(3, partition));
         assert_eq!((old.number.0, new.number.0), (1, 2));
         assert_eq!(old.current, [Member { disk: DISK, incarnation: Incarnation(4) }]);
         assert_eq!(new.current, [Member { disk: DISK, incarnation: Incarnation(9) }]);
@@ -357,6 +357,39 @@ fn snapshots_and_commands_keep_their_bytes() {
             "0122017780200161800402",
         ),
         (Command::Shortened { volume, generation, parent: LayerId(5) }, "012301ac0205"),
+        (Command::AddDisk { disk: DISK, node, bytes: 512 }, "012403028004"),
+        (Command::SetZone { node, zone: "z".into() }, "012502017a"),
+        (Command::SetWeight { disk: DISK, bytes: 512 }, "0126038004"),
+        (Command::DrainDisk { disk: DISK, wanted: true }, "01270301"),
+        (Command::DrainNode { node, wanted: false }, "01280200"),
+        (Command::RemoveDisk { disk: DISK }, "012903"),
+        (Command::RemoveNode { node }, "012a02"),
+        (Command::SetCopies { volume, copies: 3, min_copies: Some(2) }, "012b01030102"),
+        (Command::CopiesMoved { volume, generation, copies: 2 }, "012c01ac0202"),
+        (
+            Command::Recover { copies: 3, disk: DISK, partitions: vec![PartitionId(300)] },
+            "012d030301ac02",
+        ),
+        (
+            Command::Activate {
+                copies: 3,
+                activations: vec![Activation {
+                    partition: PartitionId(300),
+                    from: ConfigurationNumber(5),
+                    current: vec![Member { disk: DISK, incarnation: Incarnation(4) }],
+                }],
+            },
+            "012e0301ac0205010304",
+        ),
+        (
+            Command::Exclude {
+                copies: 3,
+                disk: DISK,
+                partitions: vec![(PartitionId(300), ConfigurationNumber(5))],
+            },
+            "012f030301ac0205",
+        ),
+        (Command::SplitPartitions { bits: 13 }, "01300d"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -364,12 +397,13 @@ fn snapshots_and_commands_keep_their_bytes() {
     }
 }
 
-/// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node; the disk; one run
-/// of 2^12 partitions; the volume with its attachment and its pending discard, out of the trash and
-/// without schedules; its layer; no sources and no groups.
-const SNAPSHOT: &str = "02d92a915a35925aec06014d0202010205616c706861010302040c01802001010304\
-    00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
-    0000000101010000010000";
+/// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
+/// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
+/// one run; the volume with its attachment and its pending discard, out of the trash and without
+/// schedules; its layer; no sources and no groups; how its lineage is kept.
+const SNAPSHOT: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
+    200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
+    80208040630000000101010000010000010103030201";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -418,23 +418,42 @@ fn a_source_is_there_as_long_as_something_shows_it() {
     assert_eq!(state.map().sources().count(), 0);
 }
 
-#[test]
-fn a_snapshot_of_version_1_is_read() {
-    // As version 1 wrote it; see `snapshots_and_commands_keep_their_bytes` for what is in it.
-    let bytes = "0115f7dc54fddf8d8506014d0202010205616c706861010302040c0180200101030400010103766d31\
-                 8020010100010102011370726f636573732034373131202871656d7529000501802080406300010101\
-                 000001";
+/// Bytes as a version before wrote them; see `snapshots_and_commands_keep_their_bytes` for what is
+/// in them.
+fn of_version(bytes: &str) -> State {
     let digits: Vec<u8> =
         bytes.bytes().map(|c| (c as char).to_digit(16).expect("hex") as u8).collect();
     let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
-    let state = State::decode(&bytes).expect("it is read");
-    let map = state.map();
-    let volume = map.volume_named("vm1").expect("it is in it");
-    assert_eq!((volume.bytes, volume.trash, volume.schedules.len()), (4096, None, 0));
-    assert_eq!(volume.attachments.len(), 1);
-    let again = state.encode();
-    assert_eq!(again[0], 2);
-    assert_eq!(State::decode(&again), Ok(state));
+    State::decode(&bytes).expect("it is read")
+}
+
+#[test]
+fn snapshots_of_earlier_versions_are_read() {
+    for bytes in [
+        "0115f7dc54fddf8d8506014d0202010205616c706861010302040c0180200101030400010103766d31802001\
+         0100010102011370726f636573732034373131202871656d7529000501802080406300010101000001",
+        "02d92a915a35925aec06014d0202010205616c706861010302040c01802001010304\
+         00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
+         0000000101010000010000",
+    ] {
+        let state = of_version(bytes);
+        let map = state.map();
+        let volume = map.volume_named("vm1").expect("it is in it");
+        assert_eq!((volume.bytes, volume.trash, volume.schedules.len()), (4096, None, 0));
+        assert_eq!(volume.attachments.len(), 1);
+        let disk = map.disks().next().expect("it is in it");
+        assert_eq!((disk.bytes, disk.state), (0, DiskState::In));
+        let node = map.node(disk.node).expect("it is in it");
+        assert_eq!((&*node.name, &*node.zone, node.state), ("alpha", "", NodeState::In));
+        assert_eq!(map.tables().collect::<Vec<u8>>(), [3]);
+        let member = Member { disk: disk.id, incarnation: disk.incarnation };
+        assert_eq!(map.configuration_of(volume.lineage, 0).current, [member]);
+        let kept = Redundancy { copies: 3, wanted: 3, min_copies: 2, had: 1 };
+        assert_eq!(map.redundancy(volume.lineage), Some(&kept));
+        let again = state.encode();
+        assert_eq!(again[0], 3);
+        assert_eq!(State::decode(&again), Ok(state));
+    }
 }
 
 #[test]

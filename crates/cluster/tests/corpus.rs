@@ -7,8 +7,11 @@ mod cluster_snapshot;
 #[path = "../../../fuzz/inputs/corpus.rs"]
 mod corpus;
 
-use cluster::{Command, State};
-use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
+use cluster::{Activation, Command, Member, State};
+use proto::{
+    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId,
+    VolumeId,
+};
 
 #[test]
 fn corpus_of_snapshots_and_commands() {
@@ -116,7 +119,64 @@ fn story() -> Vec<(&'static str, Command)> {
         ("delete-group", Command::DeleteGroup { name: name("group") }),
         ("drop", Command::DropVolume { volume: VolumeId(3), with_snapshots: true, unix_s: 0 }),
     ]
+    .into_iter()
+    .chain(machines())
+    .collect()
 }
+
+/// A second disk comes, takes a partition over, and the first one goes.
+fn machines() -> Vec<(&'static str, Command)> {
+    let (first, second) = (NodeId(8), NodeId(18));
+    let (old, new) = (DiskId(9), DiskId(19));
+    let partition = PartitionId(5);
+    let member = |disk, incarnation| Member { disk, incarnation: Incarnation(incarnation) };
+    let activate = |from, current| {
+        let activation = Activation { partition, from: ConfigurationNumber(from), current };
+        Command::Activate { copies: 3, activations: vec![activation] }
+    };
+    vec![
+        ("second-node", Command::AddNode { node: second, name: "two".to_owned() }),
+        ("zone", Command::SetZone { node: second, zone: "cellar".to_owned() }),
+        ("add-disk", Command::AddDisk { disk: new, node: second, bytes: 1 << 40 }),
+        ("open-second-disk", {
+            Command::OpenDisk { disk: new, node: second, incarnation: Incarnation(3) }
+        }),
+        ("weight", Command::SetWeight { disk: old, bytes: 1 << 39 }),
+        ("recover", {
+            Command::Recover { copies: 3, disk: new, partitions: vec![partition, PartitionId(6)] }
+        }),
+        ("activate", activate(1, vec![member(old, 1), member(new, 3)])),
+        ("open-anew", {
+            Command::OpenDisk { disk: old, node: first, incarnation: Incarnation(2) }
+        }),
+        ("activate-anew", activate(2, vec![member(old, 2), member(new, 3)])),
+        ("copies", { Command::SetCopies { volume: VolumeId(2), copies: 2, min_copies: Some(1) } }),
+        ("attach-to-move", {
+            let (volume, holder) = (VolumeId(2), "process 4715".to_owned());
+            Command::Attach { volume, node: first, holder, read_only: false, unix_s: 2000 }
+        }),
+        ("copies-moved", {
+            let (volume, generation) = (VolumeId(2), Generation(2));
+            Command::CopiesMoved { volume, generation, copies: 2 }
+        }),
+        ("exclude", {
+            let partitions = vec![(partition, ConfigurationNumber(3))];
+            Command::Exclude { copies: 3, disk: old, partitions }
+        }),
+        ("split", Command::SplitPartitions { bits: 5 }),
+        ("drain-node", Command::DrainNode { node: first, wanted: true }),
+        ("drain-disk", Command::DrainDisk { disk: old, wanted: true }),
+        ("third-disk", Command::AddDisk { disk: DiskId(29), node: second, bytes: 4096 }),
+        ("remove-disk", Command::RemoveDisk { disk: DiskId(29) }),
+        ("third-node", Command::AddNode { node: NodeId(28), name: "three".to_owned() }),
+        ("remove-node", Command::RemoveNode { node: NodeId(28) }),
+    ]
+}
+
+/// A snapshot as version 2 wrote it: a volume that was shrunk, attached, on one disk.
+const VERSION_2: &str = "02d92a915a35925aec06014d0202010205616c706861010302040c01802001010304\
+    00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
+    0000000101010000010000";
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
     let with = |choice: u8, bytes: &[u8]| [&[choice], bytes].concat();
@@ -132,10 +192,14 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds.push(("command-shortened".to_owned(), with(COMMAND, &shortened.encode())));
     let whole = state.encode();
     let mut later = whole.clone();
-    later[0] = 3;
+    later[0] = 4;
     let mut spoiled = whole.clone();
     spoiled[20] ^= 1;
+    let digits: Vec<u32> =
+        VERSION_2.chars().map(|digit| digit.to_digit(16).expect("hexadecimal")).collect();
+    let earlier: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect();
     seeds.extend([
+        ("snapshot-of-version-2".to_owned(), with(AS_IT_IS, &earlier)),
         ("snapshot-cut".to_owned(), with(FITTING, &whole[..whole.len() / 2])),
         ("snapshot-of-a-later-version".to_owned(), with(FITTING, &later)),
         ("snapshot-spoiled".to_owned(), with(AS_IT_IS, &spoiled)),

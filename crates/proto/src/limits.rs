@@ -110,8 +110,18 @@ pub const STATUS_OBJECTS_MAX: u64 = 1024;
 /// Snapshots that a front is told of when it asks what a volume can be compared with; older ones
 /// are to be asked for by their tags. A client that lists all there is hears them of each export.
 pub const BASES_LISTED_MAX: usize = 32;
-/// Disks that may hold one partition.
+/// Disks that may hold one partition, current members and recovering ones.
 pub const MEMBERS_MAX: usize = 8;
+/// Most copies that a volume may be kept in.
+pub const COPIES_MAX: u8 = 5;
+/// Copies that a volume is kept in unless it is told otherwise, as soon as there are so many disks.
+pub const COPIES_DEFAULT: u8 = 3;
+/// Length of a zone's name, in bytes.
+pub const ZONE_NAME_BYTES_MAX: usize = 64;
+/// Partitions in one command that changes who holds them without naming all of their members.
+pub const PARTITIONS_PER_COMMAND_MAX: usize = 256;
+/// Partitions in one command that names all of their members.
+pub const ACTIVATIONS_PER_COMMAND_MAX: usize = 16;
 /// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
 pub const SESSION_STAMPS_MAX: usize = 1 << 20;
 /// Questions in flight to a disk that was opened anew, or while an attachment opens.
@@ -418,21 +428,31 @@ const _: () = assert!(
 const _: () = assert!(PARTITIONS_DEFAULT.is_power_of_two());
 const _: () = assert!(PARTITIONS_DEFAULT <= 1 << PARTITION_BITS_MAX);
 const _: () = assert!(
-    // 128 bytes are more than the numbers of a volume, an attachment or a disk take.
-    VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 128)
-        + ATTACHMENTS_MAX * (HOLDER_BYTES_MAX + 128)
-        + SNAPSHOTS_MAX * (VOLUME_NAME_BYTES_MAX + SCHEDULE_NAME_BYTES_MAX + 80)
+    // Beside each text what the numbers around it take at most, with some to spare.
+    VOLUMES_MAX * (VOLUME_NAME_BYTES_MAX + 112)
+        + ATTACHMENTS_MAX * (HOLDER_BYTES_MAX + 48)
+        + SNAPSHOTS_MAX * (VOLUME_NAME_BYTES_MAX + SCHEDULE_NAME_BYTES_MAX + 56)
         + SCHEDULES_MAX * (SCHEDULE_NAME_BYTES_MAX + 32)
         + GROUPS_MAX * (VOLUME_NAME_BYTES_MAX + 32 + GROUP_VOLUMES_MAX * 10)
         // A group snapshot has a tag, and at least one member.
         + GROUP_MEMBERSHIPS_MAX * (VOLUME_NAME_BYTES_MAX + 48)
         + SOURCES_MAX * (SOURCE_ADDRESS_BYTES_MAX + 32)
-        + LAYERS_MAX * 48
-        + NODES_MAX * (NODE_NAME_BYTES_MAX + 128)
+        // A layer, and how its lineage is kept if it is the first of one, with ids up to 2^42.
+        + LAYERS_MAX * (28 + 12)
+        + NODES_MAX * (NODE_NAME_BYTES_MAX + ZONE_NAME_BYTES_MAX + 128)
         + DISKS_MAX * 128
-        + (1 << PARTITION_BITS_MAX) * 64
+        // A table for each number of copies. Of each partition its run and number, and of each
+        // member which disk and how many openings ago: this many bytes are enough for a partition
+        // that was changed 2^34 times, with members of 2^21 openings ago.
+        + COPIES_MAX as usize * (1 << PARTITION_BITS_MAX) * (8 + MEMBERS_MAX * 5)
         <= SNAPSHOT_BYTES_MAX
 );
+const _: () = assert!(
+    // An id and a number take 29 bytes at most, a partition with a configuration's number 13.
+    ACTIVATIONS_PER_COMMAND_MAX * (MEMBERS_MAX * 29 + 16) + 64 <= COMMAND_BYTES_MAX
+        && PARTITIONS_PER_COMMAND_MAX * 13 + 64 <= COMMAND_BYTES_MAX
+);
+const _: () = assert!(COPIES_DEFAULT <= COPIES_MAX && (COPIES_MAX as usize) < MEMBERS_MAX);
 const _: () = assert!(
     2 * VOLUME_NAME_BYTES_MAX
         + HOLDER_BYTES_MAX

@@ -1,0 +1,196 @@
+//! Random commands of the machine room, and what must hold whatever they are: no partition loses
+//! its last member, numbers only grow, nothing acknowledged can be lost by what is accepted, and a
+//! refusal changes nothing. Between them a conductor goes where placement wishes, as a cluster
+//! does, so that disks and nodes really come and go.
+
+use crate::model::Dice;
+use crate::*;
+use proto::{ClusterId, ConfigurationNumber, DiskId, Incarnation, NodeId, PartitionId, VolumeId};
+use std::collections::BTreeMap;
+
+const DISKS: u64 = 9;
+
+fn disk(dice: &mut Dice) -> DiskId {
+    DiskId(u128::from(1 + dice.below(DISKS)))
+}
+
+/// Where a disk is attached: two to a node.
+fn node_of(disk: DiskId) -> NodeId {
+    NodeId(100 + disk.0 / 2)
+}
+
+fn one_of<T: Copy>(dice: &mut Dice, all: &[T]) -> Option<T> {
+    let index = dice.below(all.len().max(1) as u64) as usize;
+    all.get(index).copied()
+}
+
+/// A command that makes sense more often than not.
+fn random_command(dice: &mut Dice, map: &Map) -> Command {
+    let node = node_of(disk(dice));
+    let wanted = dice.below(3) == 0;
+    let tables: Vec<u8> = map.tables().collect();
+    let copies = one_of(dice, &tables).expect("there is one");
+    let partition = PartitionId(dice.below(1 << map.partition_bits()) as u32);
+    let held = map.configuration(copies, partition);
+    let volumes: Vec<VolumeId> = map.volumes().map(|volume| volume.id).collect();
+    let volume = one_of(dice, &volumes).unwrap_or(VolumeId(1));
+    let disk = disk(dice);
+    let incarnation = map.disk(disk).map_or(Incarnation(0), |disk| disk.incarnation);
+    match dice.below(40) {
+        0..3 => Command::AddNode { node, name: format!("{node}") },
+        3..6 => Command::AddDisk { disk, node: node_of(disk), bytes: dice.below(100) },
+        6..10 => {
+            let incarnation = Incarnation(incarnation.0 + dice.below(3));
+            Command::OpenDisk { disk, node: node_of(disk), incarnation }
+        }
+        10 => Command::SetZone { node, zone: format!("{}", dice.below(3)) },
+        11 => Command::SetWeight { disk, bytes: 1 + dice.below(100) },
+        12 | 13 => Command::DrainDisk { disk, wanted },
+        14 => Command::DrainNode { node, wanted },
+        15 => Command::RemoveDisk { disk },
+        16 => Command::RemoveNode { node },
+        17 => Command::CreateVolume { name: format!("{}", dice.below(6)), bytes: 4096, unix_s: 0 },
+        18 => {
+            let (holder, read_only) = ("guest".to_owned(), false);
+            Command::Attach { volume, node, holder, read_only, unix_s: 0 }
+        }
+        19 => Command::ReleaseNode { node },
+        20 => Command::DropVolume { volume, with_snapshots: true, unix_s: 0 },
+        21 | 22 => {
+            let min_copies = (dice.below(2) == 0).then(|| dice.below(4) as u8);
+            Command::SetCopies { volume, copies: dice.below(7) as u8, min_copies }
+        }
+        23 => {
+            let generation = map.volume(volume).map(|volume| volume.generation);
+            let generation = generation.unwrap_or_default();
+            Command::CopiesMoved { volume, generation, copies }
+        }
+        24..27 => Command::Recover { copies, disk, partitions: vec![partition] },
+        27..33 => {
+            let mut current: Vec<Member> =
+                held.members().copied().filter(|_| dice.below(4) > 0).collect();
+            if dice.below(4) == 0 {
+                current.push(Member { disk, incarnation });
+            }
+            for member in &mut current {
+                if let Some(known) = map.disk(member.disk).filter(|_| dice.below(2) == 0) {
+                    member.incarnation = known.incarnation;
+                }
+            }
+            let from = ConfigurationNumber(held.number.0.saturating_sub(dice.below(8) / 7));
+            let activations = vec![Activation { partition, from, current }];
+            Command::Activate { copies, activations }
+        }
+        33..35 => {
+            let partitions = vec![(partition, held.number)];
+            Command::Exclude { copies, disk, partitions }
+        }
+        35 if map.partition_bits() < 4 => {
+            Command::SplitPartitions { bits: map.partition_bits() + dice.below(3) as u8 }
+        }
+        _ => towards_the_wish(dice, map, copies),
+    }
+}
+
+/// A step of a cluster that goes where placement wishes.
+fn towards_the_wish(dice: &mut Dice, map: &Map, copies: u8) -> Command {
+    let wish = map.wanted_members(copies);
+    let count = wish.len();
+    let first = dice.below(count as u64) as usize;
+    for index in (first..count).chain(0..first) {
+        let partition = PartitionId(index as u32);
+        let held = map.configuration(copies, partition);
+        if held.current.is_empty() {
+            continue;
+        }
+        let is_listed = |disk: &DiskId| held.members().any(|member| member.disk == *disk);
+        if let Some(&disk) = wish[index].iter().find(|disk| !is_listed(disk)) {
+            return Command::Recover { copies, disk, partitions: vec![partition] };
+        }
+        let current: Vec<Member> = wish[index]
+            .iter()
+            .filter_map(|&disk| map.disk(disk))
+            .map(|disk| Member { disk: disk.id, incarnation: disk.incarnation })
+            .collect();
+        if current != held.current && !current.is_empty() {
+            let activations = vec![Activation { partition, from: held.number, current }];
+            return Command::Activate { copies, activations };
+        }
+    }
+    Command::SplitPartitions { bits: map.partition_bits() }
+}
+
+/// What an accepted command may have done to the configurations.
+fn compare(before: &Map, command: &Command, after: &Map) {
+    let doubled = after.partition_bits() - before.partition_bits();
+    for copies in after.tables() {
+        let is_new = !before.tables().any(|table| table == copies);
+        for index in 0..1u32 << after.partition_bits() {
+            let now = after.configuration(copies, PartitionId(index));
+            let mut disks: Vec<DiskId> = now.members().map(|member| member.disk).collect();
+            disks.sort();
+            disks.dedup();
+            assert_eq!(disks.len(), now.members().count(), "a disk twice");
+            if is_new {
+                let most = usize::from(copies).min(before.disks().len());
+                assert!(now.current.len() <= most && now.recovering.is_empty());
+                continue;
+            }
+            let then = before.configuration(copies, PartitionId(index >> doubled));
+            assert!(then.current.is_empty() || !now.current.is_empty(), "{command:?}");
+            assert!(now.number >= then.number && now.number.0 <= then.number.0 + 1);
+            assert!(now.number > then.number || now.current == then.current, "{command:?}");
+            if now.current != then.current && after.disks().len() > 1 && !then.current.is_empty() {
+                // Only members come to count, and too few never do.
+                let listed = |disk| then.members().any(|member| member.disk == disk);
+                assert!(now.current.iter().all(|member| listed(member.disk)));
+                let fewest = then.current.len().min(usize::from(before.floor(copies)));
+                assert!(now.current.len() >= fewest, "{command:?}");
+            }
+            // Whatever a majority had acknowledged, one that is not gone has.
+            let is_gone =
+                |member: &&Member| after.disk(member.disk).expect("known").state == DiskState::Gone;
+            let gone = now.current.iter().filter(is_gone).count();
+            assert!(gone < now.quorum() && (gone == 0 || now.current == then.current));
+        }
+    }
+}
+
+#[test]
+fn partitions_keep_members_whatever_comes_and_goes() {
+    let mut accepted: BTreeMap<String, usize> = BTreeMap::new();
+    for seed in 0..60 {
+        let mut dice = Dice(seed);
+        let mut state = State::default();
+        let create = Command::CreateCluster { cluster: ClusterId(1), partition_bits: 1, unix_s: 0 };
+        state.apply(&create).expect("new");
+        let mut log = vec![create];
+        for _ in 0..600 {
+            let command = random_command(&mut dice, &state.map());
+            assert_eq!(Command::decode(&command.encode()).as_ref(), Ok(&command));
+            let before = state.clone();
+            let result = state.apply(&command);
+            if result.is_ok() {
+                state.check();
+                compare(&before.map(), &command, &state.map());
+                let name = format!("{command:?}").split(' ').next().map(str::to_owned);
+                *accepted.entry(name.expect("a name")).or_default() += 1;
+            } else {
+                assert_eq!(state, before, "{command:?} was refused and changed something");
+            }
+            let grown = state.map().epoch().0 - before.map().epoch().0;
+            assert_eq!(grown, u64::from(state != before), "{command:?}");
+            assert_eq!(State::decode(&state.encode()).as_ref(), Ok(&state));
+            log.push(command);
+        }
+        let mut replayed = State::default();
+        for command in &log {
+            let _ = replayed.apply(command);
+        }
+        assert_eq!(replayed.encode(), state.encode());
+    }
+    let rare = ["AddDisk", "RemoveDisk", "RemoveNode", "SetCopies", "CopiesMoved", "Exclude"];
+    for name in rare.into_iter().chain(["Recover", "Activate", "SplitPartitions"]) {
+        assert!(accepted.get(name).is_some_and(|&count| count > 50), "{name}: {accepted:?}");
+    }
+}

@@ -1,0 +1,460 @@
+//! Nodes, zones, disks, copies and members of partitions: table by table.
+
+use crate::*;
+use proto::limits::{ACTIVATIONS_PER_COMMAND_MAX, COMMAND_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX};
+use proto::{
+    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, NodeId, PartitionId, VolumeId,
+};
+
+const VOLUME: VolumeId = VolumeId(1);
+const P0: PartitionId = PartitionId(0);
+
+/// Disk n is attached to node n + 10.
+fn node(disk: u128) -> NodeId {
+    NodeId(disk + 10)
+}
+
+#[track_caller]
+fn done(state: &mut State, command: Command) -> Answer {
+    assert_eq!(Command::decode(&command.encode()).as_ref(), Ok(&command));
+    let before = state.clone();
+    let answer = state.apply(&command).unwrap_or_else(|refusal| panic!("{refusal}"));
+    state.check();
+    assert_eq!(State::decode(&state.encode()).as_ref(), Ok(&*state));
+    let grown = state.map().epoch().0 - before.map().epoch().0;
+    assert_eq!(grown, u64::from(*state != before));
+    answer
+}
+
+#[track_caller]
+fn refused(state: &mut State, command: Command, kind: RefusalKind, sentence: &str) {
+    let before = state.clone();
+    let refusal = state.apply(&command).expect_err("refused");
+    assert_eq!((refusal.to_string().as_str(), refusal.kind()), (sentence, kind));
+    assert_eq!(*state, before);
+}
+
+fn open(disk: u128, incarnation: u64) -> Command {
+    let incarnation = Incarnation(incarnation);
+    Command::OpenDisk { disk: DiskId(disk), node: node(disk), incarnation }
+}
+
+/// Four partitions on disk 1, opened as 1; nodes for disks 1 to 4; a volume, never attached.
+fn state() -> State {
+    let mut state = State::default();
+    let create = Command::CreateCluster { cluster: ClusterId(1), partition_bits: 2, unix_s: 0 };
+    done(&mut state, create);
+    for disk in 1..5 {
+        done(&mut state, Command::AddNode { node: node(disk), name: format!("n{disk}") });
+    }
+    done(&mut state, open(1, 1));
+    done(&mut state, Command::CreateVolume { name: "v".into(), bytes: 4096, unix_s: 0 });
+    state
+}
+
+/// The same with disks 2 to 4 added and opened as 1, which hold nothing yet.
+fn four() -> State {
+    let mut state = state();
+    for disk in 1..5 {
+        add(&mut state, disk);
+        if disk > 1 {
+            done(&mut state, open(disk, 1));
+        }
+    }
+    state
+}
+
+fn add(state: &mut State, disk: u128) {
+    done(state, Command::AddDisk { disk: DiskId(disk), node: node(disk), bytes: 1 << 40 });
+}
+
+fn member(disk: u128, incarnation: u64) -> Member {
+    Member { disk: DiskId(disk), incarnation: Incarnation(incarnation) }
+}
+
+fn recover(disk: u128, partitions: &[u32]) -> Command {
+    let partitions = partitions.iter().map(|&partition| PartitionId(partition)).collect();
+    Command::Recover { copies: 3, disk: DiskId(disk), partitions }
+}
+
+fn activate(partition: u32, from: u64, current: &[Member]) -> Command {
+    let (partition, from) = (PartitionId(partition), ConfigurationNumber(from));
+    let activations = vec![Activation { partition, from, current: current.to_vec() }];
+    Command::Activate { copies: 3, activations }
+}
+
+fn exclude(disk: u128, partition: u32, from: u64) -> Command {
+    let partitions = vec![(PartitionId(partition), ConfigurationNumber(from))];
+    Command::Exclude { copies: 3, disk: DiskId(disk), partitions }
+}
+
+/// All partitions on disks 1 to 3.
+fn three_copies() -> State {
+    let mut state = four();
+    for disk in 2..4 {
+        done(&mut state, recover(disk, &[0, 1, 2, 3]));
+    }
+    for partition in 0..4 {
+        let current = [member(1, 1), member(2, 1), member(3, 1)];
+        done(&mut state, activate(partition, 1, &current));
+    }
+    state
+}
+
+fn redundancy(state: &State) -> Redundancy {
+    let map = state.map();
+    let lineage = map.volume(VOLUME).expect("created").lineage;
+    *map.redundancy(lineage).expect("kept")
+}
+
+#[test]
+fn a_disk_joins_recovers_and_is_activated() {
+    let mut state = state();
+    let unknown = "disk 00000000000000000000000000000002 is not part of this cluster; add it \
+                   first, or see the list of its disks";
+    refused(&mut state, recover(2, &[0]), RefusalKind::NotFound, unknown);
+    add(&mut state, 2);
+    let never = "disk 00000000000000000000000000000002 was never opened; start sheep on its node \
+                 first";
+    refused(&mut state, recover(2, &[0]), RefusalKind::Busy, never);
+    let epoch = state.map().epoch();
+    add(&mut state, 2);
+    assert_eq!(state.map().epoch(), epoch, "added already");
+    done(&mut state, open(2, 7));
+    assert_eq!(state.map().configuration(3, P0).current, [member(1, 1)], "it holds nothing yet");
+    done(&mut state, recover(2, &[0, 3]));
+    let held = state.map().configuration(3, P0).clone();
+    assert_eq!((held.number.0, held.quorum()), (1, 1));
+    assert_eq!(held.recovering, [member(2, 7)]);
+    let other = "disk 00000000000000000000000000000002 cannot change its part in partition 1 \
+                 because it is no member that recovers; learn the present map and try again";
+    let both = [member(1, 1), member(2, 7)];
+    refused(&mut state, activate(1, 1, &both), RefusalKind::Busy, other);
+    // Opened anew while it recovers: what it had caught up with counts for nothing.
+    done(&mut state, open(2, 8));
+    let anew = "disk 00000000000000000000000000000002 cannot change its part in partition 0 \
+                because it was opened anew or removed meanwhile; learn the present map and try \
+                again";
+    refused(&mut state, activate(0, 1, &both), RefusalKind::Busy, anew);
+    done(&mut state, recover(2, &[0]));
+    assert_eq!(state.map().configuration(3, P0).recovering, [member(2, 8)]);
+    let both = [member(1, 1), member(2, 8)];
+    let old = "partition 0 has configuration 1 and not 2 any more; learn the present map and try \
+               again";
+    refused(&mut state, activate(0, 2, &both), RefusalKind::Busy, old);
+    let twice = [member(1, 1), member(2, 8), member(1, 1)];
+    let once = "disk 00000000000000000000000000000001 cannot change its part in partition 0 \
+                because a partition has a disk once; learn the present map and try again";
+    refused(&mut state, activate(0, 1, &twice), RefusalKind::Busy, once);
+    done(&mut state, activate(0, 1, &both));
+    let held = state.map().configuration(3, P0).clone();
+    assert_eq!((held.number.0, held.quorum(), held.recovering.len()), (2, 2, 0));
+    assert_eq!(held.current, both);
+    assert_eq!(redundancy(&state).had, 1, "other partitions have one copy");
+    let current = "disk 00000000000000000000000000000002 cannot change its part in partition 0 \
+                   because it is a current member; learn the present map and try again";
+    refused(&mut state, recover(2, &[0]), RefusalKind::Busy, current);
+    let nobody = "there is no partition 4 of volumes with 3 copies; learn the present map and try \
+                  again";
+    refused(&mut state, recover(2, &[4]), RefusalKind::NotFound, nobody);
+    let on: Vec<(u8, PartitionId)> = state.map().partitions_on(DiskId(2)).collect();
+    assert_eq!(on, [(3, P0), (3, PartitionId(3))]);
+}
+
+#[test]
+fn a_disk_opened_anew_among_several_is_current_only_when_that_is_activated() {
+    let mut state = three_copies();
+    done(&mut state, open(2, 5));
+    let held = state.map().configuration(3, P0).clone();
+    assert_eq!((held.number.0, &held.current[1]), (2, &member(2, 1)));
+    assert!(!state.map().is_present(held.current[1]) && state.map().is_present(member(2, 5)));
+    // Another step does not have to wait for it; and everything may be opened anew at once.
+    done(&mut state, activate(0, 2, &[member(1, 1), member(2, 1)]));
+    done(&mut state, open(1, 6));
+    done(&mut state, activate(0, 3, &[member(1, 6), member(2, 5)]));
+    let stale = "disk 00000000000000000000000000000002 cannot change its part in partition 0 \
+                 because it was opened anew or removed meanwhile; learn the present map and try \
+                 again";
+    refused(&mut state, activate(0, 4, &[member(1, 6), member(2, 4)]), RefusalKind::Busy, stale);
+}
+
+#[test]
+fn nobody_is_excluded_below_what_volumes_need() {
+    let mut state = three_copies();
+    assert_eq!(redundancy(&state), Redundancy { copies: 3, wanted: 3, min_copies: 2, had: 3 });
+    done(&mut state, exclude(3, 0, 2));
+    let few = "that would leave 1 copies, and the volumes there need at least 2; bring disks back \
+               or add some, or allow fewer copies (min_copies)";
+    refused(&mut state, exclude(2, 0, 3), RefusalKind::Busy, few);
+    refused(&mut state, activate(0, 3, &[member(1, 1)]), RefusalKind::Busy, few);
+    let none = "that would leave 0 copies, and the volumes there need at least 2; bring disks \
+                back or add some, or allow fewer copies (min_copies)";
+    refused(&mut state, activate(0, 3, &[]), RefusalKind::Busy, none);
+    let no_member = "disk 00000000000000000000000000000003 cannot change its part in partition 0 \
+                     because it is no member; learn the present map and try again";
+    refused(&mut state, exclude(3, 0, 3), RefusalKind::Busy, no_member);
+    // Whoever recovers can always be sent away, without a new configuration.
+    done(&mut state, recover(4, &[0]));
+    done(&mut state, exclude(4, 0, 3));
+    assert_eq!(state.map().configuration(3, P0).number.0, 3);
+    // One copy is enough if that is said, and nothing is not.
+    done(&mut state, Command::SetCopies { volume: VOLUME, copies: 3, min_copies: Some(1) });
+    done(&mut state, exclude(2, 0, 3));
+    let one = "that would leave 0 copies, and the volumes there need at least 1; bring disks back \
+               or add some, or allow fewer copies (min_copies)";
+    refused(&mut state, exclude(1, 0, 4), RefusalKind::Busy, one);
+    // The strictest of the volumes counts, and only what it ever had.
+    done(&mut state, Command::CreateVolume { name: "w".into(), bytes: 4096, unix_s: 0 });
+    assert_eq!(state.map().floor(3), 1, "the new one never had more than one");
+    done(&mut state, exclude(2, 1, 2));
+    assert_eq!(state.map().configuration(3, PartitionId(1)).current.len(), 2);
+}
+
+#[test]
+fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_nothing_lists_it() {
+    let mut state = three_copies();
+    done(&mut state, recover(4, &[0, 1]));
+    let remove = |disk| Command::RemoveDisk { disk: DiskId(disk) };
+    done(&mut state, remove(4));
+    assert!(state.map().disk(DiskId(4)).is_none(), "it was only recovering");
+    assert!(state.map().configurations().all(|held| held.recovering.is_empty()));
+    done(&mut state, remove(3));
+    assert_eq!(state.map().disk(DiskId(3)).expect("listed").state, DiskState::Gone);
+    assert_eq!(done(&mut state, remove(3)), Answer::Done);
+    let gone = "disk 00000000000000000000000000000003 was removed from this cluster, and what it \
+                has does not count any more; wait until the cluster has forgotten it, and add it \
+                as a new disk";
+    for command in [
+        open(3, 9),
+        recover(3, &[0]),
+        Command::SetWeight { disk: DiskId(3), bytes: 1 },
+        Command::DrainDisk { disk: DiskId(3), wanted: true },
+        Command::AddDisk { disk: DiskId(3), node: node(3), bytes: 1 },
+    ] {
+        refused(&mut state, command, RefusalKind::Busy, gone);
+    }
+    // Of three that made majorities of two, two are left; with one, a write that the other and the
+    // removed one acknowledged would be lost.
+    let needed = "without disk 00000000000000000000000000000002 too few copies of 4 partitions are \
+                  left to be sure of all that was written; drain it and wait until it is empty, or \
+                  bring other disks back first";
+    refused(&mut state, remove(2), RefusalKind::Busy, needed);
+    let removed = "disk 00000000000000000000000000000003 cannot change its part in partition 0 \
+                   because it was removed and cannot be a member any more; learn the present map \
+                   and try again";
+    let with_it = activate(0, 2, &[member(1, 1), member(3, 1)]);
+    refused(&mut state, with_it, RefusalKind::Busy, removed);
+    refused(&mut state, exclude(2, 0, 2), RefusalKind::Busy, removed);
+    for partition in 0..4 {
+        assert!(state.map().disk(DiskId(3)).is_some());
+        done(&mut state, exclude(3, partition, 2));
+    }
+    assert!(state.map().disk(DiskId(3)).is_none());
+    // Now all writes are on both.
+    done(&mut state, remove(2));
+    let sole = needed.replace(
+        "disk 00000000000000000000000000000002",
+        "disk \
+        00000000000000000000000000000001",
+    );
+    refused(&mut state, remove(1), RefusalKind::Busy, &sole);
+    let has = "node n2 has 1 disks; remove those first";
+    let remove_node = |disk| Command::RemoveNode { node: node(disk) };
+    refused(&mut state, remove_node(2), RefusalKind::Busy, has);
+    done(&mut state, remove_node(3));
+    assert!(state.map().node(node(3)).is_none());
+    let unknown = "node 0000000000000000000000000000000d is not part of this cluster; let it join \
+                   first";
+    refused(&mut state, remove_node(3), RefusalKind::NotFound, unknown);
+    let (holder, read_only) = ("guest".into(), false);
+    let attach = Command::Attach { volume: VOLUME, node: node(4), holder, read_only, unix_s: 0 };
+    done(&mut state, attach);
+    let uses = "node n4 has 1 volumes attached; stop their clients there first";
+    refused(&mut state, remove_node(4), RefusalKind::Busy, uses);
+}
+
+#[test]
+fn a_drained_disk_gets_nothing_and_what_it_has_is_to_go() {
+    let mut state = three_copies();
+    done(&mut state, Command::SetZone { node: node(1), zone: "a\n".into() });
+    assert_eq!(state.map().node(node(1)).expect("known").zone, "a?");
+    done(&mut state, Command::AddNode { node: node(1), name: "other".into() });
+    assert_eq!(state.map().node(node(1)).expect("known").zone, "a?", "a new name, no more");
+    let wish = |state: &State| state.map().wanted_members(3);
+    let lists = |wish: &[Vec<DiskId>], disk| wish.iter().any(|m| m.contains(&DiskId(disk)));
+    assert!(lists(&wish(&state), 4));
+    done(&mut state, Command::DrainDisk { disk: DiskId(2), wanted: true });
+    let draining = "disk 00000000000000000000000000000002 is being drained and gets nothing new; \
+                    end that first";
+    refused(&mut state, recover(2, &[0]), RefusalKind::Busy, draining);
+    let drained = wish(&state);
+    assert!(!lists(&drained, 2) && drained.iter().all(|members| members.len() == 3));
+    // Two at once would take copies away: they wait.
+    done(&mut state, Command::DrainNode { node: node(4), wanted: true });
+    assert_eq!(state.map().sites(3).len(), 4);
+    assert!(wish(&state).iter().all(|members| members.len() == 3));
+    done(&mut state, Command::DrainDisk { disk: DiskId(2), wanted: false });
+    assert!(!lists(&wish(&state), 4));
+    done(&mut state, Command::SetWeight { disk: DiskId(2), bytes: 5 });
+    assert_eq!(state.map().disk(DiskId(2)).expect("known").bytes, 5);
+    let empty = "disk 00000000000000000000000000000002 cannot have 0 bytes; give its size, or \
+                 drain it to have it hold nothing";
+    let weight = Command::SetWeight { disk: DiskId(2), bytes: 0 };
+    refused(&mut state, weight, RefusalKind::Invalid, empty);
+}
+
+#[test]
+fn each_number_of_copies_has_its_table_and_a_volume_goes_from_one_to_the_other() {
+    let mut state = three_copies();
+    let copies = |copies, min_copies| Command::SetCopies { volume: VOLUME, copies, min_copies };
+    let many = "a volume cannot be kept in 6 copies; choose 1 to 5";
+    refused(&mut state, copies(6, None), RefusalKind::Invalid, many);
+    let few = "of 2 copies 3 cannot be the fewest that must be left; choose 1 to 2";
+    refused(&mut state, copies(2, Some(3)), RefusalKind::Invalid, few);
+    // Nothing was ever written: there is nothing to copy.
+    done(&mut state, copies(2, None));
+    assert_eq!(redundancy(&state), Redundancy { copies: 2, wanted: 2, min_copies: 1, had: 2 });
+    assert_eq!(state.map().tables().collect::<Vec<u8>>(), [2, 3]);
+    let lineage = state.map().volume(VOLUME).expect("created").lineage;
+    let map = state.map();
+    assert_eq!(map.configuration_of(lineage, 0).current, [member(1, 1), member(2, 1)]);
+    // It has been written: the session has to copy first, and says when it has.
+    let (holder, read_only) = ("guest".into(), false);
+    let attach = Command::Attach { volume: VOLUME, node: node(1), holder, read_only, unix_s: 0 };
+    done(&mut state, attach);
+    done(&mut state, copies(3, None));
+    let moving = Redundancy { copies: 2, wanted: 3, min_copies: 2, had: 2 };
+    assert_eq!(redundancy(&state), moving);
+    assert_eq!(state.map().configuration_of(lineage, 0).current.len(), 2);
+    assert_eq!((state.map().floor(2), state.map().floor(3)), (2, 2));
+    let moved = |generation, copies| {
+        let generation = Generation(generation);
+        Command::CopiesMoved { volume: VOLUME, generation, copies }
+    };
+    let stale = "generation 9 of volume \"v\" does not write any more; attach the volume anew";
+    refused(&mut state, moved(9, 3), RefusalKind::Busy, stale);
+    done(&mut state, moved(1, 4));
+    assert_eq!(redundancy(&state), moving, "nobody wants four");
+    done(&mut state, moved(1, 3));
+    assert_eq!(redundancy(&state), Redundancy { copies: 3, wanted: 3, min_copies: 2, had: 3 });
+    // A clone is kept as what it shows; and what it shows is kept when the volume is gone.
+    done(&mut state, Command::Detach { volume: VOLUME, generation: Generation(1) });
+    // There is no more room for five copies than for three: nothing to copy.
+    done(&mut state, copies(5, Some(4)));
+    assert_eq!(state.map().configuration(5, P0), state.map().configuration(3, P0));
+    done(&mut state, Command::CreateSnapshot { volume: VOLUME, tag: "t".into(), unix_s: 0 });
+    let (holder, read_only) = ("guest".into(), false);
+    let attach = Command::Attach { volume: VOLUME, node: node(1), holder, read_only, unix_s: 0 };
+    done(&mut state, attach);
+    let layer = state.map().volume(VOLUME).expect("created").head;
+    let generation = Generation(2);
+    done(&mut state, Command::LayerOpened { volume: VOLUME, generation, layer });
+    done(&mut state, Command::Detach { volume: VOLUME, generation });
+    let (tag, name) = ("t".into(), "clone".into());
+    done(&mut state, Command::CloneSnapshot { volume: VOLUME, tag, name, unix_s: 0 });
+    let drop = Command::DropVolume { volume: VOLUME, with_snapshots: true, unix_s: 0 };
+    done(&mut state, drop);
+    let map = state.map();
+    let clone = map.volume_named("clone").expect("created").lineage;
+    let kept = Redundancy { copies: 5, wanted: 5, min_copies: 4, had: 3 };
+    assert_eq!(map.redundancy(clone), Some(&kept));
+    assert_eq!(map.redundancy(lineage), Some(&kept), "still shown");
+    let volume = map.volume_named("clone").expect("created").id;
+    done(&mut state, Command::DropVolume { volume, with_snapshots: true, unix_s: 0 });
+    assert_eq!(state.map().redundancy(lineage), None);
+}
+
+#[test]
+fn on_one_disk_another_number_of_copies_is_there_at_once() {
+    let mut state = state();
+    let (holder, read_only) = ("guest".into(), false);
+    let attach = Command::Attach { volume: VOLUME, node: node(1), holder, read_only, unix_s: 0 };
+    done(&mut state, attach);
+    let lineage = state.map().volume(VOLUME).expect("created").lineage;
+    let before = state.map().configuration_of(lineage, 0).clone();
+    done(&mut state, Command::SetCopies { volume: VOLUME, copies: 5, min_copies: None });
+    let kept = Redundancy { copies: 5, wanted: 5, min_copies: 3, had: 1 };
+    assert_eq!((redundancy(&state), redundancy(&state).floor()), (kept, 1));
+    assert_eq!(*state.map().configuration_of(lineage, 0), before);
+    done(&mut state, open(1, 2));
+    let map = state.map();
+    assert_eq!(map.configuration(3, P0), map.configuration(5, P0));
+    assert_eq!(map.configuration(5, P0).current, [member(1, 2)]);
+}
+
+#[test]
+fn partitions_double_where_they_are() {
+    let mut state = three_copies();
+    done(&mut state, exclude(3, 1, 2));
+    let before = state.map();
+    let split = |bits| Command::SplitPartitions { bits };
+    let double = "there are 4 partitions, and they can only double; choose 8";
+    refused(&mut state, split(4), RefusalKind::Invalid, double);
+    let most = "2^17 partitions are too many; choose at most 2^16 (65536)";
+    refused(&mut state, split(17), RefusalKind::Invalid, most);
+    assert_eq!(done(&mut state, split(2)), Answer::Done);
+    done(&mut state, split(3));
+    let map = state.map();
+    for partition in 0..8 {
+        let (now, then) = (PartitionId(partition), PartitionId(partition / 2));
+        assert_eq!(map.configuration(3, now), before.configuration(3, then));
+    }
+    done(&mut state, activate(2, 3, &[member(1, 1), member(2, 1)]));
+    assert_eq!(state.map().configuration(3, PartitionId(3)).number.0, 3, "each by itself");
+}
+
+#[test]
+fn the_longest_batches_fit_into_a_command_and_longer_ones_are_refused() {
+    let disk = DiskId(u128::MAX);
+    let incarnation = Incarnation(u64::MAX);
+    let partitions = |count: usize| vec![PartitionId(65_535); count];
+    let activations = |count: usize| {
+        let (partition, from) = (PartitionId(65_535), ConfigurationNumber(u64::MAX));
+        let current = vec![Member { disk, incarnation }; 8];
+        vec![Activation { partition, from, current }; count]
+    };
+    let numbered = |count: usize| vec![(PartitionId(65_535), ConfigurationNumber(u64::MAX)); count];
+    let (many, some) = (PARTITIONS_PER_COMMAND_MAX, ACTIVATIONS_PER_COMMAND_MAX);
+    let copies = 3;
+    for command in [
+        Command::Recover { copies, disk, partitions: partitions(many) },
+        Command::Exclude { copies, disk, partitions: numbered(many) },
+        Command::Activate { copies, activations: activations(some) },
+    ] {
+        let bounded = command.clone().bounded().expect("short enough");
+        assert!(bounded.encode().len() <= COMMAND_BYTES_MAX);
+    }
+    let mut members = activations(1);
+    members[0].current.push(Member { disk, incarnation });
+    for (command, max) in [
+        (Command::Recover { copies, disk, partitions: partitions(many + 1) }, many),
+        (Command::Exclude { copies, disk, partitions: numbered(many + 1) }, many),
+        (Command::Activate { copies, activations: activations(some + 1) }, some),
+        (Command::Activate { copies, activations: members }, 8),
+    ] {
+        let refusal = command.bounded().expect_err("too long");
+        let sentence = format!("one command changes at most {max} of them; make several");
+        assert_eq!(refusal.to_string(), sentence);
+    }
+    let mut state = four();
+    let twice = "partition 0 is twice in one command; make two of it";
+    refused(&mut state, recover(2, &[0, 0]), RefusalKind::Invalid, twice);
+}
+
+#[test]
+fn the_first_disk_that_is_opened_holds_everything() {
+    let mut state = State::default();
+    let create = Command::CreateCluster { cluster: ClusterId(1), partition_bits: 2, unix_s: 0 };
+    done(&mut state, create);
+    for disk in 1..3 {
+        done(&mut state, Command::AddNode { node: node(disk), name: format!("n{disk}") });
+        add(&mut state, disk);
+    }
+    let empty = "disk 00000000000000000000000000000001 cannot change its part in partition 0 \
+                 because it is no member that recovers; learn the present map and try again";
+    refused(&mut state, activate(0, 0, &[member(1, 0)]), RefusalKind::Busy, empty);
+    done(&mut state, open(2, 1));
+    done(&mut state, open(1, 1));
+    assert_eq!(state.map().configuration(3, P0).current, [member(2, 1)]);
+    assert_eq!(state.map().configuration(3, P0).number.0, 1);
+}

@@ -1,0 +1,185 @@
+//! How many copies of a volume are kept: by which table its objects lie, and how few copies must be
+//! left.
+
+use crate::command::Answer;
+use crate::layer::{self, Layer};
+use crate::map::Map;
+use crate::refusal::Refusal;
+use crate::state::State;
+use proto::limits::{COPIES_DEFAULT, COPIES_MAX, MEMBERS_MAX};
+use proto::{Generation, LayerId, LineageId, VolumeId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// How one lineage is kept. It is there as long as any of its layers: also when the volume is gone
+/// and a clone still shows what it had.
+///
+/// Invariant: `copies` and `wanted` are 1 to `COPIES_MAX`, `min_copies` no more than the
+/// larger of `copies` and `wanted`, and both tables exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Redundancy {
+    /// By which table its objects lie: they have so many copies, or as many as there are disks.
+    pub copies: u8,
+    /// By which table they are to lie: `copies`, or another that they are being copied to.
+    pub wanted: u8,
+    /// With fewer copies than this its writes wait, unless it never had so many.
+    pub min_copies: u8,
+    /// The most copies that all of its partitions ever had at once.
+    pub had: u8,
+}
+
+impl Redundancy {
+    /// What holds unless something else is asked for.
+    pub(crate) fn new(had: u8) -> Redundancy {
+        let copies = COPIES_DEFAULT;
+        Redundancy { copies, wanted: copies, min_copies: min_copies_default(copies), had }
+    }
+
+    /// No disk is excluded from a partition that would have fewer members then: `min_copies`, or
+    /// what it has ever had, and at least one.
+    pub fn floor(&self) -> u8 {
+        self.min_copies.min(self.had).max(1)
+    }
+}
+
+/// How few copies must be left unless something else is asked for: half of them, rounded up.
+pub fn min_copies_default(copies: u8) -> u8 {
+    copies.div_ceil(2)
+}
+
+impl Map {
+    /// How a lineage is kept, if any layer of it is there. A source layer is not kept here at all.
+    pub fn redundancy(&self, lineage: LineageId) -> Option<&Redundancy> {
+        self.lineages.get(&lineage)
+    }
+
+    /// The fewest members that a partition of this table may be left with: what the strictest of
+    /// those asks for that lie by it.
+    pub fn floor(&self, copies: u8) -> u8 {
+        let lies_by_it = |known: &&Redundancy| known.copies == copies || known.wanted == copies;
+        let floors = self.lineages.values().filter(lies_by_it).map(Redundancy::floor);
+        floors.max().unwrap_or(1)
+    }
+
+    /// How many current members every partition of a table has at least.
+    pub(crate) fn fewest_members(&self, copies: u8) -> u8 {
+        let table = self.partitions.table(copies).expect("looked up before");
+        let fewest = table.iter().map(|configuration| configuration.current.len()).min();
+        fewest.map_or(0, |fewest| fewest as u8)
+    }
+
+    /// The members of some partitions changed: lineages that have more copies than ever learn it.
+    pub(crate) fn raise_had(&mut self) {
+        for copies in self.tables().collect::<Vec<u8>>() {
+            let has = self.fewest_members(copies);
+            let rises = |known: &Redundancy| known.copies == copies && known.had < has;
+            if self.lineages.values().any(rises) {
+                let lineages = Arc::make_mut(&mut self.lineages);
+                for known in lineages.values_mut().filter(|known| rises(known)) {
+                    known.had = has;
+                }
+            }
+        }
+    }
+
+    /// A volume has its first layer: its lineage is kept as that is from which it is cloned.
+    pub(crate) fn add_lineage(&mut self, layer: Layer) {
+        let origin = self.layer(layer.parent).and_then(|parent| self.redundancy(parent.lineage));
+        let like = origin.copied().unwrap_or(Redundancy::new(0));
+        let had = self.fewest_members(like.wanted);
+        let known = Redundancy { copies: like.wanted, had, ..like };
+        Arc::make_mut(&mut self.lineages).insert(layer.lineage, known);
+    }
+
+    /// A layer is gone: its lineage too, if it was the last of it.
+    pub(crate) fn forget_lineage(&mut self, lineage: LineageId) {
+        // A lineage is named for its first layer, so its layers have no lower ids.
+        let mut layers = self.layers.range(LayerId(lineage.0)..);
+        if self.lineages.contains_key(&lineage) && layers.all(|(_, l)| l.lineage != lineage) {
+            Arc::make_mut(&mut self.lineages).remove(&lineage);
+        }
+    }
+}
+
+impl State {
+    /// Changes how many copies of a volume are wanted, and how few must be left.
+    pub(crate) fn set_copies(
+        &mut self,
+        id: VolumeId,
+        copies: u8,
+        min_copies: Option<u8>,
+    ) -> Result<Answer, Refusal> {
+        if !(1..=COPIES_MAX).contains(&copies) {
+            return Err(Refusal::BadCopies { copies });
+        }
+        let min_copies = min_copies.unwrap_or(min_copies_default(copies));
+        if !(1..=copies).contains(&min_copies) {
+            return Err(Refusal::BadMinCopies { copies, min_copies });
+        }
+        let volume = self.volume(id)?;
+        let (lineage, is_unwritten) = (volume.lineage, volume.generation == Generation(0));
+        let present = self.map.lineages[&lineage];
+        let mut new = Redundancy { wanted: copies, min_copies, ..present };
+        if new == present {
+            return Ok(Answer::Done);
+        }
+        let map = self.change();
+        let disks = Arc::clone(&map.disks);
+        let is_leaving = |disk| disks.get(&disk).is_none_or(|disk| !disk.is_in());
+        if map.partitions.table(copies).is_none() {
+            Arc::make_mut(&mut map.partitions).add_table(copies, is_leaving);
+        }
+        // Nothing lies by the former table, or it lies where the new one says: nothing to copy.
+        let tables = [present.copies, copies].map(|copies| map.partitions.table(copies));
+        if is_unwritten || tables[0] == tables[1] {
+            new.copies = copies;
+            let has = map.fewest_members(copies);
+            new.had = if is_unwritten { has } else { new.had.max(has) };
+        }
+        Arc::make_mut(&mut map.lineages).insert(lineage, new);
+        Ok(Answer::Done)
+    }
+
+    /// All that a volume has lies by the table that is wanted.
+    pub(crate) fn copies_moved(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+        copies: u8,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volume(id)?;
+        if volume.writer().is_none_or(|writer| writer.generation != generation) {
+            return Err(Refusal::NotTheWriter { name: volume.name.clone(), generation });
+        }
+        let lineage = volume.lineage;
+        let present = self.map.lineages[&lineage];
+        // Others may be wanted meanwhile: then the session goes on with those.
+        if present.wanted != copies || present.copies == copies {
+            return Ok(Answer::Done);
+        }
+        let map = self.change();
+        let had = present.had.max(map.fewest_members(copies));
+        let new = Redundancy { copies, had, ..present };
+        Arc::make_mut(&mut map.lineages).insert(lineage, new);
+        Ok(Answer::Done)
+    }
+}
+
+/// The first invariant that does not hold for how lineages are kept.
+pub(crate) fn contradiction(map: &Map) -> Result<(), &'static str> {
+    let hold = layer::hold;
+    let is_kept = |(id, _): &(&LayerId, &Layer)| !map.sources.contains_key(id);
+    let kept = map.layers.iter().filter(is_kept).map(|(_, layer)| layer.lineage);
+    let kept: BTreeSet<LineageId> = kept.collect();
+    hold(kept.iter().eq(map.lineages.keys()), "a lineage of no layers, or layers of none")?;
+    for known in map.lineages.values() {
+        for copies in [known.copies, known.wanted] {
+            hold(map.partitions.table(copies).is_some(), "a lineage without its table")?;
+        }
+        let most = known.copies.max(known.wanted);
+        hold((1..=most).contains(&known.min_copies), "how few copies must be left")?;
+        hold(usize::from(known.had) <= MEMBERS_MAX, "more copies than there can be")?;
+    }
+    Ok(())
+}
