@@ -501,6 +501,12 @@ pub enum Refusal {
     /// The log did not take the command.
     #[error("{0}")]
     NotLogged(PersistError),
+    /// The node that asked was so far behind that it got the state as a whole.
+    #[error(
+        "the command was carried out or refused while this node was catching up, and it did not \
+         learn which; look whether it was done before asking again"
+    )]
+    OutcomeUnknown,
 }
 
 impl Refusal {
@@ -562,7 +568,7 @@ impl Refusal {
             | TooManyGroups
             | TooManySchedules { .. }
             | TooManySources => RefusalKind::Full,
-            NotLogged(_) => RefusalKind::Unavailable,
+            NotLogged(_) | OutcomeUnknown => RefusalKind::Unavailable,
         }
     }
 }
