@@ -211,9 +211,14 @@ impl Voter {
         }
         if self.courier.logged_term != self.raft.raft.term {
             self.courier.logged_term = self.raft.raft.term;
-            self.courier.logged = self.roster.sessions.clone();
+            self.courier.logged.clear();
         }
-        let mut logged = self.courier.logged.get(&from).copied().unwrap_or_default();
+        // Entries of former leaders are applied without this one having logged them.
+        let of = |sessions: &BTreeMap<u64, Session>| sessions.get(&from).copied();
+        let (logged, applied) = (of(&self.courier.logged), of(&self.roster.sessions));
+        let furthest = |session: &Session| (session.instance, session.number);
+        let known = logged.into_iter().chain(applied).max_by_key(furthest);
+        let mut logged = known.unwrap_or_default();
         if instance > logged.instance {
             logged = Session { instance, ..Session::default() };
         }

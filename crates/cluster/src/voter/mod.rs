@@ -173,6 +173,8 @@ pub struct VoterStatus {
     pub committed: u64,
     /// The last entry that is applied.
     pub applied: u64,
+    /// Its term.
+    pub applied_term: u64,
     /// The last forced change of members, if there ever was one.
     pub recovery: Option<Recovery>,
     /// Why it takes no more part, if it does not.
@@ -248,7 +250,9 @@ pub struct Voter {
 
 impl std::fmt::Debug for Voter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Voter").field("node", &self.node).field("status", &self.status()).finish()
+        let mut shown = f.debug_struct("Voter");
+        shown.field("node", &self.node).field("status", &self.status());
+        shown.field("courier", &self.courier).field("roster", &self.roster).finish()
     }
 }
 
@@ -368,6 +372,7 @@ impl Voter {
             last: raft.raft_log.last_index(),
             committed: raft.raft_log.committed,
             applied: self.durable.applied,
+            applied_term: self.durable.term_of(self.durable.applied).unwrap_or(0),
             recovery: self.roster.recovery,
             failed: self.writing.failed.clone(),
         }
@@ -642,9 +647,15 @@ impl Voter {
         while self.raft.has_ready() {
             let mut ready = self.raft.ready();
             self.watch.note(&self.raft.raft);
-            self.send(ready.take_messages(), effects);
             let number = ready.number();
-            let messages = ready.take_persisted_messages();
+            let mut messages = ready.take_persisted_messages();
+            // A leader may speak of entries that are not durable here, but not in a term that is
+            // not: the only voter, who asks nobody, would use it twice after a crash.
+            if self.durable.ballot.term == self.raft.raft.term {
+                self.send(ready.take_messages(), effects);
+            } else {
+                messages.extend(ready.take_messages());
+            }
             let entries: Vec<Arc<Entry>> = ready.take_entries().into_iter().map(Arc::new).collect();
             let ballot = ready.hs().cloned();
             let committed = ready.take_committed_entries();
@@ -666,7 +677,7 @@ impl Voter {
             self.apply(&committed, effects);
             let is_alone = self.is_alone();
             let unit = Unit { number, entries, ballot, install, messages, ..Unit::default() };
-            self.writing.queue(unit, is_alone);
+            self.writing.queue(unit, &self.raft.store().ballot, is_alone);
         }
         // Whatever `raft` did not ask for it does not want.
         self.received = None;

@@ -225,7 +225,8 @@ pub(super) fn load(
 fn load_snapshot(node: NodeId, bytes: &[u8]) -> Result<Saved, BootError> {
     let refused = BootError::Snapshot;
     let state_of = |bytes| State::decode(bytes).map_err(refused);
-    let (mut log, mut instance, mut tail) = (Log::default(), 0, Vec::new());
+    let (mut log, mut tail) = (Log::default(), Vec::new());
+    let (mut instance, mut committed) = (0, 0);
     let (state, roster) = if bytes.first() == Some(&1) {
         let longest = SNAPSHOT_BYTES_MAX + WRAPPING_BYTES;
         let (head, state): (Head1, _) = decode(1, bytes, longest).map_err(refused)?;
@@ -242,7 +243,7 @@ fn load_snapshot(node: NodeId, bytes: &[u8]) -> Result<Saved, BootError> {
         log.members = head.members.judged(&head.roster).map_err(refused)?;
         log.ballot.term = own.term;
         log.ballot.vote = own.vote;
-        log.ballot.commit = own.committed;
+        committed = own.committed;
         (instance, tail) = (own.instance, own.tail);
         (state_of(state)?, head.roster)
     };
@@ -253,9 +254,10 @@ fn load_snapshot(node: NodeId, bytes: &[u8]) -> Result<Saved, BootError> {
     for record in &tail {
         saved.read(record)?;
     }
-    if saved.log.ballot.commit > saved.log.last() {
+    if committed > saved.log.last() {
         return Err(refused(DecodeError::Contradiction("what is agreed is not there")));
     }
+    saved.log.ballot.commit = saved.log.ballot.commit.max(committed);
     Ok(saved)
 }
 

@@ -59,8 +59,8 @@ pub(super) struct Writing {
     log_bytes: usize,
     /// Whether a snapshot was tried to make room for what waits, since it last fitted.
     squeezed: bool,
-    /// Term and vote as they were last queued.
-    ballot: (u64, u64),
+    /// The ballot as it was last queued to be written.
+    ballot: HardState,
     /// The last instance that is durable.
     pub(super) instance: u64,
     /// Set once the journal has failed: nothing is taken any more.
@@ -75,7 +75,7 @@ impl Writing {
             next_request: RequestNumber(1),
             log_bytes,
             squeezed: false,
-            ballot: (ballot.term, ballot.vote),
+            ballot: ballot.clone(),
             instance,
             failed: None,
         }
@@ -95,17 +95,20 @@ impl Writing {
         self.log_bytes = LOG_BYTES_BEFORE_SNAPSHOT;
     }
 
-    /// Puts a unit behind the others. What is agreed is written for others' sake only: who is alone
-    /// finds it out by itself.
-    pub(super) fn queue(&mut self, mut unit: Unit, is_alone: bool) {
+    /// Puts a unit behind the others; the ballot is the present one.
+    ///
+    /// With entries goes what is known to be agreed, always: the members change when a change of
+    /// them is applied. Who has the entry that ends a change must never start with the members of
+    /// before it, which could choose a second leader; and what it knew when the entry came is that
+    /// the beginning of the change is agreed. Who is alone finds out by itself what is agreed.
+    pub(super) fn queue(&mut self, mut unit: Unit, ballot: &HardState, is_alone: bool) {
         unit.records = unit.entries.iter().map(|entry| entry_record(entry)).collect();
         unit.records.extend(unit.instance.map(instance_record));
-        if let Some(ballot) = &unit.ballot {
-            let is_new = self.ballot != (ballot.term, ballot.vote);
-            self.ballot = (ballot.term, ballot.vote);
-            if is_new || (!is_alone && !unit.entries.is_empty()) {
-                unit.records.push(ballot_record(ballot));
-            }
+        let is_due = (self.ballot.term, self.ballot.vote) != (ballot.term, ballot.vote)
+            || !is_alone && !unit.entries.is_empty() && self.ballot.commit != ballot.commit;
+        if is_due {
+            self.ballot = ballot.clone();
+            unit.records.push(ballot_record(ballot));
         }
         if unit.install.is_some() {
             unit.records.clear();
@@ -119,7 +122,8 @@ impl Voter {
     /// Names this start of the node, for its proposals.
     pub(super) fn queue_instance(&mut self, instance: u64) {
         let unit = Unit { instance: Some(instance), ..Unit::default() };
-        self.writing.queue(unit, true);
+        let ballot = self.writing.ballot.clone();
+        self.writing.queue(unit, &ballot, true);
     }
 
     /// Ends units at the front that have nothing to write; whether there was one.
@@ -278,7 +282,7 @@ impl Voter {
         let mut log = self.durable.clone();
         log.ballot.commit = log.ballot.commit.clamp(log.applied, log.last());
         self.writing.units.clear();
-        self.writing.ballot = (log.ballot.term, log.ballot.vote);
+        self.writing.ballot = log.ballot.clone();
         self.raft = raft_of(self.member, log).expect("it was the same before");
         self.sending.stop();
         self.received = None;
