@@ -92,20 +92,20 @@ impl Courier {
         skipped
     }
 
-    /// The log has only what is durable now. Who is alone knows that the rest will never be
+    /// The log has only what is durable now. The only voter knows that the rest will never be
     /// carried out: what of it was given to the log is handed back.
     pub(super) fn go_back(
         &mut self,
         instance: u64,
         session: Session,
-        is_alone: bool,
+        decides_alone: bool,
     ) -> Vec<Pending> {
         if self.instance != instance {
             (self.instance, self.is_named) = (instance, false);
         }
         let given = std::mem::take(&mut self.given);
         self.logged_term = 0;
-        if !is_alone {
+        if !decides_alone {
             return Vec::new();
         }
         let is_known = self.is_named && session.instance == self.instance;
@@ -124,16 +124,18 @@ impl Courier {
 impl Voter {
     /// Brings proposals to whoever leads.
     pub(super) fn carry(&mut self, effects: &mut Vec<Effect>) {
-        if self.courier.pending.is_empty() {
+        if self.courier.pending.is_empty() || self.durable.members.voters.is_empty() {
             return;
         }
-        let is_only_voter = self.raft.raft.promotable() && self.raft.raft.prs().is_singleton();
+        let is_only_voter = self.is_only_voter();
         if is_only_voter && !self.leads() && self.may_campaign() {
             self.campaign();
         }
         if !self.courier.is_named {
             self.courier.is_named = true;
-            self.courier.instance += 1;
+            // The log may know more of this node than its journal, which was lost and is new.
+            let known = self.roster.sessions.get(&self.member).map_or(0, |one| one.instance);
+            self.courier.instance = self.courier.instance.max(known) + 1;
             self.queue_instance(self.courier.instance);
         }
         // Others must not have it before it is durable: its name would be given again. The journal

@@ -39,8 +39,8 @@ pub(super) struct Watch {
     heard: BTreeMap<u64, Time>,
     /// Since when a member has had the log.
     steady: BTreeMap<u64, Time>,
-    /// Who spoke to a node that has no members yet.
-    pub(super) named: BTreeMap<u64, NodeId>,
+    /// Who spoke last: all that a node without members knows of others.
+    pub(super) speaker: Option<NodeId>,
 }
 
 impl Watch {
@@ -48,8 +48,8 @@ impl Watch {
         let member = member_of(node);
         if self.heard.len() < VOTERS_MAX + LEARNERS_MAX || self.heard.contains_key(&member) {
             self.heard.insert(member, now);
-            self.named.insert(member, node);
         }
+        self.speaker = Some(node);
     }
 
     /// Forgets everything when somebody else leads, or anew.
@@ -96,27 +96,31 @@ impl Voter {
     /// [`Voter::status`]; it may not, where nobody can be reached.
     pub fn resign(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.leads() && self.writing.failed.is_none() {
-            self.let_another_lead(false);
+            self.let_another_lead();
             self.advance(now, effects);
         }
     }
 
-    /// Asks the voter that has most of the log to lead; at once only one that has all of it.
-    pub(super) fn let_another_lead(&mut self, at_once: bool) {
-        let raft = &self.raft.raft;
-        let last = raft.raft_log.last_index();
-        let voters = raft.prs().conf().to_conf_state().voters;
-        let best = voters
-            .into_iter()
-            .filter(|&voter| voter != self.member)
-            .filter_map(|voter| Some((raft.prs().get(voter)?, voter)))
-            .filter(|(one, _)| one.recent_active && (!at_once || one.matched == last))
-            .max_by_key(|(one, voter)| (one.matched, *voter));
-        if let Some((_, voter)) = best
-            && raft.lead_transferee.is_none()
+    /// Asks the voter that has most of the log to lead as soon as it has all of it.
+    pub(super) fn let_another_lead(&mut self) {
+        if let Some(voter) = self.best_of_the_others()
+            && self.raft.raft.lead_transferee.is_none()
         {
             self.raft.transfer_leader(voter);
         }
+    }
+
+    /// The voter that has most of the log and is there.
+    pub(super) fn best_of_the_others(&self) -> Option<u64> {
+        let tracker = self.raft.raft.prs();
+        let voters = tracker.conf().to_conf_state().voters;
+        voters
+            .into_iter()
+            .filter(|&voter| voter != self.member)
+            .filter_map(|voter| Some((tracker.get(voter)?, voter)))
+            .filter(|(one, _)| one.recent_active)
+            .max_by_key(|(one, voter)| (one.matched, *voter))
+            .map(|(_, voter)| voter)
     }
 
     /// How each node looks to the leader.

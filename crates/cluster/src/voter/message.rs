@@ -81,12 +81,22 @@ pub(super) fn judged(
     if message.from != from || message.to != to || message.term == 0 {
         return contradiction("it is from or for another");
     }
+    if message.request_snapshot != 0 {
+        return contradiction("nobody asks for snapshots");
+    }
     // What may be as large as it likes elsewhere stays far from the end of all counting here.
     let counts = [message.term, message.log_term, message.index, message.commit];
     if counts.into_iter().any(|count| count > u64::MAX / 2) {
         return contradiction("a count without end");
     }
-    match message.get_msg_type() {
+    let Some(kind) = MessageType::from_i32(message.msg_type) else {
+        return contradiction("a kind that nobody knows");
+    };
+    match kind {
+        // Who has nothing gets a snapshot; and `raft` takes term 0 for that of what is not there.
+        MessageType::MsgAppend if message.index == 0 || message.log_term == 0 => {
+            return contradiction("entries from nowhere");
+        }
         MessageType::MsgAppend => {
             let (mut index, mut term) = (message.index, message.log_term);
             for entry in &message.entries {
@@ -100,6 +110,9 @@ pub(super) fn judged(
                     return contradiction("an entry in the place of what is agreed");
                 }
             }
+        }
+        MessageType::MsgAppendResponse if !message.reject && message.index > log.last() => {
+            return contradiction("more than was sent");
         }
         MessageType::MsgHeartbeat if message.commit > log.last() => {
             return contradiction("what is agreed was lost here");

@@ -240,6 +240,8 @@ pub struct Voter {
     ticks: u64,
     /// After so many ticks without a sign of the leader there is an election.
     election_timeout: u64,
+    /// A leader that is to go called this member to lead, at this tick, and it could not at once.
+    call: Option<(Message, u64)>,
     /// The journal has no space, and is not asked before this tick.
     full_until: u64,
     /// The group that a node without members takes part in.
@@ -258,8 +260,8 @@ impl std::fmt::Debug for Voter {
 
 impl Voter {
     /// From what the journal holds: the last snapshot, if there is one, and the records since, in
-    /// order. Both empty is a new voter, whose cluster is yet to be created or joined. The seed is
-    /// drawn anew for each start.
+    /// order. Both empty is a new voter, whose cluster is yet to be created or joined; only then
+    /// does it matter which. The seed is drawn anew for each start.
     pub fn boot(
         node: NodeId,
         founding: Founding,
@@ -293,6 +295,7 @@ impl Voter {
             dice,
             ticks: 0,
             election_timeout,
+            call: None,
             full_until: 0,
             heard_recoveries: 0,
             learned: false,
@@ -453,7 +456,7 @@ impl Voter {
             self.raft.tick();
             self.send_chunks(effects);
             if self.writing.since().is_some_and(|since| now.since(since) > SLOW_JOURNAL) {
-                self.let_another_lead(false);
+                self.let_another_lead();
             }
             return;
         }
@@ -462,7 +465,8 @@ impl Voter {
         // Not `raft.tick`, which draws when to wake up from the operating system's randomness.
         raft.election_elapsed += 1;
         let is_due = raft.election_elapsed as u64 >= self.election_timeout;
-        if raft.promotable() && (is_due || raft.prs().is_singleton()) && self.may_campaign() {
+        let is_promotable = raft.promotable();
+        if is_promotable && (is_due || self.is_only_voter()) && self.may_campaign() {
             self.campaign();
         }
     }
@@ -477,6 +481,11 @@ impl Voter {
         self.election_timeout = self.dice.election_timeout();
         // It refuses where a change of members is agreed and not applied; there will be another.
         let _ = self.raft.campaign();
+    }
+
+    /// Whether it decides by itself: others only follow.
+    fn is_only_voter(&self) -> bool {
+        self.raft.raft.promotable() && self.raft.raft.prs().is_singleton()
     }
 
     fn leads(&self) -> bool {
@@ -528,12 +537,23 @@ impl Voter {
     fn receive_raft(&mut self, from: u64, bytes: &[u8]) {
         let (committed, log) = (self.raft.raft.raft_log.committed, self.raft.store());
         let Ok(message) = message::judged(bytes, from, self.member, committed, log) else { return };
-        let is_call = message.get_msg_type() == MessageType::MsgTimeoutNow;
-        if is_call && !self.may_campaign() {
+        if message.get_msg_type() == MessageType::MsgTimeoutNow {
+            self.call = Some((message, self.ticks));
             return;
         }
         // An error says that it was of no use.
         let _ = self.raft.step(message);
+    }
+
+    /// Does as the leader wished, once everything is durable; `raft` drops it where the term is
+    /// over.
+    fn answer_call(&mut self) {
+        if self.may_campaign()
+            && let Some((message, tick)) = self.call.take()
+            && self.ticks < tick + ELECTION_TICKS
+        {
+            let _ = self.raft.step(message);
+        }
     }
 
     fn receive_chunk(&mut self, from: u64, chunk: Chunk, effects: &mut Vec<Effect>) {
@@ -561,10 +581,9 @@ impl Voter {
     // -- what there is to say --
 
     fn tell(&self, to: u64, body: Body, effects: &mut Vec<Effect>) {
-        // Who is to be heard for the first time by a node that has no members yet: it says so
-        // itself.
-        let node = self.roster.nodes.get(&to).or_else(|| self.watch.named.get(&to));
-        if let Some(&to) = node {
+        // A node that has no members yet answers who spoke to it.
+        let speaker = self.watch.speaker.filter(|&node| member_of(node) == to);
+        if let Some(to) = self.roster.nodes.get(&to).copied().or(speaker) {
             effects.push(Effect::Send { to, bytes: body.encode(self.recoveries()) });
         }
     }
@@ -630,6 +649,7 @@ impl Voter {
             return;
         }
         loop {
+            self.answer_call();
             self.carry(effects);
             self.pump(effects);
             if !self.finish_what_needs_no_journal(effects) {

@@ -8,7 +8,9 @@ use crate::state::{COUNT_MAX, State};
 use prost::Message as _;
 use proto::limits::{COMMAND_BYTES_MAX, SNAPSHOT_BYTES_MAX, VOTER_HEAD_BYTES_MAX};
 use proto::{BLOCK_SIZE, NodeId};
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState};
+use raft::eraftpb::{
+    ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, HardState,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -109,7 +111,8 @@ pub(super) enum Payload {
 impl Payload {
     /// Of an entry. What is none of ours is refused before it gets into the log.
     pub(super) fn of(entry: &Entry) -> Result<Payload, DecodeError> {
-        match entry.get_entry_type() {
+        // `raft` panics on numbers that it does not know.
+        match EntryType::from_i32(entry.entry_type).ok_or(DecodeError::Malformed)? {
             EntryType::EntryNormal if entry.data.is_empty() && entry.context.is_empty() => {
                 Ok(Payload::Nothing)
             }
@@ -123,6 +126,13 @@ impl Payload {
                 }
                 let change = ConfChangeV2::decode(&*entry.data);
                 let change = change.map_err(|_| DecodeError::Malformed)?;
+                let is_known = ConfChangeTransition::from_i32(change.transition).is_some()
+                    && change.changes.iter().all(|one| {
+                        ConfChangeType::from_i32(one.change_type).is_some() && one.node_id != 0
+                    });
+                if !is_known {
+                    return Err(DecodeError::Malformed);
+                }
                 let named =
                     if entry.context.is_empty() { Vec::new() } else { whole(&entry.context)? };
                 Ok(Payload::Change { change, named })
@@ -206,9 +216,10 @@ pub(super) fn load(
         // Each may have been an append of its own.
         saved.log_bytes += record.len().next_multiple_of(BLOCK_SIZE);
     }
-    // Who joins a cluster begins with a snapshot; who founded one, with the first entry.
-    let is_blank = snapshot.is_none() && saved.log.last() == 0;
-    if snapshot.is_none() && (!is_blank || founding == Founding::Here) {
+    // Who joins a cluster may have a ballot, then gets a snapshot; who founded one, entries at once.
+    let has_entries = saved.log.last() > 0;
+    let is_blank = !has_entries && saved.log.ballot.term == 0;
+    if snapshot.is_none() && (has_entries || is_blank && founding == Founding::Here) {
         saved.log.members.voters = vec![member_of(node)];
         saved.roster = Roster::alone(node);
     }

@@ -134,3 +134,131 @@ fn spread(leader: NodeId, seats: &[Seat], size: usize) -> BTreeSet<NodeId> {
     }
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Dice;
+
+    /// One seat per letter: V votes, v is a voter that is lost, R is ready, l learns, L learns and
+    /// is lost, n is no member yet, W is a ready witness; - after it: no node of the cluster any
+    /// more. Then its zone.
+    fn seats(text: &str) -> Vec<Seat> {
+        let one = |(number, word): (usize, &str)| {
+            let kind = word.as_bytes()[0];
+            Seat {
+                node: NodeId(number as u128 + 1),
+                zone: word.trim_start_matches(|c: char| !c.is_ascii_digit()).into(),
+                witness: kind == b'W',
+                listed: !word.contains('-'),
+                votes: b"Vv".contains(&kind),
+                learns: b"RlLW".contains(&kind),
+                ready: b"VRW".contains(&kind),
+                lost: b"vL".contains(&kind),
+            }
+        };
+        text.split_whitespace().enumerate().map(one).collect()
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<SeatChange>) {
+        assert_eq!(next_seat_change(NodeId(1), &seats(text)), expected, "{text}");
+    }
+
+    fn vote(add: &[u128], demote: &[u128], remove: &[u128]) -> Option<SeatChange> {
+        let nodes = |ids: &[u128]| ids.iter().map(|&id| NodeId(id)).collect();
+        let (add, demote, remove) = (nodes(add), nodes(demote), nodes(remove));
+        Some(SeatChange::Vote { add, demote, remove })
+    }
+
+    #[test]
+    fn the_next_step() {
+        check("V1", None);
+        check("V1 n1", Some(SeatChange::Learn(NodeId(2))));
+        check("V1 R1", None);
+        check("V1 R1 l1", None);
+        check("V1 R1 R1", vote(&[2, 3], &[], &[]));
+        check("V1 R1 W1", vote(&[2, 3], &[], &[]));
+        check("V1 V1 V1 R1", None);
+        // More zones are better.
+        check("V1 V1 V2 R3", vote(&[4], &[2], &[]));
+        check("V1 V1 V2 l3", None);
+        // Those with disks before witnesses.
+        check("V1 R1 R1 W1", vote(&[2, 3], &[], &[]));
+        // The lost give way to those who are ready, and to nobody else.
+        check("V1 V1 v1 R1", vote(&[4], &[3], &[]));
+        check("V1 V1 v1 l1", None);
+        check("V1 v1 v1 R1", vote(&[4], &[2], &[]));
+        // Those that were removed from the cluster.
+        check("V1 V1 V1- R1", vote(&[4], &[], &[3]));
+        check("V1 V1 V1 R1-", Some(SeatChange::Leave(NodeId(4))));
+        check("V1 V1 V1-", vote(&[], &[2], &[3]));
+        check("V1- V1 V1 R1", Some(SeatChange::Lead(NodeId(3))));
+        // Never an even number.
+        check("V1 V1 V1 R1 l1 l1 l1", None);
+        check("V1 V1 V1 R1 R1 l1 l1", vote(&[4, 5], &[], &[]));
+    }
+
+    /// Random clusters, to which random things happen between steps: no step takes a vote from
+    /// more than it gives it to below the wanted number, nobody votes who is not ready, and once
+    /// all are well it ends, with the wanted number in as many zones as can be.
+    #[test]
+    fn every_cluster_comes_to_its_voters_and_stays() {
+        for seed in 0..2000 {
+            let mut dice = Dice(seed);
+            let nodes = 1 + dice.below(12) as usize;
+            let zones = 1 + dice.below(6);
+            let mut seats = seats(&"n0 ".repeat(nodes));
+            seats.iter_mut().for_each(|seat| seat.zone = dice.below(zones).to_string());
+            let first = &mut seats[0];
+            (first.votes, first.ready) = (true, true);
+            let mut leader = NodeId(1);
+            for step in 0..120 {
+                let well = step >= 60;
+                for seat in &mut seats {
+                    let is_member = seat.votes || seat.learns;
+                    seat.lost = !well && seat.node != leader && dice.below(4) == 0;
+                    seat.ready = is_member && !seat.lost && (well || dice.below(3) > 0);
+                }
+                let voters = seats.iter().filter(|seat| seat.votes).count();
+                let Some(change) = next_seat_change(leader, &seats) else { continue };
+                assert!(step < 60 + 3 * nodes, "seed {seed}: it does not end");
+                let find = |node: NodeId| seats.iter().position(|seat| seat.node == node).unwrap();
+                match change {
+                    SeatChange::Learn(node) => {
+                        let place = find(node);
+                        seats[place].learns = true;
+                    }
+                    SeatChange::Vote { add, demote, remove } => {
+                        assert!(remove.is_empty() && !demote.contains(&leader));
+                        assert!(add.iter().all(|&node| seats[find(node)].ready), "seed {seed}");
+                        let after = voters + add.len() - demote.len();
+                        assert!(after >= voters.min(wanted_voters(nodes)) && after <= VOTERS);
+                        assert!(after <= voters || after % 2 == 1, "seed {seed}: {after}");
+                        for (node, votes) in add
+                            .into_iter()
+                            .map(|node| (node, true))
+                            .chain(demote.into_iter().map(|node| (node, false)))
+                        {
+                            let place = find(node);
+                            (seats[place].votes, seats[place].learns) = (votes, !votes);
+                        }
+                    }
+                    other => panic!("seed {seed}: {other:?}"),
+                }
+                if let Some(next) = seats.iter().find(|seat| seat.votes && !seat.lost) {
+                    leader = next.node;
+                }
+            }
+            let zones_of = |votes: bool| {
+                let some = seats.iter().filter(|seat| seat.votes || !votes);
+                some.map(|seat| &seat.zone).collect::<BTreeSet<_>>().len()
+            };
+            let wanted = wanted_voters(nodes);
+            assert_eq!(seats.iter().filter(|seat| seat.votes).count(), wanted, "seed {seed}");
+            assert_eq!(zones_of(true), zones_of(false).min(wanted), "seed {seed}");
+        }
+    }
+
+    const VOTERS: usize = proto::limits::VOTERS_MAX;
+}

@@ -12,7 +12,7 @@ use proto::limits::{
     JOURNAL_APPEND_BYTES_MAX, LOG_BYTES_BEFORE_SNAPSHOT, LOG_ENTRIES_KEPT, VOTER_TAIL_BYTES_MAX,
 };
 use proto::{BLOCK_SIZE, Time};
-use raft::eraftpb::{Entry, HardState, Message, MessageType};
+use raft::eraftpb::{Entry, HardState, Message};
 use std::{collections::VecDeque, sync::Arc};
 
 /// What becomes durable together, and what is said when it is.
@@ -277,7 +277,8 @@ impl Voter {
     /// durable, so that nobody counts on the rest.
     fn go_back(&mut self, error: PersistError, effects: &mut Vec<Effect>) {
         self.writing.squeezed = false;
-        let is_alone = self.is_alone();
+        // What is in nobody's log that counts will never be carried out.
+        let decides_alone = self.is_only_voter();
         self.let_another_lead_at_once(effects);
         let mut log = self.durable.clone();
         log.ballot.commit = log.ballot.commit.clamp(log.applied, log.last());
@@ -287,9 +288,9 @@ impl Voter {
         self.sending.stop();
         self.received = None;
         let session = self.roster.sessions.get(&self.member).copied().unwrap_or_default();
-        let refused = self.courier.go_back(self.writing.instance, session, is_alone);
+        let refused = self.courier.go_back(self.writing.instance, session, decides_alone);
         refuse(refused, &error, effects);
-        if !is_alone {
+        if !self.is_alone() {
             self.full_until = self.ticks + FULL_TICKS;
         }
     }
@@ -308,9 +309,10 @@ impl Voter {
     fn let_another_lead_at_once(&mut self, effects: &mut Vec<Effect>) {
         if self.leads() {
             self.raft.raft.msgs.clear();
-            self.let_another_lead(true);
-            let mut messages = std::mem::take(&mut self.raft.raft.msgs);
-            messages.retain(|message| message.get_msg_type() == MessageType::MsgTimeoutNow);
+            if let Some(voter) = self.best_of_the_others() {
+                self.raft.raft.send_timeout_now(voter);
+            }
+            let messages = std::mem::take(&mut self.raft.raft.msgs);
             self.send(messages, effects);
         }
     }

@@ -3,5 +3,6 @@
 //! that are slow, full or broken; clocks that drift; members that come and go.
 
 mod faults;
+mod hostile;
 mod members;
 mod world;

@@ -75,6 +75,13 @@ pub struct Machine {
     founding: Founding,
 }
 
+impl Machine {
+    /// It has nothing, and the cluster exists.
+    pub fn join(&mut self) {
+        self.founding = Founding::Elsewhere;
+    }
+}
+
 enum Happening {
     Tick { machine: usize, life: u64 },
     Arrange { machine: usize, life: u64 },
@@ -109,6 +116,8 @@ pub struct World {
     /// Proposals that were answered as carried out.
     pub done: BTreeSet<u64>,
     pub refused: Vec<(u64, Refusal)>,
+    /// Those whose doing can be counted.
+    counted: BTreeSet<u64>,
     /// The term of each entry that somebody stopped at, and the map after it.
     maps: BTreeMap<u64, (u64, Arc<Map>)>,
     leaders: BTreeMap<u64, NodeId>,
@@ -147,6 +156,7 @@ impl World {
             asked: BTreeMap::new(),
             done: BTreeSet::new(),
             refused: Vec::new(),
+            counted: BTreeSet::new(),
             maps: BTreeMap::new(),
             leaders: BTreeMap::new(),
             zones: u64::MAX,
@@ -260,6 +270,7 @@ impl World {
         let token = self.next_token;
         let (volume, node) = (VolumeId(1), NodeId(1));
         let holder = format!("asked {token}");
+        self.counted.insert(token);
         self.give(machine, Command::Attach { volume, node, holder, read_only: true, unix_s: 0 })
     }
 
@@ -461,12 +472,12 @@ impl World {
         for held in &volume.attachments {
             assert!(holders.insert(held.holder.clone()), "done twice: {}", held.holder);
         }
-        let first = 3 + self.machines.len() as u64;
-        for token in self.done.iter().filter(|&&token| token >= first || self.maps_begin_late()) {
+        for token in self.done.intersection(&self.counted) {
             let holder = format!("asked {token}");
             assert!(holders.contains(&holder), "answered as done, and lost: {token}");
         }
-        for (token, refusal) in &self.refused {
+        let counted = |(token, _): &&(u64, Refusal)| self.counted.contains(token);
+        for (token, refusal) in self.refused.iter().filter(counted) {
             let holder = format!("asked {token}");
             match refusal {
                 Refusal::OutcomeUnknown => assert!(holders.contains(&holder), "lost: {token}"),
@@ -474,11 +485,6 @@ impl World {
                 _ => assert!(!holders.contains(&holder), "refused, and done: {token}"),
             }
         }
-    }
-
-    /// Whether the cluster was founded in another world.
-    fn maps_begin_late(&self) -> bool {
-        self.maps.keys().next().is_some_and(|&first| first > 3)
     }
 
     /// Ends all faults and starts everything; then every member must come to the same state and
