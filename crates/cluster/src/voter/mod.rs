@@ -11,6 +11,8 @@
 
 mod chunks;
 mod courier;
+mod event;
+mod exchange;
 mod leading;
 mod log;
 mod message;
@@ -19,7 +21,7 @@ mod roster;
 mod seats;
 mod writing;
 
-use crate::command::{Answer, Command, DecodeError};
+use crate::command::{Command, DecodeError};
 use crate::map::Map;
 use crate::refusal::Refusal;
 use crate::state::State;
@@ -27,121 +29,24 @@ use chunks::{Received, Receiving, Sending};
 use courier::Courier;
 use leading::Watch;
 use log::Log;
-use message::{Body, Chunk};
-use proto::limits::{COMMAND_BYTES_MAX, PROPOSALS_MAX, VOTER_TICK_MS};
+use proto::limits::{
+    COMMAND_BYTES_MAX, FORWARDED_PROPOSALS_MAX, JOURNAL_APPEND_BYTES_MAX, LEARNERS_MAX,
+    PROPOSALS_MAX, VOTER_MESSAGE_BYTES_MAX, VOTER_TICK_MS, VOTERS_MAX,
+};
 use proto::{Duration, NodeId, Time};
-use raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
-use raft::{Config, RawNode, SnapshotStatus, StateRole};
-use record::{Head, Payload, Saved};
+use raft::eraftpb::{Entry, HardState, Message};
+use raft::{Config, RawNode, StateRole};
+use record::{Head, Payload, Saved, WRAPPING_BYTES};
 use roster::{Members, Roster, all_members, member_of};
 use std::sync::Arc;
 use writing::{Unit, Writing};
 
+pub use event::{
+    BootError, Effect, Event, PersistError, ProposalToken, RequestNumber, VoterStatus,
+};
 pub use leading::Place;
 pub use roster::Recovery;
 pub use seats::{Seat, SeatChange, next_seat_change, wanted_voters};
-
-/// Chosen by the proposer; comes back with the result.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ProposalToken(pub u64);
-
-/// Names one request to the journal; comes back when it is done.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct RequestNumber(pub u64);
-
-/// What a voter learns.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// The end of an [`Effect::Append`] or [`Effect::Snapshot`]: all of it is durable, or nothing
-    /// of it was done.
-    Persisted {
-        /// Which request.
-        request: RequestNumber,
-        /// Whether it is durable.
-        result: Result<(), PersistError>,
-    },
-    /// `VOTER_TICK_MS` have passed. A voter that is alone needs none.
-    Tick,
-    /// Another member sent this with [`Effect::Send`]. It may be late, twice, or never come.
-    Received {
-        /// Who; its identity is beyond doubt.
-        from: NodeId,
-        /// What it sent.
-        bytes: Vec<u8>,
-    },
-    /// Nothing reaches that member now, as far as its connection knows.
-    Unreachable {
-        /// Who.
-        node: NodeId,
-    },
-}
-
-/// Why the journal did not make a request durable.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum PersistError {
-    /// It has no space left; everything is as it was before.
-    #[error(
-        "the file system that holds the cluster's log is full; free some space there and try again"
-    )]
-    NoSpace,
-    /// It failed and takes nothing more. What was in flight may or may not be found at the next
-    /// start.
-    #[error("the cluster's log failed ({0}); see to its disk, then start sheep again")]
-    Failed(String),
-}
-
-/// What the voter wants done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// Append these records to the log, in order, durably; all or nothing.
-    Append {
-        /// To be reported with [`Event::Persisted`].
-        request: RequestNumber,
-        /// Opaque bytes, handed back to [`Voter::boot`].
-        records: Vec<Vec<u8>>,
-    },
-    /// Replace the snapshot and all records of the log by this, durably; all or nothing.
-    Snapshot {
-        /// To be reported with [`Event::Persisted`].
-        request: RequestNumber,
-        /// Opaque bytes, handed back to [`Voter::boot`].
-        bytes: Vec<u8>,
-    },
-    /// A proposal came to its end; [`Voter::map`] shows its outcome. After
-    /// [`Refusal::NotLogged`] with [`PersistError::Failed`] it may yet be found carried out at the
-    /// next start.
-    Applied {
-        /// Whose.
-        token: ProposalToken,
-        /// What the state said.
-        result: Result<Answer, Refusal>,
-    },
-    /// Send this to another member, if it can be reached; it may be lost, but not changed.
-    Send {
-        /// To whom.
-        to: NodeId,
-        /// At most `VOTER_MESSAGE_BYTES_MAX`; handed to [`Event::Received`] there.
-        bytes: Vec<u8>,
-    },
-    /// [`Voter::map`] shows what others proposed.
-    Learned,
-}
-
-/// Why a voter cannot start from what its journal holds.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum BootError {
-    /// The snapshot is whole (its journal checked that) but not understood.
-    #[error("the snapshot of the cluster's state cannot be used: {0}")]
-    Snapshot(DecodeError),
-    /// An entry is whole but not understood.
-    #[error("entry {index} of the cluster's log cannot be used: {error}")]
-    Entry {
-        /// The index it should have.
-        index: u64,
-        /// What is wrong.
-        error: DecodeError,
-    },
-}
 
 /// Where a voter with an empty journal comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,35 +55,6 @@ pub enum Founding {
     Here,
     /// The cluster exists: the node waits until its leader sends it a snapshot.
     Elsewhere,
-}
-
-/// A voter as seen from outside.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct VoterStatus {
-    /// Who leads, as far as this member knows.
-    pub leader: Option<NodeId>,
-    /// Whether it leads itself.
-    pub leads: bool,
-    /// Raft's term: grows with each election.
-    pub term: u64,
-    /// Who votes; while a change is under way, who will.
-    pub voters: Vec<NodeId>,
-    /// Who follows without a vote.
-    pub learners: Vec<NodeId>,
-    /// Whether a change of voters is under way.
-    pub changing: bool,
-    /// The last entry in its log, durable or not.
-    pub last: u64,
-    /// The last entry that it knows to be agreed.
-    pub committed: u64,
-    /// The last entry that is applied.
-    pub applied: u64,
-    /// Its term.
-    pub applied_term: u64,
-    /// The last forced change of members, if there ever was one.
-    pub recovery: Option<Recovery>,
-    /// Why it takes no more part, if it does not.
-    pub failed: Option<PersistError>,
 }
 
 /// Ticks without a sign of the leader after which a voter thinks of an election, at least.
@@ -193,11 +69,17 @@ const SLOW_JOURNAL: Duration = Duration::from_millis(ELECTION_TICKS * VOTER_TICK
 const APPEND_BYTES_MAX: u64 = 256 << 10;
 /// Messages with entries that are on their way to one member at once.
 const APPENDS_IN_FLIGHT_MAX: usize = 16;
-/// Entries of a leader that are not yet agreed, in bytes. Bounds the tail behind a snapshot.
-const UNCOMMITTED_BYTES_MAX: u64 = 1 << 20;
+/// Commands of a leader that are not yet agreed, in bytes; more wait until some are. Bounds what is
+/// to be written at once, and the tail behind a snapshot.
+const UNCOMMITTED_BYTES_MAX: u64 = 512 << 10;
+/// How many these can be at most.
+const UNCOMMITTED_MAX: usize =
+    PROPOSALS_MAX + (VOTERS_MAX + LEARNERS_MAX) * FORWARDED_PROPOSALS_MAX;
 const _: () = assert!(
-    APPEND_BYTES_MAX as usize + 2 * COMMAND_BYTES_MAX < proto::limits::VOTER_MESSAGE_BYTES_MAX
+    UNCOMMITTED_BYTES_MAX as usize + UNCOMMITTED_MAX * WRAPPING_BYTES + 2 * COMMAND_BYTES_MAX
+        <= JOURNAL_APPEND_BYTES_MAX
 );
+const _: () = assert!(APPEND_BYTES_MAX as usize + 2 * COMMAND_BYTES_MAX < VOTER_MESSAGE_BYTES_MAX);
 
 /// Numbers that look random, from a seed: splitmix64. They only keep two members from wanting to
 /// lead at the same moment again and again.
@@ -490,142 +372,6 @@ impl Voter {
 
     fn leads(&self) -> bool {
         self.raft.raft.state == StateRole::Leader
-    }
-
-    // -- what others say --
-
-    /// The number of the group that it belongs to.
-    fn recoveries(&self) -> u64 {
-        if self.durable.members.voters.is_empty() {
-            self.heard_recoveries
-        } else {
-            self.roster.recoveries()
-        }
-    }
-
-    fn receive(&mut self, now: Time, from: NodeId, bytes: &[u8], effects: &mut Vec<Effect>) {
-        if self.writing.failed.is_some() || self.ticks < self.full_until {
-            return;
-        }
-        // What is not understood, and what belongs to a group of before, is as good as lost.
-        let Ok((recoveries, body)) = Body::decode(bytes) else { return };
-        if self.durable.members.voters.is_empty() {
-            self.heard_recoveries = recoveries;
-        } else if recoveries != self.roster.recoveries() {
-            return;
-        }
-        self.watch.hear(from, now);
-        let from = member_of(from);
-        match body {
-            Body::Raft(bytes) => self.receive_raft(from, &bytes),
-            Body::Proposals { instance, first, commands } => {
-                self.take_proposals(from, instance, first, &commands);
-            }
-            Body::Chunk(chunk) => self.receive_chunk(from, chunk, effects),
-            Body::ChunkTaken { term, index, bytes } => {
-                let (next, is_whole) = self.sending.taken(from, (term, index), bytes, self.ticks);
-                if let Some(body) = next {
-                    self.tell(from, body, effects);
-                }
-                if is_whole {
-                    self.raft.report_snapshot(from, SnapshotStatus::Finish);
-                }
-            }
-        }
-    }
-
-    fn receive_raft(&mut self, from: u64, bytes: &[u8]) {
-        let (committed, log) = (self.raft.raft.raft_log.committed, self.raft.store());
-        let Ok(message) = message::judged(bytes, from, self.member, committed, log) else { return };
-        if message.get_msg_type() == MessageType::MsgTimeoutNow {
-            self.call = Some((message, self.ticks));
-            return;
-        }
-        // An error says that it was of no use.
-        let _ = self.raft.step(message);
-    }
-
-    /// Does as the leader wished, once everything is durable; `raft` drops it where the term is
-    /// over.
-    fn answer_call(&mut self) {
-        if self.may_campaign()
-            && let Some((message, tick)) = self.call.take()
-            && self.ticks < tick + ELECTION_TICKS
-        {
-            let _ = self.raft.step(message);
-        }
-    }
-
-    fn receive_chunk(&mut self, from: u64, chunk: Chunk, effects: &mut Vec<Effect>) {
-        if chunk.term < self.raft.raft.term {
-            return;
-        }
-        let term = chunk.term;
-        let (taken, whole) = self.receiving.take(from, chunk);
-        if let Some(body) = taken {
-            self.tell(from, body, effects);
-        }
-        let Some(received) = whole.and_then(|bytes| Received::of(&bytes)) else { return };
-        let mut snapshot = Snapshot::default();
-        let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (received.head.index, received.head.term);
-        *metadata.mut_conf_state() = received.members.clone();
-        let mut message = Message::default();
-        message.set_msg_type(MessageType::MsgSnapshot);
-        (message.from, message.to, message.term) = (from, self.member, term);
-        message.set_snapshot(snapshot);
-        self.received = Some(received);
-        let _ = self.raft.step(message);
-    }
-
-    // -- what there is to say --
-
-    fn tell(&self, to: u64, body: Body, effects: &mut Vec<Effect>) {
-        // A node that has no members yet answers who spoke to it.
-        let speaker = self.watch.speaker.filter(|&node| member_of(node) == to);
-        if let Some(to) = self.roster.nodes.get(&to).copied().or(speaker) {
-            effects.push(Effect::Send { to, bytes: body.encode(self.recoveries()) });
-        }
-    }
-
-    fn send(&mut self, messages: Vec<Message>, effects: &mut Vec<Effect>) {
-        for message in messages {
-            if message.get_msg_type() == MessageType::MsgSnapshot {
-                self.send_snapshot(&message, effects);
-            } else {
-                self.tell(message.to, Body::of(&message), effects);
-            }
-        }
-    }
-
-    /// The snapshot that `raft` wants sent is that of the state now, or comes too late.
-    fn send_snapshot(&mut self, message: &Message, effects: &mut Vec<Effect>) {
-        let (to, metadata) = (message.to, message.get_snapshot().get_metadata());
-        if metadata.index != self.durable.applied || !self.leads() {
-            return self.raft.report_snapshot(to, SnapshotStatus::Failure);
-        }
-        let bytes = self.sending.same(metadata.index).unwrap_or_else(|| {
-            let own = Log::default();
-            Arc::new(self.encode_snapshot(metadata.term, &HardState::default(), 0, &own))
-        });
-        let name = (message.term, metadata.index);
-        let body = self.sending.begin(to, name, bytes, self.ticks);
-        self.tell(to, body, effects);
-    }
-
-    /// The pieces of snapshots that were lost, perhaps.
-    fn send_chunks(&mut self, effects: &mut Vec<Effect>) {
-        let raft = &self.raft.raft;
-        self.sending.retain(|to| {
-            raft.prs().get(to).is_some_and(|one| one.state == raft::ProgressState::Snapshot)
-        });
-        let (again, given_up) = self.sending.tick(self.ticks);
-        for (to, body) in again {
-            self.tell(to, body, effects);
-        }
-        for to in given_up {
-            self.raft.report_snapshot(to, SnapshotStatus::Failure);
-        }
     }
 
     /// The state as it is applied, with what a journal keeps beside it.

@@ -19,7 +19,7 @@ const VERSION: u8 = 1;
 /// The version of snapshots, their first byte. Version 1 is still read.
 const SNAPSHOT_VERSION: u8 = 2;
 /// More than the version, index, term, identity and lengths around a command take.
-const WRAPPING_BYTES: usize = 64;
+pub(super) const WRAPPING_BYTES: usize = 64;
 /// The longest change of members: every voter replaced, with the names of all.
 const CHANGE_BYTES_MAX: usize = 1024;
 /// What the journal puts around a record.

@@ -1,8 +1,8 @@
 //! The voter against a journal that is slow, full or broken, and against restarts.
 
 use super::*;
-use crate::RefusalKind;
 use crate::model::Dice;
+use crate::{Answer, RefusalKind};
 use proto::limits::{JOURNAL_APPEND_BYTES_MAX, LOG_BYTES_BEFORE_SNAPSHOT};
 use proto::{BLOCK_SIZE, ClusterId, DiskId, Incarnation};
 
@@ -281,6 +281,29 @@ fn too_many_proposals_are_refused_at_once() {
         voter.check();
     }
     assert_eq!(ended, PROPOSALS_MAX);
+}
+
+#[test]
+fn many_long_proposals_at_once_go_into_appends_of_bounded_length() {
+    let (mut voter, mut journal) = started();
+    let mut effects = Vec::new();
+    for number in 0..PROPOSALS_MAX as u64 {
+        let address = format!("nbd://{}/{number}", "x".repeat(900));
+        let (name, bytes) = (format!("vm{number}"), 1 << 20);
+        let (source_bytes, unix_s) = (bytes, 0);
+        let command = Command::CreateVolumeFrom { name, bytes, address, source_bytes, unix_s };
+        voter.propose(NOW, ProposalToken(number), command, &mut effects);
+    }
+    assert!(journal.take(effects).is_empty());
+    let (mut ended, mut appends) = (0, 0);
+    while journal.pending.is_some() {
+        let mut effects = Vec::new();
+        voter.handle(NOW, journal.end(Ok(())), &mut effects);
+        ended += journal.take(effects).len();
+        appends += 1;
+    }
+    assert_eq!(ended, PROPOSALS_MAX);
+    assert!((5..50).contains(&appends), "{appends} appends");
 }
 
 #[test]
