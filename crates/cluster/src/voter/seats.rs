@@ -188,7 +188,7 @@ mod tests {
         // The lost give way to those who are ready, and to nobody else.
         check("V1 V1 v1 R1", vote(&[4], &[3], &[]));
         check("V1 V1 v1 l1", None);
-        check("V1 v1 v1 R1", vote(&[4], &[2], &[]));
+        check("V1 v1 v1 R1", vote(&[4], &[3], &[]));
         // Those that were removed from the cluster.
         check("V1 V1 V1- R1", vote(&[4], &[], &[3]));
         check("V1 V1 V1 R1-", Some(SeatChange::Leave(NodeId(4))));
