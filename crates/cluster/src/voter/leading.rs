@@ -170,11 +170,9 @@ impl Voter {
     }
 
     fn take_seat_change(&mut self, change: &SeatChange) {
-        let one = |node: &NodeId, kind| {
-            let mut one = ConfChangeSingle::default();
-            one.node_id = member_of(*node);
-            one.set_change_type(kind);
-            one
+        let one = |node: &NodeId, kind: ConfChangeType| ConfChangeSingle {
+            node_id: member_of(*node),
+            change_type: kind as i32,
         };
         let (changes, named): (Vec<ConfChangeSingle>, &[NodeId]) = match change {
             SeatChange::Learn(node) => {
@@ -189,9 +187,7 @@ impl Voter {
             }
             SeatChange::Lead(node) => return self.raft.transfer_leader(member_of(*node)),
         };
-        let mut change = ConfChangeV2::default();
-        *change.mut_changes() = changes.into();
-        self.propose_change(change, named);
+        self.propose_change(ConfChangeV2 { changes, ..ConfChangeV2::default() }, named);
     }
 
     fn propose_change(&mut self, change: ConfChangeV2, named: &[NodeId]) {

@@ -159,12 +159,12 @@ impl Members {
         if roster.nodes.iter().any(|(&member, &node)| member_of(node) != member) {
             return contradiction("a member with another node's name");
         }
-        let mut members = ConfState::default();
-        members.voters = self.voters;
-        members.learners = self.learners;
-        members.voters_outgoing = self.voters_outgoing;
-        members.learners_next = self.learners_next;
-        members.auto_leave = self.auto_leave;
-        Ok(members)
+        Ok(ConfState {
+            voters: self.voters,
+            learners: self.learners,
+            voters_outgoing: self.voters_outgoing,
+            learners_next: self.learners_next,
+            auto_leave: self.auto_leave,
+        })
     }
 }

@@ -43,7 +43,7 @@ fn any_message(dice: &mut Dice) -> Message {
         message.entries.push(entry);
     }
     if dice.percent(5) {
-        message.snapshot = Some(Snapshot::default()).into();
+        message.snapshot = Some(Snapshot::default());
     }
     message
 }
