@@ -216,7 +216,8 @@ pub(super) fn load(
         // Each may have been an append of its own.
         saved.log_bytes += record.len().next_multiple_of(BLOCK_SIZE);
     }
-    // Who joins a cluster may have a ballot, then gets a snapshot; who founded one, entries at once.
+    // Who joins a cluster may have a ballot and then gets a snapshot; who founded one has entries
+    // at once.
     let has_entries = saved.log.last() > 0;
     let is_blank = !has_entries && saved.log.ballot.term == 0;
     if snapshot.is_none() && (has_entries || is_blank && founding == Founding::Here) {
