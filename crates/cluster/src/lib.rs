@@ -7,9 +7,9 @@
 //! [`State`] is the machine: [`State::apply`] takes one [`Command`] and gives an [`Answer`] or a
 //! [`Refusal`]; [`State::map`] hands out the present [`Map`], immutable, which is all that the rest
 //! of the system ever reads. [`Voter`] is the way a command takes to the state: proposed, written
-//! to the log, and applied only once the log has it durably. Life: [`Voter::boot`] with what the
-//! journal holds (nothing, for a new cluster), then [`Voter::propose`] and [`Voter::handle`] for
-//! ever.
+//! to the log of a majority, and applied only once they have it durably; it is one member of a Raft
+//! group, or all of it. Life: [`Voter::boot`] with what the journal holds (nothing, for a new
+//! cluster), then [`Voter::propose`] and [`Voter::handle`] for ever.
 #![forbid(unsafe_code)]
 
 mod command;
@@ -60,4 +60,7 @@ pub use state::State;
 pub use volume::{
     Attachment, PendingDiscard, SIZE_UNIT, Trash, Volume, check_name, check_size, check_tag,
 };
-pub use voter::{BootError, Effect, Event, PersistError, ProposalToken, RequestNumber, Voter};
+pub use voter::{
+    BootError, Effect, Event, Founding, PersistError, Place, ProposalToken, Recovery,
+    RequestNumber, Seat, SeatChange, Voter, VoterStatus, next_seat_change, wanted_voters,
+};

@@ -660,6 +660,12 @@ pub enum Refusal {
         /// How many it may have.
         max: usize,
     },
+    /// The node that asked was so far behind that it got the state as a whole.
+    #[error(
+        "the command was carried out or refused while this node was catching up, and it did not \
+         learn which; look whether it was done before asking again"
+    )]
+    OutcomeUnknown,
 }
 
 impl Refusal {
@@ -739,7 +745,7 @@ impl Refusal {
             | TooManyGroups
             | TooManySchedules { .. }
             | TooManySources => RefusalKind::Full,
-            NotLogged(_) => RefusalKind::Unavailable,
+            NotLogged(_) | OutcomeUnknown => RefusalKind::Unavailable,
         }
     }
 }

@@ -4,9 +4,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster::{Command, Effect, Event, PersistError, ProposalToken, Voter};
+use cluster::{Command, Effect, Event, Founding, PersistError, ProposalToken, Voter};
 use e2e::{Node, Scratch};
-use proto::{DiskDone, DiskOp, DiskRequest, Time};
+use proto::{DiskDone, DiskOp, DiskRequest, NodeId, Time};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -47,6 +47,9 @@ fn perform(file: &File, op: DiskOp) -> Result<DiskDone> {
 
 /// Puts commands into the log of a daemon that does not run.
 fn agree(node: &Node, commands: Vec<Command>) -> Result<()> {
+    let record = std::fs::read_to_string(node.data().join("node"))?;
+    let id = record.lines().find_map(|line| line.strip_prefix("node ")).context("no node")?;
+    let id = NodeId(u128::from_str_radix(id, 16)?);
     let file = OpenOptions::new().read(true).write(true).open(node.data().join("cluster"))?;
     let mut effects = Vec::new();
     let mut keeper = Journal::open(Expected::default(), file.metadata()?.len(), &mut effects);
@@ -62,7 +65,8 @@ fn agree(node: &Node, commands: Vec<Command>) -> Result<()> {
                 queue.extend(more);
             }
             (Some(journal::Effect::Opened(Ok(found))), None) => {
-                voter = Some(Voter::boot(found.snapshot.as_deref(), &found.records)?);
+                let snapshot = found.snapshot.as_deref();
+                voter = Some(Voter::boot(id, Founding::Here, 1, snapshot, &found.records)?);
             }
             (Some(journal::Effect::Done { token, result }), Some(voter)) => {
                 let request = cluster::RequestNumber(token.0);
@@ -86,6 +90,7 @@ fn agree(node: &Node, commands: Vec<Command>) -> Result<()> {
                     keeper.snapshot(Token(request.0), bytes, &mut more);
                 }
                 Effect::Applied { result, .. } => drop(result?),
+                other => bail!("nobody else takes part: {other:?}"),
             }
             queue.extend(more);
         }

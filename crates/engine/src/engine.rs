@@ -747,6 +747,8 @@ impl Engine {
                 self.learn_map(now, outputs);
                 self.applied(now, purpose, result, outputs);
             }
+            cluster::Effect::Learned => self.learn_map(now, outputs),
+            cluster::Effect::Send { .. } => unreachable!("a voter that is alone tells nobody"),
         }
         self.work.extend(effects.into_iter().map(Work::FromJournal));
     }

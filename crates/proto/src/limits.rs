@@ -67,7 +67,31 @@ pub const SNAPSHOT_BYTES_MAX: usize = 128 << 20;
 /// Records that one append brings to the journal, in bytes, with what their lengths take.
 pub const JOURNAL_APPEND_BYTES_MAX: usize = 1 << 20;
 /// A snapshot in the journal, in bytes: the state and what the voter puts around it.
-pub const JOURNAL_SNAPSHOT_BYTES_MAX: usize = SNAPSHOT_BYTES_MAX + BLOCK_SIZE;
+pub const JOURNAL_SNAPSHOT_BYTES_MAX: usize = SNAPSHOT_BYTES_MAX + VOTER_HEAD_BYTES_MAX;
+/// What a voter puts around the state in a snapshot, in bytes: members, sessions, and the entries
+/// behind the snapshot.
+pub const VOTER_HEAD_BYTES_MAX: usize = VOTER_TAIL_BYTES_MAX + (1 << 20);
+/// The entries that are in the log behind a snapshot, in bytes; with more there is none.
+pub const VOTER_TAIL_BYTES_MAX: usize = 4 << 20;
+/// Entries that a voter keeps in memory though they are in its snapshot, for members that are a
+/// little behind.
+pub const LOG_ENTRIES_KEPT: usize = 1024;
+/// How often a voter is told that time passes, in milliseconds.
+pub const VOTER_TICK_MS: u64 = 100;
+/// Voters of a cluster, the most there can be.
+pub const VOTERS_MAX: usize = 7;
+/// Nodes that follow the log without a vote.
+pub const LEARNERS_MAX: usize = 30;
+/// Members whose applied proposals are remembered, those that left among them.
+pub const SESSIONS_MAX: usize = 4 * NODES_MAX;
+/// One message between members, in bytes.
+pub const VOTER_MESSAGE_BYTES_MAX: usize = 512 << 10;
+/// A piece of a snapshot on its way to another member, in bytes.
+pub const VOTER_CHUNK_BYTES_MAX: usize = 256 << 10;
+/// Proposals of one node that are on their way to the leader at once, and their bytes.
+pub const FORWARDED_PROPOSALS_MAX: usize = 64;
+/// See [`FORWARDED_PROPOSALS_MAX`].
+pub const FORWARDED_BYTES_MAX: usize = 256 << 10;
 /// How often a node reads its journal again to find rot while the second copy is good, in seconds.
 pub const JOURNAL_VERIFY_INTERVAL_S: u64 = 3600;
 /// What the journal takes behind a snapshot, in bytes: several times what makes the voter take the
@@ -467,6 +491,11 @@ const _: () = assert!(3 * VOLUME_NAME_BYTES_MAX + 128 <= DIFF_HEADER_BYTES_MAX);
 const _: () = assert!(DIFF_HEADER_BYTES_MAX <= BLOCK_SIZE / 2);
 const _: () = assert!(DISK_STEP_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(COMMAND_BYTES_MAX + BLOCK_SIZE <= JOURNAL_APPEND_BYTES_MAX);
+const _: () = assert!(SESSIONS_MAX * 64 <= VOTER_HEAD_BYTES_MAX - VOTER_TAIL_BYTES_MAX);
+const _: () = assert!(VOTER_MESSAGE_BYTES_MAX <= JOURNAL_APPEND_BYTES_MAX);
+const _: () = assert!(VOTER_CHUNK_BYTES_MAX + 1024 <= VOTER_MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(FORWARDED_BYTES_MAX + FORWARDED_PROPOSALS_MAX * 16 + 1024 <= VOTER_MESSAGE_BYTES_MAX);
 const _: () =
     assert!(LOG_BYTES_BEFORE_SNAPSHOT + 2 * JOURNAL_APPEND_BYTES_MAX <= JOURNAL_LOG_BYTES_MAX / 2);
 const _: () = assert!(NBD_CONNECTIONS_MAX + ADMIN_CONNECTIONS_MAX < DESCRIPTORS_WANTED as usize);

@@ -2,7 +2,7 @@
 
 use super::{Engine, JOURNAL_VERIFY_INTERVAL, Phase, Purpose, Work, entry_path};
 use crate::{NoticeLevel, Output, disks::Disk};
-use cluster::{Command, LayerFate, Voter};
+use cluster::{Command, Founding, LayerFate, Voter};
 use proto::{DiskId, Incarnation, Time, limits::PARTITIONS_DEFAULT};
 use store::journal::{Journal, OpenError};
 
@@ -24,7 +24,15 @@ impl Engine {
                     );
                     outputs.push(Output::Notice { level: NoticeLevel::Warning, sentence });
                 }
-                match Voter::boot(opened.snapshot.as_deref(), &opened.records) {
+                let (node, snapshot) = (self.settings.node, opened.snapshot.as_deref());
+                // Only elections are drawn, and who is alone needs none.
+                let seed = node.0 as u64;
+                match Voter::boot(node, Founding::Here, seed, snapshot, &opened.records) {
+                    Ok(voter) if !voter.is_alone() => {
+                        let sentence = "the cluster has other members, and this version cannot \
+                                        reach them; run the sheep that let them in";
+                        self.fail(sentence.into(), outputs);
+                    }
                     Ok(voter) => {
                         self.map = voter.map();
                         self.voter = Some(voter);

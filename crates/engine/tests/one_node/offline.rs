@@ -2,10 +2,15 @@
 //! no request of an administrator leads to.
 
 use crate::support::Medium;
-use cluster::{Answer, Command, Effect, Event, PersistError, ProposalToken, Refusal, Voter};
-use proto::Time;
+use cluster::{
+    Answer, Command, Effect, Event, Founding, PersistError, ProposalToken, Refusal, Voter,
+};
+use proto::{NodeId, Time};
 use std::collections::VecDeque;
 use store::journal::{self, Expected, Journal, Token};
+
+/// The node of `support`.
+const NODE: NodeId = NodeId(2);
 
 /// Puts commands into the log of a node that is not running, one after the other.
 pub fn agree(journal: &mut Medium, commands: Vec<Command>) -> Vec<Result<Answer, Refusal>> {
@@ -25,7 +30,8 @@ pub fn agree(journal: &mut Medium, commands: Vec<Command>) -> Vec<Result<Answer,
                 queue.extend(more);
             }
             (Some(journal::Effect::Opened(Ok(found))), None) => {
-                let booted = Voter::boot(found.snapshot.as_deref(), &found.records);
+                let snapshot = found.snapshot.as_deref();
+                let booted = Voter::boot(NODE, Founding::Here, 1, snapshot, &found.records);
                 voter = Some(booted.expect("a good log"));
             }
             (Some(journal::Effect::Done { token, result }), Some(voter)) => {
@@ -52,6 +58,7 @@ pub fn agree(journal: &mut Medium, commands: Vec<Command>) -> Vec<Result<Answer,
                     keeper.snapshot(Token(request.0), bytes, &mut more);
                 }
                 Effect::Applied { result, .. } => results.push(result),
+                other => panic!("nobody else takes part: {other:?}"),
             }
             queue.extend(more);
         }

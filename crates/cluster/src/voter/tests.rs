@@ -1,11 +1,18 @@
 //! The voter against a journal that is slow, full or broken, and against restarts.
 
 use super::*;
-use crate::RefusalKind;
 use crate::model::Dice;
-use proto::{ClusterId, DiskId, Incarnation, NodeId};
+use crate::{Answer, RefusalKind};
+use proto::limits::{JOURNAL_APPEND_BYTES_MAX, LOG_BYTES_BEFORE_SNAPSHOT};
+use proto::{BLOCK_SIZE, ClusterId, DiskId, Incarnation};
 
 const NOW: Time = Time(0);
+const NODE: NodeId = NodeId(2);
+
+/// A voter that is alone, from what its journal holds.
+fn boot(snapshot: Option<&[u8]>, records: &[Vec<u8>]) -> Result<Voter, BootError> {
+    Voter::boot(NODE, Founding::Here, 1, snapshot, records)
+}
 
 /// What a journal holds, and which request it works on.
 #[derive(Default)]
@@ -36,7 +43,7 @@ impl Journal {
         let (request, done) = match self.pending.take().expect("a request") {
             Effect::Append { request, records } => (request, Ok(records)),
             Effect::Snapshot { request, bytes } => (request, Err(bytes)),
-            Effect::Applied { .. } => unreachable!("it is no request"),
+            other => unreachable!("{other:?} is no request"),
         };
         match (&result, done) {
             (Ok(()), Ok(records)) => {
@@ -55,7 +62,7 @@ impl Journal {
     }
 
     fn boot(&self) -> Voter {
-        let voter = Voter::boot(self.snapshot.as_deref(), &self.records).expect("what it wrote");
+        let voter = boot(self.snapshot.as_deref(), &self.records).expect("what it wrote");
         voter.check();
         voter
     }
@@ -165,11 +172,12 @@ fn the_log_is_cut_by_a_snapshot_before_it_grows_long() {
     for number in 0..3000 {
         let created = carry_out(&mut voter, &mut journal, create(number));
         assert!(matches!(created, Ok(Answer::VolumeCreated { .. })));
-        assert!(journal.records.len() <= LOG_BYTES_BEFORE_SNAPSHOT / BLOCK_SIZE);
+        // Each in a block of its own, but for what the first brings along.
+        assert!(journal.records.len() <= LOG_BYTES_BEFORE_SNAPSHOT / BLOCK_SIZE + 3);
     }
     assert_eq!(journal.snapshots, 2);
     assert_eq!(journal.boot().map(), voter.map());
-    assert_eq!(voter.applied(), 3003);
+    assert_eq!(voter.applied(), 3004, "and one that a leader begins with");
 }
 
 /// Ends what the journal is asked for, and gives the ends of proposals that come of it.
@@ -193,8 +201,9 @@ fn without_space_a_snapshot_makes_room_and_what_waited_goes_in() {
     journal.take(effects);
     assert!(end(&mut voter, &mut journal, Err(PersistError::NoSpace)).is_empty());
     assert!(matches!(journal.pending, Some(Effect::Snapshot { .. })));
-    assert!(end(&mut voter, &mut journal, Ok(())).is_empty());
+    // The snapshot has all that is in the log, what waits with it.
     let applied = end(&mut voter, &mut journal, Ok(()));
+    assert!(journal.pending.is_none());
     let tokens: Vec<_> = applied.iter().map(|(token, result)| (token.0, result.is_ok())).collect();
     assert_eq!(tokens, [(1, true), (2, true)], "in the order in which they were proposed");
     assert_eq!(journal.boot().map(), voter.map());
@@ -258,11 +267,11 @@ fn a_failed_journal_ends_every_proposal_and_takes_no_more() {
 fn too_many_proposals_are_refused_at_once() {
     let (mut voter, mut journal) = started();
     let mut effects = Vec::new();
-    for token in 0..=PROPOSALS_MAX as u64 + 1 {
+    for token in 0..=PROPOSALS_MAX as u64 {
         voter.propose(NOW, ProposalToken(token), create(token), &mut effects);
     }
     let refused = journal.take(effects);
-    let last = ProposalToken(PROPOSALS_MAX as u64 + 1);
+    let last = ProposalToken(PROPOSALS_MAX as u64);
     assert_eq!(refused, [(last, Err(Refusal::TooManyProposals))]);
     let mut ended = 0;
     while journal.pending.is_some() {
@@ -271,7 +280,30 @@ fn too_many_proposals_are_refused_at_once() {
         ended += journal.take(effects).len();
         voter.check();
     }
-    assert_eq!(ended, PROPOSALS_MAX + 1);
+    assert_eq!(ended, PROPOSALS_MAX);
+}
+
+#[test]
+fn many_long_proposals_at_once_go_into_appends_of_bounded_length() {
+    let (mut voter, mut journal) = started();
+    let mut effects = Vec::new();
+    for number in 0..PROPOSALS_MAX as u64 {
+        let address = format!("nbd://{}/{number}", "x".repeat(900));
+        let (name, bytes) = (format!("vm{number}"), 1 << 20);
+        let (source_bytes, unix_s) = (bytes, 0);
+        let command = Command::CreateVolumeFrom { name, bytes, address, source_bytes, unix_s };
+        voter.propose(NOW, ProposalToken(number), command, &mut effects);
+    }
+    assert!(journal.take(effects).is_empty());
+    let (mut ended, mut appends) = (0, 0);
+    while journal.pending.is_some() {
+        let mut effects = Vec::new();
+        voter.handle(NOW, journal.end(Ok(())), &mut effects);
+        ended += journal.take(effects).len();
+        appends += 1;
+    }
+    assert_eq!(ended, PROPOSALS_MAX);
+    assert!((5..50).contains(&appends), "{appends} appends");
 }
 
 #[test]
@@ -288,18 +320,67 @@ fn texts_without_end_are_bounded_before_the_log() {
     assert_eq!(journal.boot().map(), voter.map());
 }
 
+/// What a voter of before it could have fellows wrote for the first three commands.
+const OF_BEFORE: [&[u8]; 3] = [
+    &[1, 0, 1, 1, 5, 1, 0, 1, 2, 0],
+    &[1, 0, 2, 1, 9, 1, 1, 2, 5, b'a', b'l', b'p', b'h', b'a'],
+    &[1, 0, 3, 1, 5, 1, 2, 3, 2, 1],
+];
+
+fn owned(records: &[&[u8]]) -> Vec<Vec<u8>> {
+    records.iter().map(|record| record.to_vec()).collect()
+}
+
+#[test]
+fn a_journal_of_before_there_were_groups_goes_on() {
+    let mut journal = Journal { records: owned(&OF_BEFORE), ..Journal::default() };
+    let mut voter = journal.boot();
+    let (fresh, _) = started();
+    assert_eq!(voter.map(), fresh.map());
+    assert_eq!((voter.applied(), voter.status().term), (3, 1));
+    assert!(carry_out(&mut voter, &mut journal, create(1)).is_ok());
+    assert_eq!(journal.boot().map(), voter.map());
+    assert_eq!(voter.status().term, 2);
+
+    // And one that was cut, with the snapshot of before: version, index, term, state.
+    let mut snapshot = vec![1, 3, 1];
+    snapshot.extend_from_slice(&fresh.state.encode());
+    let mut journal = Journal { snapshot: Some(snapshot), ..Journal::default() };
+    let mut voter = journal.boot();
+    assert_eq!((voter.map(), voter.applied()), (fresh.map(), 3));
+    assert!(carry_out(&mut voter, &mut journal, create(1)).is_ok());
+    assert_eq!(journal.boot().map(), voter.map());
+}
+
 #[test]
 fn records_keep_their_bytes_and_foreign_ones_are_refused() {
-    let (_, journal) = started();
-    let expected: [&[u8]; 3] = [
-        &[1, 0, 1, 1, 5, 1, 0, 1, 2, 0],
-        &[1, 0, 2, 1, 9, 1, 1, 2, 5, b'a', b'l', b'p', b'h', b'a'],
-        &[1, 0, 3, 1, 5, 1, 2, 3, 2, 1],
+    let (mut voter, mut journal) = started();
+    let expected: [&[u8]; 6] = [
+        &[1, 5, 1],
+        &[1, 2, 1, 1],
+        &[1, 1, 2, 1, 2, 1, 1, 5, 1, 0, 1, 2, 0],
+        &[1, 4, 1, 2, 0],
+        &[1, 1, 3, 1, 2, 1, 2, 9, 1, 1, 2, 5, b'a', b'l', b'p', b'h', b'a'],
+        &[1, 1, 4, 1, 2, 1, 3, 5, 1, 2, 3, 2, 1],
     ];
     assert_eq!(journal.records, expected);
+    let mut effects = Vec::new();
+    voter.rewrite(NOW, &mut effects);
+    journal.take(effects);
+    assert!(end(&mut voter, &mut journal, Ok(())).is_empty());
+    let head = [
+        2, 4, 1, // version, index, term
+        1, 2, 0, 0, 0, 0, // the voters, no learners, none that come or go
+        1, 2, 2, 1, 2, 1, 3, 4, 0, // members' names, sessions, no recovery
+        1, 2, 4, 1, 0, // term, vote, agreed, instance, nothing behind
+    ];
+    let snapshot = journal.snapshot.expect("it was taken");
+    assert_eq!(snapshot[..head.len()], head);
+    assert_eq!(snapshot[head.len()..], voter.state.encode());
+
+    let expected = OF_BEFORE;
     let check = |records: &[&[u8]], expected: &str| {
-        let records: Vec<Vec<u8>> = records.iter().map(|record| record.to_vec()).collect();
-        let error = Voter::boot(None, &records).expect_err("refused");
+        let error = boot(None, &owned(records)).expect_err("refused");
         assert_eq!(error.to_string(), format!("entry {expected}"));
     };
     check(
@@ -322,4 +403,16 @@ fn records_keep_their_bytes_and_foreign_ones_are_refused() {
     check(&[&[9; 5000]], "1 of the cluster's log cannot be used: it is longer than its limit");
     let trailing = [expected[0], &[0]].concat();
     check(&[&trailing], "1 of the cluster's log cannot be used: it is malformed");
+    let again = "2 of the cluster's log cannot be used: it contradicts itself: it takes the place \
+        of what is agreed";
+    check(&[expected[0], &[1, 4, 1, 2, 1], expected[0]], again);
+    check(
+        &[expected[0], &[1, 4, 1, 2, 2]],
+        "2 of the cluster's log cannot be used: it contradicts itself: a ballot of another log",
+    );
+    check(
+        &[&[1, 5, 1], &[1, 5, 1]],
+        "1 of the cluster's log cannot be used: it contradicts itself: an instance that was there \
+        before",
+    );
 }

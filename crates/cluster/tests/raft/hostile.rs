@@ -1,0 +1,111 @@
+//! Bytes that no member would send: no panic, and nothing kept beyond the limits.
+
+use crate::world::{Dice, World};
+use cluster::{Effect, Event, Founding, Voter};
+use prost::Message as _;
+use proto::{NodeId, Time};
+use raft::eraftpb::{Entry, Message, Snapshot};
+
+/// A number that is often near another that matters.
+fn number(dice: &mut Dice) -> u64 {
+    match dice.below(8) {
+        0 => 0,
+        1 => u64::MAX - dice.below(3),
+        2 => 1 << dice.below(64),
+        3 => 40 + dice.below(20),
+        _ => dice.below(40),
+    }
+}
+
+/// Any message, well-formed for `raft`.
+fn any_message(dice: &mut Dice) -> Message {
+    let mut message = Message { msg_type: dice.below(20) as i32, ..Message::default() };
+    (message.from, message.to) = (1 + dice.below(3), 1 + dice.below(3));
+    (message.term, message.log_term) = (number(dice), dice.below(4));
+    (message.index, message.commit) = (number(dice), number(dice));
+    (message.commit_term, message.reject_hint) = (dice.below(4), number(dice));
+    message.reject = dice.percent(30);
+    if dice.percent(10) {
+        message.request_snapshot = number(dice);
+    }
+    if dice.percent(10) {
+        message.context = b"CampaignTransfer".to_vec();
+    }
+    let mut index = if dice.percent(80) { message.index } else { number(dice) };
+    for _ in 0..dice.below(4) {
+        index = index.wrapping_add(1);
+        let mut entry = Entry { index, term: message.log_term, ..Entry::default() };
+        entry.entry_type = dice.below(4) as i32;
+        if dice.percent(40) {
+            entry.data = (0..dice.below(30)).map(|_| dice.below(256) as u8).collect();
+            entry.context = (0..dice.below(4)).map(|_| dice.below(256) as u8).collect();
+        }
+        message.entries.push(entry);
+    }
+    if dice.percent(5) {
+        message.snapshot = Some(Snapshot::default());
+    }
+    message
+}
+
+fn any_bytes(dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = vec![1, 0];
+    match dice.below(10) {
+        // A piece of a snapshot: kind, term, entry, where, whether it is the last, its bytes.
+        0 => {
+            bytes.extend([2, dice.below(9) as u8, dice.below(99) as u8, dice.below(9) as u8]);
+            bytes.extend([dice.below(2) as u8, 5, 2, 1, 1, 0, 9]);
+        }
+        1 => bytes.extend([3, dice.below(9) as u8, dice.below(99) as u8, dice.below(9) as u8]),
+        // Proposals: kind, instance, number, how many, how long.
+        2 => bytes.extend([1, dice.below(4) as u8, dice.below(4) as u8, 1, 2, 1, 1]),
+        3 => bytes = (0..dice.below(40)).map(|_| dice.below(256) as u8).collect(),
+        _ => {
+            let message = any_message(dice).encode_to_vec();
+            bytes.push(0);
+            bytes.extend(postcard::to_stdvec(&message).expect("bytes"));
+        }
+    }
+    if dice.percent(10) && !bytes.is_empty() {
+        let place = dice.below(bytes.len() as u64) as usize;
+        bytes[place] ^= 1 << dice.below(8);
+    }
+    bytes
+}
+
+#[test]
+fn nothing_that_arrives_makes_a_member_panic() {
+    let world = World::settled(21, 3);
+    let mut dice = Dice(21);
+    let mut taken = 0;
+    for round in 0..400 {
+        let number = dice.below(3) as usize;
+        let (node, disk) = (world.machines[number].node, &world.machines[number].disk);
+        let snapshot = disk.snapshot.as_deref();
+        let mut voter = Voter::boot(node, Founding::Elsewhere, round, snapshot, &disk.records)
+            .expect("what it wrote itself");
+        if round % 4 == 0 {
+            voter = Voter::boot(node, Founding::Elsewhere, round, None, &[]).expect("blank");
+        }
+        let before = voter.status().term;
+        for _ in 0..150 {
+            let mut effects = Vec::new();
+            let from = NodeId(u128::from(1 + dice.below(3)));
+            let event = match dice.below(8) {
+                0 => Event::Tick,
+                _ => Event::Received { from, bytes: any_bytes(&mut dice) },
+            };
+            voter.handle(Time(0), event, &mut effects);
+            // The journal does all it is asked for.
+            while let Some(effect) = effects.pop() {
+                if let Effect::Append { request, .. } | Effect::Snapshot { request, .. } = effect {
+                    let done = Event::Persisted { request, result: Ok(()) };
+                    voter.handle(Time(0), done, &mut effects);
+                }
+            }
+            voter.check();
+        }
+        taken += usize::from(voter.status().term > before);
+    }
+    assert!(taken > 100, "hardly anything was taken for a message: {taken}");
+}
