@@ -104,6 +104,11 @@ fn broken() -> Vec<(Guard, Bounds, &'static str)> {
             DIFFER,
         ),
         (Guard::NewestAttempt, Bounds { writes: 2, attempts: 2, ..alone.clone() }, DIFFER),
+        (
+            Guard::NewStampAfterLoss,
+            Bounds { writes: 2, power_cuts: 2, ..alone },
+            "equal stamps, other content",
+        ),
         (Guard::ConfigurationOfSettle, changed, DIFFER),
     ]
 }

@@ -70,12 +70,14 @@ pub enum Guard {
     SettledPointIsStable,
     /// What one attempt to change the members installs is refused after a later one has begun.
     NewestAttempt,
+    /// What was in flight when acknowledged writes before it were lost is sent again as a new write.
+    NewStampAfterLoss,
     /// A settled object is settled under a configuration that is not refused.
     ConfigurationOfSettle,
 }
 
 /// All of them.
-pub const GUARDS: [Guard; 15] = [
+pub const GUARDS: [Guard; 16] = [
     Guard::PromiseWait,
     Guard::PromiseWaitAfterReopening,
     Guard::PromiseWaitBeforeRefusal,
@@ -90,6 +92,7 @@ pub const GUARDS: [Guard; 15] = [
     Guard::EvidenceOfReopened,
     Guard::SettledPointIsStable,
     Guard::NewestAttempt,
+    Guard::NewStampAfterLoss,
     Guard::ConfigurationOfSettle,
 ];
 

@@ -157,10 +157,9 @@ impl Protocol {
                     actions.push(Action::Promise { disk: at });
                 }
             }
-            if it.phase == Phase::Opening && disk.fence <= generation {
-                if disk.peer[session].answer.is_none() {
-                    actions.push(Action::Fence { session, disk: at });
-                }
+            let is_asked = disk.peer[session].answer.is_none() && disk.fence <= generation;
+            if it.phase == Phase::Opening && is_asked {
+                actions.push(Action::Fence { session, disk: at });
             }
             let refuses = self.guards(Guard::ConfigurationOfSettle) && disk.refused >= it.number;
             if it.chosen.is_some() && disk.fence == generation && !refuses {
@@ -313,10 +312,10 @@ impl Protocol {
                 disk.has_promised &= self.guards(Guard::PromiseWaitAfterReopening);
             }
             Action::Attempt { wanted } => {
-                if let Some(Attempt { from, chosen: Some(chosen) }) = state.attempt {
-                    if !self.guards(Guard::NewestAttempt) {
-                        state.forsaken.push((state.attempts, from, chosen));
-                    }
+                if let Some(Attempt { from, chosen: Some(chosen) }) = state.attempt
+                    && !self.guards(Guard::NewestAttempt)
+                {
+                    state.forsaken.push((state.attempts, from, chosen));
                 }
                 state.attempts += 1;
                 state.attempt = Some(Attempt { from: state.number, chosen: None });
@@ -481,8 +480,13 @@ impl Protocol {
         if it.phase != Phase::Open {
             return;
         }
-        // What is lost of it is lost: the guest hears of that with its next flush.
+        // What is lost of it is lost: the guest hears of that with its next flush. Somebody may
+        // have what came after it, though, and by the old stamps that would be the same.
+        let lost = it.shown & !content.writes;
         it.shown &= content.writes;
+        if lost != 0 && self.guards(Guard::NewStampAfterLoss) {
+            return;
+        }
         // What was in flight is everywhere, or is sent again.
         let mut last = content.stamp;
         for write in items(in_flight) {
