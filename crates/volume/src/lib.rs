@@ -10,6 +10,7 @@
 //! ([`Effect::Fenced`]).
 #![forbid(unsafe_code)]
 
+mod closing;
 mod event;
 mod flatten;
 mod locks;

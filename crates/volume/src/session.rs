@@ -1,5 +1,6 @@
 //! The machine that serves one attached volume.
 
+use crate::closing::{Closing, being_closed};
 use crate::event::{Effect, Event, Waiting};
 use crate::flatten::Flatten;
 use crate::locks::Locks;
@@ -13,9 +14,8 @@ use crate::switch::Switch;
 use crate::work::{Stage, Task, Work, prefetched_bytes, status_bytes};
 use cluster::Map;
 use proto::limits::{
-    CLOSE_STALLED_MS_MAX, FLATTEN_PIECES_MAX, MEMBER_REQUEST_BLOCKS_MAX, REQUEST_BYTES_MAX,
-    REQUEST_PIECES_MAX, SESSION_BYTES_MAX, SESSION_PIECES_MAX, SESSION_REQUESTS_MAX,
-    STATUS_OBJECTS_MAX,
+    FLATTEN_PIECES_MAX, MEMBER_REQUEST_BLOCKS_MAX, REQUEST_BYTES_MAX, REQUEST_PIECES_MAX,
+    SESSION_BYTES_MAX, SESSION_PIECES_MAX, SESSION_REQUESTS_MAX, STATUS_OBJECTS_MAX,
 };
 use proto::{
     BLOCK_SIZE, BlockRange, Duration, Generation, LayerId, OBJECT_SIZE, Payload, Time, VolumeId,
@@ -44,9 +44,9 @@ pub struct Session {
     pub(crate) coordinator: Coordinator,
     pub(crate) life: Life,
     /// Since when the session is closing.
-    closing: Option<Closing>,
+    pub(crate) closing: Option<Closing>,
     /// Requests that are not in work yet, in order.
-    inbox: VecDeque<Arrival>,
+    pub(crate) inbox: VecDeque<Arrival>,
     /// Requests that wait for a source and hold no place.
     pub(crate) shelf: Shelf,
     pub(crate) works: Slots<Work>,
@@ -61,19 +61,19 @@ pub struct Session {
     /// Works that have pieces to send, each once.
     pub(crate) runnable: VecDeque<u64>,
     /// Bytes that the works hold at most.
-    bytes: usize,
+    pub(crate) bytes: usize,
     pub(crate) shrink: Shrink,
     pub(crate) switch: Switch,
     pub(crate) flatten: Flatten,
     /// Zeros for one piece, once they were needed.
     zeros: Option<Payload>,
     /// What the coordinator wants done, and a spare list.
-    scratch: Vec<replica::Effect>,
+    pub(crate) scratch: Vec<replica::Effect>,
     spare: Vec<replica::Effect>,
     /// Works whose lock was granted.
     granted: Vec<u64>,
     /// Number of the next work.
-    next: u64,
+    pub(crate) next: u64,
     /// Requests accepted and completed.
     accepted: u64,
     completed: u64,
@@ -87,15 +87,6 @@ pub(crate) enum Life {
     /// A newer attachment exists.
     Fenced,
     Closed,
-}
-
-/// A session on its way out.
-#[derive(Debug)]
-struct Closing {
-    /// When to look whether it is worth waiting any longer.
-    look_at: Time,
-    /// Whether the last flush has been asked for.
-    flushing: bool,
 }
 
 /// An object request under way.
@@ -701,7 +692,7 @@ impl Session {
     }
 
     /// Brings a work to its next stage if this one is over.
-    fn advance(&mut self, number: u64, effects: &mut Vec<Effect>) {
+    pub(crate) fn advance(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let work = self.works.at_mut(number).expect("it is in work");
         let stage = work.stage;
         match stage {
@@ -803,7 +794,7 @@ impl Session {
     }
 
     /// Does what the coordinator wants until it wants nothing more.
-    fn drive(&mut self, effects: &mut Vec<Effect>) {
+    pub(crate) fn drive(&mut self, effects: &mut Vec<Effect>) {
         self.carry_out(effects);
         loop {
             if self.sources.len() == 0 {
@@ -897,113 +888,6 @@ impl Session {
             self.give_up(effects);
         }
     }
-
-    // -- the end --
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.is_some()
-    }
-
-    fn begin_closing(&mut self, effects: &mut Vec<Effect>) {
-        if self.closing.is_some() || self.life == Life::Closed {
-            return;
-        }
-        let look_at = self.now + Duration::from_millis(CLOSE_STALLED_MS_MAX);
-        self.closing = Some(Closing { look_at, flushing: false });
-        if self.life == Life::Opening {
-            // Nothing has been done for the guest yet, and the next session fences anew.
-            self.give_up(effects);
-            return;
-        }
-        // What a shrink left stays in the map: the next session goes on with it.
-        self.abandon_shrink(effects);
-        self.advance_flatten(effects);
-        // Who asked is gone, and gigabytes of zeros would keep the next one waiting.
-        for Arrival { request, .. } in std::mem::take(&mut self.inbox) {
-            self.complete(request.id, Err(being_closed()), effects);
-        }
-        self.tend_shelf(effects);
-        let unsent: Vec<u64> =
-            self.works.iter().filter(|(_, work)| !work.is_sent()).map(|(at, _)| at).collect();
-        // All first: the end of one must not begin the next.
-        for &number in &unsent {
-            self.works.at_mut(number).expect("listed just now").abandon(being_closed());
-        }
-        for number in unsent {
-            self.abandon(number, effects);
-        }
-    }
-
-    /// A work is given up: what is under way ends it.
-    pub(crate) fn abandon(&mut self, number: u64, effects: &mut Vec<Effect>) {
-        let Some(work) = self.works.at_mut(number) else { return };
-        work.abandon(being_closed());
-        if work.stage == Stage::Body {
-            self.advance(number, effects);
-        }
-    }
-
-    /// Flushes once all requests have ended, then closes.
-    fn advance_closing(&mut self, effects: &mut Vec<Effect>) {
-        let Some(closing) = &mut self.closing else { return };
-        if self.life == Life::Closed || !self.works.is_empty() || !self.inbox.is_empty() {
-            return;
-        }
-        if self.life == Life::Open && !self.read_only && !closing.flushing {
-            closing.flushing = true;
-            let nothing = Range { offset: 0, length: 0 };
-            let work = Work::new(None, Task::LastFlush, nothing, false, self.now, self.next);
-            self.begin(work, effects);
-            self.drive(effects);
-            return;
-        }
-        self.life = Life::Closed;
-        effects.push(Effect::Closed);
-    }
-
-    /// Closes without what is not done: the disks that it takes are out of service, and nobody is
-    /// left to wait for them. What was not acknowledged may or may not have been done.
-    fn give_up(&mut self, effects: &mut Vec<Effect>) {
-        let obstacle = self.coordinator.obstacle().unwrap_or_default();
-        let error = Error::Io(format!("the volume was closed while it waited for {obstacle}"));
-        let mut ids: Vec<(u64, Option<RequestId>)> =
-            self.works.iter().map(|(_, work)| (work.number, work.id)).collect();
-        ids.sort_unstable_by_key(|(number, _)| *number);
-        let waiting = self.inbox.drain(..).map(|arrival| arrival.request.id);
-        let shelved = self.shelf.clear().into_iter().map(|request| request.id);
-        let works = ids.into_iter().filter_map(|(_, id)| id);
-        let ids: Vec<_> = works.chain(shelved).chain(waiting).collect();
-        for id in ids {
-            self.complete(id, Err(error.clone()), effects);
-        }
-        self.works = Slots::default();
-        self.pieces = Slots::default();
-        self.follows = Slots::default();
-        self.sources.clear();
-        self.switch.held.clear();
-        self.locks = Locks::default();
-        self.runnable.clear();
-        self.scratch.clear();
-        self.bytes = 0;
-        self.life = Life::Closed;
-        effects.push(Effect::Closed);
-    }
-}
-
-impl Session {
-    /// What ends requests that are given up with the session.
-    pub(crate) fn error_of_the_end(&self) -> Error {
-        match self.life {
-            Life::Fenced => Error::Fenced,
-            _ => being_closed(),
-        }
-    }
-}
-
-pub(crate) const BEING_CLOSED: &str = "the volume is being closed; attach it again";
-
-fn being_closed() -> Error {
-    Error::Io(BEING_CLOSED.into())
 }
 
 /// Zeros for one piece of data.

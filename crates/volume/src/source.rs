@@ -3,9 +3,10 @@
 //! for again, and are given up when the session ends. Nothing is ever taken for zeros but what the
 //! source itself said is.
 
+use crate::closing::BEING_CLOSED;
 use crate::event::{Effect, SourceAnswer, SourceToken};
 use crate::origin::Follow;
-use crate::session::{BEING_CLOSED, Life, Role, Session};
+use crate::session::{Life, Role, Session};
 use cluster::Origin;
 use proto::limits::{MEMBER_REQUEST_BLOCKS_MAX, SOURCE_PIECES_MAX, SOURCE_RETRY_MS};
 use proto::{

@@ -1,10 +1,10 @@
 //! The replication protocol of one object, as a model: what disks keep, what sessions believe, what
 //! is agreed, and every order in which messages, crashes and changes of the members can meet.
 //!
-//! It says nothing of bytes, time or placement. A *write* is a number in order of issue, the content
-//! of an object the set of writes it shows, and its stamp the last of them. Everything sent stays
-//! deliverable for ever, in any order and any number of times; a message that is lost is one that is
-//! never delivered. What is agreed by Raft is one step.
+//! It says nothing of bytes, time or placement. A *write* is a number in order of issue, the
+//! content of an object the set of writes it shows, and its stamp the last of them. Everything sent
+//! stays deliverable for ever, in any order and any number of times; a message that is lost is one
+//! that is never delivered. What is agreed by Raft is one step.
 
 mod steps;
 
@@ -70,7 +70,7 @@ pub enum Guard {
     SettledPointIsStable,
     /// What one attempt to change the members installs is refused after a later one has begun.
     NewestAttempt,
-    /// What was in flight when acknowledged writes before it were lost is sent again as a new write.
+    /// What was in flight when acknowledged writes were lost is sent again as new writes.
     NewStampAfterLoss,
     /// A settled object is settled under a configuration that is not refused.
     ConfigurationOfSettle,
@@ -307,7 +307,7 @@ pub struct State {
     begun_with: Content,
     attempts: u8,
     attempt: Option<Attempt>,
-    /// What former attempts, by number and the configuration they began from, have still to install.
+    /// What former attempts have still to install: their number, the configuration they began from.
     forsaken: Vec<(u8, u8, Chosen)>,
     restarts: u8,
     power_cuts: u8,
