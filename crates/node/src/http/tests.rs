@@ -432,7 +432,7 @@ fn idle_connections_keep_no_administrator_waiting() {
         let asked = Instant::now();
         assert_eq!(rig.get("/v1/node").0, 200);
         let took = asked.elapsed();
-        assert!(took < Duration::from_secs(1), "the administrator waited {took:?}");
+        assert!(took < Duration::from_secs(5), "the administrator waited {took:?}");
         idle.push(sit(idle.len()));
     }
 }
