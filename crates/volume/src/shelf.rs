@@ -1,7 +1,8 @@
 //! Requests that must wait for a source that is slow or away, beyond the share of a session's
 //! limits that such requests have: they are put off, hold nothing but what their front holds of
-//! them, and come back in the order of their arrival when there is room in that share. So what the
-//! source has nothing to do with goes on, however much waits for it.
+//! them, and come back in the order of their arrival when there is room in that share. The first of
+//! them has a claim to that before all that came after it. So what the source has nothing to do
+//! with goes on, however much waits for it, and what waits does not do so for ever.
 //!
 //! What overlaps a request that waits, if one of both changes something, waits behind it, as
 //! everywhere: when that is put off it is put off too, and what comes later likewise.
@@ -167,7 +168,14 @@ impl Session {
         waiting.sort_unstable();
         let mut share = Share::default();
         let mut excess = Vec::new();
-        for (_, number, pieces) in waiting {
+        let shelved = self.shelf.entries.first_key_value();
+        let mut shelved = shelved.map(|(order, entry)| (*order, entry.bytes, entry.pieces));
+        for (order, number, pieces) in waiting {
+            // The oldest one without a place has a claim: else those that came later, and need
+            // less, would take what becomes free, for ever.
+            if let Some((_, bytes, pieces)) = shelved.take_if(|(earlier, ..)| *earlier < order) {
+                share.add(bytes, pieces);
+            }
             let work = self.works.at(number).expect("listed just now");
             if !work.put_off && share.has_room(self.shelf.most, work.bytes(), pieces) {
                 share.add(work.bytes(), pieces);
@@ -259,14 +267,16 @@ impl Session {
     /// Takes back what there is room for.
     fn take_back(&mut self, effects: &mut Vec<Effect>) -> bool {
         let mut any = false;
-        while let Some((_, entry)) = self.shelf.entries.first_key_value() {
-            // What is being put off just now may come before it.
-            if self.shelf.leaving > 0 || self.has_returned() {
+        while let Some((order, entry)) = self.shelf.entries.first_key_value() {
+            // What is being put off just now may come before it. It does not wait for what comes
+            // after it: of that there may always be more.
+            let is_before = |work: &Work| work.put_off && work.order < *order;
+            if self.works.iter().any(|(_, work)| is_before(work)) || self.has_returned() {
                 break;
             }
             let mut share = Share::default();
             let waiting: BTreeMap<u64, usize> = self.sources.asked_by_guests().collect();
-            for (number, work) in self.works.iter() {
+            for (number, work) in self.works.iter().filter(|(_, work)| !work.put_off) {
                 let pieces = waiting.get(&number).copied().unwrap_or(0).max(work.pieces);
                 if pieces > 0 {
                     share.add(work.bytes(), pieces);

@@ -499,3 +499,64 @@ fn what_is_being_put_off_is_not_overtaken_by_what_comes_before_it_has_left() {
     world.close();
     world.check_snapshots();
 }
+
+/// A long read that was put off never found room beside short ones that came after it, as there
+/// was always one.
+#[test]
+fn a_long_request_that_was_put_off_comes_back_whatever_comes_after_it() {
+    let mut world = world();
+    world.session.shelf.most.bytes = 4 * BLOCK_SIZE;
+    world.read(4096, 24);
+    ask_disks(&mut world);
+    world.read(5000, 32);
+    ask_disks(&mut world);
+    assert_eq!(world.session.shelf.len(), 1);
+    let long = RequestId(world.next);
+    for number in 0..20 {
+        // Each waits until the next one does.
+        let first = 6000 + number * 8;
+        world.read(first, 8);
+        ask_disks(&mut world);
+        let questions = std::mem::take(&mut world.source.questions).into_iter();
+        let (last, others) = questions.partition(|question| question.offset == first * SECTOR);
+        world.source.questions = others;
+        while !world.source.questions.is_empty() {
+            world.deliver_source();
+        }
+        world.source.questions.extend::<Vec<_>>(last);
+        ask_disks(&mut world);
+    }
+    assert!(!world.open.contains_key(&long), "it waits for ever");
+    world.settle();
+    world.close();
+}
+
+/// One that had been put off waited for all that were being put off, also those that came after it:
+/// of these there may always be one.
+#[test]
+fn what_was_put_off_comes_back_before_what_came_after_it_has_left() {
+    let mut world = world();
+    world.write(8, 8, false);
+    world.settle();
+    world.session.shelf.most.requests = 1;
+    for first in [4096, 5000] {
+        world.read(first, 8);
+        ask_disks(&mut world);
+    }
+    assert_eq!(world.session.shelf.len(), 1);
+    // One edge in the source, and one that the disk has.
+    world.write(3, 8, false);
+    let tail = world.disk.questions.pop_back().expect("two edges");
+    ask_disks(&mut world);
+    assert_eq!((world.session.works.len(), world.session.shelf.len()), (2, 1));
+    world.deliver_source();
+    ask_disks(&mut world);
+    world.deliver_source();
+    assert_eq!(world.open.len(), 1, "both reads have ended");
+    world.disk.questions.push_back(tail);
+    world.settle();
+    world.read(0, 64);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
