@@ -362,10 +362,9 @@ impl Session {
             let (task, fua) = task(request.operation);
             let mut work = Work::new(Some(id), task, range, fua, since, self.next);
             (work.order, work.pieces) = (order, pieces);
-            match self.waits_behind(work.lock()) {
-                // What comes back was the first of those that wait.
-                Some(source) if pieces == 0 => self.shelf.put(work, source),
-                _ => {
+            match self.waits_behind(&work) {
+                Some(source) => self.shelf.put(work, source),
+                None => {
                     self.begin(work, effects);
                 }
             }
@@ -759,6 +758,7 @@ impl Session {
         }
         let mut work = self.works.remove(number).expect("it is in work");
         self.bytes -= work.bytes();
+        self.shelf.ended(&work);
         if work.put_off {
             work.error = Some(self.error_of_the_end());
         }

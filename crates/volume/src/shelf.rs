@@ -1,7 +1,8 @@
 //! Requests that must wait for a source that is slow or away, beyond the share of a session's
 //! limits that such requests have: they are put off, hold nothing but what their front holds of
-//! them, and come back in the order of their arrival when there is room in that share. So what the
-//! source has nothing to do with goes on, however much waits for it.
+//! them, and come back in the order of their arrival when there is room in that share. The first of
+//! them has a claim to that before all that came after it. So what the source has nothing to do
+//! with goes on, however much waits for it, and what waits does not do so for ever.
 //!
 //! What overlaps a request that waits, if one of both changes something, waits behind it, as
 //! everywhere: when that is put off it is put off too, and what comes later likewise.
@@ -39,10 +40,12 @@ pub(crate) struct Arrival {
 /// What was put off, by the order of arrival.
 ///
 /// Invariant: whatever comes before one of these and overlaps it, if one of both changes something,
-/// is one of these too, or in work.
+/// is one of these too, or in work, or the first in the inbox, as it comes back.
 #[derive(Debug, Default)]
 pub(crate) struct Shelf {
     entries: BTreeMap<u64, Entry>,
+    /// How many works are being put off.
+    leaving: usize,
     /// What may wait for sources and hold a place.
     pub(crate) most: Most,
 }
@@ -91,6 +94,11 @@ impl Shelf {
     /// Takes out everything, in order.
     pub(crate) fn clear(&mut self) -> Vec<Request> {
         std::mem::take(&mut self.entries).into_values().map(|entry| entry.request).collect()
+    }
+
+    /// A work has ended, or left: it is not being put off any more.
+    pub(crate) fn ended(&mut self, work: &Work) {
+        self.leaving -= usize::from(work.put_off);
     }
 
     pub(crate) fn put(&mut self, work: Work, source: LayerId) {
@@ -160,7 +168,14 @@ impl Session {
         waiting.sort_unstable();
         let mut share = Share::default();
         let mut excess = Vec::new();
-        for (_, number, pieces) in waiting {
+        let shelved = self.shelf.entries.first_key_value();
+        let mut shelved = shelved.map(|(order, entry)| (*order, entry.bytes, entry.pieces));
+        for (order, number, pieces) in waiting {
+            // The oldest one without a place has a claim: else those that came later, and need
+            // less, would take what becomes free, for ever.
+            if let Some((_, bytes, pieces)) = shelved.take_if(|(earlier, ..)| *earlier < order) {
+                share.add(bytes, pieces);
+            }
             let work = self.works.at(number).expect("listed just now");
             if !work.put_off && share.has_room(self.shelf.most, work.bytes(), pieces) {
                 share.add(work.bytes(), pieces);
@@ -180,11 +195,15 @@ impl Session {
     fn put_off(&mut self, number: u64, pieces: usize, effects: &mut Vec<Effect>) {
         // It may have ended with one before it.
         let Some(source) = self.sources.awaited_by(number) else { return };
-        self.put_off_behind(number, source, effects);
         let work = self.works.at_mut(number).expect("its questions belong to it");
         // One that has failed already is not begun again.
-        work.put_off |= work.error.is_none();
+        if work.error.is_none() && !work.put_off {
+            work.put_off = true;
+            self.shelf.leaving += 1;
+        }
         work.source = source;
+        self.put_off_behind(number, source, effects);
+        let work = self.works.at_mut(number).expect("its questions belong to it");
         work.pieces = work.pieces.max(pieces);
         work.abandon(Error::Io("it was put off".into()));
         self.give_up_questions(number, effects);
@@ -211,45 +230,53 @@ impl Session {
     /// A guest's work holds nothing any more, and comes back later.
     pub(crate) fn shelve(&mut self, number: u64, source: LayerId) {
         let work = self.works.remove(number).expect("it is in work");
+        self.shelf.ended(&work);
         self.release_bytes(work.bytes());
         self.shelf.put(work, source);
     }
 
-    /// The source that what touches these blocks has to wait for, as something does that came
-    /// before it.
-    pub(crate) fn waits_behind(&self, lock: Option<(u64, u64, bool)>) -> Option<LayerId> {
-        let (first, end, exclusive) = lock?;
-        if self.shelf.entries.is_empty() && self.sources.len() == 0 {
+    /// The source that a work has to wait for before it begins, as something does that came before
+    /// it and that it must not overtake.
+    pub(crate) fn waits_behind(&self, work: &Work) -> Option<LayerId> {
+        let (first, end, exclusive) = work.lock()?;
+        let shelf = &self.shelf;
+        if shelf.entries.is_empty() && shelf.leaving == 0 && self.sources.len() == 0 {
             return None;
         }
         let conflicts = |other: Option<(u64, u64, bool)>| {
             other.is_some_and(|(from, to, other)| (exclusive || other) && from < end && first < to)
         };
-        let mut shelved = self.shelf.entries.values();
+        let mut shelved = shelf.entries.range(..work.order).map(|(_, entry)| entry);
         if let Some(entry) = shelved.find(|entry| conflicts(entry.lock)) {
             return Some(entry.source);
         }
-        // Those in work that are being put off, or wait for a source that does not answer.
-        let away = self.sources.in_trouble();
-        let mut works = self.works.iter().filter(|(_, work)| work.id.is_some());
-        let (number, work) = works.find(|(number, work)| {
-            (work.put_off || away.contains(number)) && conflicts(work.lock())
+        // Those in work that are being put off, or wait for a source that does not answer. What
+        // comes back was the first of those that wait and has a place behind the latter.
+        let away = match work.pieces {
+            0 => self.sources.in_trouble(),
+            _ => BTreeSet::new(),
+        };
+        let earlier = |other: &Work| other.id.is_some() && other.order < work.order;
+        let mut works = self.works.iter().filter(|(_, other)| earlier(other));
+        let (number, other) = works.find(|(number, other)| {
+            (other.put_off || away.contains(number)) && conflicts(other.lock())
         })?;
-        self.sources.awaited_by(number).or(Some(work.source))
+        self.sources.awaited_by(number).or(Some(other.source))
     }
 
     /// Takes back what there is room for.
     fn take_back(&mut self, effects: &mut Vec<Effect>) -> bool {
         let mut any = false;
-        while let Some((_, entry)) = self.shelf.entries.first_key_value() {
-            // What is being put off just now may come before it.
-            let is_leaving = self.works.iter().any(|(_, work)| work.put_off);
-            if is_leaving || self.has_returned() {
+        while let Some((order, entry)) = self.shelf.entries.first_key_value() {
+            // What is being put off just now may come before it. It does not wait for what comes
+            // after it: of that there may always be more.
+            let is_before = |work: &Work| work.put_off && work.order < *order;
+            if self.works.iter().any(|(_, work)| is_before(work)) || self.has_returned() {
                 break;
             }
             let mut share = Share::default();
             let waiting: BTreeMap<u64, usize> = self.sources.asked_by_guests().collect();
-            for (number, work) in self.works.iter() {
+            for (number, work) in self.works.iter().filter(|(_, work)| !work.put_off) {
                 let pieces = waiting.get(&number).copied().unwrap_or(0).max(work.pieces);
                 if pieces > 0 {
                     share.add(work.bytes(), pieces);
@@ -280,6 +307,8 @@ impl Session {
                 |work: &Work| work.id.is_some() && work.order > *order && conflicts(entry, work);
             assert!(!works.any(overtakes), "something overtakes {entry:?}");
         }
+        let leaving = self.works.iter().filter(|(_, work)| work.put_off).count();
+        assert_eq!(leaving, self.shelf.leaving, "works that are being put off");
         let is_open = self.life == Life::Open && !self.is_closing();
         let waiting: BTreeSet<u64> =
             self.sources.asked_by_guests().map(|(number, _)| number).collect();

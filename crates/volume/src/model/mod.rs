@@ -27,6 +27,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const SECTOR: u64 = 512;
+/// What waits for sources may hold so much for each request, where their number is limited: less
+/// than long ones take.
+const SHARE_BYTES: usize = 8 * BLOCK_SIZE;
 const READER: View = View::Head { read_only: true };
 const NODE: NodeId = NodeId(2);
 const DISK: DiskId = DiskId(3);
@@ -164,7 +167,9 @@ impl World {
         let map = Arc::clone(&self.map);
         self.session = Session::open(self.now, volume, generation, view, map, &mut effects);
         if let Some(requests) = self.share {
-            self.session.shelf.most.requests = requests;
+            let bytes = requests * SHARE_BYTES;
+            let most = &mut self.session.shelf.most;
+            (most.requests, most.bytes) = (requests, bytes);
         }
         self.take(effects);
     }

@@ -2,7 +2,9 @@
 
 use super::*;
 use proto::OBJECT_SIZE;
-use proto::limits::{SESSION_REQUESTS_MAX, SOURCE_PIECES_MAX, SOURCE_WAITING_REQUESTS_MAX};
+use proto::limits::{
+    SESSION_REQUESTS_MAX, SOURCE_PIECES_MAX, SOURCE_RETRY_MS, SOURCE_WAITING_REQUESTS_MAX,
+};
 
 const CALM: Faults = Faults { busy: 0, no_space: 0, corrupt: 0 };
 const OBJECT_SECTORS: u64 = OBJECT_SIZE as u64 / SECTOR;
@@ -420,4 +422,141 @@ fn long_reads_that_wait_for_a_source_leave_room_in_memory() {
     rest(&mut world, 100);
     assert!(world.closed && world.open.is_empty());
     world.abandoned = false;
+}
+
+/// Asks the disk, and answers all that it is asked; the source answers nothing.
+fn ask_disks(world: &mut World) {
+    while !world.disk.questions.is_empty() || !world.disk.answers.is_empty() {
+        world.disk.step(&mut world.random);
+        world.deliver();
+    }
+}
+
+/// A write that came back from those put off found no room in work; when it had some, it went
+/// before an earlier one that had been put off once more meanwhile, and that one's content stayed.
+#[test]
+fn what_comes_back_and_finds_no_room_does_not_overtake_what_is_put_off_again() {
+    let mut world = World::new(1, 8 << 20, CALM);
+    world.settle();
+    world.close();
+    world.create_from_source(12 << 20, 1 << 20);
+    world.settle();
+    world.source.down = Some("gone");
+    // Blocks 0..8 with an edge in the source; 4..12; 8..16.
+    world.write(3, 61, false);
+    ask_disks(&mut world);
+    world.write(32, 64, false);
+    world.write(64, 64, false);
+    // The rest of the places, and one more.
+    for _ in 0..SESSION_REQUESTS_MAX - 2 {
+        let what = What::Status { first: 4096, sectors: 8 };
+        world.request(4096, 8, Operation::Status, what, None);
+    }
+    assert_eq!(world.session.works.len(), SESSION_REQUESTS_MAX);
+    // Both are put off; the first one comes back, and the last one finds no place.
+    world.deliver_source();
+    assert!(world.session.has_returned());
+    assert_eq!((world.session.works.len(), world.session.shelf.len()), (SESSION_REQUESTS_MAX, 0));
+    // The first one is put off again.
+    world.pass(Duration::from_millis(SOURCE_RETRY_MS));
+    world.deliver_source();
+    assert!(world.session.has_returned());
+    assert_eq!(world.session.shelf.len(), 1);
+    ask_disks(&mut world);
+    assert_eq!(world.open.len(), 3);
+    world.source.down = None;
+    world.settle();
+    world.read(0, 256);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
+
+/// A write that was being put off, and that nothing else waited with, was overtaken by what came
+/// before it had left.
+#[test]
+fn what_is_being_put_off_is_not_overtaken_by_what_comes_before_it_has_left() {
+    let mut world = world();
+    world.write(8, 8, false);
+    world.settle();
+    world.session.shelf.most.requests = 1;
+    world.read(4096, 8);
+    ask_disks(&mut world);
+    // Blocks 0 and 1: one edge in the source, and one that the disk has.
+    world.write(3, 8, false);
+    assert_eq!(world.disk.questions.len(), 2);
+    let tail = world.disk.questions.pop_back().expect("just seen");
+    ask_disks(&mut world);
+    world.deliver_source();
+    assert_eq!((world.open.len(), world.session.shelf.len()), (1, 0));
+    assert_eq!((world.source.questions.len(), world.session.works.len()), (0, 1));
+    world.write(0, 16, false);
+    world.disk.questions.push_back(tail);
+    ask_disks(&mut world);
+    world.settle();
+    world.read(0, 64);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
+
+/// A long read that was put off never found room beside short ones that came after it, as there
+/// was always one.
+#[test]
+fn a_long_request_that_was_put_off_comes_back_whatever_comes_after_it() {
+    let mut world = world();
+    world.session.shelf.most.bytes = 4 * BLOCK_SIZE;
+    world.read(4096, 24);
+    ask_disks(&mut world);
+    world.read(5000, 32);
+    ask_disks(&mut world);
+    assert_eq!(world.session.shelf.len(), 1);
+    let long = RequestId(world.next);
+    for number in 0..20 {
+        // Each waits until the next one does.
+        let first = 6000 + number * 8;
+        world.read(first, 8);
+        ask_disks(&mut world);
+        let questions = std::mem::take(&mut world.source.questions).into_iter();
+        let (last, others) = questions.partition(|question| question.offset == first * SECTOR);
+        world.source.questions = others;
+        while !world.source.questions.is_empty() {
+            world.deliver_source();
+        }
+        world.source.questions.extend::<Vec<_>>(last);
+        ask_disks(&mut world);
+    }
+    assert!(!world.open.contains_key(&long), "it waits for ever");
+    world.settle();
+    world.close();
+}
+
+/// One that had been put off waited for all that were being put off, also those that came after it:
+/// of these there may always be one.
+#[test]
+fn what_was_put_off_comes_back_before_what_came_after_it_has_left() {
+    let mut world = world();
+    world.write(8, 8, false);
+    world.settle();
+    world.session.shelf.most.requests = 1;
+    for first in [4096, 5000] {
+        world.read(first, 8);
+        ask_disks(&mut world);
+    }
+    assert_eq!(world.session.shelf.len(), 1);
+    // One edge in the source, and one that the disk has.
+    world.write(3, 8, false);
+    let tail = world.disk.questions.pop_back().expect("two edges");
+    ask_disks(&mut world);
+    assert_eq!((world.session.works.len(), world.session.shelf.len()), (2, 1));
+    world.deliver_source();
+    ask_disks(&mut world);
+    world.deliver_source();
+    assert_eq!(world.open.len(), 1, "both reads have ended");
+    world.disk.questions.push_back(tail);
+    world.settle();
+    world.read(0, 64);
+    world.settle();
+    world.close();
+    world.check_snapshots();
 }
