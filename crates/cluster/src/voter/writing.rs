@@ -256,6 +256,8 @@ impl Voter {
                 units
             }
             InFlight::Snapshot { units, applied } => {
+                // What waited went in with it: the next time it may help again.
+                self.writing.squeezed &= units == 0;
                 // Others may be a little behind and need no snapshot then.
                 let kept = if self.is_alone() { 0 } else { LOG_ENTRIES_KEPT };
                 self.durable.compact(applied, kept);
