@@ -328,6 +328,32 @@ fn texts_without_end_are_bounded_before_the_log() {
     assert_eq!(journal.boot().map(), voter.map());
 }
 
+/// A member that waits for a snapshot is given this one, in one piece of a leader in this term; its
+/// term then, and whether it has the state.
+fn received(voter: &Voter, head_term: u64, chunk_term: u64, index: u64) -> (u64, bool) {
+    let ballot = HardState::default();
+    let bytes = voter.encode_snapshot(head_term, &ballot, 0, &Log::default());
+    let chunk = message::Chunk { term: chunk_term, index, offset: 0, last: true, bytes };
+    let bytes = message::Body::Chunk(chunk).encode(0);
+    let mut other = Voter::boot(NODE, Founding::Elsewhere, 1, None, &[]).expect("nothing is there");
+    let mut effects = Vec::new();
+    other.handle(NOW, Event::Received { from: NodeId(7), bytes }, &mut effects);
+    (other.status().term, effects.iter().any(|one| matches!(one, Effect::Snapshot { .. })))
+}
+
+#[test]
+fn a_snapshot_from_far_beyond_all_counting_is_not_taken() {
+    let (voter, _) = started();
+    let (most, index) = (1 << 62, voter.applied());
+    assert_eq!(received(&voter, 1, 9, index), (9, true));
+    assert_eq!(received(&voter, most, most, index), (most, true));
+    for (head_term, chunk_term, index) in
+        [(1, most + 1, index), (1, u64::MAX, index), (most + 1, 9, index), (1, 9, most + 1)]
+    {
+        assert_eq!(received(&voter, head_term, chunk_term, index), (0, false));
+    }
+}
+
 /// What a voter of before it could have fellows wrote for the first three commands.
 const OF_BEFORE: [&[u8]; 3] = [
     &[1, 0, 1, 1, 5, 1, 0, 1, 2, 0],

@@ -303,7 +303,12 @@ impl Voter {
         self.let_another_lead_at_once(effects);
         self.writing.units.clear();
         self.sending.stop();
-        refuse(std::mem::take(&mut self.courier.pending), &error, effects);
+        let (unknown, refused) = self.courier.give_up();
+        effects.extend(unknown.into_iter().map(|Pending { token, .. }| Effect::Applied {
+            token,
+            result: Err(Refusal::OutcomeUnknown),
+        }));
+        refuse(refused, &error, effects);
         self.writing.failed = Some(error);
     }
 
