@@ -4,7 +4,7 @@ use crate::world::{Dice, Disk, World};
 use cluster::{Effect, Event, Founding, Voter};
 use prost::Message as _;
 use proto::{NodeId, Time};
-use raft::eraftpb::{Entry, Message, Snapshot};
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 
 /// A number that is often near another that matters.
 fn number(dice: &mut Dice) -> u64 {
@@ -74,6 +74,17 @@ fn any_bytes(dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
+/// A leader that goes calls the member to lead, in the member's own term.
+fn call_to_lead(voter: &Voter, node: NodeId, dice: &mut Dice) -> Event {
+    let (to, from) = (node.0 as u64, 1 + (node.0 as u64 + dice.below(2)) % 3);
+    let term = voter.status().term;
+    let msg_type = MessageType::MsgTimeoutNow as i32;
+    let message = Message { msg_type, to, from, term, ..Message::default() }.encode_to_vec();
+    let mut bytes = vec![1, 0, 0];
+    bytes.extend(postcard::to_stdvec(&message).expect("bytes"));
+    Event::Received { from: NodeId(from.into()), bytes }
+}
+
 #[test]
 fn nothing_that_arrives_makes_a_member_panic() {
     let world = World::settled(21, 3);
@@ -90,10 +101,12 @@ fn nothing_that_arrives_makes_a_member_panic() {
         };
         let mut voter = boot(&journal);
         let before = voter.status().term;
-        for _ in 0..150 {
+        for step in 0..150 {
             let mut effects = Vec::new();
             let from = NodeId(u128::from(1 + dice.below(3)));
             let event = match dice.below(8) {
+                // It counts on from whatever term it was told of.
+                _ if step == 149 => call_to_lead(&voter, node, &mut dice),
                 0 => Event::Tick,
                 _ => Event::Received { from, bytes: any_bytes(&mut dice) },
             };
