@@ -169,7 +169,10 @@ impl Received {
     /// Nothing if the snapshot is not one.
     pub(super) fn of(bytes: &[u8]) -> Option<Received> {
         let (head, state_bytes) = decode_snapshot(bytes).ok()?;
-        if head.index.max(head.term) > OUTSIDE_COUNT_MAX {
+        let sessions = head.roster.sessions.values();
+        let counts = sessions.flat_map(|session| [session.instance, session.number, session.index]);
+        let counts = counts.chain([head.index, head.term, head.roster.recoveries()]);
+        if counts.max() > Some(OUTSIDE_COUNT_MAX) {
             return None;
         }
         let members = head.members.clone().judged(&head.roster).ok()?;

@@ -352,6 +352,10 @@ fn a_snapshot_from_far_beyond_all_counting_is_not_taken() {
     {
         assert_eq!(received(&voter, head_term, chunk_term, index), (0, false));
     }
+    let mut voter = voter;
+    let session = voter.roster.sessions.get_mut(&member_of(NODE)).expect("it proposed");
+    session.instance = most + 1;
+    assert_eq!(received(&voter, 1, 9, index), (0, false), "its own next instance follows that");
 }
 
 /// What a voter of before it could have fellows wrote for the first three commands.
