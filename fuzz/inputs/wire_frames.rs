@@ -1,6 +1,8 @@
 use proto::wire::reply::{self, Expected};
 use proto::wire::{HEADER_BYTES, Header, Hello, Kind, Seal, note, request};
-use proto::{BlockRange, Buffer, Crc32c, Duration, LayerId, MemberReply, ObjectKey, Payload};
+use proto::{
+    BlockRange, Buffer, Crc32c, Duration, LayerId, MemberError, MemberReply, ObjectKey, Payload,
+};
 
 /// A frame between nodes as anybody may send it. The first byte says whether its checksums are made
 /// to fit. What is accepted must be within the limits, and the same when it is written again.
@@ -69,8 +71,13 @@ fn answer(header: &Header, body: &[u8], payload: Option<Payload>, again: &mut Ve
     }
     let promise: Duration = told.promise;
     reply::put(again, Seal::HELLO, header.id, promise, &told.result);
-    // A part of a list says that more follows; written by itself it would be the whole.
-    !told.more
+    let text = match &told.result {
+        Err(MemberError::Invalid(text)) => text.as_bytes(),
+        _ => body,
+    };
+    // A part of a list says that more follows; written by itself it would be the whole. What cannot
+    // be printed is not kept.
+    !told.more && text == body
 }
 
 /// Decodes and writes what is neither.
@@ -85,7 +92,8 @@ fn put_note(header: &Header, body: &[u8], payload: Option<Payload>, again: &mut 
         Kind::Goodbye => {
             let Ok((why, text)) = note::goodbye(header, body) else { return false };
             note::put_goodbye(again, Seal::HELLO, why, &text);
-            true
+            // What cannot be printed is not kept.
+            text.as_bytes() == body
         }
         Kind::Beat => {
             let Ok(beat) = note::beat(header) else { return false };

@@ -431,6 +431,8 @@ pub enum Command {
     Recover {
         /// In the table for how many copies.
         copies: u8,
+        /// There are 2^this partitions, which says what their numbers mean.
+        bits: u8,
         /// Which disk.
         disk: DiskId,
         /// Which partitions, at most `PARTITIONS_PER_COMMAND_MAX`.
@@ -440,6 +442,8 @@ pub enum Command {
     Activate {
         /// In the table for how many copies.
         copies: u8,
+        /// There are 2^this partitions, which says what their numbers mean.
+        bits: u8,
         /// Which, at most `ACTIVATIONS_PER_COMMAND_MAX`.
         activations: Vec<Activation>,
     },
@@ -448,6 +452,8 @@ pub enum Command {
     Exclude {
         /// In the table for how many copies.
         copies: u8,
+        /// There are 2^this partitions, which says what their numbers mean.
+        bits: u8,
         /// Which disk.
         disk: DiskId,
         /// Which partitions, each with the number of its present configuration, at most

@@ -327,15 +327,18 @@ impl State {
     }
 
     /// Whether what was acknowledged in a partition could be lost with this disk: what is left
-    /// without it and without those that are gone must meet every majority of the members.
+    /// without it and without those that are gone must meet every majority of the members, with
+    /// those alone that are open as they are listed, or be a majority itself.
     fn is_needed(&self, disk: DiskId, configuration: &Configuration) -> bool {
         let current = &configuration.current;
         if !current.iter().any(|member| member.disk == disk) {
             return false;
         }
         let stays = |member: &&Member| member.disk != disk && self.disk(member.disk).is_ok();
-        let left = current.iter().filter(stays).count();
-        left < current.len() - configuration.quorum() + 1
+        let left = || current.iter().filter(stays);
+        let present = left().filter(|member| self.map.is_present(**member)).count();
+        let meets_all = present > current.len() - configuration.quorum();
+        !meets_all && left().count() < configuration.quorum()
     }
 }
 

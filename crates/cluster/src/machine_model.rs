@@ -30,7 +30,8 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
     let wanted = dice.below(3) == 0;
     let tables: Vec<u8> = map.tables().collect();
     let copies = one_of(dice, &tables).expect("there is one");
-    let partition = PartitionId(dice.below(1 << map.partition_bits()) as u32);
+    let bits = map.partition_bits();
+    let partition = PartitionId(dice.below(1 << bits) as u32);
     let held = map.configuration(copies, partition);
     let volumes: Vec<VolumeId> = map.volumes().map(|volume| volume.id).collect();
     let volume = one_of(dice, &volumes).unwrap_or(VolumeId(1));
@@ -65,7 +66,7 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
             let generation = generation.unwrap_or_default();
             Command::CopiesMoved { volume, generation, copies }
         }
-        24..27 => Command::Recover { copies, disk, partitions: vec![partition] },
+        24..27 => Command::Recover { copies, bits, disk, partitions: vec![partition] },
         27..33 => {
             let mut current: Vec<Member> =
                 held.members().copied().filter(|_| dice.below(4) > 0).collect();
@@ -79,11 +80,11 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
             }
             let from = ConfigurationNumber(held.number.0.saturating_sub(dice.below(8) / 7));
             let activations = vec![Activation { partition, from, current }];
-            Command::Activate { copies, activations }
+            Command::Activate { copies, bits, activations }
         }
         33..35 => {
             let partitions = vec![(partition, held.number)];
-            Command::Exclude { copies, disk, partitions }
+            Command::Exclude { copies, bits, disk, partitions }
         }
         35 if map.partition_bits() < 4 => {
             Command::SplitPartitions { bits: map.partition_bits() + dice.below(3) as u8 }
@@ -94,7 +95,7 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
 
 /// A step of a cluster that goes where placement wishes.
 fn towards_the_wish(dice: &mut Dice, map: &Map, copies: u8) -> Command {
-    let wish = map.wanted_members(copies);
+    let (wish, bits) = (map.wanted_members(copies), map.partition_bits());
     let count = wish.len();
     let first = dice.below(count as u64) as usize;
     for index in (first..count).chain(0..first) {
@@ -105,7 +106,7 @@ fn towards_the_wish(dice: &mut Dice, map: &Map, copies: u8) -> Command {
         }
         let is_listed = |disk: &DiskId| held.members().any(|member| member.disk == *disk);
         if let Some(&disk) = wish[index].iter().find(|disk| !is_listed(disk)) {
-            return Command::Recover { copies, disk, partitions: vec![partition] };
+            return Command::Recover { copies, bits, disk, partitions: vec![partition] };
         }
         let current: Vec<Member> = wish[index]
             .iter()
@@ -114,10 +115,10 @@ fn towards_the_wish(dice: &mut Dice, map: &Map, copies: u8) -> Command {
             .collect();
         if current != held.current && !current.is_empty() {
             let activations = vec![Activation { partition, from: held.number, current }];
-            return Command::Activate { copies, activations };
+            return Command::Activate { copies, bits, activations };
         }
     }
-    Command::SplitPartitions { bits: map.partition_bits() }
+    Command::SplitPartitions { bits }
 }
 
 /// What an accepted command may have done to the configurations.

@@ -74,18 +74,18 @@ fn member(disk: u128, incarnation: u64) -> Member {
 
 fn recover(disk: u128, partitions: &[u32]) -> Command {
     let partitions = partitions.iter().map(|&partition| PartitionId(partition)).collect();
-    Command::Recover { copies: 3, disk: DiskId(disk), partitions }
+    Command::Recover { copies: 3, bits: 2, disk: DiskId(disk), partitions }
 }
 
 fn activate(partition: u32, from: u64, current: &[Member]) -> Command {
     let (partition, from) = (PartitionId(partition), ConfigurationNumber(from));
     let activations = vec![Activation { partition, from, current: current.to_vec() }];
-    Command::Activate { copies: 3, activations }
+    Command::Activate { copies: 3, bits: 2, activations }
 }
 
 fn exclude(disk: u128, partition: u32, from: u64) -> Command {
     let partitions = vec![(PartitionId(partition), ConfigurationNumber(from))];
-    Command::Exclude { copies: 3, disk: DiskId(disk), partitions }
+    Command::Exclude { copies: 3, bits: 2, disk: DiskId(disk), partitions }
 }
 
 /// All partitions on disks 1 to 3.
@@ -274,6 +274,29 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
 }
 
 #[test]
+fn a_member_that_was_opened_anew_does_not_vouch_for_what_a_removed_disk_had() {
+    let mut state = three_copies();
+    let remove = |disk| Command::RemoveDisk { disk: DiskId(disk) };
+    // Of two, one alone meets all majorities; but it must be open as it is listed.
+    for partition in 0..4 {
+        done(&mut state, exclude(3, partition, 2));
+    }
+    done(&mut state, open(1, 2));
+    let needed = "without disk 00000000000000000000000000000002 too few copies of 4 partitions are \
+                  left to be sure of all that was written; drain it and wait until it is empty, or \
+                  bring other disks back first";
+    refused(&mut state, remove(2), RefusalKind::Busy, needed);
+    for partition in 0..4 {
+        done(&mut state, activate(partition, 3, &[member(1, 2), member(2, 1)]));
+    }
+    done(&mut state, remove(2));
+    // Two of three are a majority whatever was opened anew.
+    let mut state = three_copies();
+    done(&mut state, open(1, 2));
+    done(&mut state, remove(2));
+}
+
+#[test]
 fn a_drained_disk_gets_nothing_and_what_it_has_is_to_go() {
     let mut state = three_copies();
     done(&mut state, Command::SetZone { node: node(1), zone: "a\n".into() });
@@ -399,7 +422,16 @@ fn partitions_double_where_they_are() {
         let (now, then) = (PartitionId(partition), PartitionId(partition / 2));
         assert_eq!(map.configuration(3, now), before.configuration(3, then));
     }
-    done(&mut state, activate(2, 3, &[member(1, 1), member(2, 1)]));
+    // Numbers that were given before mean other partitions now.
+    let doubled = "the command is for 2^2 partitions, and there are 2^3; learn the present map and \
+                   try again";
+    let two = [member(1, 1), member(2, 1)];
+    for command in [recover(4, &[2]), activate(2, 3, &two), exclude(2, 2, 3)] {
+        refused(&mut state, command, RefusalKind::Busy, doubled);
+    }
+    let (partition, from) = (PartitionId(2), ConfigurationNumber(3));
+    let activations = vec![Activation { partition, from, current: two.to_vec() }];
+    done(&mut state, Command::Activate { copies: 3, bits: 3, activations });
     assert_eq!(state.map().configuration(3, PartitionId(3)).number.0, 3, "each by itself");
 }
 
@@ -415,11 +447,11 @@ fn the_longest_batches_fit_into_a_command_and_longer_ones_are_refused() {
     };
     let numbered = |count: usize| vec![(PartitionId(65_535), ConfigurationNumber(u64::MAX)); count];
     let (many, some) = (PARTITIONS_PER_COMMAND_MAX, ACTIVATIONS_PER_COMMAND_MAX);
-    let copies = 3;
+    let (copies, bits) = (3, u8::MAX);
     for command in [
-        Command::Recover { copies, disk, partitions: partitions(many) },
-        Command::Exclude { copies, disk, partitions: numbered(many) },
-        Command::Activate { copies, activations: activations(some) },
+        Command::Recover { copies, bits, disk, partitions: partitions(many) },
+        Command::Exclude { copies, bits, disk, partitions: numbered(many) },
+        Command::Activate { copies, bits, activations: activations(some) },
     ] {
         let bounded = command.clone().bounded().expect("short enough");
         assert!(bounded.encode().len() <= COMMAND_BYTES_MAX);
@@ -427,10 +459,10 @@ fn the_longest_batches_fit_into_a_command_and_longer_ones_are_refused() {
     let mut members = activations(1);
     members[0].current.push(Member { disk, incarnation });
     for (command, max) in [
-        (Command::Recover { copies, disk, partitions: partitions(many + 1) }, many),
-        (Command::Exclude { copies, disk, partitions: numbered(many + 1) }, many),
-        (Command::Activate { copies, activations: activations(some + 1) }, some),
-        (Command::Activate { copies, activations: members }, 8),
+        (Command::Recover { copies, bits, disk, partitions: partitions(many + 1) }, many),
+        (Command::Exclude { copies, bits, disk, partitions: numbered(many + 1) }, many),
+        (Command::Activate { copies, bits, activations: activations(some + 1) }, some),
+        (Command::Activate { copies, bits, activations: members }, 8),
     ] {
         let refusal = command.bounded().expect_err("too long");
         let sentence = format!("one command changes at most {max} of them; make several");

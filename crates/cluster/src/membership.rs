@@ -39,9 +39,11 @@ impl State {
     pub(crate) fn recover(
         &mut self,
         copies: u8,
+        bits: u8,
         disk: DiskId,
         partitions: &[PartitionId],
     ) -> Result<Answer, Refusal> {
+        self.vet_bits(bits)?;
         let known = self.disk(disk)?;
         let member = Member { disk, incarnation: known.incarnation };
         if known.incarnation == Incarnation(0) {
@@ -75,8 +77,10 @@ impl State {
     pub(crate) fn activate(
         &mut self,
         copies: u8,
+        bits: u8,
         activations: &[Activation],
     ) -> Result<Answer, Refusal> {
+        self.vet_bits(bits)?;
         let floor = self.map.floor(copies);
         let mut changes = Changes::new();
         for Activation { partition, from, current } in activations {
@@ -112,9 +116,11 @@ impl State {
     pub(crate) fn exclude(
         &mut self,
         copies: u8,
+        bits: u8,
         disk: DiskId,
         partitions: &[(PartitionId, ConfigurationNumber)],
     ) -> Result<Answer, Refusal> {
+        self.vet_bits(bits)?;
         let floor = self.map.floor(copies);
         let mut changes = Changes::new();
         for &(partition, from) in partitions {
@@ -150,6 +156,15 @@ impl State {
         }
         Arc::make_mut(&mut self.change().partitions).double();
         Ok(Answer::Done)
+    }
+
+    /// Whether numbers of one of 2^bits partitions mean what they meant to whoever gave them.
+    fn vet_bits(&self, bits: u8) -> Result<(), Refusal> {
+        let present = self.map.partition_bits();
+        if bits != present {
+            return Err(Refusal::OtherPartitions { given: bits, present });
+        }
+        Ok(())
     }
 
     fn partition(&self, copies: u8, partition: PartitionId) -> Result<&Configuration, Refusal> {

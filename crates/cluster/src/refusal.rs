@@ -660,12 +660,24 @@ pub enum Refusal {
         /// How many it may have.
         max: usize,
     },
-    /// The node that asked was so far behind that it got the state as a whole.
+    /// The node that asked was so far behind that it got the state as a whole, or has lost its
+    /// journal while the command was on its way.
     #[error(
-        "the command was carried out or refused while this node was catching up, and it did not \
-         learn which; look whether it was done before asking again"
+        "this node will not learn whether the command was or will be carried out; look whether it \
+         was before asking again"
     )]
     OutcomeUnknown,
+    /// Partitions were doubled meanwhile, and their numbers are those of others.
+    #[error(
+        "the command is for 2^{given} partitions, and there are 2^{present}; learn the present map \
+         and try again"
+    )]
+    OtherPartitions {
+        /// For how many, as a power of two.
+        given: u8,
+        /// How many there are, as a power of two.
+        present: u8,
+    },
 }
 
 impl Refusal {
@@ -730,6 +742,7 @@ impl Refusal {
             | NodeHasDisks { .. }
             | NodeHasAttachments { .. }
             | OldConfiguration { .. }
+            | OtherPartitions { .. }
             | Membership { .. }
             | NeverOpened { .. }
             | DiskDraining { .. }

@@ -175,12 +175,14 @@ impl State {
             &Command::CopiesMoved { volume, generation, copies } => {
                 self.copies_moved(volume, generation, copies)
             }
-            Command::Recover { copies, disk, partitions } => {
-                self.recover(*copies, *disk, partitions)
+            Command::Recover { copies, bits, disk, partitions } => {
+                self.recover(*copies, *bits, *disk, partitions)
             }
-            Command::Activate { copies, activations } => self.activate(*copies, activations),
-            Command::Exclude { copies, disk, partitions } => {
-                self.exclude(*copies, *disk, partitions)
+            Command::Activate { copies, bits, activations } => {
+                self.activate(*copies, *bits, activations)
+            }
+            Command::Exclude { copies, bits, disk, partitions } => {
+                self.exclude(*copies, *bits, *disk, partitions)
             }
             &Command::SplitPartitions { bits } => self.split_partitions(bits),
             other => unreachable!("{other:?} is applied above"),

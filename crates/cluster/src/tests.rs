@@ -367,27 +367,29 @@ fn snapshots_and_commands_keep_their_bytes() {
         (Command::SetCopies { volume, copies: 3, min_copies: Some(2) }, "012b01030102"),
         (Command::CopiesMoved { volume, generation, copies: 2 }, "012c01ac0202"),
         (
-            Command::Recover { copies: 3, disk: DISK, partitions: vec![PartitionId(300)] },
-            "012d030301ac02",
+            Command::Recover { copies: 3, bits: 9, disk: DISK, partitions: vec![PartitionId(300)] },
+            "012d03090301ac02",
         ),
         (
             Command::Activate {
                 copies: 3,
+                bits: 9,
                 activations: vec![Activation {
                     partition: PartitionId(300),
                     from: ConfigurationNumber(5),
                     current: vec![Member { disk: DISK, incarnation: Incarnation(4) }],
                 }],
             },
-            "012e0301ac0205010304",
+            "012e030901ac0205010304",
         ),
         (
             Command::Exclude {
                 copies: 3,
+                bits: 9,
                 disk: DISK,
                 partitions: vec![(PartitionId(300), ConfigurationNumber(5))],
             },
-            "012f030301ac0205",
+            "012f03090301ac0205",
         ),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
     ] {

@@ -132,7 +132,7 @@ fn machines() -> Vec<(&'static str, Command)> {
     let member = |disk, incarnation| Member { disk, incarnation: Incarnation(incarnation) };
     let activate = |from, current| {
         let activation = Activation { partition, from: ConfigurationNumber(from), current };
-        Command::Activate { copies: 3, activations: vec![activation] }
+        Command::Activate { copies: 3, bits: 4, activations: vec![activation] }
     };
     vec![
         ("second-node", Command::AddNode { node: second, name: "two".to_owned() }),
@@ -143,7 +143,12 @@ fn machines() -> Vec<(&'static str, Command)> {
         }),
         ("weight", Command::SetWeight { disk: old, bytes: 1 << 39 }),
         ("recover", {
-            Command::Recover { copies: 3, disk: new, partitions: vec![partition, PartitionId(6)] }
+            Command::Recover {
+                copies: 3,
+                bits: 4,
+                disk: new,
+                partitions: vec![partition, PartitionId(6)],
+            }
         }),
         ("activate", activate(1, vec![member(old, 1), member(new, 3)])),
         ("open-anew", {
@@ -161,7 +166,7 @@ fn machines() -> Vec<(&'static str, Command)> {
         }),
         ("exclude", {
             let partitions = vec![(partition, ConfigurationNumber(3))];
-            Command::Exclude { copies: 3, disk: old, partitions }
+            Command::Exclude { copies: 3, bits: 4, disk: old, partitions }
         }),
         ("split", Command::SplitPartitions { bits: 5 }),
         ("drain-node", Command::DrainNode { node: first, wanted: true }),

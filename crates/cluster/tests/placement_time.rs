@@ -1,5 +1,6 @@
 //! The largest clusters are placed in a moment. On an idle machine a release build takes well under
-//! a second for each of these; the bound leaves room for a test build on a busy one.
+//! a second for each of these. The bound is one of the clock on the wall, and this may be a test
+//! build that runs beside others and after them: hence two minutes.
 #![allow(clippy::disallowed_methods)] // it measures
 
 use cluster::placement::{Site, place};
@@ -36,7 +37,7 @@ fn a_thousand_disks_and_65536_partitions_are_placed_in_a_moment() {
             let next = place(sites, copies, present);
             let took = begin.elapsed();
             println!("{what}: {step}: {} ms", took.as_millis());
-            assert!(took < Duration::from_secs(20), "{what}: {step} took {took:?}");
+            assert!(took < Duration::from_secs(120), "{what}: {step} took {took:?}");
             next
         };
         let table = timed(&all, &empty, "from nothing");

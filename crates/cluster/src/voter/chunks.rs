@@ -1,6 +1,6 @@
 //! Snapshots on their way from a leader to others, piece by piece, one piece in flight for each.
 
-use super::message::{Body, Chunk};
+use super::message::{Body, Chunk, OUTSIDE_COUNT_MAX};
 use super::record::{Head, decode_snapshot};
 use crate::state::State;
 use proto::limits::{SNAPSHOT_BYTES_MAX, VOTER_CHUNK_BYTES_MAX, VOTER_HEAD_BYTES_MAX};
@@ -169,6 +169,12 @@ impl Received {
     /// Nothing if the snapshot is not one.
     pub(super) fn of(bytes: &[u8]) -> Option<Received> {
         let (head, state_bytes) = decode_snapshot(bytes).ok()?;
+        let sessions = head.roster.sessions.values();
+        let counts = sessions.flat_map(|session| [session.instance, session.number, session.index]);
+        let counts = counts.chain([head.index, head.term, head.roster.recoveries()]);
+        if counts.max() > Some(OUTSIDE_COUNT_MAX) {
+            return None;
+        }
         let members = head.members.clone().judged(&head.roster).ok()?;
         let state = State::decode(state_bytes).ok()?;
         Some(Received { head, members, state, state_bytes: state_bytes.to_vec() })

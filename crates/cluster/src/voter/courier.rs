@@ -3,7 +3,7 @@
 //! A proposal is named by member, instance and number. It is sent again until it is seen in the
 //! member's own log, and the roster lets it be applied once, after the one before it.
 
-use super::message::Body;
+use super::message::{Body, OUTSIDE_COUNT_MAX};
 use super::record::proposal_context;
 use super::roster::{ProposalId, Session};
 use super::{Effect, ProposalToken, Voter};
@@ -45,6 +45,8 @@ pub(super) struct Courier {
     /// All of this instance up to this number are applied.
     applied: u64,
     given: Given,
+    /// Up to this number others may have them in their logs.
+    handed_out: u64,
     /// As leader: what each member has in the log, in this term.
     logged: BTreeMap<u64, Session>,
     logged_term: u64,
@@ -59,6 +61,7 @@ impl Courier {
             is_named: false,
             applied: 0,
             given: Given::default(),
+            handed_out: 0,
             logged: BTreeMap::new(),
             logged_term: 0,
         }
@@ -112,12 +115,21 @@ impl Courier {
         self.applied = if is_known { session.number } else { 0 };
         let logged = self.pending.iter().take_while(|one| one.number <= given.number).count();
         let refused = self.pending.drain(..logged).collect();
+        self.handed_out = 0;
         self.next_number = self.applied + 1;
         for pending in &mut self.pending {
             pending.number = self.next_number;
             self.next_number += 1;
         }
         refused
+    }
+}
+
+impl Courier {
+    /// Nothing comes to its end here any more: what others may carry out, and what they cannot.
+    pub(super) fn give_up(&mut self) -> (Vec<Pending>, Vec<Pending>) {
+        let handed_out = self.handed_out;
+        std::mem::take(&mut self.pending).into_iter().partition(|one| one.number <= handed_out)
     }
 }
 
@@ -161,6 +173,7 @@ impl Voter {
 
     fn log_own(&mut self) {
         let (member, instance) = (self.member, self.courier.instance);
+        let is_only_voter = self.is_only_voter();
         let courier = &mut self.courier;
         let first = courier.pending.partition_point(|one| one.number <= courier.given.number);
         for pending in courier.pending.range(first..) {
@@ -171,6 +184,9 @@ impl Voter {
                 break;
             }
             courier.given.number = pending.number;
+            if !is_only_voter {
+                courier.handed_out = courier.handed_out.max(pending.number);
+            }
         }
     }
 
@@ -194,6 +210,7 @@ impl Voter {
             return;
         }
         given.tick = self.ticks;
+        courier.handed_out = courier.handed_out.max(given.number);
         let (leader, instance) = (given.leader, courier.instance);
         let body = Body::Proposals { instance, first: after + 1, commands };
         self.tell(leader, body, effects);
@@ -223,6 +240,9 @@ impl Voter {
         let mut logged = known.unwrap_or_default();
         if instance > logged.instance {
             logged = Session { instance, ..Session::default() };
+        }
+        if instance.max(first) > OUTSIDE_COUNT_MAX {
+            return;
         }
         if instance < logged.instance || commands.len() > FORWARDED_PROPOSALS_MAX {
             return;

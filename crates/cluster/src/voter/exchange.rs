@@ -1,7 +1,7 @@
 //! What members say to one another, from bytes and to bytes.
 
 use super::chunks::Received;
-use super::message::{self, Body, Chunk};
+use super::message::{self, Body, Chunk, OUTSIDE_COUNT_MAX};
 use super::roster::member_of;
 use super::{ELECTION_TICKS, Effect, Log, Voter};
 use proto::{NodeId, Time};
@@ -79,7 +79,7 @@ impl Voter {
     }
 
     fn receive_chunk(&mut self, from: u64, chunk: Chunk, effects: &mut Vec<Effect>) {
-        if chunk.term < self.raft.raft.term {
+        if chunk.term < self.raft.raft.term || chunk.term.max(chunk.index) > OUTSIDE_COUNT_MAX {
             return;
         }
         let term = chunk.term;

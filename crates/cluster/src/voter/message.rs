@@ -4,6 +4,7 @@
 use super::log::Log;
 use super::record::{Payload, decode, encode};
 use crate::command::DecodeError;
+use crate::state::COUNT_MAX;
 use prost::Message as _;
 use proto::limits::VOTER_MESSAGE_BYTES_MAX;
 use raft::eraftpb::{Message, MessageType};
@@ -11,6 +12,11 @@ use serde::{Deserialize, Serialize};
 
 /// The version of messages, their first byte.
 const VERSION: u8 = 1;
+/// Terms, and numbers of entries and proposals, are taken from others up to here: far below
+/// `COUNT_MAX`, up to which they are read from the journal, so that what is counted on from them
+/// can be read again.
+pub(super) const OUTSIDE_COUNT_MAX: u64 = 1 << 62;
+const _: () = assert!(OUTSIDE_COUNT_MAX < COUNT_MAX);
 
 #[derive(Serialize, Deserialize)]
 struct Envelope {
@@ -84,9 +90,8 @@ pub(super) fn judged(
     if message.request_snapshot != 0 {
         return contradiction("nobody asks for snapshots");
     }
-    // What may be as large as it likes elsewhere stays far from the end of all counting here.
     let counts = [message.term, message.log_term, message.index, message.commit];
-    if counts.into_iter().any(|count| count > u64::MAX / 2) {
+    if counts.into_iter().any(|count| count > OUTSIDE_COUNT_MAX) {
         return contradiction("a count without end");
     }
     let Some(kind) = MessageType::from_i32(message.msg_type) else {
@@ -100,7 +105,11 @@ pub(super) fn judged(
         MessageType::MsgAppend => {
             let (mut index, mut term) = (message.index, message.log_term);
             for entry in &message.entries {
-                Payload::of(entry)?;
+                if let Payload::Command { id: Some(id), .. } = Payload::of(entry)?
+                    && id.instance.max(id.number) > OUTSIDE_COUNT_MAX
+                {
+                    return contradiction("a count without end");
+                }
                 if entry.index != index + 1 || entry.term < term || entry.term > message.term {
                     return contradiction("entries that do not follow one another");
                 }

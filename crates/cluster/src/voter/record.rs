@@ -14,8 +14,11 @@ use raft::eraftpb::{
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The version of records, their first byte.
-const VERSION: u8 = 1;
+/// The version of records, their first byte. What knows only version 1 must not take the kinds that
+/// came later for damage.
+const VERSION: u8 = 2;
+/// The version of records of before there were groups, of the first kind; still read and written.
+const VERSION_ALONE: u8 = 1;
 /// The version of snapshots, their first byte. Version 1 is still read.
 const SNAPSHOT_VERSION: u8 = 2;
 /// More than the version, index, term, identity and lengths around a command take.
@@ -165,7 +168,8 @@ pub(super) fn entry_record(entry: &Entry) -> Vec<u8> {
             Record::Reconfiguration { index, term, change: entry.data.to_vec(), named }
         }
     };
-    encode(VERSION, &record)
+    let version = if matches!(record, Record::Entry { .. }) { VERSION_ALONE } else { VERSION };
+    encode(version, &record)
 }
 
 pub(super) fn ballot_record(ballot: &HardState) -> Vec<u8> {
@@ -280,7 +284,9 @@ impl Saved {
         let refused = |error| BootError::Entry { index, error };
         let contradiction = |what| Err(refused(DecodeError::Contradiction(what)));
         let longest = COMMAND_BYTES_MAX + WRAPPING_BYTES;
-        let (record, rest) = decode(VERSION, record, longest).map_err(refused)?;
+        let is_old = record.first() == Some(&VERSION_ALONE);
+        let version = if is_old { VERSION_ALONE } else { VERSION };
+        let (record, rest) = decode(version, record, longest).map_err(refused)?;
         if !rest.is_empty() {
             return Err(refused(DecodeError::Malformed));
         }

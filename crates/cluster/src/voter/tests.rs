@@ -207,6 +207,14 @@ fn without_space_a_snapshot_makes_room_and_what_waited_goes_in() {
     let tokens: Vec<_> = applied.iter().map(|(token, result)| (token.0, result.is_ok())).collect();
     assert_eq!(tokens, [(1, true), (2, true)], "in the order in which they were proposed");
     assert_eq!(journal.boot().map(), voter.map());
+    // And once more: that a snapshot helped is no reason not to try it again.
+    let mut effects = Vec::new();
+    voter.propose(NOW, ProposalToken(3), create(3), &mut effects);
+    journal.take(effects);
+    assert!(end(&mut voter, &mut journal, Err(PersistError::NoSpace)).is_empty());
+    assert!(matches!(journal.pending, Some(Effect::Snapshot { .. })));
+    let applied = end(&mut voter, &mut journal, Ok(()));
+    assert!(matches!(applied[..], [(ProposalToken(3), Ok(_))]), "{applied:?}");
 }
 
 #[test]
@@ -320,6 +328,36 @@ fn texts_without_end_are_bounded_before_the_log() {
     assert_eq!(journal.boot().map(), voter.map());
 }
 
+/// A member that waits for a snapshot is given this one, in one piece of a leader in this term; its
+/// term then, and whether it has the state.
+fn received(voter: &Voter, head_term: u64, chunk_term: u64, index: u64) -> (u64, bool) {
+    let ballot = HardState::default();
+    let bytes = voter.encode_snapshot(head_term, &ballot, 0, &Log::default());
+    let chunk = message::Chunk { term: chunk_term, index, offset: 0, last: true, bytes };
+    let bytes = message::Body::Chunk(chunk).encode(0);
+    let mut other = Voter::boot(NODE, Founding::Elsewhere, 1, None, &[]).expect("nothing is there");
+    let mut effects = Vec::new();
+    other.handle(NOW, Event::Received { from: NodeId(7), bytes }, &mut effects);
+    (other.status().term, effects.iter().any(|one| matches!(one, Effect::Snapshot { .. })))
+}
+
+#[test]
+fn a_snapshot_from_far_beyond_all_counting_is_not_taken() {
+    let (voter, _) = started();
+    let (most, index) = (1 << 62, voter.applied());
+    assert_eq!(received(&voter, 1, 9, index), (9, true));
+    assert_eq!(received(&voter, most, most, index), (most, true));
+    for (head_term, chunk_term, index) in
+        [(1, most + 1, index), (1, u64::MAX, index), (most + 1, 9, index), (1, 9, most + 1)]
+    {
+        assert_eq!(received(&voter, head_term, chunk_term, index), (0, false));
+    }
+    let mut voter = voter;
+    let session = voter.roster.sessions.get_mut(&member_of(NODE)).expect("it proposed");
+    session.instance = most + 1;
+    assert_eq!(received(&voter, 1, 9, index), (0, false), "its own next instance follows that");
+}
+
 /// What a voter of before it could have fellows wrote for the first three commands.
 const OF_BEFORE: [&[u8]; 3] = [
     &[1, 0, 1, 1, 5, 1, 0, 1, 2, 0],
@@ -356,14 +394,18 @@ fn a_journal_of_before_there_were_groups_goes_on() {
 fn records_keep_their_bytes_and_foreign_ones_are_refused() {
     let (mut voter, mut journal) = started();
     let expected: [&[u8]; 6] = [
-        &[1, 5, 1],
-        &[1, 2, 1, 1],
-        &[1, 1, 2, 1, 2, 1, 1, 5, 1, 0, 1, 2, 0],
-        &[1, 4, 1, 2, 0],
-        &[1, 1, 3, 1, 2, 1, 2, 9, 1, 1, 2, 5, b'a', b'l', b'p', b'h', b'a'],
-        &[1, 1, 4, 1, 2, 1, 3, 5, 1, 2, 3, 2, 1],
+        &[2, 5, 1],
+        &[2, 2, 1, 1],
+        &[2, 1, 2, 1, 2, 1, 1, 5, 1, 0, 1, 2, 0],
+        &[2, 4, 1, 2, 0],
+        &[2, 1, 3, 1, 2, 1, 2, 9, 1, 1, 2, 5, b'a', b'l', b'p', b'h', b'a'],
+        &[2, 1, 4, 1, 2, 1, 3, 5, 1, 2, 3, 2, 1],
     ];
     assert_eq!(journal.records, expected);
+    // Before, all kinds had the version of the first one.
+    let mut of_version_1 = owned(&expected);
+    of_version_1.iter_mut().for_each(|record| record[0] = 1);
+    assert_eq!(boot(None, &of_version_1).expect("still read").map(), voter.map());
     let mut effects = Vec::new();
     voter.rewrite(NOW, &mut effects);
     journal.take(effects);
@@ -384,8 +426,8 @@ fn records_keep_their_bytes_and_foreign_ones_are_refused() {
         assert_eq!(error.to_string(), format!("entry {expected}"));
     };
     check(
-        &[&[2, 0]],
-        "1 of the cluster's log cannot be used: it has version 2, which this sheep \
+        &[&[3, 0]],
+        "1 of the cluster's log cannot be used: it has version 3, which this sheep \
         does not know; run the sheep that wrote it",
     );
     check(&[&[1, 7]], "1 of the cluster's log cannot be used: it is malformed");

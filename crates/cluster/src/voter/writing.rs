@@ -256,6 +256,8 @@ impl Voter {
                 units
             }
             InFlight::Snapshot { units, applied } => {
+                // What waited went in with it: the next time it may help again.
+                self.writing.squeezed &= units == 0;
                 // Others may be a little behind and need no snapshot then.
                 let kept = if self.is_alone() { 0 } else { LOG_ENTRIES_KEPT };
                 self.durable.compact(applied, kept);
@@ -301,7 +303,12 @@ impl Voter {
         self.let_another_lead_at_once(effects);
         self.writing.units.clear();
         self.sending.stop();
-        refuse(std::mem::take(&mut self.courier.pending), &error, effects);
+        let (unknown, refused) = self.courier.give_up();
+        effects.extend(unknown.into_iter().map(|Pending { token, .. }| Effect::Applied {
+            token,
+            result: Err(Refusal::OutcomeUnknown),
+        }));
+        refuse(refused, &error, effects);
         self.writing.failed = Some(error);
     }
 

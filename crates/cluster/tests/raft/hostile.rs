@@ -1,15 +1,16 @@
 //! Bytes that no member would send: no panic, and nothing kept beyond the limits.
 
-use crate::world::{Dice, World};
+use crate::world::{Dice, Disk, World};
 use cluster::{Effect, Event, Founding, Voter};
 use prost::Message as _;
 use proto::{NodeId, Time};
-use raft::eraftpb::{Entry, Message, Snapshot};
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 
 /// A number that is often near another that matters.
 fn number(dice: &mut Dice) -> u64 {
-    match dice.below(8) {
+    match dice.below(9) {
         0 => 0,
+        8 => u64::MAX / 2 - dice.below(3),
         1 => u64::MAX - dice.below(3),
         2 => 1 << dice.below(64),
         3 => 40 + dice.below(20),
@@ -73,6 +74,17 @@ fn any_bytes(dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
+/// A leader that goes calls the member to lead, in the member's own term.
+fn call_to_lead(voter: &Voter, node: NodeId, dice: &mut Dice) -> Event {
+    let (to, from) = (node.0 as u64, 1 + (node.0 as u64 + dice.below(2)) % 3);
+    let term = voter.status().term;
+    let msg_type = MessageType::MsgTimeoutNow as i32;
+    let message = Message { msg_type, to, from, term, ..Message::default() }.encode_to_vec();
+    let mut bytes = vec![1, 0, 0];
+    bytes.extend(postcard::to_stdvec(&message).expect("bytes"));
+    Event::Received { from: NodeId(from.into()), bytes }
+}
+
 #[test]
 fn nothing_that_arrives_makes_a_member_panic() {
     let world = World::settled(21, 3);
@@ -81,30 +93,44 @@ fn nothing_that_arrives_makes_a_member_panic() {
     for round in 0..400 {
         let number = dice.below(3) as usize;
         let (node, disk) = (world.machines[number].node, &world.machines[number].disk);
-        let snapshot = disk.snapshot.as_deref();
-        let mut voter = Voter::boot(node, Founding::Elsewhere, round, snapshot, &disk.records)
-            .expect("what it wrote itself");
-        if round % 4 == 0 {
-            voter = Voter::boot(node, Founding::Elsewhere, round, None, &[]).expect("blank");
-        }
+        let mut journal = if round % 4 == 0 { Disk::default() } else { disk.clone() };
+        let boot = |journal: &Disk| {
+            let snapshot = journal.snapshot.as_deref();
+            Voter::boot(node, Founding::Elsewhere, round, snapshot, &journal.records)
+                .expect("what it wrote itself")
+        };
+        let mut voter = boot(&journal);
         let before = voter.status().term;
-        for _ in 0..150 {
+        for step in 0..150 {
             let mut effects = Vec::new();
             let from = NodeId(u128::from(1 + dice.below(3)));
             let event = match dice.below(8) {
+                // It counts on from whatever term it was told of.
+                _ if step == 149 => call_to_lead(&voter, node, &mut dice),
                 0 => Event::Tick,
                 _ => Event::Received { from, bytes: any_bytes(&mut dice) },
             };
             voter.handle(Time(0), event, &mut effects);
             // The journal does all it is asked for.
             while let Some(effect) = effects.pop() {
-                if let Effect::Append { request, .. } | Effect::Snapshot { request, .. } = effect {
-                    let done = Event::Persisted { request, result: Ok(()) };
-                    voter.handle(Time(0), done, &mut effects);
-                }
+                let request = match effect {
+                    Effect::Append { request, records } => {
+                        journal.records.extend(records);
+                        request
+                    }
+                    Effect::Snapshot { request, bytes } => {
+                        journal = Disk { snapshot: Some(bytes), ..Disk::default() };
+                        request
+                    }
+                    _ => continue,
+                };
+                let done = Event::Persisted { request, result: Ok(()) };
+                voter.handle(Time(0), done, &mut effects);
             }
             voter.check();
         }
+        // Whatever got into its journal, it starts again.
+        boot(&journal).check();
         taken += usize::from(voter.status().term > before);
     }
     assert!(taken > 100, "hardly anything was taken for a message: {taken}");

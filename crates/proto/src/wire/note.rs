@@ -31,7 +31,8 @@ pub fn put_goodbye(out: &mut Vec<u8>, seal: Seal, why: Farewell, text: &str) {
     frame.put(out, seal);
 }
 
-/// The meaning of a verified goodbye. The text is for people, and may be anything.
+/// The meaning of a verified goodbye. The text is for people, and may be anything that can be
+/// printed.
 pub fn goodbye(header: &Header, body: &[u8]) -> Result<(Farewell, String), FrameError> {
     header.no_words()?;
     let why = match header.flags {
@@ -188,7 +189,16 @@ pub(super) fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// A text that came: for people.
+/// A text that came: for people, and shown in logs and on terminals. So it is as long as it came,
+/// with question marks in the place of control characters.
 pub(super) fn text_of(header: &Header, body: &[u8]) -> Result<String, FrameError> {
-    String::from_utf8(body.to_vec()).map_err(|_| header.malformed("its text is not UTF-8"))
+    let text = str::from_utf8(body).map_err(|_| header.malformed("its text is not UTF-8"))?;
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(std::iter::repeat_n('?', c.len_utf8())),
+            false => shown.push(c),
+        }
+    }
+    Ok(shown)
 }

@@ -406,6 +406,8 @@ fn hello_and_notes_come_back_as_they_were() {
     let (header, body) = of(Kind::Goodbye);
     let text = "this node stops".to_owned();
     assert_eq!(note::goodbye(&header, body), Ok((Farewell::Stopping, text)));
+    let said = note::goodbye(&header, "\x1b[2J\nno\u{9b}ü".as_bytes());
+    assert_eq!(said, Ok((Farewell::Stopping, "?[2J?no??ü".to_owned())), "for terminals");
     assert_eq!(note::beat(&of(Kind::Beat).0), Ok(12));
     let (header, body) = of(Kind::Promise);
     assert_eq!(note::promises(&header, body), Ok((12, promises())));
