@@ -145,7 +145,10 @@ impl Engine {
             let wants = |v: &Volume| v.flattening || self.shortening(v).is_some();
             let wanted = self.map.volume(volume).is_some_and(wants);
             let state = held.session.as_ref().and_then(Session::flattening);
-            if !wanted && state.is_none() && held.duty.is_none() {
+            // There may be room for it later.
+            let is_long = |v: &Volume| shortening::is_too_long(&self.map, v);
+            let may_come = self.map.volume(volume).is_some_and(is_long);
+            if !wanted && !may_come && state.is_none() && held.duty.is_none() {
                 continue;
             }
             self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
