@@ -561,6 +561,9 @@ fn refused_commands_on_snapshots_say_why_and_change_nothing() -> Result<()> {
     pair.create("v")?;
     pair.scribble("v")?;
     pair.snapshot("v", "a")?;
+    // Though nothing was written since: somebody could write while it is looked at.
+    let refused = pair.node.dog_refuses("volume rollback v@a")?;
+    ensure!(refused.code == Some(4) && refused.stderr.contains("say --yes"), "{refused}");
     pair.scribble("v")?;
     pair.clone("v@a", "c")?;
     let long = "t".repeat(256);
