@@ -322,7 +322,7 @@ pub(crate) fn status(
         if let Some(error) = volume.shorten.as_ref().and_then(|shorten| shorten.error.as_ref()) {
             warnings.push(format!(
                 "the chain of clones that volume {} reads through is not being shortened: {error}; \
-                 it is tried again by itself",
+                 it is tried again by itself as long as there is room for it",
                 volume.name
             ));
         }

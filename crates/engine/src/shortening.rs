@@ -14,15 +14,10 @@ use proto::{BLOCK_SIZE, LayerId};
 /// through it and something can be done about that for little. The same until it is done, unless
 /// the disks get full meanwhile.
 pub(crate) fn target(map: &Map, disks: &Disks, volume: &Volume) -> Option<LayerId> {
-    // Its snapshots go on showing all of the chain.
-    let has_snapshots = map.parent_in_lineage(volume.head).is_some();
-    if has_snapshots || volume.flattening || volume.trash.is_some() {
+    if !is_too_long(map, volume) {
         return None;
     }
     let chain = map.chain(volume.head);
-    if chain.len() <= CHAIN_LINEAGES_MAX {
-        return None;
-    }
     let shown = chain[0].bytes / BLOCK_SIZE as u64;
     let room = disks.values().filter_map(room).min()? / BLOCK_SIZE as u64 / SHORTEN_SPACE_SHARE;
     let (mut blocks, mut target) = (0, None);
@@ -40,6 +35,15 @@ pub(crate) fn target(map: &Map, disks: &Disks, volume: &Volume) -> Option<LayerI
         blocks += kept(map, disks, origin.layer);
     }
     target
+}
+
+/// Whether a volume reads through too many lineages and could be shortened, if there is room for
+/// what that takes.
+pub(crate) fn is_too_long(map: &Map, volume: &Volume) -> bool {
+    // Its snapshots go on showing all of the chain.
+    let has_snapshots = map.parent_in_lineage(volume.head).is_some();
+    let may_be = !has_snapshots && !volume.flattening && volume.trash.is_none();
+    may_be && map.chain(volume.head).len() > CHAIN_LINEAGES_MAX
 }
 
 /// How many blocks the disks keep of a layer and those below it in its lineage: no fewer than what

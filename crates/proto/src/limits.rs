@@ -316,6 +316,9 @@ pub const ADMIN_QUESTION_MS_MAX: u64 = 20_000;
 pub const NODE_FINISHES_MAX: usize = 16;
 /// Volumes that a node holds by itself at once to flatten them; more wait for their turn.
 pub const NODE_FLATTENS_MAX: usize = 4;
+/// Volumes whose chain of clones a node shortens at once, whoever has them: each may take a share
+/// of the space that is left, and none knows what the others will still take.
+pub const NODE_SHORTENS_MAX: usize = 2;
 /// After how long a node tries again to hold a volume when it was refused, in milliseconds.
 pub const NODE_HOLD_RETRY_MS: u64 = 1_000;
 /// How often a node looks after flattenings that came to a halt, in milliseconds.

@@ -245,27 +245,27 @@ impl Engine {
 
     /// Starts what is wanted of flattening and shortening in an open session, or stops it.
     pub(super) fn tell_flatten(&mut self, now: Time, id: HeldId, start: bool) {
-        let volume = self.map.volume(id.volume());
-        let event = match volume {
-            Some(volume) if start && !volume.flattening => match self.shortening(volume) {
-                Some(parent) => volume::Event::Shorten { parent },
-                None => return,
-            },
-            _ => volume::Event::Flatten { start },
-        };
         let Some(held) = self.held.get(&id).filter(|held| held.stage == Stage::Open) else {
             return;
         };
         let generation = held.generation.expect("known since it was attached");
+        // What is not begun now is looked at again, with the room of then.
+        if start && self.flattens_at.is_none() {
+            self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
+        }
+        let event = match self.map.volume(id.volume()) {
+            Some(volume) if start && !volume.flattening => match self.shortening(volume) {
+                Some(parent) if self.may_shorten(id) => volume::Event::Shorten { parent },
+                _ => return,
+            },
+            _ => volume::Event::Flatten { start },
+        };
         if start {
             let bytes_per_s = self.settings.fill_bytes_per_s;
             let rate = volume::Event::FillRate { bytes_per_s };
             self.work.push_back(Work::Session(id, generation, rate));
         }
         self.work.push_back(Work::Session(id, generation, event));
-        if start && self.flattens_at.is_none() {
-            self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
-        }
     }
 
     /// Nobody wants it any more: the session drains and flushes, then it is detached.

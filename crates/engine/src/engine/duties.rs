@@ -4,7 +4,7 @@
 //! there the node gives way to anybody who wants the volume; the rest is short, and whoever wants
 //! the volume then finds it finished.
 
-use super::{Engine, Phase};
+use super::{Engine, Phase, Work, trash};
 use crate::{
     Client,
     attach::{Duty, Held, HeldId, Stage},
@@ -13,9 +13,16 @@ use crate::{
 use cluster::{Map, Volume};
 use proto::{
     Duration, LayerId, Time, VolumeId,
-    limits::{FLATTEN_LOOK_MS, NODE_FINISHES_MAX, NODE_FLATTENS_MAX, NODE_HOLD_RETRY_MS},
+    limits::{
+        FLATTEN_LOOK_MS, NODE_FINISHES_MAX, NODE_FLATTENS_MAX, NODE_HOLD_RETRY_MS,
+        NODE_SHORTENS_MAX,
+    },
 };
-use std::ops::Bound::{Excluded, Unbounded};
+use std::{
+    collections::BTreeSet,
+    ops::Bound::{Excluded, Unbounded},
+};
+use volume::Session;
 
 const _: () = assert!(NODE_FLATTENS_MAX <= NODE_FINISHES_MAX, "so many turns are given at once");
 
@@ -129,30 +136,90 @@ impl Engine {
     /// those that the node itself has a volume for after the others that wait for their turn.
     pub(super) fn look_after_flattens(&mut self, now: Time) {
         self.flattens_at = None;
-        let mut halted = Vec::new();
+        let (mut halted, mut unwanted) = (Vec::new(), Vec::new());
         for (id, held) in &self.held {
             let HeldId::Head(volume) = *id else { continue };
+            if held.duty == Some(Duty::Finish) {
+                continue;
+            }
             let wants = |v: &Volume| v.flattening || self.shortening(v).is_some();
             let wanted = self.map.volume(volume).is_some_and(wants);
-            if !wanted || held.duty == Some(Duty::Finish) {
+            let state = held.session.as_ref().and_then(Session::flattening);
+            // There may be room for it later.
+            let is_long = |v: &Volume| shortening::is_too_long(&self.map, v);
+            let may_come = self.map.volume(volume).is_some_and(is_long);
+            if !wanted && !may_come && state.is_none() && held.duty.is_none() {
                 continue;
             }
             self.flattens_at = Some(now + Duration::from_millis(FLATTEN_LOOK_MS));
             let Some(session) = held.session.as_ref().filter(|_| held.stage == Stage::Open) else {
                 continue;
             };
-            let is_over = session.flattening().is_none_or(|state| state.error.is_some());
-            // A source that is away for long must not keep others from being filled.
-            if is_over || session.source_trouble().is_some() {
-                halted.push((*id, held.duty));
+            let has_failed = state.as_ref().is_some_and(|state| state.error.is_some());
+            let is_over = has_failed || state.is_none();
+            if !wanted {
+                if is_over && held.duty.is_some() {
+                    unwanted.push(*id);
+                }
+            } else if is_over || session.source_trouble().is_some() {
+                // A source that is away for long must not keep others from being filled.
+                halted.push((has_failed, *id, held.duty));
             }
         }
-        for (id, duty) in halted {
+        // There may be no room for it any more; others have their turns.
+        for id in unwanted {
+            self.release(id);
+        }
+        // What fails again and again must not keep others from being shortened.
+        halted.sort_by_key(|(has_failed, ..)| *has_failed);
+        for (_, id, duty) in halted {
             if duty.is_some() && !self.turns.is_empty() {
                 self.release(id);
             } else {
                 self.tell_flatten(now, id, true);
             }
+        }
+    }
+
+    /// The sessions that shorten at the moment, or are told to.
+    fn shortens(&self) -> BTreeSet<HeldId> {
+        let copies = |held: &Held| {
+            let state = held.session.as_ref().and_then(Session::flattening);
+            state.is_some_and(|state| state.onto.is_some() && state.error.is_none())
+        };
+        let copying = self.held.iter().filter(|(_, held)| copies(held)).map(|(id, _)| *id);
+        let told = self.work.iter().filter_map(|work| match work {
+            Work::Session(id, _, volume::Event::Shorten { .. }) => Some(*id),
+            _ => None,
+        });
+        copying.chain(told).collect()
+    }
+
+    /// Whether one more session may shorten: each takes no more than a share of the present room,
+    /// and does not know what the others will still take.
+    pub(super) fn may_shorten(&self, id: HeldId) -> bool {
+        let others = self.shortens().into_iter().filter(|other| *other != id).count();
+        others < NODE_SHORTENS_MAX && !self.is_any_short()
+    }
+
+    fn is_any_short(&self) -> bool {
+        self.disks.values().any(trash::is_short)
+    }
+
+    /// Where a disk is short of space, nobody copies what can be read where it is. Flattening was
+    /// asked for and goes on.
+    pub(super) fn stop_shortening_for_space(&mut self, now: Time) {
+        if !self.is_any_short() {
+            return;
+        }
+        for id in self.shortens() {
+            let Some(generation) = self.held.get(&id).and_then(|held| held.generation) else {
+                continue;
+            };
+            let stop = volume::Event::Flatten { start: false };
+            self.work.push_back(Work::Session(id, generation, stop));
+            let again_at = now + Duration::from_millis(FLATTEN_LOOK_MS);
+            self.flattens_at = self.flattens_at.or(Some(again_at));
         }
     }
 

@@ -274,6 +274,7 @@ impl Engine {
         self.trash.look_at = None;
         let serving = self.phase == Phase::Serving;
         if serving {
+            self.stop_shortening_for_space(now);
             if std::mem::take(&mut self.trash.is_stale) {
                 self.look_into_trash();
             }
@@ -467,7 +468,7 @@ impl Engine {
 }
 
 /// Whether a disk has too little room for new data, or is about to, and no more is on its way.
-fn is_short(disk: &Disk) -> bool {
+pub(super) fn is_short(disk: &Disk) -> bool {
     let Some(room) = disk.store().and_then(store::Store::room) else { return false };
     // What a file without a limit can still grow is not known before the driver has told.
     let is_file = disk.settings.kind == store::MediumKind::File;

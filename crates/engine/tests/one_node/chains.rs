@@ -6,7 +6,7 @@ use engine::{
     ConnectionId, Input, Output,
     admin::{AdminReply, AdminRequest, FlattenAction, VolumeReport},
 };
-use proto::limits::CHAIN_LINEAGES_MAX;
+use proto::limits::{CHAIN_LINEAGES_MAX, NODE_SHORTENS_MAX};
 use volume::Answer;
 
 const BLOCK: u64 = 4096;
@@ -265,6 +265,111 @@ fn a_chain_that_cannot_be_shortened_is_told_and_tried_again() {
         other => panic!("{other:?}"),
     }
     // What a guest overwrites need not be copied.
+    fill(&mut world, "c5", 3 * 16 * BLOCK, 3, 2 * BLOCK);
+    world.pass(60);
+    assert_eq!(lineages(&world.info("c5")), 1);
+}
+
+/// This many clones like `c6` that clients have, and that are to be shortened while the disk does
+/// nothing.
+fn held_clones(count: u64) -> World {
+    let mut world = chain(6);
+    for at in 0..count {
+        let name = format!("o{at}");
+        world.volume(clone("c5", &name));
+        world.snapshot(&name, "mine");
+        let answer = world.open(200 + at, &name, &name);
+        assert!(matches!(answer, Answer::Opened { .. }), "{answer:?}");
+    }
+    assert_eq!(lineages(&settle(&mut world, "c6")), 1);
+    world.stalled = true;
+    for at in 0..count {
+        let delete = AdminRequest::SnapshotDelete { name: format!("o{at}"), tag: "mine".into() };
+        assert_eq!(world.admin(delete), Ok(AdminReply::Done));
+    }
+    world
+}
+
+fn shortening(world: &mut World, count: u64) -> usize {
+    let is_running = |volume: VolumeReport| volume.shorten.is_some_and(|state| state.running);
+    (0..count).filter(|at| is_running(world.info(&format!("o{at}")))).count()
+}
+
+/// Each takes a quarter of the room that is there when it begins: all clones together took more
+/// than there was.
+#[test]
+fn only_a_few_are_shortened_at_once_and_the_others_afterwards() {
+    let mut world = held_clones(5);
+    for _ in 0..4 {
+        assert_eq!(shortening(&mut world, 5), NODE_SHORTENS_MAX);
+        world.pass(1);
+    }
+    for at in 0..5 {
+        assert!(world.info(&format!("o{at}")).shorten.is_some());
+    }
+    world.unstall();
+    world.pass(100);
+    for at in 0..5 {
+        assert_eq!(lineages(&world.info(&format!("o{at}"))), 1);
+    }
+    compare(&mut world, 6);
+}
+
+/// What was deleted went from the trash before its time for copies that nobody asked for.
+#[test]
+fn a_disk_that_gets_short_of_space_ends_shortening_until_there_is_room() {
+    let mut world = chain(6);
+    world.snapshot("c6", "mine");
+    let (disk, journal) = world.kill();
+    let mut world = World::start_slowly(disk, journal);
+    let answer = world.open(1, "a", "c6");
+    assert!(matches!(answer, Answer::Opened { .. }), "{answer:?}");
+    let delete_snapshot = AdminRequest::SnapshotDelete { name: "c6".into(), tag: "mine".into() };
+    assert_eq!(world.admin(delete_snapshot), Ok(AdminReply::Done));
+    let is_running = |world: &mut World| world.info("c6").shorten.is_some_and(|it| it.running);
+    world.pass(1);
+    assert!(is_running(&mut world));
+    fill_disk(&mut world);
+    assert!(!is_running(&mut world), "it goes on on a full disk");
+    world.pass(40);
+    assert!(!is_running(&mut world), "it begins on a full disk");
+    delete(&mut world, "big");
+    world.pass(40);
+    assert!(is_running(&mut world), "there is room again");
+}
+
+/// Writes a volume `big` until there is no space for more.
+fn fill_disk(world: &mut World) {
+    world.create("big", 512 * MIB);
+    assert_eq!(world.open(97, "filler", "big"), opened(512 * MIB));
+    for length in [MIB, BLOCK] {
+        let is_full = (0..512).any(|at| {
+            let offset = at * MIB + MIB - length;
+            let mut buffer = proto::Buffer::zeroed(length as usize);
+            buffer.as_mut_slice()[..length as usize].fill(9);
+            let operation = volume::Operation::Write { buffer, fua: false };
+            world.request(97, offset, length, operation).is_err()
+        });
+        assert!(is_full, "the disk takes everything");
+    }
+    world.close(97);
+}
+
+/// It kept the volume, and one of the turns of those that can be flattened.
+#[test]
+fn the_node_gives_back_what_it_cannot_shorten_for_want_of_room() {
+    let mut world = chain(5);
+    damage(&mut world);
+    world.noisy = true;
+    world.pass(2);
+    assert!(world.info("c5").shorten.is_some_and(|shorten| shorten.error.is_some()));
+    fill_disk(&mut world);
+    world.pass(32);
+    let volume = world.info("c5");
+    assert_eq!((volume.attachment, volume.shorten), (None, None));
+    // With room again it is tried again.
+    delete(&mut world, "big");
+    world.pass(2);
     fill(&mut world, "c5", 3 * 16 * BLOCK, 3, 2 * BLOCK);
     world.pass(60);
     assert_eq!(lineages(&world.info("c5")), 1);

@@ -97,17 +97,22 @@ impl World {
 
     /// A node that has something to say at its start.
     pub fn start_noisily(disk: Medium, journal: Medium) -> World {
-        World::begin(UNIX_S, disk, journal, (false, Some(LIMIT_BYTES)), true)
+        World::begin(UNIX_S, disk, journal, (false, Some(LIMIT_BYTES)), true, 0)
     }
 
     /// A node whose disk is a file that may grow as far as its file system has room.
     pub fn start_without_limit(disk: Medium, journal: Medium, found: bool) -> World {
-        World::begin(UNIX_S, disk, journal, (found, None), true)
+        World::begin(UNIX_S, disk, journal, (found, None), true, 0)
     }
 
     /// A node that takes this for the present, in seconds since 1970.
     pub fn start_at(unix_s: u64, disk: Medium, journal: Medium, found: bool) -> World {
-        World::begin(unix_s, disk, journal, (found, Some(LIMIT_BYTES)), false)
+        World::begin(unix_s, disk, journal, (found, Some(LIMIT_BYTES)), false, 0)
+    }
+
+    /// A node that copies next to nothing by itself.
+    pub fn start_slowly(disk: Medium, journal: Medium) -> World {
+        World::begin(UNIX_S, disk, journal, (false, Some(LIMIT_BYTES)), true, 1)
     }
 
     fn begin(
@@ -116,6 +121,7 @@ impl World {
         journal: Medium,
         (found, limit_bytes): (bool, Option<u64>),
         noisy: bool,
+        fill_bytes_per_s: u64,
     ) -> World {
         let settings = Settings {
             cluster: ClusterId(1),
@@ -137,7 +143,7 @@ impl World {
             trash_expiry_s: TRASH_EXPIRY_S,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
             version: "test".into(),
-            fill_bytes_per_s: 0,
+            fill_bytes_per_s,
         };
         let mut outputs = Vec::new();
         let now = Time(1);

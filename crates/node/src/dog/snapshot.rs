@@ -4,7 +4,6 @@
 use super::{
     Context, Failure,
     arguments::FreezeOptions,
-    diff,
     failure::FailureKind,
     freeze,
     interrupt::Interrupt,
@@ -12,12 +11,9 @@ use super::{
     name::SnapshotName,
     print,
     progress::{Progress, Waiting},
-    transfer, tree,
 };
 use crate::{size::Size, span::Span};
-use engine::admin::{
-    AdminReply, AdminRequest, FlattenAction, LayerKind, LayerReport, SnapshotReport, VolumeReport,
-};
+use engine::admin::{AdminReply, AdminRequest, FlattenAction, SnapshotReport, VolumeReport};
 use proto::limits::SNAPSHOT_LOCK_S_MAX;
 use std::{
     thread,
@@ -58,8 +54,8 @@ impl Context {
 }
 
 impl Context {
-    /// Takes a volume back to a snapshot. The daemon may not have noticed yet that a connection of
-    /// ours is gone.
+    /// Takes a volume back to a snapshot after our own import into it, which may be lost. The daemon
+    /// may not have noticed yet that a connection of ours is gone.
     pub(super) fn rollback_when_free(&self, name: &SnapshotName) -> Result<VolumeReport, Failure> {
         let until = Instant::now() + ROLLBACK_PATIENCE;
         let SnapshotName { volume: name, tag } = name.clone();
@@ -72,34 +68,6 @@ impl Context {
                 result => return result,
             }
         }
-    }
-
-    /// Whether a volume is just what the snapshot is that it builds on, so that going back to any
-    /// of its snapshots loses nothing.
-    fn is_as_at_a_snapshot(&self, volume: &VolumeReport) -> Result<bool, Failure> {
-        // What was zeroed or cut off takes no space, and would be lost all the same.
-        let is_held = volume.attachment.as_ref().is_some_and(|held| held.connections > 0);
-        if volume.head_bytes > 0 || volume.sealing || is_held {
-            return Ok(false);
-        }
-        let layers = tree::layers(self, Some(volume.name.clone()))?;
-        let is_head = |layer: &&LayerReport| {
-            layer.kind == LayerKind::Head && layer.name.as_deref() == Some(&volume.name)
-        };
-        let below = layers.iter().find(is_head).and_then(|head| head.parent);
-        let snapshots = self.snapshots(&volume.name, false)?;
-        let Some(base) = snapshots.iter().find(|snapshot| Some(snapshot.layer) == below) else {
-            return Ok(false);
-        };
-        let interrupt = Interrupt::listen()?;
-        let mut client = self.attach_to_compare(&volume.name, &base.tag, &interrupt)?;
-        let export = client.export();
-        let span = transfer::Span { start: 0, end: export.bytes };
-        let is_same = export.bytes == base.bytes
-            && export.context.is_some()
-            && diff::changed(&mut client, span, &interrupt)?.iter().all(|run| !run.dirty);
-        client.disconnect()?;
-        Ok(is_same)
     }
 }
 
@@ -165,9 +133,6 @@ pub fn rollback(context: &Context, name: SnapshotName, yes: bool) -> Result<(), 
     if !yes {
         context.snapshot(&name)?;
         let volume = context.volume(&name.volume)?;
-        if context.is_as_at_a_snapshot(&volume)? {
-            return rolled_back(context, &name, context.rollback_when_free(&name));
-        }
         return Err(Failure::conflict(format!(
             "going back to {name} destroys what was written to volume {} since its last snapshot \
              or rollback ({}); take another snapshot to keep that, and say --yes if you mean it",
@@ -176,16 +141,8 @@ pub fn rollback(context: &Context, name: SnapshotName, yes: bool) -> Result<(), 
         )));
     }
     let SnapshotName { volume, tag } = name.clone();
-    let result = context.ask_for_volume(&AdminRequest::VolumeRollback { name: volume, tag });
-    rolled_back(context, &name, result)
-}
-
-fn rolled_back(
-    context: &Context,
-    name: &SnapshotName,
-    result: Result<VolumeReport, Failure>,
-) -> Result<(), Failure> {
-    let volume = result?;
+    // Asked once: whoever has the volume may write it before giving it back.
+    let volume = context.ask_for_volume(&AdminRequest::VolumeRollback { name: volume, tag })?;
     context.show_changed(&volume, &format!("volume {} is what it was at {name}", volume.name))
 }
 
