@@ -18,8 +18,8 @@ use crate::{Completion, Effect, Error, Event, Operation, Request, RequestId, Ses
 use cluster::{Answer, Command, Map, State};
 use disk::{FakeDisk, Faults, Random};
 use proto::{
-    BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, LayerId, LineageId, MemberReply,
-    MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
+    BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, Incarnation, LayerId, LineageId,
+    MemberError, MemberReply, MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
 };
 use register::Register;
 use source::FakeSource;
@@ -54,7 +54,7 @@ struct World {
     shortened: u64,
     /// Requests that have not ended, with their number in the register.
     open: BTreeMap<RequestId, Open>,
-    /// Writes under way, by token.
+    /// Writes under way whose answers the session still hears, by token.
     writes: BTreeMap<MemberToken, ((LineageId, u32), Stamp)>,
     next: u64,
     opened: Option<Result<(), Error>>,
@@ -226,12 +226,33 @@ impl World {
     /// One answer reaches the session.
     fn deliver(&mut self) {
         let Some((token, result)) = self.disk.deliver(&mut self.random) else { return };
-        if let (Ok(MemberReply::Written { .. }), Some((key, stamp))) =
-            (&result, self.writes.remove(&token))
-        {
-            self.disk.acknowledged(key, stamp);
+        let write = self.writes.remove(&token);
+        // Once the disk is out of service, or another opening of it than the one known, the session
+        // hears nothing more of what it asked: that acknowledges nothing.
+        match (&result, write) {
+            (Ok(MemberReply::Written { incarnation }), Some((key, stamp)))
+                if *incarnation == self.listed() =>
+            {
+                self.disk.acknowledged(key, stamp);
+            }
+            (Err(MemberError::Retired), _) => self.writes.clear(),
+            (
+                Ok(
+                    MemberReply::Written { incarnation }
+                    | MemberReply::Flushed { incarnation }
+                    | MemberReply::Fenced { incarnation, .. },
+                ),
+                _,
+            ) if *incarnation != self.listed() => self.writes.clear(),
+            _ => {}
         }
         self.tell(Event::Member { disk: DISK, token, result });
+    }
+
+    /// Which opening of the disk the session knows of.
+    fn listed(&self) -> Incarnation {
+        let configuration = self.map.configurations().next().expect("there are partitions");
+        configuration.current[0].incarnation
     }
 
     fn die(&mut self, power: bool) {
@@ -258,7 +279,12 @@ impl World {
     }
 
     fn tell_map(&mut self) {
+        let before = self.listed();
         self.map = self.state.map();
+        if self.listed() != before {
+            // Answers to what was asked of the opening before are not heard.
+            self.writes.clear();
+        }
         self.tell(Event::Map(Arc::clone(&self.map)));
     }
 
