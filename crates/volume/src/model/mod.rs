@@ -399,7 +399,8 @@ impl World {
         self.unsealed(|snap| {
             snap.register.begin(start, count, tag, fua);
         });
-        let what = What::Change { operation: number, fua };
+        // What changes nothing has nothing that could be lost.
+        let what = What::Change { operation: number, fua: fua && count > 0 };
         self.request(first, sectors, operation, what, error);
     }
 
@@ -446,12 +447,9 @@ impl World {
                     self.register.found(first + place as u64, tag, open.place, sure);
                 }
             }
-            (What::Change { operation, fua }, Ok(Completion::Done)) => {
+            (What::Change { operation, .. }, Ok(Completion::Done)) => {
                 self.register.done(operation);
                 self.knowing(operation, |register| register.done(operation));
-                if fua {
-                    assert!(!self.unreported, "writes were lost and a flush succeeded");
-                }
             }
             (What::Flush { step }, Ok(Completion::Done)) => {
                 assert!(!self.unreported, "writes were lost and a flush succeeded");
@@ -480,10 +478,14 @@ impl World {
             Error::Fenced => assert!(self.fenced || self.opened == Some(Err(Error::Fenced))),
             Error::Io(_) if self.abandoned => {}
             Error::Io(_) => {
-                let flushes = matches!(what, What::Flush { .. } | What::Change { fua: true, .. });
+                let is_flush = matches!(what, What::Flush { .. });
+                let flushes = is_flush || matches!(what, What::Change { fua: true, .. });
                 assert!(self.register.failures() > 0 && flushes, "{error}");
-                self.unreported = false;
-                self.register.loss_reported();
+                // A change that failed tells nothing of others.
+                if is_flush {
+                    self.unreported = false;
+                    self.register.loss_reported();
+                }
             }
             _ => panic!("unexpected: {error}"),
         }
