@@ -741,7 +741,8 @@ impl Session {
     fn flush(&mut self, number: u64) {
         let work = self.works.at_mut(number).expect("it is in work");
         work.stage = Stage::Flushing;
-        let reported = work.id.is_some();
+        // One that ends a change tells of that change alone: it cannot speak for others.
+        let reported = matches!(work.task, Task::Flush);
         self.send(number, Role::Flush, replica::Request::Flush { reported });
     }
 

@@ -354,6 +354,37 @@ fn a_write_of_which_a_part_was_lost_is_done_again_before_it_ends() {
     assert!(lost > 0, "no seed took the first piece away");
 }
 
+/// A write with FUA failed for a write of somebody else's that was lost, and the flush after it
+/// succeeded: whoever had done the lost write and flushed it then never heard of that.
+#[test]
+fn a_change_with_fua_does_not_take_the_report_of_a_loss_from_the_next_flush() {
+    let mut lost = 0;
+    for seed in 0..20 {
+        let mut world = World::new(seed, 12 << 20, CALM);
+        world.settle();
+        world.write(0, 8, false);
+        world.settle();
+        world.die(true);
+        lost += world.disk.losses;
+        // When it ends, the loss has been noticed.
+        world.read(0, 8);
+        world.settle();
+        let block = BLOCK_SIZE as u64;
+        let elsewhere = 8 << 20;
+        let buffer = Buffer::zeroed(BLOCK_SIZE);
+        let whole = world.ask(elsewhere, block, Operation::Write { buffer, fua: true });
+        let nothing = world.ask(elsewhere + 512, 512, Operation::Discard { fua: true });
+        for result in [whole, nothing] {
+            assert!(matches!(result, Ok(Completion::Done)), "seed {seed}: {result:?}");
+        }
+        // What was lost must be told now.
+        world.flush();
+        world.settle();
+        assert!(!world.unreported, "seed {seed}");
+    }
+    assert!(lost > 0, "no seed lost the write");
+}
+
 #[test]
 fn a_shrink_is_reported_when_it_is_stable_and_not_before() {
     for seed in 0..20 {

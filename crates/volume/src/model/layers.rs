@@ -125,7 +125,12 @@ impl World {
     }
 
     /// Asks, and waits for the answer.
-    fn ask(&mut self, offset: u64, length: u64, operation: Operation) -> Result<Completion, Error> {
+    pub(super) fn ask(
+        &mut self,
+        offset: u64,
+        length: u64,
+        operation: Operation,
+    ) -> Result<Completion, Error> {
         let id = RequestId(1 << 50);
         let mut effects = Vec::new();
         let request = Request { id, offset, length, operation };

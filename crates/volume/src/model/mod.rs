@@ -18,8 +18,8 @@ use crate::{Completion, Effect, Error, Event, Operation, Request, RequestId, Ses
 use cluster::{Answer, Command, Map, State};
 use disk::{FakeDisk, Faults, Random};
 use proto::{
-    BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, LayerId, LineageId, MemberReply,
-    MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
+    BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, Incarnation, LayerId, LineageId,
+    MemberError, MemberReply, MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
 };
 use register::Register;
 use source::FakeSource;
@@ -57,7 +57,7 @@ struct World {
     shortened: u64,
     /// Requests that have not ended, with their number in the register.
     open: BTreeMap<RequestId, Open>,
-    /// Writes under way, by token.
+    /// Writes under way whose answers the session still hears, by token.
     writes: BTreeMap<MemberToken, ((LineageId, u32), Stamp)>,
     next: u64,
     opened: Option<Result<(), Error>>,
@@ -231,12 +231,33 @@ impl World {
     /// One answer reaches the session.
     fn deliver(&mut self) {
         let Some((token, result)) = self.disk.deliver(&mut self.random) else { return };
-        if let (Ok(MemberReply::Written { .. }), Some((key, stamp))) =
-            (&result, self.writes.remove(&token))
-        {
-            self.disk.acknowledged(key, stamp);
+        let write = self.writes.remove(&token);
+        // Once the disk is out of service, or another opening of it than the one known, the session
+        // hears nothing more of what it asked: that acknowledges nothing.
+        match (&result, write) {
+            (Ok(MemberReply::Written { incarnation }), Some((key, stamp)))
+                if *incarnation == self.listed() =>
+            {
+                self.disk.acknowledged(key, stamp);
+            }
+            (Err(MemberError::Retired), _) => self.writes.clear(),
+            (
+                Ok(
+                    MemberReply::Written { incarnation }
+                    | MemberReply::Flushed { incarnation }
+                    | MemberReply::Fenced { incarnation, .. },
+                ),
+                _,
+            ) if *incarnation != self.listed() => self.writes.clear(),
+            _ => {}
         }
         self.tell(Event::Member { disk: DISK, token, result });
+    }
+
+    /// Which opening of the disk the session knows of.
+    fn listed(&self) -> Incarnation {
+        let configuration = self.map.configurations().next().expect("there are partitions");
+        configuration.current[0].incarnation
     }
 
     fn die(&mut self, power: bool) {
@@ -263,7 +284,12 @@ impl World {
     }
 
     fn tell_map(&mut self) {
+        let before = self.listed();
         self.map = self.state.map();
+        if self.listed() != before {
+            // Answers to what was asked of the opening before are not heard.
+            self.writes.clear();
+        }
         self.tell(Event::Map(Arc::clone(&self.map)));
     }
 
@@ -378,7 +404,8 @@ impl World {
         self.unsealed(|snap| {
             snap.register.begin(start, count, tag, fua);
         });
-        let what = What::Change { operation: number, fua };
+        // What changes nothing has nothing that could be lost.
+        let what = What::Change { operation: number, fua: fua && count > 0 };
         self.request(first, sectors, operation, what, error);
     }
 
@@ -425,12 +452,9 @@ impl World {
                     self.register.found(first + place as u64, tag, open.place, sure);
                 }
             }
-            (What::Change { operation, fua }, Ok(Completion::Done)) => {
+            (What::Change { operation, .. }, Ok(Completion::Done)) => {
                 self.register.done(operation);
                 self.knowing(operation, |register| register.done(operation));
-                if fua {
-                    assert!(!self.unreported, "writes were lost and a flush succeeded");
-                }
             }
             (What::Flush { step }, Ok(Completion::Done)) => {
                 assert!(!self.unreported, "writes were lost and a flush succeeded");
@@ -459,10 +483,14 @@ impl World {
             Error::Fenced => assert!(self.fenced || self.opened == Some(Err(Error::Fenced))),
             Error::Io(_) if self.abandoned => {}
             Error::Io(_) => {
-                let flushes = matches!(what, What::Flush { .. } | What::Change { fua: true, .. });
+                let is_flush = matches!(what, What::Flush { .. });
+                let flushes = is_flush || matches!(what, What::Change { fua: true, .. });
                 assert!(self.register.failures() > 0 && flushes, "{error}");
-                self.unreported = false;
-                self.register.loss_reported();
+                // A change that failed tells nothing of others.
+                if is_flush {
+                    self.unreported = false;
+                    self.register.loss_reported();
+                }
             }
             _ => panic!("unexpected: {error}"),
         }

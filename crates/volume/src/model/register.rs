@@ -158,7 +158,7 @@ impl Register {
         assert!(change.ended.replace(step).is_none());
         if change.fua {
             change.stable = true;
-            change.doubtful &= change.reported;
+            change.doubtful = false;
         }
     }
 
