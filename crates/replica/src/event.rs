@@ -111,8 +111,8 @@ pub enum Request {
     },
     /// Make all changes that have ended stable. Ends with [`Answer::Done`].
     Flush {
-        /// Whether it is a flush that the guest asked for. A loss from before is reported only then:
-        /// of a flush that ends a change of the guest's nobody learns what became of other changes.
+        /// Whether it is a flush that the guest asked for. A loss from before is reported only
+        /// then: of a flush that ends a change nobody learns what became of other changes.
         reported: bool,
     },
 }

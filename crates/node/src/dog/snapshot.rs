@@ -54,8 +54,8 @@ impl Context {
 }
 
 impl Context {
-    /// Takes a volume back to a snapshot after our own import into it, which may be lost. The daemon
-    /// may not have noticed yet that a connection of ours is gone.
+    /// Takes a volume back to a snapshot after our own import into it, which may be lost. The
+    /// daemon may not have noticed yet that a connection of ours is gone.
     pub(super) fn rollback_when_free(&self, name: &SnapshotName) -> Result<VolumeReport, Failure> {
         let until = Instant::now() + ROLLBACK_PATIENCE;
         let SnapshotName { volume: name, tag } = name.clone();
