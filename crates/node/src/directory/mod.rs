@@ -22,6 +22,8 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 use store::MediumKind;
 
@@ -244,6 +246,12 @@ fn check_empty(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// How long the lock is waited for: that of a process that was killed just now is held until the
+/// kernel has taken the process apart.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried.
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Takes the lock of the directory for as long as the file is open.
 fn lock(path: &Path) -> Result<File, String> {
     let name = path.join(LOCK);
@@ -257,7 +265,14 @@ fn lock(path: &Path) -> Result<File, String> {
         .map_err(|error| {
             format!("cannot open {}: {error}; {}", name.display(), lock_remedy(error.kind()))
         })?;
-    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let until = Instant::now() + LOCK_PATIENCE;
+    let locked = loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOCK_INTERVAL),
+            result => break result,
+        }
+    };
+    if let Err(error) = locked {
         if error != Errno::WOULDBLOCK {
             return Err(format!("cannot lock {}: {error}", name.display()));
         }

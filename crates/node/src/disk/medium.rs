@@ -19,8 +19,9 @@ use store::MediumKind;
 
 /// How long a lock, or a device that is in use, is waited for. The kernel takes a process's ring
 /// apart some time after the process is gone, and the ring holds the files open: right after a
-/// kill -9 the lock of a dead daemon is still held.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// kill -9 the lock of a dead daemon is still held. On a busy machine that has taken more than
+/// three seconds. A daemon that lives is told by the lock of its directory, without this wait.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is tried.
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
