@@ -9,7 +9,7 @@ mod record;
 
 pub use record::{DiskRecord, Record};
 
-use crate::api;
+use crate::{api, disk::patiently};
 use proto::{ClusterId, DiskId, NodeId};
 use record::RecordError;
 use rustix::{
@@ -22,8 +22,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use store::MediumKind;
 
@@ -249,8 +248,6 @@ fn check_empty(path: &Path) -> Result<(), String> {
 /// How long the lock is waited for: that of a process that was killed just now is held until the
 /// kernel has taken the process apart.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is tried.
-const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Takes the lock of the directory for as long as the file is open.
 fn lock(path: &Path) -> Result<File, String> {
@@ -265,14 +262,8 @@ fn lock(path: &Path) -> Result<File, String> {
         .map_err(|error| {
             format!("cannot open {}: {error}; {}", name.display(), lock_remedy(error.kind()))
         })?;
-    let until = Instant::now() + LOCK_PATIENCE;
-    let locked = loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOCK_INTERVAL),
-            result => break result,
-        }
-    };
-    if let Err(error) = locked {
+    let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if let Err(error) = patiently(LOCK_PATIENCE, Errno::WOULDBLOCK, lock) {
         if error != Errno::WOULDBLOCK {
             return Err(format!("cannot lock {}: {error}", name.display()));
         }

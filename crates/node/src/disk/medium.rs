@@ -60,7 +60,7 @@ impl Medium {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600).custom_flags(flags.bits() as i32);
         options.create(how.create && how.kind == MediumKind::File);
-        let file = patiently(Errno::BUSY, || {
+        let file = patiently(LOCK_PATIENCE, Errno::BUSY, || {
             options.open(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
         })
         .map_err(|errno| open_sentence(path, how, errno))?;
@@ -162,7 +162,7 @@ impl Medium {
 /// Takes the advisory lock of a medium for as long as the file is open.
 fn lock(file: &File, path: &Path) -> Result<(), String> {
     let lock = || flock(file, FlockOperation::NonBlockingLockExclusive);
-    patiently(Errno::WOULDBLOCK, lock).map_err(|errno| match errno {
+    patiently(LOCK_PATIENCE, Errno::WOULDBLOCK, lock).map_err(|errno| match errno {
         Errno::WOULDBLOCK => format!(
             "{} is already in use by another process; two sheep never share a disk, stop the \
              other one first",
@@ -172,9 +172,13 @@ fn lock(file: &File, path: &Path) -> Result<(), String> {
     })
 }
 
-/// Tries for a while, as long as it fails with `held`.
-fn patiently<T>(held: Errno, attempt: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
-    let until = Instant::now() + LOCK_PATIENCE;
+/// Tries for so long, as long as it fails with `held`.
+pub(crate) fn patiently<T>(
+    patience: Duration,
+    held: Errno,
+    attempt: impl Fn() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let until = Instant::now() + patience;
     loop {
         match attempt() {
             Err(errno) if errno == held && Instant::now() < until => thread::sleep(LOCK_INTERVAL),

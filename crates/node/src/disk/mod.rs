@@ -9,6 +9,7 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use medium::patiently;
 pub use medium::{Medium, OpenHow};
 
 use mio::{Events, Interest, Poll, Registry, Token, unix::SourceFd};
