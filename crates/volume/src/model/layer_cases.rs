@@ -14,7 +14,7 @@ fn world(bytes: u64) -> World {
 }
 
 /// Takes a snapshot of an idle volume and goes on with a clone of it.
-fn go_on_with_a_clone(world: &mut World) {
+pub(super) fn go_on_with_a_clone(world: &mut World) {
     world.settle();
     assert!(world.snapshot());
     world.seal();

@@ -1,5 +1,6 @@
 //! Single cases of a volume whose parent lies elsewhere.
 
+use super::layer_cases::go_on_with_a_clone;
 use super::*;
 use proto::OBJECT_SIZE;
 use proto::limits::{
@@ -231,13 +232,7 @@ fn a_chain_is_shortened_onto_a_source_that_is_away_and_nothing_of_it_is_read() {
         world.discard(generation * 40 + 8, 16, false);
         // Where the source ends in the middle of a block, and beyond it.
         world.write((9 << 11) + generation, 1, false);
-        world.settle();
-        assert!(world.snapshot());
-        world.seal();
-        world.close();
-        let number = world.last_sealed().expect("just sealed");
-        world.clone_snapshot(number, true);
-        world.settle();
+        go_on_with_a_clone(&mut world);
     }
     let chain = world.chain();
     let source = chain[3];

@@ -100,13 +100,7 @@ fn run(seed: u64, steps: u64, plan: Plan) -> (u64, u64) {
             submit_something(&mut world);
         }
         world.disk.faults = CALM;
-        world.settle();
-        assert!(world.snapshot());
-        world.seal();
-        world.close();
-        let number = world.last_sealed().expect("just sealed");
-        world.clone_snapshot(number, true);
-        world.settle();
+        super::layer_cases::go_on_with_a_clone(&mut world);
         world.disk.faults = plan.faults;
     }
     let mut dead_for = 0;
