@@ -3,7 +3,7 @@
 use crate::group::Group;
 use crate::layer::Layer;
 use crate::machine::{Disk, Node};
-use crate::partition::{Configuration, Member, Partitions, partition_of};
+use crate::partition::{Configuration, Member, Partitions};
 use crate::redundancy::Redundancy;
 use crate::source::Source;
 use crate::volume::Volume;
@@ -203,7 +203,7 @@ impl Map {
 
     /// The partition of the objects `index` of a lineage's layers.
     pub fn partition_of(&self, lineage: LineageId, index: u32) -> PartitionId {
-        partition_of(lineage, index, self.partition_bits())
+        proto::partition_of(lineage, index, self.partition_bits())
     }
 
     /// For which numbers of copies there are tables of partitions.

@@ -152,6 +152,14 @@ pub const SESSION_STAMPS_MAX: usize = 1 << 20;
 pub const MEMBER_CHECKS_MAX: usize = 64;
 /// After how long a busy disk is asked again, in milliseconds.
 pub const MEMBER_RETRY_MS: u64 = 5;
+/// Partitions that one request about a change of members names.
+pub const BATCH_PARTITIONS_MAX: usize = 256;
+/// Fences that one request raises.
+pub const INSTALL_FENCES_MAX: usize = 1024;
+/// Rows of one answer to a question for fences, refusals, lineages or objects.
+pub const MEMBER_ROWS_MAX: usize = 1024;
+/// Objects of one disk for which content may be staged at a time.
+pub const STAGED_OBJECTS_MAX: usize = 64;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
 pub const SHRINK_RETRY_MS: u64 = 1_000;
 /// After how long a new head is reported again while the map does not show it as opened, in

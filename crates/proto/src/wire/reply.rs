@@ -93,6 +93,7 @@ impl Expected {
             MemberRequest::Difference { blocks, .. } => Expected::Difference(*blocks),
             MemberRequest::Reclaimable { .. } => Expected::Reclaimable,
             MemberRequest::Flush { .. } => Expected::Flushed,
+            _ => todo!("the wire of decision 0009"),
         }
     }
 
@@ -156,7 +157,7 @@ pub fn put(
         seal = seal.next();
     };
     match result {
-        Ok(MemberReply::Fenced { incarnation, unsettled }) => {
+        Ok(MemberReply::Fenced { incarnation, unsettled, .. }) => {
             words.incarnation = incarnation.0.into();
             let mut rest = unsettled.as_slice();
             loop {
@@ -209,6 +210,7 @@ pub fn put(
             words.incarnation = incarnation.0.into();
             put(&words, Kind::Flushed, 0, &[], &[]);
         }
+        Ok(_) => todo!("the wire of decision 0009"),
         Err(error) => {
             let (flags, first, second, text) = error_words(error);
             words.first = first.into();
@@ -246,9 +248,12 @@ pub fn decode(
     }
     let result = match (header.kind, expected) {
         (Kind::Refused, _) => Err(decode_error(header, &words, body)?),
-        (Kind::Fenced, _) => {
-            Ok(MemberReply::Fenced { incarnation, unsettled: objects(header, body)? })
-        }
+        (Kind::Fenced, _) => Ok(MemberReply::Fenced {
+            incarnation,
+            settled: Stamp::default(),
+            unsettled: objects(header, body)?,
+            more: false,
+        }),
         (Kind::ObjectStamp, Expected::Stamp(key)) => {
             let object = objects(header, body)?[0];
             if object.key != key {
@@ -388,6 +393,9 @@ fn error_words(error: &MemberError) -> (u16, u64, u64, &str) {
         MemberError::Busy => (6, 0, 0, ""),
         MemberError::Retired => (7, 0, 0, ""),
         MemberError::Invalid(why) => (8, 0, 0, why),
+        MemberError::RefusedMore { .. }
+        | MemberError::Superseded { .. }
+        | MemberError::NotStaged { .. } => todo!("the wire of decision 0009"),
     }
 }
 

@@ -4,7 +4,7 @@ use super::header::{Frame, FrameError, Header, Kind, Seal};
 use crate::limits::MEMBER_REQUEST_BLOCKS_MAX;
 use crate::{
     BLOCK_SIZE, BlockRange, Change, ConfigurationNumber, DiskId, Generation, LayerId, LineageId,
-    MemberError, MemberRequest, ObjectKey, Payload, Stamp, Write,
+    MemberError, MemberRequest, ObjectKey, Payload, Stamp, Under, Write,
 };
 use std::mem::size_of;
 use zerocopy::little_endian::{U16, U32, U64, U128};
@@ -181,10 +181,10 @@ pub fn put<'a>(
     };
     let mut put = put;
     match request {
-        MemberRequest::Fence { lineage, generation } => {
+        MemberRequest::Fence { lineage, generation, .. } => {
             put(Kind::Fence, 0, *lineage, *generation, &[], &[]);
         }
-        MemberRequest::Settle { lineage, key, generation, stamp } => {
+        MemberRequest::Settle { lineage, key, generation, stamp, .. } => {
             let body = SettleBody { key: KeyBody::of(*key), stamp: (*stamp).into() };
             put(Kind::Settle, 0, *lineage, *generation, body.as_bytes(), &[]);
         }
@@ -207,7 +207,7 @@ pub fn put<'a>(
             };
             let body = WriteBody {
                 blocks: BlocksBody::of(write.key, blocks),
-                configuration: write.configuration.0.into(),
+                configuration: write.under.number.0.into(),
                 previous: write.previous.into(),
                 sequence: write.stamp.sequence.into(),
                 settled: write.settled.into(),
@@ -216,15 +216,15 @@ pub fn put<'a>(
             put(kind, flags, write.lineage, write.stamp.generation, body.as_bytes(), pieces);
             return payload;
         }
-        MemberRequest::Read { lineage, key, generation, blocks } => {
+        MemberRequest::Read { lineage, key, generation, blocks, .. } => {
             let body = BlocksBody::of(*key, *blocks);
             put(Kind::Read, 0, *lineage, *generation, body.as_bytes(), &[]);
         }
-        MemberRequest::Map { lineage, key, generation, blocks } => {
+        MemberRequest::Map { lineage, key, generation, blocks, .. } => {
             let body = BlocksBody::of(*key, *blocks);
             put(Kind::Map, 0, *lineage, *generation, body.as_bytes(), &[]);
         }
-        MemberRequest::Difference { lineage, key, generation, base, blocks } => {
+        MemberRequest::Difference { lineage, key, generation, base, blocks, .. } => {
             let blocks = BlocksBody::of(*key, *blocks);
             let body = DifferenceBody { blocks, base: base.0.into() };
             put(Kind::Difference, 0, *lineage, *generation, body.as_bytes(), &[]);
@@ -233,9 +233,10 @@ pub fn put<'a>(
             let body = KeyBody::of(ObjectKey { layer: *layer, index: *index });
             put(Kind::Reclaimable, 0, *lineage, *generation, body.as_bytes(), &[]);
         }
-        MemberRequest::Flush { lineage, generation } => {
+        MemberRequest::Flush { lineage, generation, .. } => {
             put(Kind::Flush, 0, *lineage, *generation, &[], &[]);
         }
+        _ => todo!("the wire of decision 0009"),
     }
     None
 }
@@ -254,12 +255,15 @@ pub fn decode(
     let lineage = LineageId(words.lineage.get());
     let generation = Generation(words.generation.get());
     let request = match header.kind {
-        Kind::Fence => MemberRequest::Fence { lineage, generation },
-        Kind::Flush => MemberRequest::Flush { lineage, generation },
+        Kind::Fence => {
+            let after = ObjectKey::default();
+            MemberRequest::Fence { lineage, generation, list: true, after }
+        }
+        Kind::Flush => MemberRequest::Flush { lineage, generation, settled: Stamp::default() },
         Kind::Settle => {
             let body: SettleBody = record(body);
             let (key, stamp) = (body.key.key(header)?, body.stamp.stamp());
-            MemberRequest::Settle { lineage, key, generation, stamp }
+            MemberRequest::Settle { lineage, key, generation, under: Under::default(), stamp }
         }
         Kind::Stamp => {
             let key = record::<KeyBody>(body).key(header)?;
@@ -280,18 +284,18 @@ pub fn decode(
             if blocks.count() > MEMBER_REQUEST_BLOCKS_MAX {
                 return Err(header.malformed("the read is too long"));
             }
-            MemberRequest::Read { lineage, key, generation, blocks }
+            MemberRequest::Read { lineage, key, generation, under: None, blocks }
         }
         Kind::Map => {
             let body: BlocksBody = record(body);
             let (key, blocks) = (body.key(), body.blocks(header)?);
-            MemberRequest::Map { lineage, key, generation, blocks }
+            MemberRequest::Map { lineage, key, generation, under: None, blocks }
         }
         Kind::Difference => {
             let body: DifferenceBody = record(body);
             let (key, blocks) = (body.blocks.key(), body.blocks.blocks(header)?);
             let base = LayerId(body.base.get());
-            MemberRequest::Difference { lineage, key, generation, base, blocks }
+            MemberRequest::Difference { lineage, key, generation, under: None, base, blocks }
         }
         Kind::WriteData | Kind::WriteZero | Kind::WriteAbsent => {
             decode_write(header, lineage, generation, &record(body), payload)?
@@ -324,7 +328,7 @@ fn decode_write(
     Ok(MemberRequest::Write(Write {
         lineage,
         key: body.blocks.key(),
-        configuration: ConfigurationNumber(body.configuration.get()),
+        under: Under { copies: 0, bits: 0, number: ConfigurationNumber(body.configuration.get()) },
         previous: body.previous.stamp(),
         stamp: Stamp { generation, sequence: body.sequence.get() },
         settled: body.settled.stamp(),
