@@ -71,13 +71,8 @@ pub struct World {
     doubtful: bool,
     /// Faults that may excuse an error have been injected since the process was started.
     excused: bool,
-    /// What the node did since time last went on, and when that was.
-    at_once: (Time, u32),
     summary: Summary,
 }
-
-/// What a node may do without any time passing: more is a machine that spins.
-const ACTS_AT_ONCE_MAX: u32 = 1_000_000;
 
 /// Simulated time within which anything that was asked for must have happened, faults apart.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -118,7 +113,6 @@ impl World {
             next_token: 0,
             doubtful: false,
             excused: false,
-            at_once: (now, 0),
             summary: Summary::default(),
         }
     }
@@ -180,12 +174,6 @@ impl World {
 
     /// The node does the next thing that is due.
     fn node_acts(&mut self) -> Result<(), String> {
-        let (since, acts) = &mut self.at_once;
-        *acts = if *since == self.now { *acts + 1 } else { 0 };
-        *since = self.now;
-        if *acts > ACTS_AT_ONCE_MAX {
-            return Err(format!("the node spins at {:?}", self.now));
-        }
         match self.node.advance(self.now) {
             Some(Happened::Ended(medium, token, well)) => {
                 let outcome = if well { "ended" } else { "failed" };
