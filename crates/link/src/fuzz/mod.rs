@@ -4,6 +4,7 @@
 mod disk;
 pub mod hostile;
 pub mod pair;
+mod requests;
 
 use crate::Settings;
 use proto::wire::{Identity, VERSION};

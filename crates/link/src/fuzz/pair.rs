@@ -7,14 +7,14 @@
 //! * Up and down come in turns; what is held stays within its limits.
 
 use super::disk::{Disk, KEY, content};
+use super::requests::{KINDS, LINEAGE, UNDER, request as other_request};
 use super::{Steps, settings};
 use crate::{Beat, CloseReason, Effect, Event, Greeter, Link, Question};
 use proto::limits::{LINK_INPUT_BYTES_MAX, LINK_SILENT_MS_MAX};
 use proto::wire::note::{Channel, Promise};
 use proto::{
-    BLOCK_SIZE, BlockRange, Buffer, Change, ConfigurationNumber, DiskId, Duration, Generation,
-    Incarnation, LayerId, LineageId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId,
-    Stamp, Time, Write,
+    BLOCK_SIZE, BlockRange, Buffer, Change, DiskId, Duration, Generation, Incarnation, MemberError,
+    MemberReply, MemberRequest, MemberToken, NodeId, Stamp, Time, Write,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -288,9 +288,6 @@ impl Pair {
                 let got: Vec<u8> = got.iter().flat_map(|piece| piece.as_slice().to_vec()).collect();
                 assert!(got == told.as_slice(), "the content of an answer changed");
             }
-            (MemberRequest::Fence { .. }, Ok(MemberReply::Fenced { unsettled, .. })) => {
-                assert!([1, 3_300].contains(&unsettled.len()));
-            }
             (_, Ok(_)) => {}
             (_, Err(error)) => panic!("{request:?} is answered {error}"),
         }
@@ -318,7 +315,7 @@ impl Pair {
             251.. if !is_slow => 249 + u32::from(size % 8),
             _ => 1 + u32::from(size % if is_slow { 2 } else { 8 }),
         };
-        let (lineage, generation, key) = (LineageId(1), Generation(2), KEY);
+        let (lineage, generation, key) = (LINEAGE, Generation(2), KEY);
         let blocks = BlockRange::new(u32::from(size), count).expect("inside");
         let request = match kind {
             0..=7 if chain.broken => return,
@@ -334,25 +331,22 @@ impl Pair {
                     _ => Change::Absent { blocks },
                 };
                 let previous = std::mem::replace(&mut chain.last, stamp);
-                let configuration = ConfigurationNumber(1);
-                let settled = Stamp::default();
+                let (under, settled) = (UNDER, Stamp::default());
                 MemberRequest::Write(Write {
                     lineage,
                     key,
-                    configuration,
+                    under,
                     previous,
                     stamp,
                     settled,
                     change,
                 })
             }
-            8 | 9 => MemberRequest::Read { lineage, key, generation, blocks },
-            10 => MemberRequest::Fence { lineage, generation },
-            11 => MemberRequest::Stamp { lineage, key, generation },
-            12 => MemberRequest::Map { lineage, key, generation, blocks },
-            13 => MemberRequest::Difference { lineage, key, generation, base: LayerId(1), blocks },
-            14 => MemberRequest::Reclaimable { lineage, generation, layer: LayerId(2), index: 3 },
-            _ => MemberRequest::Flush { lineage, generation },
+            8 | 9 => MemberRequest::Read { lineage, key, generation, under: Some(UNDER), blocks },
+            // Long ones would be all the time there is.
+            _ => {
+                other_request(steps.below(KINDS), generation, if is_slow { size % 4 } else { size })
+            }
         };
         this.next_token += 1;
         let (token, disk) = (MemberToken(this.next_token), DiskId(place as u128 + 1));
