@@ -1,5 +1,6 @@
 //! A disk of a few numbers: answers as a store would, and knows every byte by its place.
 
+use super::copying::{COPIED, Copied};
 use proto::limits::MEMBER_ROWS_MAX;
 use proto::{
     BLOCK_SIZE, BlockRange, BlockState, BlockSum, Buffer, Change, Generation, Incarnation, LayerId,
@@ -13,6 +14,8 @@ pub struct Disk {
     pub have: Stamp,
     /// Writes that were applied: each once.
     pub applied: u64,
+    /// The object that is copied over and over.
+    pub copied: Copied,
 }
 
 /// What a write of this number brings, or a read at this place.
@@ -24,7 +27,7 @@ pub fn content(seed: u64, blocks: u32) -> Payload {
     buffer.freeze()
 }
 
-/// The object that all requests are about.
+/// The object that all requests are about, but for those of a copier.
 pub const KEY: ObjectKey = ObjectKey { layer: LayerId(3), index: 4 };
 
 impl Disk {
@@ -42,6 +45,14 @@ impl Disk {
                 });
                 let (unsettled, more) = (rows.collect(), *list && self.goes_on());
                 MemberReply::Fenced { incarnation, settled: self.have, unsettled, more }
+            }
+            MemberRequest::Stage { key: COPIED, change, .. } => {
+                let Change::Data { first, payload, .. } = change else { panic!("{change:?}") };
+                self.copied.stage(*first, payload);
+                MemberReply::Done
+            }
+            MemberRequest::Adopt { key: COPIED, staged, stamp, .. } => {
+                return self.copied.adopt(*staged, *stamp);
             }
             MemberRequest::Settle { .. }
             | MemberRequest::OpenLayer { .. }

@@ -32,7 +32,7 @@ pub fn request(kind: usize, generation: Generation, size: u8) -> MemberRequest {
     };
     let stage = |change| MemberRequest::Stage { permit, lineage, key, change };
     match kind {
-        0 => MemberRequest::Fence { lineage, generation, list: size % 8 != 0, after },
+        0 => MemberRequest::Fence { lineage, generation, list: !size.is_multiple_of(8), after },
         1 => MemberRequest::Settle { lineage, key, generation, under, stamp },
         2 => MemberRequest::Stamp { lineage, key, generation },
         3 => {
