@@ -363,7 +363,7 @@ fn every_request_and_answer_comes_back_as_it_was() {
 fn a_request_counts_for_what_it_brings_and_for_the_longest_answer() {
     for request in requests().iter().chain(&edge_requests()) {
         let (frame, cost) = (made_request(request), request::cost(request) as usize);
-        assert!(cost >= BLOCK_SIZE && cost <= 1 << 20);
+        assert!((BLOCK_SIZE..=1 << 20).contains(&cost));
         assert!(frame.body().len().max(frame.payload.len()) <= cost, "{request:?}");
     }
     for (request, answer) in edge_replies() {
@@ -503,13 +503,13 @@ fn nonsense_is_refused() {
         (of_kind.next().expect("every kind is there"), None)
     };
     let reply_of = |kind: Kind, flags: u16| {
-        let made = replies().into_iter().map(|(expected, answer)| (made_reply(&answer), expected));
+        let mut made =
+            replies().into_iter().map(|(expected, answer)| (made_reply(&answer), expected));
         let (frame, expected) = made
-            .filter(|(frame, _)| {
+            .find(|(frame, _)| {
                 let header = frame.header().expect("sound");
                 header.kind == kind && header.flags == flags
             })
-            .next()
             .expect("every kind is there");
         (frame, Some(expected))
     };
