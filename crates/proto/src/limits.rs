@@ -196,12 +196,8 @@ pub const WIRE_HELLO_BYTES_MAX: usize = 1024;
 pub const WIRE_TEXT_BYTES_MAX: usize = 512;
 /// One control message (Raft) between nodes, in bytes, its version included.
 pub const WIRE_CONTROL_BYTES_MAX: usize = 1 << 20;
-/// Objects that one frame of the answer to a fence lists.
-pub const WIRE_FENCED_ROWS_MAX: usize = 1_600;
 /// Disks of one node that promise something in one frame.
 pub const WIRE_PROMISES_MAX: usize = 256;
-/// Objects that the answer to a fence lists in all: more than a session remembers are not settled.
-pub const FENCED_OBJECTS_MAX: usize = SESSION_STAMPS_MAX;
 /// Requests that a node lets one peer have in flight.
 pub const LINK_REQUESTS_MAX: u32 = 1024;
 /// Bytes of blocks that a node lets one peer have in flight, in requests and answers together.
@@ -523,7 +519,6 @@ const _: () = assert!(SOURCE_OPEN_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(SOURCE_CONNECT_MS_MAX < SOURCE_OPEN_MS_MAX);
 const _: () = assert!(SOURCE_PIECES_MAX <= SOURCE_QUESTIONS_MAX);
 const _: () = assert!(WIRE_BODY_BYTES_MAX <= u16::MAX as usize);
-const _: () = assert!(WIRE_FENCED_ROWS_MAX * 40 <= WIRE_BODY_BYTES_MAX);
 const _: () = assert!(WIRE_PROMISES_MAX * 32 <= WIRE_BODY_BYTES_MAX);
 const _: () = assert!(WIRE_HELLO_BYTES_MAX <= WIRE_BODY_BYTES_MAX);
 // Half of a credit brings the longest request, and twice a credit is counted without overflow.

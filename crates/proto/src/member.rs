@@ -243,11 +243,13 @@ pub enum MemberRequest {
         lineage: LineageId,
         /// Which object.
         key: ObjectKey,
-        /// What to change. No two parts staged for one object may overlap.
+        /// What to change. No two parts staged for one object may overlap, but one that comes once
+        /// more: it is staged once.
         change: Change,
     },
     /// Put what was staged into the object and give it this stamp, in one. Answered by
-    /// [`MemberReply::Done`].
+    /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has this
+    /// stamp and this settled generation already.
     Adopt {
         /// By what right.
         permit: Permit,
@@ -518,7 +520,7 @@ pub enum MemberError {
         /// The newest attempt that the disk knows.
         newer: u64,
     },
-    /// Stage everything again: what is staged is not what was sent.
+    /// Stage everything again: what is staged is not what was sent, and is dropped.
     #[error("{have} blocks are staged")]
     NotStaged {
         /// How many are.
