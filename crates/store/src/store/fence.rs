@@ -50,7 +50,12 @@ impl Serving {
             self.flusher.fences.remove(0);
             let reply = MemberReply::Fenced {
                 incarnation: self.superblock.incarnation,
+                settled: self
+                    .lineages
+                    .get(&lineage)
+                    .map_or(Stamp::default(), |known| known.settled),
                 unsettled: self.unsettled(lineage),
+                more: false,
             };
             self.answer(token, Ok(reply), effects);
         }

@@ -124,7 +124,7 @@ impl Serving {
                 let history = (write.lineage, write.key.index);
                 self.enqueue(now, history, Queued::Write(token, write), effects);
             }
-            MemberRequest::Settle { lineage, key, generation, stamp } => {
+            MemberRequest::Settle { lineage, key, generation, stamp, .. } => {
                 let settle = Settle { key, generation, stamp };
                 self.enqueue(now, (lineage, key.index), Queued::Settle(token, settle), effects);
             }
@@ -132,13 +132,13 @@ impl Serving {
                 let queued = Queued::Stamp(token, key, generation);
                 self.enqueue(now, (lineage, key.index), queued, effects);
             }
-            MemberRequest::Read { lineage, key, generation, blocks } => {
+            MemberRequest::Read { lineage, key, generation, blocks, .. } => {
                 self.read(now, token, lineage, key, generation, blocks, Question::Content, effects);
             }
-            MemberRequest::Map { lineage, key, generation, blocks } => {
+            MemberRequest::Map { lineage, key, generation, blocks, .. } => {
                 self.read(now, token, lineage, key, generation, blocks, Question::Map, effects);
             }
-            MemberRequest::Difference { lineage, key, generation, base, blocks } => {
+            MemberRequest::Difference { lineage, key, generation, base, blocks, .. } => {
                 let question = Question::Difference(base);
                 self.read(now, token, lineage, key, generation, blocks, question, effects);
             }
@@ -150,11 +150,15 @@ impl Serving {
             MemberRequest::OpenLayer { lineage, generation, layer, parent } => {
                 self.open_layer(token, lineage, generation, layer, parent, effects);
             }
-            MemberRequest::Fence { lineage, generation } => {
+            MemberRequest::Fence { lineage, generation, .. } => {
                 self.fence(token, lineage, generation, effects);
             }
-            MemberRequest::Flush { lineage, generation } => {
+            MemberRequest::Flush { lineage, generation, .. } => {
                 self.flush(token, lineage, generation, effects);
+            }
+            _ => {
+                let error = MemberError::invalid("this disk does not replicate");
+                self.answer(token, Err(error), effects);
             }
         }
     }
