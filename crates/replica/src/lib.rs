@@ -22,6 +22,7 @@
 
 mod chain;
 mod coordinator;
+mod copier;
 mod event;
 mod flush;
 mod layers;
@@ -36,6 +37,7 @@ mod slots;
 mod model;
 
 pub use coordinator::Coordinator;
+pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 pub use event::{Answer, Effect, Error, Event, Request, Source, View};
 pub use settle::settle;
 pub use slots::Slots;
