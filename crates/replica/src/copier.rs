@@ -396,6 +396,8 @@ impl Copier {
             (Ask::Stage(change), MemberReply::Done) => self.note_staged(&change),
             (Ask::SourceStampAgain, MemberReply::Stamp(found)) => self.prove(found),
             (Ask::Adopt | Ask::Retract, MemberReply::Done) => self.end_layer(),
+            // Nothing was left, and the object is adopted already.
+            (Ask::Clear, MemberReply::Done) => self.restart(),
             (ask, _) => {
                 let reason = "it gave an answer that makes no sense; see its log".to_string();
                 match ask.is_of_target() {

@@ -34,6 +34,10 @@ mod settle;
 mod slots;
 
 #[cfg(test)]
+mod copier_tests;
+#[cfg(test)]
+mod disk_model;
+#[cfg(test)]
 mod model;
 
 pub use coordinator::Coordinator;
