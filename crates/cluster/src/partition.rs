@@ -1,7 +1,7 @@
 //! Partitions: the slices that objects hash to, and which disks hold each of them.
 
 use proto::limits::COPIES_DEFAULT;
-use proto::{ConfigurationNumber, DiskId, Incarnation, LineageId, PartitionId};
+use proto::{ConfigurationNumber, DiskId, Incarnation, PartitionId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
