@@ -248,8 +248,8 @@ pub enum MemberRequest {
         change: Change,
     },
     /// Put what was staged into the object and give it this stamp, in one. Answered by
-    /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has this
-    /// stamp and this settled generation already.
+    /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has
+    /// this stamp and this settled generation already.
     Adopt {
         /// By what right.
         permit: Permit,
@@ -421,8 +421,8 @@ pub enum MemberReply {
     Refused {
         /// Which opening of the disk answers.
         incarnation: Incarnation,
-        /// What openings from this one on acknowledged is all there: the disk's machine has not lost
-        /// power since it.
+        /// What openings from this one on acknowledged is all there: the disk's machine has not
+        /// lost power since it.
         lossless_from: Incarnation,
     },
     /// Everything is durable.
@@ -472,8 +472,8 @@ pub struct ObjectStamp {
     pub key: ObjectKey,
     /// The last write applied; the default if there was none.
     pub stamp: Stamp,
-    /// The attachment that last settled it; 0 if none did. A write of a generation, and a mark at or
-    /// above the stamp, count as settling.
+    /// The attachment that last settled it; 0 if none did. A write of a generation, and a mark at
+    /// or above the stamp, count as settling.
     pub settled_generation: Generation,
 }
 
