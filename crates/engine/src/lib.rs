@@ -60,6 +60,8 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing is deleted for good because it has expired.
     pub trash_grace: Duration,
+    /// The machine's boot, as the system names it: see [`store::Options::boot`].
+    pub boot: [u8; 16],
     /// The program's version, for reports.
     pub version: String,
     /// How many bytes a second are copied into each volume that is being filled or flattened; 0:

@@ -170,8 +170,20 @@ fn engine_settings(
         unix_s: since_1970.as_secs(),
         trash_expiry_s: settings.trash_expiry_s,
         trash_grace: settings.trash_grace,
+        boot: boot(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         fill_bytes_per_s: settings.fill_rate,
+    }
+}
+
+/// The kernel's name for the time since the machine was switched on; all zero if it has none, as
+/// where /proc is not there.
+fn boot() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    match u128::from_str_radix(&digits, 16) {
+        Ok(number) if digits.len() == 32 => number.to_be_bytes(),
+        _ => [0; 16],
     }
 }
 
