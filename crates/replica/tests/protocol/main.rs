@@ -19,6 +19,7 @@ const CALM: Bounds = Bounds {
     power_cuts: 0,
     changes: 0,
     attempts: 0,
+    copies: 0,
     settled_points: false,
     removed: None,
 };
@@ -82,20 +83,35 @@ fn broken() -> Vec<(Guard, Bounds, &'static str)> {
     let alone = Bounds { sessions: 1, ..changed.clone() };
     let twice = Bounds { changes: 2, attempts: 2, power_cuts: 2, ..alone.clone() };
     vec![
-        (Guard::PromiseWait, CALM, STALE),
-        (Guard::PromiseWaitAfterReopening, Bounds { restarts: 1, ..changed.clone() }, STALE),
-        (
-            Guard::PromiseWaitBeforeRefusal,
-            Bounds { disks: 4, members: 2, ..changed.clone() },
-            STALE,
-        ),
-        (Guard::PromisesOfQuorum, Bounds { members: 2, ..changed.clone() }, STALE),
+        (Guard::ConfirmedAfterwards, CALM, STALE),
+        (Guard::ConfirmedByQuorum, Bounds { members: 2, ..changed.clone() }, STALE),
+        (Guard::RefusalNoticed, Bounds { disks: 4, members: 2, ..changed.clone() }, STALE),
         (Guard::LastSettledGeneration, changed.clone(), ROSE),
         (Guard::WriteSettles, changed.clone(), LOST),
         (Guard::FlushBeforeOpening, Bounds { power_cuts: 2, ..changed.clone() }, ROSE),
         (Guard::Incarnation, Bounds { power_cuts: 1, ..CALM }, LOST),
         (Guard::FlushBeforeActivation, twice, LOST),
-        (Guard::PatchesApart, Bounds { writes: 2, ..alone.clone() }, DIFFER),
+        (Guard::NewcomerTakesNoWrites, Bounds { writes: 2, ..alone.clone() }, DIFFER),
+        (
+            Guard::IncompleteIsMarked,
+            Bounds { members: 2, copies: 1, ..alone.clone() },
+            "equal stamps, other content",
+        ),
+        (
+            Guard::EvidenceStaysWhole,
+            Bounds { restarts: 1, copies: 1, attempts: 2, ..alone.clone() },
+            LOST,
+        ),
+        (
+            Guard::EvidenceOnlyGrows,
+            Bounds { restarts: 1, copies: 1, attempts: 2, ..alone.clone() },
+            LOST,
+        ),
+        (
+            Guard::AdoptedInOne,
+            Bounds { power_cuts: 2, copies: 1, ..alone.clone() },
+            "equal stamps, other content",
+        ),
         (Guard::RefusalBeforeActivation, alone.clone(), DIFFER),
         (Guard::EvidenceOfReopened, Bounds { restarts: 1, power_cuts: 1, ..alone.clone() }, LOST),
         (
