@@ -10,7 +10,7 @@ use crate::source::Source;
 use crate::volume::Volume;
 use proto::limits::COPIES_DEFAULT;
 use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Epoch, LayerId, LineageId, NodeId, PartitionId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, LayerId, LineageId, NodeId, PartitionId, Under,
     VolumeId,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -232,6 +232,13 @@ impl Map {
         // A lineage that does not exist any more is asked for by those that have not learned yet.
         let copies = self.redundancy(lineage).map_or(COPIES_DEFAULT, |known| known.copies);
         self.configuration(copies, self.partition_of(lineage, index))
+    }
+
+    /// The configuration of that partition as requests name it.
+    pub fn under_of(&self, lineage: LineageId, index: u32) -> Under {
+        let copies = self.redundancy(lineage).map_or(COPIES_DEFAULT, |known| known.copies);
+        let number = self.configuration(copies, self.partition_of(lineage, index)).number;
+        Under { copies, bits: self.partition_bits(), number }
     }
 
     /// The different configurations of all partitions, each at least once: what to go through to

@@ -160,6 +160,24 @@ pub const BATCH_PARTITIONS_MAX: usize = 256;
 pub const INSTALL_FENCES_MAX: usize = 1024;
 /// Rows of one answer to a question for fences, refusals, lineages or objects.
 pub const MEMBER_ROWS_MAX: usize = 1024;
+/// Questions that the copying of one object has under way: with the longest reads, the object.
+pub const COPY_QUESTIONS_MAX: usize = 8;
+/// How often the copying of one object begins anew because the target has lost what was staged.
+pub const COPY_RESTARTS_MAX: u32 = 4;
+/// Objects that an opening session makes equal on its disks at a time.
+pub const OPENING_COPIERS_MAX: usize = 16;
+/// How long a session that opens waits for members beyond a quorum, in milliseconds.
+pub const OPENING_WAIT_MS: u64 = 200;
+/// Bytes of writes that a session keeps in memory for one disk that does not take them; beyond,
+/// the disk is behind. As much as a fast disk takes in a moment, and a short absence fits.
+pub const SESSION_BEHIND_BYTES_MAX: usize = 16 << 20;
+/// Writes that a session keeps in memory for one disk that does not take them.
+pub const SESSION_BEHIND_WRITES_MAX: usize = 16_384;
+/// Writes above the settled point after which a session flushes by itself: a new session looks at
+/// the objects of all of them.
+pub const SESSION_UNSETTLED_MAX: u64 = 65_536;
+/// After how long a read that a disk has not answered is asked of another one, in milliseconds.
+pub const READ_HEDGE_MS: u64 = 500;
 /// Objects of one disk for which content may be staged at a time.
 pub const STAGED_OBJECTS_MAX: usize = 64;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.

@@ -255,7 +255,8 @@ pub enum MemberRequest {
         lineage: LineageId,
         /// Which object.
         key: ObjectKey,
-        /// How many blocks were staged; if it is another number, [`MemberError::NotStaged`].
+        /// How many blocks were staged; if it is another number, what was staged is dropped, and
+        /// the answer is [`MemberError::NotStaged`].
         staged: u32,
         /// The stamp it has afterwards.
         stamp: Stamp,
@@ -518,10 +519,10 @@ pub enum MemberError {
         /// The newest attempt that the disk knows.
         newer: u64,
     },
-    /// Stage everything again: what is staged is not what was sent.
-    #[error("{have} blocks are staged")]
+    /// Stage everything again: what was staged is not what was sent, and was dropped.
+    #[error("{have} blocks were staged")]
     NotStaged {
-        /// How many are.
+        /// How many were.
         have: u32,
     },
     /// Report: there is no space for new data. Overwrites, discards and deletes still work.

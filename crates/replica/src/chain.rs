@@ -206,7 +206,7 @@ impl Coordinator {
         let write = Write {
             lineage: self.lineage,
             key: ObjectKey { layer: entry.layer, index: chain.index },
-            configuration: self.map.configuration_of(self.lineage, chain.index).number,
+            under: self.map.under_of(self.lineage, chain.index),
             previous: link.have,
             stamp: entry.stamp,
             settled: Stamp { generation: self.generation, sequence: self.sequence.settled() },
@@ -571,6 +571,9 @@ fn refusal(error: &MemberError, disk: DiskId) -> Option<Error> {
         MemberError::Fenced { .. }
         | MemberError::WrongStamp { .. }
         | MemberError::WrongConfiguration { .. }
+        | MemberError::RefusedMore { .. }
+        | MemberError::Superseded { .. }
+        | MemberError::NotStaged { .. }
         | MemberError::Busy
         | MemberError::Retired => None,
     }

@@ -452,7 +452,7 @@ impl Coordinator {
                     self.handle_flushed(peer, epoch, effects);
                 }
             }
-            (Pending::Fence { .. }, MemberReply::Fenced { incarnation, unsettled }) => {
+            (Pending::Fence { .. }, MemberReply::Fenced { incarnation, unsettled, .. }) => {
                 self.handle_fenced(peer, incarnation, unsettled, effects);
             }
             (Pending::Learn { chain, .. }, MemberReply::Stamp(ObjectStamp { stamp, .. })) => {

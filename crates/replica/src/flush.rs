@@ -7,7 +7,7 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::{Answer, Effect, Error};
 use crate::peer::{Peer, PeerIndex};
-use proto::MemberRequest;
+use proto::{MemberRequest, Stamp};
 
 /// A flush that has not ended.
 #[derive(Debug)]
@@ -78,7 +78,8 @@ impl Coordinator {
         let epoch = peer.epoch;
         peer.epoch += 1;
         peer.flushing = true;
-        let request = MemberRequest::Flush { lineage: self.lineage, generation: self.generation };
+        let (lineage, generation) = (self.lineage, self.generation);
+        let request = MemberRequest::Flush { lineage, generation, settled: Stamp::default() };
         self.ask(Pending::Flush { peer: index, epoch }, request, effects);
     }
 

@@ -22,6 +22,7 @@
 
 mod chain;
 mod coordinator;
+mod copier;
 mod event;
 mod flush;
 mod layers;
@@ -33,9 +34,14 @@ mod settle;
 mod slots;
 
 #[cfg(test)]
+mod copier_tests;
+#[cfg(test)]
+mod disk_model;
+#[cfg(test)]
 mod model;
 
 pub use coordinator::Coordinator;
+pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 pub use event::{Answer, Effect, Error, Event, Request, Source, View};
 pub use settle::settle;
 pub use slots::Slots;

@@ -185,6 +185,7 @@ impl Stage {
                 MemberRequest::Difference { .. } => "difference".to_string(),
                 MemberRequest::Reclaimable { .. } => "reclaimable".to_string(),
                 MemberRequest::Flush { .. } => "flush".to_string(),
+                other => format!("{other:?}"),
             })
             .collect()
     }
@@ -211,7 +212,8 @@ fn at(generation: u64, sequence: u64) -> ObjectStamp {
 
 fn fenced(incarnation: u64, unsettled: &[ObjectStamp]) -> MemberReply {
     let unsettled = unsettled.to_vec();
-    MemberReply::Fenced { incarnation: Incarnation(incarnation), unsettled }
+    let (settled, more) = (Stamp::default(), false);
+    MemberReply::Fenced { incarnation: Incarnation(incarnation), settled, unsettled, more }
 }
 
 fn written(incarnation: u64) -> MemberReply {

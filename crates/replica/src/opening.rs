@@ -240,7 +240,8 @@ impl Coordinator {
             let (lineage, generation) = (self.lineage, self.generation);
             let request = match pending {
                 Pending::Settle { key, stamp, .. } => {
-                    MemberRequest::Settle { lineage, key, generation, stamp }
+                    let under = self.map.under_of(lineage, key.index);
+                    MemberRequest::Settle { lineage, key, generation, under, stamp }
                 }
                 Pending::Compare { key, .. } => MemberRequest::Stamp { lineage, key, generation },
                 _ => unreachable!("only these two are queued"),

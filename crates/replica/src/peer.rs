@@ -4,7 +4,9 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::Effect;
 use proto::limits::{MEMBER_CHECKS_MAX, MEMBER_RETRY_MS, MEMBERS_MAX};
-use proto::{DiskId, Duration, Incarnation, LayerId, MemberRequest, ObjectStamp, Stamp, Time};
+use proto::{
+    DiskId, Duration, Incarnation, LayerId, MemberRequest, ObjectKey, ObjectStamp, Stamp, Time,
+};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Number of a peer within its coordinator.
@@ -233,8 +235,9 @@ impl Coordinator {
             PeerState::Fencing if peer.asked => {}
             PeerState::Fencing => {
                 peer.asked = true;
-                let request =
-                    MemberRequest::Fence { lineage: self.lineage, generation: self.generation };
+                let (lineage, generation) = (self.lineage, self.generation);
+                let after = ObjectKey::default();
+                let request = MemberRequest::Fence { lineage, generation, list: true, after };
                 self.ask(Pending::Fence { peer: index }, request, effects);
             }
             PeerState::Checking => {

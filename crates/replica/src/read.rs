@@ -84,11 +84,15 @@ impl Coordinator {
             Source::Own => (self.key_at(peer, index), self.generation),
             Source::Origin { layer, .. } => (ObjectKey { layer, index }, Generation::SEALED),
         };
+        let under = match generation {
+            Generation::SEALED => None,
+            _ => Some(self.map.under_of(lineage, index)),
+        };
         let request = match want {
-            Want::Content => MemberRequest::Read { lineage, key, generation, blocks },
-            Want::Kind => MemberRequest::Map { lineage, key, generation, blocks },
+            Want::Content => MemberRequest::Read { lineage, key, generation, under, blocks },
+            Want::Kind => MemberRequest::Map { lineage, key, generation, under, blocks },
             Want::Difference(base) => {
-                MemberRequest::Difference { lineage, key, generation, base, blocks }
+                MemberRequest::Difference { lineage, key, generation, under, base, blocks }
             }
         };
         self.ask(Pending::Read { peer, read: number }, request, effects);
