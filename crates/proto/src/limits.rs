@@ -178,6 +178,17 @@ pub const SESSION_BEHIND_WRITES_MAX: usize = 16_384;
 pub const SESSION_UNSETTLED_MAX: u64 = 65_536;
 /// After how long a read that a disk has not answered is asked of another one, in milliseconds.
 pub const READ_HEDGE_MS: u64 = 500;
+/// Objects that one attempt to change members copies at a time.
+pub const ATTEMPT_COPIERS_MAX: usize = 16;
+/// Questions that one attempt has under way, without those of its copiers.
+pub const ATTEMPT_QUESTIONS_MAX: usize = 64;
+/// A pass over the newcomers of an attempt that copies no more than so many pieces of objects is the
+/// last before the members refuse: it is what sessions wait for then.
+pub const ATTEMPT_SHORT_PASS: usize = 64;
+/// Passes after which the members refuse in any case.
+pub const ATTEMPT_PASSES_MAX: u32 = 16;
+/// After how long an attempt asks again a disk that does not answer, in milliseconds.
+pub const ATTEMPT_RETRY_MS: u64 = 100;
 /// Objects of one disk for which content may be staged at a time.
 pub const STAGED_OBJECTS_MAX: usize = 64;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
