@@ -1,19 +1,17 @@
 //! Commands: what can be asked of the cluster's state, and how they are written in its log.
 
 use crate::Refusal;
+use crate::attempt::Change;
 use crate::group::check_group_name;
-use crate::membership::Activation;
+use crate::partition::Member;
 use crate::schedule::check_schedule_name;
 use crate::source::check_address;
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{
-    ACTIVATIONS_PER_COMMAND_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX,
-    MEMBERS_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
+    ATTEMPT_DISKS_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, MEMBERS_MAX,
+    NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
 };
-use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId,
-    PartitionId, VolumeId,
-};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// One change of the cluster's state. Times are the proposer's wall clock, in seconds since 1970,
@@ -426,39 +424,34 @@ pub enum Command {
         /// By which table.
         copies: u8,
     },
-    /// A disk, as it is open now, begins to recover some partitions: it receives their writes and
-    /// catches up. Answered by [`Answer::Done`].
-    Recover {
+    /// Begin an attempt to change the members of some partitions of one table. It takes the place
+    /// of earlier ones at these partitions. Answered by [`Answer::AttemptBegun`].
+    BeginAttempt {
         /// In the table for how many copies.
         copies: u8,
         /// There are 2^this partitions, which says what their numbers mean.
         bits: u8,
-        /// Which disk.
-        disk: DiskId,
-        /// Which partitions, at most `PARTITIONS_PER_COMMAND_MAX`.
-        partitions: Vec<PartitionId>,
+        /// The node that carries it out.
+        owner: NodeId,
+        /// Which partitions, together at most `PARTITIONS_PER_COMMAND_MAX`, and the members wanted;
+        /// at most `ATTEMPT_DISKS_MAX` different disks.
+        changes: Vec<Change>,
     },
-    /// Some partitions have their next members. Answered by [`Answer::Done`].
+    /// The disks that an attempt wants are the members of its partitions, and it is over. Of a
+    /// partition that a newer attempt has taken over nothing changes. Answered by [`Answer::Done`].
     Activate {
-        /// In the table for how many copies.
-        copies: u8,
-        /// There are 2^this partitions, which says what their numbers mean.
-        bits: u8,
-        /// Which, at most `ACTIVATIONS_PER_COMMAND_MAX`.
-        activations: Vec<Activation>,
+        /// Which one.
+        attempt: u64,
+        /// Every disk that it wants, in the opening that did its part; at most
+        /// `ATTEMPT_DISKS_MAX`. Others are passed over.
+        openings: Vec<Member>,
     },
-    /// A disk is no member of some partitions any more, neither a current nor a recovering one.
-    /// Answered by [`Answer::Done`].
-    Exclude {
-        /// In the table for how many copies.
-        copies: u8,
-        /// There are 2^this partitions, which says what their numbers mean.
-        bits: u8,
-        /// Which disk.
-        disk: DiskId,
-        /// Which partitions, each with the number of its present configuration, at most
-        /// `PARTITIONS_PER_COMMAND_MAX`.
-        partitions: Vec<(PartitionId, ConfigurationNumber)>,
+    /// An attempt came to nothing. Done already is done. Answered by [`Answer::Done`].
+    GiveUpAttempt {
+        /// Which one.
+        attempt: u64,
+        /// Whether any disk was asked to refuse a configuration: then another attempt must follow.
+        may_be_refused: bool,
     },
     /// There are twice as many partitions: p becomes 2p and 2p + 1 on the same disks. Done already
     /// is done. Answered by [`Answer::Done`].
@@ -500,6 +493,11 @@ pub enum Answer {
     Attached {
         /// Its number.
         generation: Generation,
+    },
+    /// The attempt is under way.
+    AttemptBegun {
+        /// Its number.
+        attempt: u64,
     },
 }
 
@@ -577,18 +575,19 @@ impl Command {
                 *holder = printable(holder, HOLDER_BYTES_MAX);
             }
             Command::SetZone { zone, .. } => *zone = printable(zone, ZONE_NAME_BYTES_MAX),
-            Command::Recover { partitions, .. } => {
-                vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
-            }
-            Command::Exclude { partitions, .. } => {
-                vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
-            }
-            Command::Activate { activations, .. } => {
-                vet_batch(activations, ACTIVATIONS_PER_COMMAND_MAX)?;
-                for activation in activations {
-                    vet_batch(&activation.current, MEMBERS_MAX)?;
+            Command::BeginAttempt { changes, .. } => {
+                for change in &*changes {
+                    vet_batch(&change.wanted, MEMBERS_MAX)?;
+                }
+                let named = changes.iter().map(|change| change.partitions.len().max(1));
+                let named = named.fold(0usize, |sum, count| sum.saturating_add(count));
+                vet_count(named, PARTITIONS_PER_COMMAND_MAX)?;
+                // With the longest numbers not all of them fit.
+                if self.to_bytes().len() > COMMAND_BYTES_MAX {
+                    return Err(Refusal::AttemptTooLarge);
                 }
             }
+            Command::Activate { openings, .. } => vet_batch(openings, ATTEMPT_DISKS_MAX)?,
             _ => {}
         }
         Ok(self)
@@ -599,10 +598,13 @@ impl Command {
     /// # Panics
     /// If it is longer than `COMMAND_BYTES_MAX`: it has not gone through [`Command::bounded`].
     pub fn encode(&self) -> Vec<u8> {
-        let bytes =
-            postcard::to_extend(self, vec![VERSION]).expect("it only has serializable fields");
-        assert!(bytes.len() <= COMMAND_BYTES_MAX, "command without bounded texts");
+        let bytes = self.to_bytes();
+        assert!(bytes.len() <= COMMAND_BYTES_MAX, "command that was not bounded");
         bytes
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![VERSION]).expect("it only has serializable fields")
     }
 
     /// From bytes of the log.
@@ -623,5 +625,9 @@ impl Command {
 
 /// Whether a command has so few of something that it can be logged.
 fn vet_batch<T>(batch: &[T], max: usize) -> Result<(), Refusal> {
-    if batch.len() > max { Err(Refusal::TooManyInCommand { max }) } else { Ok(()) }
+    vet_count(batch.len(), max)
+}
+
+fn vet_count(count: usize, max: usize) -> Result<(), Refusal> {
+    if count > max { Err(Refusal::TooManyInCommand { max }) } else { Ok(()) }
 }

@@ -12,6 +12,7 @@
 //! cluster), then [`Voter::propose`] and [`Voter::handle`] for ever.
 #![forbid(unsafe_code)]
 
+mod attempt;
 mod command;
 mod group;
 mod layer;
@@ -45,12 +46,12 @@ mod tests;
 #[cfg(test)]
 mod whole_tests;
 
+pub use attempt::{Attempt, Change};
 pub use command::{Answer, Command, DecodeError};
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot, onto};
 pub use machine::{Disk, DiskState, Node, NodeState};
 pub use map::{LayerFate, Map};
-pub use membership::Activation;
 pub use partition::{Configuration, Member};
 pub use proto::partition_of;
 pub use redundancy::{Redundancy, min_copies_default};

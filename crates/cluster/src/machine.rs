@@ -203,7 +203,9 @@ impl State {
         if attachments > 0 {
             return Err(Refusal::NodeHasAttachments { name, count: attachments });
         }
-        Arc::make_mut(&mut self.change().nodes).remove(&node);
+        let map = self.change();
+        map.end_attempts_of(node);
+        Arc::make_mut(&mut map.nodes).remove(&node);
         Ok(Answer::Done)
     }
 
@@ -272,10 +274,13 @@ impl State {
         let opened = Disk { incarnation, ..known.unwrap_or(first) };
         let map = self.change();
         Arc::make_mut(&mut map.disks).insert(disk, opened);
-        // With several disks the partitions of one keep its former opening until it is known what
-        // the others have that it has not.
+        // With several disks the partitions of one keep its former opening, which is not current any
+        // more, until an attempt has found out what the others have that it has not. Attempts that
+        // want the disk go on: whoever carries one out sees which opening answers, and none but the
+        // present one can be activated.
         let is_empty = map.configurations().all(|held| held.current.is_empty());
         if map.disks.len() == 1 || is_empty {
+            map.end_attempts_with(disk);
             Arc::make_mut(&mut map.partitions).activate_sole(Member { disk, incarnation });
             map.raise_had();
         }
@@ -313,15 +318,7 @@ impl State {
         let map = self.change();
         let disks = Arc::make_mut(&mut map.disks);
         disks.get_mut(&disk).expect("looked up before").state = DiskState::Gone;
-        // Recovering members count in no quorum.
-        let recovers = |held: &Configuration| held.recovering.iter().any(|m| m.disk == disk);
-        if map.configurations().any(recovers) {
-            Arc::make_mut(&mut map.partitions).replace(|held| {
-                let mut without = held.clone();
-                without.recovering.retain(|member| member.disk != disk);
-                recovers(held).then_some(without)
-            });
-        }
+        map.end_attempts_with(disk);
         map.forget_gone();
         Ok(Answer::Done)
     }

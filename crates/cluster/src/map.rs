@@ -1,5 +1,6 @@
 //! The map: one immutable state of the cluster, as everybody but the state machine sees it.
 
+use crate::attempt::Attempt;
 use crate::group::Group;
 use crate::layer::Layer;
 use crate::machine::{Disk, Node};
@@ -36,6 +37,10 @@ pub struct Map {
     pub(crate) nodes: Arc<BTreeMap<NodeId, Node>>,
     pub(crate) disks: Arc<BTreeMap<DiskId, Disk>>,
     pub(crate) partitions: Arc<Partitions>,
+    /// The attempts under way to change members, by number.
+    pub(crate) attempts: Arc<BTreeMap<u64, Arc<Attempt>>>,
+    /// The number of the next one.
+    pub(crate) next_attempt: u64,
     pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
     pub(crate) layers: Arc<BTreeMap<LayerId, Layer>>,
     /// How the lineages of these layers are kept, but for those of source layers.
@@ -69,6 +74,8 @@ impl Map {
             nodes: Arc::default(),
             disks: Arc::default(),
             partitions: Arc::new(Partitions::new(0)),
+            attempts: Arc::default(),
+            next_attempt: 1,
             volumes: Arc::default(),
             layers: Arc::default(),
             lineages: Arc::default(),
@@ -244,7 +251,7 @@ impl Map {
     /// that are shaped for several copies, without the steps that lead there.
     #[doc(hidden)]
     pub fn with_members(&self, number: ConfigurationNumber, current: Vec<Member>) -> Map {
-        let all = Configuration { number, current, recovering: Vec::new() };
+        let all = Configuration { number, current, ..Default::default() };
         let mut partitions = Partitions::clone(&self.partitions);
         partitions.replace(|_| Some(all.clone()));
         Map { partitions: Arc::new(partitions), ..self.clone() }

@@ -15,14 +15,20 @@ pub struct Member {
 }
 
 /// The disks that hold one partition, as last activated.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Configuration {
     /// Grows with each change of the members; 0 while the partition never had any.
     pub number: ConfigurationNumber,
     /// Who counts in quorums; empty only while the number is 0.
     pub current: Vec<Member>,
-    /// Who receives writes and catches up, and counts in no quorum.
+    /// Who is to become current by the attempt under way and is being made equal, in the opening in
+    /// which it was when that began; counts in no quorum and takes no writes.
     pub recovering: Vec<Member>,
+    /// The attempt under way to change the members; 0: none.
+    pub attempt: u64,
+    /// An attempt at this configuration has ended without activating the next: the members may
+    /// refuse it, and then only another attempt makes the partition serve again.
+    pub may_be_refused: bool,
 }
 
 impl Configuration {
@@ -131,10 +137,10 @@ impl Partitions {
     /// for it (DESIGN D3, "Changing members") may be activated.
     pub(crate) fn activate_sole(&mut self, member: Member) {
         self.replace(|old| {
-            assert!(old.recovering.is_empty(), "recovery needs a second disk");
+            assert!(old.attempt == 0, "attempts need a second disk");
             assert!(old.current.iter().all(|current| current.disk == member.disk));
             let number = ConfigurationNumber(old.number.0 + 1);
-            Some(Configuration { number, current: vec![member], recovering: Vec::new() })
+            Some(Configuration { number, current: vec![member], ..Default::default() })
         });
     }
 
@@ -155,7 +161,7 @@ impl Partitions {
                 old.current.iter().partition(|member| is_leaving(member.disk));
             let current = if staying.is_empty() { leaving } else { staying };
             let current = current.into_iter().take(usize::from(copies)).collect();
-            Some(Configuration { number: old.number, current, recovering: Vec::new() })
+            Some(Configuration { number: old.number, current, ..Default::default() })
         });
         self.tables.extend(added.tables);
     }

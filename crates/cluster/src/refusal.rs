@@ -2,8 +2,9 @@
 
 use crate::PersistError;
 use proto::limits::{
-    ATTACHMENTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX, NODES_MAX,
-    PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, VOLUMES_MAX,
+    ATTACHMENTS_MAX, ATTEMPTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX,
+    LAYERS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX,
+    SOURCES_MAX, VOLUMES_MAX,
 };
 use proto::{
     ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId, VolumeId,
@@ -622,6 +623,36 @@ pub enum Refusal {
         /// Why not.
         problem: &'static str,
     },
+    /// It is over, or another took its place.
+    #[error(
+        "attempt {attempt} to change who holds some partitions is over, or newer ones have taken \
+         its place; learn the present map and begin another if it is still needed"
+    )]
+    AttemptOver {
+        /// Which one.
+        attempt: u64,
+    },
+    /// It would change nothing.
+    #[error("an attempt to change who holds partitions must name some; name one or more")]
+    EmptyAttempt,
+    /// Longer than the log takes, or with more disks than one node asks at a time.
+    #[error("one attempt cannot change so many partitions of so many disks; make several attempts")]
+    AttemptTooLarge,
+    /// A limit.
+    #[error(
+        "{max} attempts to change who holds partitions are under way, the most there can be; wait \
+         until one is over",
+        max = ATTEMPTS_MAX
+    )]
+    TooManyAttempts,
+    /// The numbers of partitions mean something to them.
+    #[error(
+        "{count} attempts to change who holds partitions are under way; wait until they are over"
+    )]
+    AttemptsUnderWay {
+        /// How many.
+        count: usize,
+    },
     /// There is nothing that it could be asked for.
     #[error("disk {disk} was never opened; start sheep on its node first")]
     NeverOpened {
@@ -707,6 +738,8 @@ impl Refusal {
             | PartitionTwice { .. }
             | NotDoubled { .. }
             | TooManyInCommand { .. }
+            | EmptyAttempt
+            | AttemptTooLarge
             | WouldShrink { .. } => RefusalKind::Invalid,
             NoCluster
             | UnknownNode { .. }
@@ -747,6 +780,8 @@ impl Refusal {
             | NeverOpened { .. }
             | DiskDraining { .. }
             | TooFewCopies { .. }
+            | AttemptOver { .. }
+            | AttemptsUnderWay { .. }
             | TooManyProposals => RefusalKind::Busy,
             TooManyNodes
             | TooManyDisks
@@ -757,6 +792,7 @@ impl Refusal {
             | TooManyInGroup { .. }
             | TooManyGroups
             | TooManySchedules { .. }
+            | TooManyAttempts
             | TooManySources => RefusalKind::Full,
             NotLogged(_) | OutcomeUnknown => RefusalKind::Unavailable,
         }

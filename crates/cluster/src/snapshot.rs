@@ -1,6 +1,7 @@
 //! The whole state as bytes, and back: version, checksum, then the fields in postcard. Older
 //! versions are read too (`migrate`).
 
+use crate::attempt::Attempt;
 use crate::command::DecodeError;
 use crate::group::Group;
 use crate::layer::Layer;
@@ -14,17 +15,18 @@ use crate::state::State;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
 use proto::{
-    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, VolumeId, crc64,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Incarnation, LayerId, LineageId, NodeId,
+    PartitionId, VolumeId, crc64,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The version of the encoding, the first byte.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 3, in their order. `Of...` are the things themselves or references to
+/// The fields of version 4, in their order. `Of...` are the things themselves or references to
 /// them, which are written alike.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
@@ -43,6 +45,8 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) sources: Vec<(LayerId, OfSource)>,
     pub(crate) groups: Vec<OfGroup>,
     pub(crate) lineages: Vec<(LineageId, Redundancy)>,
+    pub(crate) next_attempt: u64,
+    pub(crate) attempts: Vec<PackedAttempt>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -52,6 +56,47 @@ pub(crate) struct Packed {
     number: ConfigurationNumber,
     current: Vec<(u16, u64)>,
     recovering: Vec<(u16, u64)>,
+    attempt: u64,
+    may_be_refused: bool,
+}
+
+/// An attempt, a disk being its place in the list of disks.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PackedAttempt {
+    number: u64,
+    copies: u8,
+    owner: NodeId,
+    wanted: Vec<(PartitionId, Vec<u16>)>,
+}
+
+impl PackedAttempt {
+    fn new(attempt: &Attempt, disks: &[&Disk]) -> PackedAttempt {
+        let place = |disk: &DiskId| {
+            let known = disks.binary_search_by_key(disk, |known| known.id);
+            known.expect("attempts name known disks") as u16
+        };
+        let wanted = attempt.wanted.iter().map(|(&partition, wanted)| {
+            let places = wanted.iter().map(place).collect();
+            (partition, places)
+        });
+        PackedAttempt {
+            number: attempt.number,
+            copies: attempt.copies,
+            owner: attempt.owner,
+            wanted: wanted.collect(),
+        }
+    }
+
+    /// Nothing if there is no such disk, or a partition is twice there.
+    fn unpacked(&self, disks: &[DiskId]) -> Option<Attempt> {
+        let disk = |&place: &u16| disks.get(usize::from(place)).copied();
+        let unpack = |(partition, places): &(PartitionId, Vec<u16>)| {
+            Some((*partition, places.iter().map(disk).collect::<Option<_>>()?))
+        };
+        let wanted: BTreeMap<_, _> = self.wanted.iter().map(unpack).collect::<Option<_>>()?;
+        let &PackedAttempt { number, copies, owner, .. } = self;
+        (wanted.len() == self.wanted.len()).then_some(Attempt { number, copies, owner, wanted })
+    }
 }
 
 const _: () = assert!(proto::limits::DISKS_MAX <= u16::MAX as usize);
@@ -67,7 +112,15 @@ impl Packed {
             number: configuration.number,
             current: configuration.current.iter().map(packed).collect(),
             recovering: configuration.recovering.iter().map(packed).collect(),
+            attempt: configuration.attempt,
+            may_be_refused: configuration.may_be_refused,
         }
+    }
+
+    /// A configuration that no attempt concerns.
+    pub(crate) fn settled(number: ConfigurationNumber, current: Vec<(u16, u64)>) -> Packed {
+        let recovering = Vec::new();
+        Packed { number, current, recovering, attempt: 0, may_be_refused: false }
     }
 
     /// Nothing if there is no such disk, or none that was opened so often.
@@ -81,6 +134,8 @@ impl Packed {
             number: self.number,
             current: self.current.iter().map(member).collect::<Option<_>>()?,
             recovering: self.recovering.iter().map(member).collect::<Option<_>>()?,
+            attempt: self.attempt,
+            may_be_refused: self.may_be_refused,
         })
     }
 }
@@ -111,6 +166,8 @@ impl State {
                 .tables()
                 .map(|(copies, table)| (copies, packed(table)))
                 .collect(),
+            next_attempt: map.next_attempt,
+            attempts: map.attempts().map(|held| PackedAttempt::new(held, &disks)).collect(),
             disks,
             volumes: map.volumes().collect(),
             layers: map.layers.iter().map(|(&id, &layer)| (id, layer)).collect(),
@@ -144,6 +201,7 @@ impl State {
         let map = match version {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
+            3 => migrate::from_version_3(body)?,
             _ => {
                 let fields: Present = record(body)?;
                 let partitions = partitions_of(&fields)?;
@@ -170,7 +228,7 @@ pub(crate) fn record<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Decode
 }
 
 /// The tables that the fields describe.
-fn partitions_of(fields: &Present) -> Result<Partitions, DecodeError> {
+pub(crate) fn partitions_of(fields: &Present) -> Result<Partitions, DecodeError> {
     let contradiction = DecodeError::Contradiction;
     let bits = fields.partition_bits;
     if bits > PARTITION_BITS_MAX {
@@ -198,7 +256,15 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         fields.sources.len(),
         fields.groups.len(),
         fields.lineages.len(),
+        fields.attempts.len(),
     ];
+    let disks: Vec<DiskId> = fields.disks.iter().map(|disk| disk.id).collect();
+    let unpack = |packed: &PackedAttempt| {
+        let attempt = packed.unpacked(&disks)?;
+        Some((attempt.number, Arc::new(attempt)))
+    };
+    let attempts = fields.attempts.iter().map(unpack).collect::<Option<_>>();
+    let attempts = attempts.ok_or(DecodeError::Contradiction("an attempt with unknown disks"))?;
     let named = || fields.volumes.iter().filter(|volume| volume.trash.is_none());
     let names = named().map(|volume| (volume.name.clone(), volume.id)).collect();
     let map = Map {
@@ -206,6 +272,8 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         cluster: fields.cluster,
         created_unix_s: fields.created_unix_s,
         partitions: Arc::new(partitions),
+        attempts: Arc::new(attempts),
+        next_attempt: fields.next_attempt,
         names: Arc::new(names),
         next_volume: fields.next_volume,
         next_layer: fields.next_layer,
@@ -233,6 +301,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         map.sources.len(),
         map.groups.len(),
         map.lineages.len(),
+        map.attempts.len(),
     ];
     if kept != counted {
         return Err(DecodeError::Contradiction("two things with one id"));

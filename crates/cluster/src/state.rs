@@ -1,5 +1,6 @@
 //! The state machine: applies commands one after the other, each wholly or not at all.
 
+use crate::attempt;
 use crate::command::{Answer, Command};
 use crate::group;
 use crate::layer::{self, Layer, hold};
@@ -175,14 +176,12 @@ impl State {
             &Command::CopiesMoved { volume, generation, copies } => {
                 self.copies_moved(volume, generation, copies)
             }
-            Command::Recover { copies, bits, disk, partitions } => {
-                self.recover(*copies, *bits, *disk, partitions)
+            Command::BeginAttempt { copies, bits, owner, changes } => {
+                self.begin_attempt(*copies, *bits, *owner, changes)
             }
-            Command::Activate { copies, bits, activations } => {
-                self.activate(*copies, *bits, activations)
-            }
-            Command::Exclude { copies, bits, disk, partitions } => {
-                self.exclude(*copies, *bits, *disk, partitions)
+            Command::Activate { attempt, openings } => self.activate(*attempt, openings),
+            &Command::GiveUpAttempt { attempt, may_be_refused } => {
+                Ok(self.give_up_attempt(attempt, may_be_refused))
             }
             &Command::SplitPartitions { bits } => self.split_partitions(bits),
             other => unreachable!("{other:?} is applied above"),
@@ -491,6 +490,7 @@ impl State {
         hold(counts.into_iter().all(|count| count <= COUNT_MAX), "a count without end")?;
         machine::contradiction(map)?;
         membership::contradiction(map)?;
+        attempt::contradiction(map)?;
         redundancy::contradiction(map)?;
         let mut provisioned_bytes = 0;
         let (mut attachments, mut snapshots, mut named) = (0, 0, 0);

@@ -142,10 +142,12 @@ pub const COPIES_MAX: u8 = 5;
 pub const COPIES_DEFAULT: u8 = 3;
 /// Length of a zone's name, in bytes.
 pub const ZONE_NAME_BYTES_MAX: usize = 64;
-/// Partitions in one command that changes who holds them without naming all of their members.
+/// Partitions whose members one command changes.
 pub const PARTITIONS_PER_COMMAND_MAX: usize = 256;
-/// Partitions in one command that names all of their members.
-pub const ACTIVATIONS_PER_COMMAND_MAX: usize = 16;
+/// Disks that one attempt to change members wants.
+pub const ATTEMPT_DISKS_MAX: usize = 128;
+/// Attempts to change members that are under way at once.
+pub const ATTEMPTS_MAX: usize = 256;
 /// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
 pub const SESSION_STAMPS_MAX: usize = 1 << 20;
 /// Questions in flight to a disk that was opened anew, or while an attachment opens.
@@ -176,6 +178,17 @@ pub const SESSION_BEHIND_WRITES_MAX: usize = 16_384;
 pub const SESSION_UNSETTLED_MAX: u64 = 65_536;
 /// After how long a read that a disk has not answered is asked of another one, in milliseconds.
 pub const READ_HEDGE_MS: u64 = 500;
+/// Objects that one attempt to change members copies at a time.
+pub const ATTEMPT_COPIERS_MAX: usize = 16;
+/// Questions that one attempt has under way, without those of its copiers.
+pub const ATTEMPT_QUESTIONS_MAX: usize = 64;
+/// A pass over the newcomers of an attempt that copies no more than so many pieces of objects is the
+/// last before the members refuse: it is what sessions wait for then.
+pub const ATTEMPT_SHORT_PASS: usize = 64;
+/// Passes after which the members refuse in any case.
+pub const ATTEMPT_PASSES_MAX: u32 = 16;
+/// After how long an attempt asks again a disk that does not answer, in milliseconds.
+pub const ATTEMPT_RETRY_MS: u64 = 100;
 /// Objects of one disk for which content may be staged at a time.
 pub const STAGED_OBJECTS_MAX: usize = 64;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
@@ -490,16 +503,21 @@ const _: () = assert!(
         + LAYERS_MAX * (28 + 12)
         + NODES_MAX * (NODE_NAME_BYTES_MAX + ZONE_NAME_BYTES_MAX + 128)
         + DISKS_MAX * 128
-        // A table for each number of copies. Of each partition its run and number, and of each
-        // member which disk and how many openings ago: this many bytes are enough for a partition
-        // that was changed 2^34 times, with members of 2^21 openings ago.
-        + COPIES_MAX as usize * (1 << PARTITION_BITS_MAX) * (8 + MEMBERS_MAX * 5)
+        // A table for each number of copies. Of each partition its run, its number and whether it may
+        // be refused, and of each member which disk and how many openings ago: this many bytes are
+        // enough for a partition that was changed 2^34 times, with members of 2^21 openings ago.
+        + COPIES_MAX as usize * (1 << PARTITION_BITS_MAX) * (11 + COPIES_MAX as usize * 5)
+        // An attempt has an owner, and its partitions have its number, the disks that are wanted,
+        // and members that recover.
+        + ATTEMPTS_MAX * (64 + PARTITIONS_PER_COMMAND_MAX * (10 + COPIES_MAX as usize * 8))
         <= SNAPSHOT_BYTES_MAX
 );
 const _: () = assert!(
-    // An id and a number take 29 bytes at most, a partition with a configuration's number 13.
-    ACTIVATIONS_PER_COMMAND_MAX * (MEMBERS_MAX * 29 + 16) + 64 <= COMMAND_BYTES_MAX
-        && PARTITIONS_PER_COMMAND_MAX * 13 + 64 <= COMMAND_BYTES_MAX
+    // An id and a number take 29 bytes at most, a partition with a configuration's number 13: all
+    // the partitions of an attempt fit if they want the same members.
+    ATTEMPT_DISKS_MAX * 29 + 64 <= COMMAND_BYTES_MAX
+        && PARTITIONS_PER_COMMAND_MAX * 13 + MEMBERS_MAX * 19 + 64 <= COMMAND_BYTES_MAX
+        && PARTITIONS_PER_COMMAND_MAX <= BATCH_PARTITIONS_MAX
 );
 const _: () = assert!(COPIES_DEFAULT <= COPIES_MAX && (COPIES_MAX as usize) < MEMBERS_MAX);
 const _: () = assert!(
