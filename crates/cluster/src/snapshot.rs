@@ -14,13 +14,14 @@ use crate::state::State;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
 use proto::{
-    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, VolumeId, crc64,
+    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, NodeId, VolumeId, crc64,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The version of the encoding, the first byte.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
@@ -43,6 +44,13 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) sources: Vec<(LayerId, OfSource)>,
     pub(crate) groups: Vec<OfGroup>,
     pub(crate) lineages: Vec<(LineageId, Redundancy)>,
+}
+
+/// What version 4 has behind the fields of version 3, in this order.
+#[derive(Serialize, Deserialize, Default)]
+struct Rest {
+    /// Nodes with addresses, in order of id.
+    addresses: Vec<(NodeId, Vec<String>)>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -120,8 +128,11 @@ impl State {
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
+        let rest = Rest {
+            addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
+        };
         let mut bytes =
-            postcard::to_extend(&fields, header).expect("it only has serializable fields");
+            postcard::to_extend(&(fields, rest), header).expect("it only has serializable fields");
         let checksum = checksum(&bytes);
         bytes[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "the limits bound the state");
@@ -144,10 +155,20 @@ impl State {
         let map = match version {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
-            _ => {
+            3 => {
                 let fields: Present = record(body)?;
                 let partitions = partitions_of(&fields)?;
                 map_of(fields, partitions)?
+            }
+            _ => {
+                let (fields, rest): (Present, Rest) = record(body)?;
+                let partitions = partitions_of(&fields)?;
+                let count = rest.addresses.len();
+                let addresses: BTreeMap<NodeId, Vec<String>> = rest.addresses.into_iter().collect();
+                if addresses.len() != count {
+                    return Err(DecodeError::Contradiction("two things with one id"));
+                }
+                Map { addresses: Arc::new(addresses), ..map_of(fields, partitions)? }
             }
         };
         let state = State { map: Arc::new(map) };
@@ -217,6 +238,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         groups: Arc::new(
             fields.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect(),
         ),
+        addresses: Arc::default(),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),
