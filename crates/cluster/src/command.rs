@@ -3,13 +3,14 @@
 use crate::Refusal;
 use crate::attempt::Change;
 use crate::group::check_group_name;
+use crate::machine::check_node_address;
 use crate::partition::Member;
 use crate::schedule::check_schedule_name;
 use crate::source::check_address;
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{
     ATTEMPT_DISKS_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, MEMBERS_MAX,
-    NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
+    NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -459,6 +460,15 @@ pub enum Command {
         /// There are 2^this then.
         bits: u8,
     },
+    /// A node can be reached at these addresses, and no others, by the other nodes. Answered by
+    /// [`Answer::Done`].
+    SetAddresses {
+        /// Which node.
+        node: NodeId,
+        /// As a person would write them (`host:port`), the best first, at most
+        /// `NODE_ADDRESSES_MAX`. None: not known.
+        addresses: Vec<String>,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -575,6 +585,10 @@ impl Command {
                 *holder = printable(holder, HOLDER_BYTES_MAX);
             }
             Command::SetZone { zone, .. } => *zone = printable(zone, ZONE_NAME_BYTES_MAX),
+            Command::SetAddresses { addresses, .. } => {
+                vet_batch(addresses, NODE_ADDRESSES_MAX)?;
+                addresses.iter().try_for_each(|address| check_node_address(address))?;
+            }
             Command::BeginAttempt { changes, .. } => {
                 for change in &*changes {
                     vet_batch(&change.wanted, MEMBERS_MAX)?;

@@ -50,7 +50,7 @@ pub use attempt::{Attempt, Change};
 pub use command::{Answer, Command, DecodeError};
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot, onto};
-pub use machine::{Disk, DiskState, Node, NodeState};
+pub use machine::{Disk, DiskState, Node, NodeState, check_node_address};
 pub use map::{LayerFate, Map};
 pub use partition::{Configuration, Member};
 pub use proto::partition_of;

@@ -188,6 +188,7 @@ fn map_of_version_2(fields: Fields2) -> Result<Map, DecodeError> {
         lineages: lineages.into_iter().map(|id| (id, Redundancy::new(had))).collect(),
         next_attempt: 1,
         attempts: Vec::new(),
+        addresses: Vec::new(),
     };
     map_of(present, partitions)
 }
@@ -218,6 +219,7 @@ pub(crate) fn from_version_3(body: &[u8]) -> Result<Map, DecodeError> {
         lineages: fields.lineages,
         next_attempt: 1,
         attempts: Vec::new(),
+        addresses: Vec::new(),
     };
     let partitions = partitions_of(&present)?;
     map_of(present, partitions)

@@ -3,8 +3,8 @@
 use crate::PersistError;
 use proto::limits::{
     ATTACHMENTS_MAX, ATTEMPTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX,
-    LAYERS_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX,
-    SOURCES_MAX, VOLUMES_MAX,
+    LAYERS_MAX, NODE_ADDRESS_BYTES_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX,
+    SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, VOLUMES_MAX,
 };
 use proto::{
     ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId, VolumeId,
@@ -709,6 +709,16 @@ pub enum Refusal {
         /// How many there are, as a power of two.
         present: u8,
     },
+    /// An address that a node may not have.
+    #[error(
+        "\"{address}\" cannot be a node's address; give a host and a port, at most {max} printable \
+         characters",
+        max = NODE_ADDRESS_BYTES_MAX
+    )]
+    BadNodeAddress {
+        /// The address, made printable and cut.
+        address: String,
+    },
 }
 
 impl Refusal {
@@ -740,6 +750,7 @@ impl Refusal {
             | TooManyInCommand { .. }
             | EmptyAttempt
             | AttemptTooLarge
+            | BadNodeAddress { .. }
             | WouldShrink { .. } => RefusalKind::Invalid,
             NoCluster
             | UnknownNode { .. }

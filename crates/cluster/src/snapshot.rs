@@ -47,6 +47,8 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) lineages: Vec<(LineageId, Redundancy)>,
     pub(crate) next_attempt: u64,
     pub(crate) attempts: Vec<PackedAttempt>,
+    /// Nodes with addresses, in order of id.
+    pub(crate) addresses: Vec<(NodeId, Vec<String>)>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -174,6 +176,7 @@ impl State {
             sources: map.sources().collect(),
             groups: map.groups().collect(),
             lineages: map.lineages.iter().map(|(&id, &known)| (id, known)).collect(),
+            addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
@@ -257,6 +260,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         fields.groups.len(),
         fields.lineages.len(),
         fields.attempts.len(),
+        fields.addresses.len(),
     ];
     let disks: Vec<DiskId> = fields.disks.iter().map(|disk| disk.id).collect();
     let unpack = |packed: &PackedAttempt| {
@@ -285,6 +289,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         groups: Arc::new(
             fields.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect(),
         ),
+        addresses: Arc::new(fields.addresses.into_iter().collect()),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),
@@ -302,6 +307,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         map.groups.len(),
         map.lineages.len(),
         map.attempts.len(),
+        map.addresses.len(),
     ];
     if kept != counted {
         return Err(DecodeError::Contradiction("two things with one id"));

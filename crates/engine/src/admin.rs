@@ -257,6 +257,18 @@ pub enum AdminRequest {
         /// Where the source is: an NBD URI, or the absolute path of a file or device.
         from: String,
     },
+    /// A node becomes part of the cluster, or has another name and other addresses. It is let in by
+    /// the others from now on. Answered by [`AdminReply::Done`].
+    NodeAdd {
+        /// Its id.
+        node: NodeId,
+        /// What people call it.
+        #[serde(default)]
+        name: String,
+        /// Under which addresses the others reach it, the best first.
+        #[serde(default)]
+        addresses: Vec<String>,
+    },
 }
 
 impl AdminRequest {
@@ -286,6 +298,7 @@ impl AdminRequest {
                 | AdminRequest::GroupSnapshotDelete { .. }
                 | AdminRequest::GroupRollback { .. }
                 | AdminRequest::VolumeCreateFrom { .. }
+                | AdminRequest::NodeAdd { .. }
         )
     }
 }
@@ -433,6 +446,46 @@ pub struct StatusReport {
     /// What lies elsewhere and shows through volumes.
     #[serde(default)]
     pub sources: SourcesReport,
+    /// The other nodes of the cluster.
+    #[serde(default)]
+    pub peers: Vec<PeerReport>,
+    /// Who agrees on the cluster's state.
+    #[serde(default)]
+    pub agreement: AgreementReport,
+}
+
+/// Another node, as the one that was asked sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its id.
+    pub node: NodeId,
+    /// What people call it; empty if nobody said.
+    pub name: String,
+    /// Under which addresses the others reach it.
+    pub addresses: Vec<String>,
+    /// Whether it is connected.
+    pub up: bool,
+    /// For how long that has been so, in seconds.
+    pub since_s: u64,
+    /// While it is not: why the last connection, or the last trial, ended.
+    pub reason: Option<String>,
+    /// How often a connection to it was lost since the program started.
+    pub lost_connections: u64,
+    /// Questions to its disks without an answer.
+    pub waiting_requests: u64,
+}
+
+/// Who agrees on the cluster's state, as the node that was asked knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgreementReport {
+    /// Who leads, if that is known.
+    pub leader: Option<NodeId>,
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// Who follows without a vote.
+    pub learners: Vec<NodeId>,
+    /// Why nothing can be agreed on just now, if nothing can.
+    pub waiting: Option<String>,
 }
 
 /// All sources together.

@@ -6,7 +6,7 @@
 use crate::{
     asker::Asker,
     data::{DataThread, Listener, Parts},
-    directory::DataDirectory,
+    directory::{self, DataDirectory},
     disk::{Driver, Medium, OpenHow},
     http, log,
     settings::{Settings, Stop},
@@ -14,6 +14,7 @@ use crate::{
     source::Sources,
     systemd::{self, notify},
 };
+use engine::Founding;
 use mio::Poll;
 use proto::limits::DESCRIPTORS_WANTED;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -111,7 +112,7 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     };
     let mut nbd = vec![Listener::Unix(mio::net::UnixListener::from_std(nbd_unix))];
     nbd.extend(nbd_tcp.map(|listener| Listener::Tcp(mio::net::TcpListener::from_std(listener))));
-    let engine = engine_settings(settings, &directory, &media);
+    let engine = engine_settings(settings, &directory, &media)?;
     Ok(Opened { nbd, admin, metrics, directory, media, engine })
 }
 
@@ -147,7 +148,7 @@ fn engine_settings(
     settings: &Settings,
     directory: &DataDirectory,
     media: &[Medium],
-) -> engine::Settings {
+) -> Result<engine::Settings, String> {
     let record = directory.record();
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let disks = record.disks.iter().zip(&media[1..]).map(|(disk, medium)| engine::DiskSettings {
@@ -161,10 +162,14 @@ fn engine_settings(
         log_bytes: settings.log,
         path: medium.path().display().to_string(),
     });
-    engine::Settings {
+    Ok(engine::Settings {
         cluster: record.cluster,
         node: record.node,
-        found: record.founding,
+        founding: record.founding.then_some(Founding::Here),
+        instance: directory::draw()? as u64,
+        seed: directory::draw()? as u64,
+        addresses: Vec::new(),
+        seeds: Vec::new(),
         journal_bytes: media[0].bytes(),
         disks: disks.collect(),
         unix_s: since_1970.as_secs(),
@@ -173,7 +178,7 @@ fn engine_settings(
         boot: boot(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         fill_bytes_per_s: settings.fill_rate,
-    }
+    })
 }
 
 /// The kernel's name for the time since the machine was switched on; all zero if it has none, as

@@ -18,7 +18,7 @@ use crate::{
 };
 use caps::Caps;
 use engine::{
-    ConnectionId, Engine, Input, NoticeLevel, Output,
+    ConnectionId, Engine, Input, NoticeLevel, Output, PeerInput,
     admin::{AdminError, AdminErrorKind, AdminRequest, AdminToken},
 };
 use front::nbd;
@@ -581,6 +581,14 @@ impl DataThread {
                 NoticeLevel::Warning => tracing::warn!("{sentence}"),
                 NoticeLevel::Error => tracing::error!("{sentence}"),
             },
+            // This program has no sockets for other nodes, and does not let any in: only a journal
+            // of a later one knows some. They are not reached, which `dog status` says.
+            Output::Dial { node, connection, .. } => {
+                let input = PeerInput::DialFailed { connection };
+                self.tell(now, Input::Peer { node, input });
+            }
+            Output::Hangup { .. } => {}
+            Output::DiskAdded { .. } => unreachable!("all disks are opened at the start"),
             Output::Ready => self.handle_ready(),
             Output::Failed(sentence) => self.end = Some(Err(sentence)),
             Output::Stopped => self.end = Some(Ok(())),

@@ -366,7 +366,7 @@ fn writable_name(path: &Path) -> Result<PathBuf, String> {
 }
 
 /// A random id that is not zero.
-fn draw() -> Result<u128, String> {
+pub fn draw() -> Result<u128, String> {
     let mut bytes = [0u8; 16];
     let mut filled = 0;
     while filled < bytes.len() {
