@@ -14,7 +14,7 @@ use support::{GENERATION, Host, KEY, LINEAGE, Random, data, stamp, values, write
 const BITS: u8 = 12;
 
 fn host() -> Host {
-    let mut host = Host::formatted(64 << 20, None, 1 << 20);
+    let mut host = Host::formatted(96 << 20, Some(64 << 20), 1 << 20);
     host.open().expect("a new disk opens");
     host
 }
@@ -109,6 +109,17 @@ fn content(host: &mut Host, key: ObjectKey, blocks: u32) -> Vec<u64> {
     let (lineage, generation, under) = (LINEAGE, Generation::SEALED, None);
     let read = MemberRequest::Read { lineage, key, generation, under, blocks };
     values(&host.ask(read).expect("it is read"))
+}
+
+/// The same until it is not busy any more.
+fn ask(host: &mut Host, request: &MemberRequest) -> MemberReply {
+    for _ in 0..100 {
+        match host.ask(request.clone()) {
+            Err(MemberError::Busy) => host.settle(),
+            reply => return reply.expect("it is done"),
+        }
+    }
+    panic!("it stays busy");
 }
 
 /// The machine loses power, whatever is not flushed is lost, and the disk is opened again.
@@ -506,6 +517,11 @@ fn staged_content_is_seen_when_it_is_adopted_and_not_before() {
     for staged in [0, 30, 32] {
         let reply = adopt(&mut host, permit, staged, (stamp(9), 2));
         assert_eq!(reply.err(), Some(MemberError::NotStaged { have: 31 }));
+        // All of it is sent again.
+        assert_eq!(host.store().status().space.staged_bytes, 0);
+        stage(&mut host, permit, 250, &[9; 20]).expect("it is staged");
+        stage(&mut host, permit, 0, &[8; 10]).expect("it is staged");
+        stage(&mut host, permit, 10, &[0]).expect("zeros take no space");
     }
     adopt(&mut host, permit, 31, (stamp(9), 2)).expect("it is adopted");
     // Said again: its answer was lost.
@@ -533,7 +549,7 @@ fn staged_content_is_seen_when_it_is_adopted_and_not_before() {
 fn checksums_tell_copies_apart() {
     let mut host = host();
     host.ask(write(KEY, 1, data(0, &[1, 0, 3]))).expect("it is written");
-    let mut other = Host::formatted(64 << 20, None, 1 << 20);
+    let mut other = Host::formatted(96 << 20, Some(64 << 20), 1 << 20);
     other.open().expect("it opens");
     other.ask(write(KEY, 1, data(0, &[1, 0, 4]))).expect("it is written");
     let mut sums = [&mut host, &mut other].map(|host| {
@@ -639,7 +655,7 @@ fn so_many_objects_are_staged_and_no_more() {
 /// The longest record there can be, in the shortest log there can be.
 #[test]
 fn a_whole_object_in_pieces_is_adopted_at_once() {
-    let mut host = Host::formatted(64 << 20, None, 64 << 10);
+    let mut host = Host::formatted(96 << 20, Some(64 << 20), 64 << 10);
     host.open().expect("it opens");
     let old: Vec<u64> = (1..=1024).collect();
     // Written block by block, each apart from its neighbours: all of it is in pieces.
@@ -648,8 +664,10 @@ fn a_whole_object_in_pieces_is_adopted_at_once() {
         let request = write(KEY, sequence, data(block, &[old[block as usize]]));
         host.ask(request).expect("it is written");
     }
-    fence(&mut host, 2, false).expect("it is fenced");
-    for round in 0..20u64 {
+    let (generation, after) = (Generation(2), ObjectKey::default());
+    let fence = MemberRequest::Fence { lineage: LINEAGE, generation, list: false, after };
+    ask(&mut host, &fence);
+    for round in 0..8u64 {
         let new: Vec<u64> = (0..1024).map(|block| (round + 1) * 5000 + block).collect();
         for block in 0..1024u32 {
             let at = block * 7 % 1024;
@@ -679,13 +697,19 @@ fn a_full_disk_stages_nothing_and_keeps_nothing_of_it() {
         let (permit, lineage) = (by_session(2), LINEAGE);
         let (key, change) = (key(1, part / 4), data(part % 4 * 256, &[u64::from(part) + 1; 256]));
         match host.ask(MemberRequest::Stage { permit, lineage, key, change }) {
-            Ok(_) => assert!(!refused),
+            Ok(_) => {}
             Err(error) => {
                 assert_eq!(error, MemberError::NoSpace);
                 refused = true;
             }
         }
         host.store().check();
+        if refused {
+            // The parts of that object before it went with it.
+            let whole = u64::from(part / 4) << 22;
+            assert_eq!(host.store().status().space.staged_bytes, whole);
+            break;
+        }
     }
     assert!(refused, "the disk has no end");
     fence(&mut host, 3, false).expect("it is fenced");
@@ -710,19 +734,11 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
     assert!(matches!(reply, Err(MemberError::Invalid(_))), "{reply:?}");
     let retract = |key| MemberRequest::Retract { permit, lineage, key };
     assert!(matches!(host.ask(retract(KEY)), Err(MemberError::Invalid(_))));
-    let ask = |host: &mut Host, request: MemberRequest| {
-        for _ in 0..100 {
-            match host.ask(request.clone()) {
-                Err(MemberError::Busy) => host.settle(),
-                reply => return drop(reply.expect("it is retracted")),
-            }
-        }
-        panic!("it stays busy");
-    };
     for round in 0..3 {
-        ask(&mut host, retract(above));
-        ask(&mut host, retract(above));
-        assert_eq!(content(&mut host, above, 3), [1, 2, 3]);
+        ask(&mut host, &retract(above));
+        ask(&mut host, &retract(above));
+        let below = if round == 0 { 3 } else { 9 + round };
+        assert_eq!(content(&mut host, above, 3), [1, 2, below]);
         host.store().check();
         if round == 1 {
             flush(&mut host, 1);
@@ -749,9 +765,9 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
             cut_power(&mut host);
         }
     }
-    ask(&mut host, retract(above));
+    ask(&mut host, &retract(above));
     // What replay would copy from it must be in a checkpoint first: it is busy until then.
-    ask(&mut host, retract(KEY));
+    ask(&mut host, &retract(KEY));
     host.pass(proto::Duration::from_secs(60));
     assert_eq!(host.store().status().objects, 0);
     host.store().check();
@@ -759,7 +775,7 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
 
 #[test]
 fn a_disk_knows_since_when_its_machine_has_kept_its_power() {
-    let mut host = Host::formatted(64 << 20, None, 1 << 20);
+    let mut host = Host::formatted(96 << 20, Some(64 << 20), 1 << 20);
     let mut attempt = 0;
     let mut since = |host: &mut Host, boot: u8| {
         let mut options = host.options();
@@ -797,9 +813,9 @@ fn a_disk_knows_since_when_its_machine_has_kept_its_power() {
 fn a_disk_that_failed_has_lost_what_it_acknowledged_before() {
     for flushes in [true, false] {
         let mut host = host();
+        host.close();
         let mut options = host.options();
         options.boot = [1; 16];
-        host.close();
         host.open_with(options.clone()).expect("it opens");
         host.ask(write(KEY, 1, data(0, &[1]))).expect("it is written");
         host.request(MemberRequest::Flush {

@@ -188,6 +188,9 @@ impl Serving {
                 Admission::Granted => {}
                 Admission::Wait(reason) => return Outcome::Resource(reason),
                 Admission::Refused => {
+                    // Nor is anything left of what was staged before: it takes space that others
+                    // may need, and without this part it is nothing.
+                    self.drop_staged((lineage, key), &MemberError::NoSpace, effects);
                     return self.refuse_change(token, MemberError::NoSpace, effects);
                 }
             }
@@ -328,6 +331,8 @@ impl Serving {
         }
         let have = staged.map_or(0, Staged::blocks);
         if have != adopt.staged {
+            // All of it is sent again.
+            self.drop_staged(object, &MemberError::NotStaged { have }, effects);
             return self.refuse_change(token, MemberError::NotStaged { have }, effects);
         }
         let pages = Covered::of(staged);
