@@ -177,15 +177,6 @@ impl ModelDisk {
         self.now.rows.get(&(lineage, key.index, key.layer))
     }
 
-    pub(crate) fn rows(&self) -> &BTreeMap<(LineageId, u32, LayerId), Row> {
-        &self.now.rows
-    }
-
-    /// What is on the medium.
-    pub(crate) fn stable_rows(&self) -> &BTreeMap<(LineageId, u32, LayerId), Row> {
-        &self.stable.rows
-    }
-
     /// What a layer shows of a block.
     pub(crate) fn cell(&self, lineage: LineageId, key: ObjectKey, block: u32) -> Cell {
         let rows = &self.now.rows;
