@@ -35,6 +35,8 @@ struct Faults {
     hang: u64,
     restart: u64,
     power: u64,
+    /// All machines lose power at once.
+    blackout: u64,
     attach: u64,
     change: u64,
     lost_answer: u64,
@@ -418,9 +420,10 @@ impl World {
         true
     }
 
-    fn reopen(&mut self, disk: usize, power: bool) {
+    /// Its machine lost so much of what was not flushed, in thousandths; 0: it has not lost power.
+    fn reopen(&mut self, disk: usize, lost: u64) {
         let mut random = self.random.clone();
-        self.disks[disk].reopen(power, &mut random);
+        self.disks[disk].reopen(lost, &mut random);
         self.random = random;
         // What it was asked comes again over the next connection, or is given up.
         if self.random.chance(500) {
@@ -628,7 +631,7 @@ impl World {
         self.now = self.now + Duration::from_micros(self.random.below(2_000));
         let at = self.random.below(self.sessions.len() as u64) as usize;
         let disk = self.random.below(DISKS as u64) as usize;
-        let Faults { hang, restart, power, attach, change, .. } = self.faults;
+        let Faults { hang, restart, power, blackout, attach, change, .. } = self.faults;
         match self.random.below(16) {
             0..=2 => self.request(),
             3..=7 => drop(self.serve()),
@@ -641,10 +644,13 @@ impl World {
             self.hangs[disk] = self.now + Duration::from_micros(micros);
         }
         if self.random.chance(restart) {
-            self.reopen(disk, false);
+            self.reopen(disk, 0);
         }
         if self.random.chance(power) {
-            self.reopen(disk, true);
+            self.reopen(disk, 300);
+        }
+        if self.random.chance(blackout) {
+            (0..DISKS).for_each(|disk| self.reopen(disk, 800));
         }
         if self.sessions.len() < 5 && self.random.chance(attach) {
             self.attach();
@@ -779,7 +785,8 @@ fn faults(seed: u64) -> Faults {
         hang: some(15),
         restart: some(8),
         power: some(6),
-        attach: some(8),
+        blackout: some(2),
+        attach: some(3),
         change: some(60),
         lost_answer: some(20),
         busy: some(40),
