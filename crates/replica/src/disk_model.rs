@@ -127,15 +127,15 @@ impl ModelDisk {
     }
 
     /// Its `sheep` dies and starts again; if power failed, each object keeps only a beginning of
-    /// what was not flushed.
-    pub(crate) fn reopen(&mut self, power: bool, random: &mut Random) {
+    /// what was not flushed: it ends with each change in so many of a thousand cases.
+    pub(crate) fn reopen(&mut self, lost_of_thousand: u64, random: &mut Random) {
         self.incarnation = Incarnation(self.incarnation.0 + 1);
         self.staged.clear();
         self.refusals = self.refused.len() as u64;
         for (at, (count, _)) in self.refused.iter_mut().enumerate() {
             *count = at as u64 + 1;
         }
-        if power {
+        if lost_of_thousand > 0 {
             self.lossless_from = self.incarnation;
             let mut content = self.stable.clone();
             let mut lost: BTreeMap<(LineageId, u32), bool> = BTreeMap::new();
@@ -143,7 +143,7 @@ impl ModelDisk {
                 let is_lost = match op {
                     Op::Put((lineage, index, _), _) => {
                         let lost = lost.entry((lineage, index)).or_default();
-                        *lost |= random.chance(300);
+                        *lost |= random.chance(lost_of_thousand);
                         *lost
                     }
                     _ => random.chance(500),
@@ -175,15 +175,6 @@ impl ModelDisk {
 
     pub(crate) fn row(&self, lineage: LineageId, key: ObjectKey) -> Option<&Row> {
         self.now.rows.get(&(lineage, key.index, key.layer))
-    }
-
-    pub(crate) fn rows(&self) -> &BTreeMap<(LineageId, u32, LayerId), Row> {
-        &self.now.rows
-    }
-
-    /// What is on the medium.
-    pub(crate) fn stable_rows(&self) -> &BTreeMap<(LineageId, u32, LayerId), Row> {
-        &self.stable.rows
     }
 
     /// What a layer shows of a block.

@@ -21,17 +21,20 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod confirm;
 mod coordinator;
 mod copier;
 mod event;
 mod flush;
 mod layers;
 mod opening;
+mod partitions;
 mod peer;
 mod read;
 mod sequence;
 mod settle;
 mod slots;
+mod verify;
 
 #[cfg(test)]
 mod copier_tests;
@@ -39,6 +42,8 @@ mod copier_tests;
 mod disk_model;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod world_model;
 
 pub use coordinator::Coordinator;
 pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};

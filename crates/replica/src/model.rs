@@ -2,8 +2,9 @@
 
 use crate::{Answer, Coordinator, Effect, Error, Event, Request, Source, View};
 use cluster::{Command, Map, Member, State};
+use proto::limits::OPENING_WAIT_MS;
 use proto::{
-    BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Generation,
+    BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
     Incarnation, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey,
     ObjectStamp, Payload, Stamp, Time, VolumeId,
 };
@@ -70,22 +71,29 @@ impl Stage {
     /// Open, with nothing to settle, everything flushed once, and the stamp of object 0 known.
     fn open(members: usize) -> Stage {
         let mut stage = Stage::begin(members);
-        for disk in 0..members {
-            stage.answer(disk, Ok(fenced(1, &[])));
-        }
+        stage.answer_usually();
         assert!(stage.opened);
-        stage.flush(999);
-        for disk in 0..members {
-            stage.answer(disk, Ok(flushed(1)));
+        for token in [999, 998, 997] {
+            match token {
+                998 => stage.write(token),
+                _ => stage.flush(token),
+            }
+            stage.answer_usually();
         }
-        stage.write(998);
-        stage.answer_all(|_| Ok(MemberReply::Stamp(at(0, 0))));
-        stage.answer_all(|_| Ok(written(1)));
-        stage.flush(997);
-        stage.answer_all(|_| Ok(flushed(1)));
         assert_eq!(stage.ended(), [999, 998, 997]);
         stage.done.clear();
         stage
+    }
+
+    /// Answers everything until nothing is asked any more: nobody has or refuses anything.
+    fn answer_usually(&mut self) {
+        for _ in 0..20 {
+            if self.asked.is_empty() {
+                return;
+            }
+            self.answer_all(|request| Ok(usual(request)));
+        }
+        panic!("questions without end");
     }
 
     fn take(&mut self, effects: Vec<Effect>) {
@@ -185,6 +193,9 @@ impl Stage {
                 MemberRequest::Difference { .. } => "difference".to_string(),
                 MemberRequest::Reclaimable { .. } => "reclaimable".to_string(),
                 MemberRequest::Flush { .. } => "flush".to_string(),
+                MemberRequest::Mark { .. } => "mark".to_string(),
+                MemberRequest::Confirm { .. } => "confirm".to_string(),
+                MemberRequest::Checksums { .. } => "checksums".to_string(),
                 other => format!("{other:?}"),
             })
             .collect()
@@ -224,6 +235,24 @@ fn flushed(incarnation: u64) -> MemberReply {
     MemberReply::Flushed { incarnation: Incarnation(incarnation) }
 }
 
+fn confirmed() -> MemberReply {
+    let (incarnation, refused) = (Incarnation(1), Vec::new());
+    MemberReply::Confirmed { incarnation, refusals: 0, refused, more: false }
+}
+
+/// What a disk answers that never had anything.
+fn usual(request: &MemberRequest) -> MemberReply {
+    match request {
+        MemberRequest::Fence { .. } => fenced(1, &[]),
+        MemberRequest::Stamp { .. } => MemberReply::Stamp(at(0, 0)),
+        MemberRequest::Write(_) => written(1),
+        MemberRequest::Flush { .. } => flushed(1),
+        MemberRequest::Read { .. } => data(),
+        MemberRequest::Confirm { .. } => confirmed(),
+        _ => MemberReply::Done,
+    }
+}
+
 fn data() -> MemberReply {
     content(vec![Payload::zeroed(BLOCK_SIZE)])
 }
@@ -247,42 +276,76 @@ fn a_write_is_acknowledged_when_a_quorum_has_it() {
 }
 
 #[test]
-fn an_attachment_opens_when_a_quorum_is_fenced() {
+fn an_attachment_opens_when_a_quorum_is_fenced_and_the_others_had_a_moment() {
     for (members, quorum) in [(1, 1), (2, 2), (3, 2), (5, 3)] {
         let mut stage = Stage::begin(members);
-        for disk in 0..members {
-            assert_eq!(stage.opened, disk >= quorum, "{disk} of {members}");
+        for disk in 0..quorum {
+            assert!(!stage.opened && stage.coordinator.obstacle().is_some(), "{disk}");
             stage.answer(disk, Ok(fenced(1, &[])));
         }
+        if quorum < members {
+            assert!(stage.questions(0).is_empty(), "the others have a moment");
+            stage.tick();
+            assert_eq!(stage.now, Time(1) + Duration::from_millis(OPENING_WAIT_MS));
+        }
+        for _ in 0..10 {
+            let late: Vec<_> = stage.asked.extract_if(.., |(disk, ..)| *disk >= quorum).collect();
+            stage.answer_all(|request| Ok(usual(request)));
+            stage.asked.extend(late);
+        }
         assert!(stage.opened, "of {members}");
+        let behind: Vec<DiskId> = stage.coordinator.behind().iter().map(|it| it.0).collect();
+        let late: Vec<DiskId> = (quorum..members).map(|disk| DiskId(disk as u128)).collect();
+        assert_eq!(behind, late);
+        // Whoever comes later is not written to.
+        (quorum..members).for_each(|disk| drop(stage.answer(disk, Ok(fenced(1, &[])))));
+        stage.write(1);
+        let is_asked = |disk: &usize| !stage.questions(*disk).is_empty();
+        assert_eq!((0..members).filter(is_asked).count(), quorum);
     }
 }
 
 #[test]
-fn what_one_disk_lists_the_others_are_asked_about_before_it_is_settled() {
+fn what_one_disk_lists_the_others_are_asked_about_before_it_is_settled_and_flushed() {
     let mut stage = Stage::begin(3);
     stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
     stage.answer(1, Ok(fenced(1, &[])));
-    assert!(!stage.opened);
-    assert_eq!(stage.questions(1), ["stamp"]);
-    stage.answer(1, Ok(MemberReply::Stamp(at(6, 5))));
-    assert_eq!(
-        (stage.questions(0), stage.questions(1)),
-        (vec!["settle 5".into()], vec!["settle 5".into()])
-    );
-    stage.answer(0, Ok(MemberReply::Done));
-    assert!(!stage.opened);
-    stage.answer(1, Ok(MemberReply::Done));
-    assert!(stage.opened);
+    stage.answer(2, Ok(fenced(1, &[])));
+    for disk in 0..3 {
+        stage.answer(disk, Ok(confirmed()));
+    }
+    for disk in 1..3 {
+        assert_eq!(stage.questions(disk), ["stamp"]);
+        stage.answer(disk, Ok(MemberReply::Stamp(at(6, 5))));
+    }
+    for question in ["settle 5", "mark"] {
+        for disk in 0..3 {
+            assert_eq!(stage.questions(disk)[0], question);
+            stage.answer(disk, Ok(MemberReply::Done));
+        }
+    }
+    for disk in 0..3 {
+        assert!(!stage.opened, "it is not stable yet");
+        assert_eq!(stage.questions(disk), ["flush"]);
+        stage.answer(disk, Ok(flushed(1)));
+    }
+    assert!(stage.opened && stage.coordinator.behind().is_empty());
 }
 
 #[test]
-fn disks_that_disagree_are_not_served_before_a_quorum_agrees() {
-    let mut stage = Stage::begin(3);
+fn disks_that_disagree_are_not_served_before_they_are_equal() {
+    let mut stage = Stage::begin(2);
     stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
     stage.answer(1, Ok(fenced(1, &[at(6, 4)])));
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(confirmed()))));
     assert!(!stage.opened);
-    assert!(stage.questions(0).is_empty() && stage.questions(1).is_empty());
+    // A copier looks at both.
+    assert_eq!(
+        (stage.questions(0), stage.questions(1)),
+        (vec!["stamp".into()], vec!["stamp".into()])
+    );
+    let obstacle = stage.coordinator.obstacle().expect("it waits");
+    assert!(obstacle.contains("to get what others have"), "{obstacle}");
 }
 
 #[test]
@@ -453,7 +516,12 @@ fn writes_wait_for_a_disk_out_of_service_and_are_not_done_twice() {
         stage.write(token);
     }
     stage.answer(0, Err(MemberError::Retired));
-    assert!(stage.coordinator.is_stalled() && stage.coordinator.deadline().is_none());
+    assert!(stage.coordinator.is_stalled());
+    // Now and then it is asked whether it serves again.
+    stage.asked.clear();
+    stage.tick();
+    assert_eq!(stage.questions(0), ["fence"]);
+    stage.answer(0, Err(MemberError::Retired));
     assert!(stage.coordinator.obstacle().expect("it waits").contains("out of service"));
     stage.reopen(0);
     stage.answer(0, Ok(fenced(2, &[at(7, 2)])));
@@ -470,11 +538,20 @@ fn a_damaged_copy_is_read_elsewhere_and_the_last_one_is_reported() {
     let mut stage = Stage::open(2);
     let damaged = || Err(MemberError::Corrupt { key: key(), block: 0 });
     stage.read(1);
+    assert_eq!(
+        (stage.questions(0), stage.questions(1)),
+        (vec!["read".into()], vec!["confirm".into()])
+    );
+    stage.answer(1, Ok(confirmed()));
     stage.answer(0, damaged());
     stage.answer(1, Ok(data()));
+    assert!(stage.done.is_empty(), "the damaged one has confirmed nothing");
+    stage.answer(0, Ok(confirmed()));
     assert!(matches!(stage.done.pop(), Some((1, Ok(Answer::Data { .. })))));
     stage.read(2);
-    (0..2).for_each(|disk| drop(stage.answer(disk, damaged())));
+    stage.answer(1, Ok(confirmed()));
+    stage.answer(0, damaged());
+    stage.answer(1, damaged());
     assert!(matches!(stage.done[..], [(2, Err(Error::Corrupt { block: 0, .. }))]));
 }
 
@@ -485,7 +562,7 @@ fn a_disk_that_misses_an_acknowledged_write_is_not_read() {
     stage.answer(1, Ok(written(1)));
     stage.answer(2, Ok(written(1)));
     stage.read(2);
-    assert_eq!(stage.questions(0), ["write 1>2"]);
+    assert_eq!(stage.questions(0), ["write 1>2", "confirm"]);
     assert_eq!(stage.questions(1), ["read"]);
 }
 
