@@ -29,6 +29,7 @@ mod layers;
 mod opening;
 mod peer;
 mod read;
+mod reconfigurer;
 mod sequence;
 mod settle;
 mod slots;
@@ -43,5 +44,8 @@ mod model;
 pub use coordinator::Coordinator;
 pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 pub use event::{Answer, Effect, Error, Event, Request, Source, View};
+pub use reconfigurer::{
+    AttemptOutcome, AttemptProgress, AttemptQuestion, AttemptStage, GiveUp, Reconfigurer,
+};
 pub use settle::settle;
 pub use slots::Slots;
