@@ -145,6 +145,9 @@ pub struct Copier {
     below: Option<Stamp>,
     /// Why the source is of no use; it is changed when all is answered that was asked.
     failed: Option<String>,
+    /// The target has lost what was staged, or had something else; it begins anew when all is
+    /// answered that was asked.
+    must_restart: bool,
     /// Content read was not what the checksum said: somebody wrote.
     is_torn: bool,
     /// The target was asked to open the layer.
@@ -235,6 +238,7 @@ impl Copier {
             to: Side::default(),
             below: None,
             failed: None,
+            must_restart: false,
             is_torn: false,
             is_opened: false,
             restarts: 0,
@@ -397,7 +401,7 @@ impl Copier {
             (Ask::SourceStampAgain, MemberReply::Stamp(found)) => self.prove(found),
             (Ask::Adopt | Ask::Retract, MemberReply::Done) => self.end_layer(),
             // Nothing was left, and the object is adopted already.
-            (Ask::Clear, MemberReply::Done) => self.restart(),
+            (Ask::Clear, MemberReply::Done) => self.must_restart = true,
             (ask, _) => {
                 let reason = "it gave an answer that makes no sense; see its log".to_string();
                 match ask.is_of_target() {
@@ -419,13 +423,15 @@ impl Copier {
                 self.is_opened = true;
                 self.queue.push_back(Ask::OpenLayer);
             }
+            // Others that were under way with the one below.
+            (Ask::Stage(_), MemberError::Invalid(_)) if self.is_clearing() => {}
             (Ask::Stage(_), MemberError::Invalid(_)) if self.restarts == 0 => {
                 // An earlier copier has left something there.
                 self.restarts += 1;
                 self.queue.retain(|ask| !matches!(ask, Ask::Stage(_) | Ask::Read(_)));
                 self.queue.push_back(Ask::Clear);
             }
-            (Ask::Adopt | Ask::Clear, MemberError::NotStaged { .. }) => self.restart(),
+            (Ask::Adopt | Ask::Clear, MemberError::NotStaged { .. }) => self.must_restart = true,
             (ask, error) if !ask.is_of_target() => self.fail_source(error.to_string()),
             (_, MemberError::Fenced { newer }) => self.end(CopyError::Fenced { newer }),
             (_, MemberError::Superseded { newer }) => self.end(CopyError::Superseded { newer }),
@@ -441,6 +447,9 @@ impl Copier {
     fn advance(&mut self) {
         if self.outcome.is_some() || !self.asked.is_empty() {
             return;
+        }
+        if std::mem::take(&mut self.must_restart) {
+            return self.restart();
         }
         if let Some(reason) = self.failed.take() {
             return self.change_source(reason);
@@ -462,6 +471,12 @@ impl Copier {
             // Its answer has ended the layer.
             Stage::Ending => {}
         }
+    }
+
+    /// What an earlier copier staged is about to be dropped.
+    fn is_clearing(&self) -> bool {
+        let is_it = |ask: &Ask| matches!(ask, Ask::Clear);
+        self.queue.iter().any(is_it) || self.asked.iter().any(|(_, ask)| is_it(ask))
     }
 
     fn compare(&mut self) {
@@ -530,6 +545,9 @@ impl Copier {
             [one] => one.clone(),
             many => joined(many, bytes),
         };
+        if self.must_restart || self.is_clearing() {
+            return;
+        }
         let Some(sums) = &self.from.sums else { return };
         let (lineage, key) = (self.copy.lineage, self.key());
         let is_right =
@@ -580,7 +598,9 @@ impl Copier {
 
     fn fail_source(&mut self, reason: String) {
         self.failed.get_or_insert(reason);
-        self.queue.clear();
+        if !self.is_clearing() {
+            self.queue.clear();
+        }
     }
 
     /// The next source is asked for the same layer.

@@ -3,9 +3,9 @@
 use proto::limits::MEMBER_ROWS_MAX;
 use proto::{
     BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockState, BlockSum, Buffer, Change,
-    ConfigurationNumber, Generation, Incarnation, LayerId, LineageId, MemberError, MemberReply,
-    MemberRequest, ObjectKey, ObjectStamp, PartitionId, Payload, Permit, Refused, Stamp, Under,
-    Write, block_checksum, partition_of,
+    ConfigurationNumber, Generation, Incarnation, LayerId, LineageId, LineageStamp, MemberError,
+    MemberReply, MemberRequest, ObjectKey, ObjectStamp, PartitionId, Payload, Permit, Refused,
+    Stamp, Under, Write, block_checksum, partition_of,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -497,10 +497,42 @@ impl ModelDisk {
                 self.flush();
                 Ok(MemberReply::Installed { incarnation })
             }
-            MemberRequest::Difference { .. }
-            | MemberRequest::Reclaimable { .. }
-            | MemberRequest::Lineages { .. }
-            | MemberRequest::Survey { .. } => panic!("no test asks this of a model"),
+            MemberRequest::Lineages { after } => {
+                let known = self.fences.iter().filter(|(lineage, _)| **lineage > after);
+                let mut lineages: Vec<LineageStamp> = known
+                    .map(|(&lineage, &fence)| {
+                        let settled = self.now.settled.get(&lineage).copied().unwrap_or_default();
+                        let marked_by = self.now.marks.get(&lineage).map_or(Generation(0), |m| m.0);
+                        LineageStamp { lineage, fence, settled, marked_by }
+                    })
+                    .collect();
+                let more = lineages.len() > 2;
+                lineages.truncate(2);
+                Ok(MemberReply::Lineages { lineages, more })
+            }
+            MemberRequest::Survey { bits, ref partitions, unsettled, after } => {
+                assert!(partitions.is_sorted_by(|one, other| one < other));
+                let is_asked = |&(lineage, index, layer): &Place| {
+                    let row = &self.now.rows[&(lineage, index, layer)];
+                    let settled = self.now.settled.get(&lineage).copied().unwrap_or_default();
+                    partitions.binary_search(&partition_of(lineage, index, bits)).is_ok()
+                        && (!unsettled || row.stamp >= settled)
+                };
+                let places = self.now.rows.keys().filter(|place| is_asked(place));
+                let mut objects: Vec<(LineageId, ObjectStamp)> = places
+                    .map(|&(lineage, index, layer)| {
+                        (lineage, self.stamp(lineage, ObjectKey { layer, index }))
+                    })
+                    .filter(|(lineage, found)| (*lineage, found.key) > after)
+                    .collect();
+                objects.sort_by_key(|(lineage, found)| (*lineage, found.key));
+                let more = objects.len() > 5;
+                objects.truncate(5);
+                Ok(MemberReply::Survey { incarnation, objects, more })
+            }
+            MemberRequest::Difference { .. } | MemberRequest::Reclaimable { .. } => {
+                panic!("no test asks this of a model")
+            }
         }
     }
 

@@ -31,6 +31,7 @@ mod opening;
 mod partitions;
 mod peer;
 mod read;
+mod reconfigurer;
 mod sequence;
 mod settle;
 mod slots;
@@ -48,5 +49,8 @@ mod world_model;
 pub use coordinator::Coordinator;
 pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 pub use event::{Answer, Effect, Error, Event, Request, Source, View};
+pub use reconfigurer::{
+    AttemptOutcome, AttemptProgress, AttemptQuestion, AttemptStage, GiveUp, Reconfigurer,
+};
 pub use settle::settle;
 pub use slots::Slots;
