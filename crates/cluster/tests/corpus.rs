@@ -137,6 +137,10 @@ fn machines() -> Vec<(&'static str, Command)> {
     vec![
         ("second-node", Command::AddNode { node: second, name: "two".to_owned() }),
         ("zone", Command::SetZone { node: second, zone: "cellar".to_owned() }),
+        ("addresses", {
+            let addresses = vec!["host-b:7000".to_owned(), "[fd00::2]:7000".to_owned()];
+            Command::SetAddresses { node: second, addresses }
+        }),
         ("add-disk", Command::AddDisk { disk: new, node: second, bytes: 1 << 40 }),
         ("open-second-disk", {
             Command::OpenDisk { disk: new, node: second, incarnation: Incarnation(3) }
@@ -197,7 +201,7 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds.push(("command-shortened".to_owned(), with(COMMAND, &shortened.encode())));
     let whole = state.encode();
     let mut later = whole.clone();
-    later[0] = 4;
+    later[0] = 5;
     let mut spoiled = whole.clone();
     spoiled[20] ^= 1;
     let digits: Vec<u32> =
