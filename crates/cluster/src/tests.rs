@@ -387,6 +387,7 @@ fn snapshots_and_commands_keep_their_bytes() {
         ),
         (Command::GiveUpAttempt { attempt: 300, may_be_refused: true }, "012fac0201"),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
+        (Command::SetAddresses { node, addresses: vec!["h:1".into()] }, "0131020103683a31"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
