@@ -11,6 +11,7 @@ use crate::partition::{Configuration, Member, Partitions, Table, from_runs, runs
 use crate::redundancy::Redundancy;
 use crate::source::Source;
 use crate::state::State;
+use crate::token::Token;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
 use proto::{
@@ -20,11 +21,11 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The version of the encoding, the first byte.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 3, in their order. `Of...` are the things themselves or references to
+/// The fields of version 3, in their order; version 4 has the join tokens behind them. `Of...` are the things themselves or references to
 /// them, which are written alike.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
@@ -120,8 +121,8 @@ impl State {
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
-        let mut bytes =
-            postcard::to_extend(&fields, header).expect("it only has serializable fields");
+        let mut bytes = postcard::to_extend(&(fields, &*map.tokens), header)
+            .expect("it only has serializable fields");
         let checksum = checksum(&bytes);
         bytes[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "the limits bound the state");
@@ -144,16 +145,22 @@ impl State {
         let map = match version {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
+            3 => present_of(record(body)?, Vec::new())?,
             _ => {
-                let fields: Present = record(body)?;
-                let partitions = partitions_of(&fields)?;
-                map_of(fields, partitions)?
+                let (fields, tokens): (Present, Vec<Token>) = record(body)?;
+                present_of(fields, tokens)?
             }
         };
         let state = State { map: Arc::new(map) };
         state.contradiction().map_err(DecodeError::Contradiction)?;
         Ok(state)
     }
+}
+
+/// The map of versions 3 and 4, not yet judged.
+fn present_of(fields: Present, tokens: Vec<Token>) -> Result<Map, DecodeError> {
+    let partitions = partitions_of(&fields)?;
+    Ok(Map { tokens: Arc::new(tokens), ..map_of(fields, partitions)? })
 }
 
 /// Over everything, the checksum itself taken as zero.
@@ -206,6 +213,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         cluster: fields.cluster,
         created_unix_s: fields.created_unix_s,
         partitions: Arc::new(partitions),
+        tokens: Arc::default(),
         names: Arc::new(names),
         next_volume: fields.next_volume,
         next_layer: fields.next_layer,

@@ -392,6 +392,28 @@ fn snapshots_and_commands_keep_their_bytes() {
             "012f03090301ac0205",
         ),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
+        (
+            Command::AddToken {
+                id: TokenId(5),
+                secret: Digest([7; 32]),
+                uses: 300,
+                unix_s: 2,
+                expires_unix_s: 3,
+            },
+            &*["013105", &"07".repeat(32), "ac020203"].concat(),
+        ),
+        (Command::RevokeToken { id: TokenId(5) }, "013205"),
+        (
+            Command::AdmitNode {
+                token: TokenId(5),
+                secret: Digest([7; 32]),
+                node,
+                key: Digest([8; 32]),
+                name: "a".into(),
+                unix_s: 2,
+            },
+            &*["013305", &"07".repeat(32), "02", &"08".repeat(32), "016102"].concat(),
+        ),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -402,10 +424,10 @@ fn snapshots_and_commands_keep_their_bytes() {
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
 /// one run; the volume with its attachment and its pending discard, out of the trash and without
-/// schedules; its layer; no sources and no groups; how its lineage is kept.
-const SNAPSHOT: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
-    200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
-    80208040630000000101010000010000010103030201";
+/// schedules; its layer; no sources and no groups; how its lineage is kept; no join tokens.
+const SNAPSHOT: &str = "04d2f3c52aa788d20006014d0202010205616c70686100000103020400000c0103018\
+    0200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
+    8020804063000000010101000001000001010303020100";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

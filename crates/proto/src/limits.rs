@@ -51,6 +51,12 @@ pub const NODES_MAX: usize = 1024;
 pub const DISKS_MAX: usize = 8192;
 /// Length of a node's name in bytes.
 pub const NODE_NAME_BYTES_MAX: usize = 255;
+/// Join tokens that could still let nodes in.
+pub const TOKENS_MAX: usize = 64;
+/// Nodes that one join token lets in.
+pub const TOKEN_USES_MAX: u32 = 256;
+/// How long a join token holds, in seconds.
+pub const TOKEN_SPAN_S_MAX: u64 = 31 * 24 * 3600;
 /// Attachments of all volumes together, writers and readers.
 pub const ATTACHMENTS_MAX: usize = VOLUMES_MAX;
 /// Length of the text that says who holds an attachment, in bytes; longer ones are cut.
@@ -468,6 +474,7 @@ const _: () = assert!(
         + LAYERS_MAX * (28 + 12)
         + NODES_MAX * (NODE_NAME_BYTES_MAX + ZONE_NAME_BYTES_MAX + 128)
         + DISKS_MAX * 128
+        + TOKENS_MAX * (64 + TOKEN_USES_MAX as usize * 52)
         // A table for each number of copies. Of each partition its run and number, and of each
         // member which disk and how many openings ago: this many bytes are enough for a partition
         // that was changed 2^34 times, with members of 2^21 openings ago.
