@@ -7,7 +7,7 @@
 mod device;
 mod record;
 
-pub use record::{DiskRecord, Record};
+pub use record::{DiskRecord, Record, replace};
 
 use crate::{api, disk::patiently};
 use proto::{ClusterId, DiskId, NodeId};

@@ -6,8 +6,9 @@
 use proto::{ClusterId, DiskId, NodeId, crc64};
 use std::{
     fmt::Write as _,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 use store::MediumKind;
@@ -20,6 +21,25 @@ const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 64 << 10;
 /// Disks a node may have.
 const DISKS_MAX: usize = 64;
+
+/// Everybody may read it; who may reach it is for the directory to say.
+const MODE: u32 = 0o644;
+
+/// Puts a file in place of the one at this path, at once and durably. The mode is right from the
+/// first moment, not only after a chmod.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let directory = path.parent().expect("a file lies in a directory");
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(directory)?.sync_all()
+}
 
 /// Who this node is, and where its disks are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,13 +95,7 @@ impl Record {
 
     /// Writes the record in place of the one at this path, at once and durably.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let directory = path.parent().expect("a record lies in a directory");
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(self.print().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(directory)?.sync_all()
+        replace(path, self.print().as_bytes(), MODE)
     }
 
     fn print(&self) -> String {
