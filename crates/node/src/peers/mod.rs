@@ -530,7 +530,9 @@ impl Peers {
                     self.arrivals.push(Arrival { id, application, from });
                 }
             }
-            slot.deadline = host.deadline();
+            if host.has_asked() {
+                slot.deadline = host.deadline();
+            }
         }
         if let Some(answer) = host.output(now) {
             self.finish(now, number, &answer);

@@ -40,7 +40,7 @@ enum Layer {
 pub struct Stream {
     socket: TcpStream,
     layer: Layer,
-    /// Whether the socket may have something, or room, as far as events have told.
+    /// Whether the socket may have something, and room, as far as events have told.
     readable: bool,
     writable: bool,
 }
@@ -87,16 +87,6 @@ impl Stream {
     pub fn handle_event(&mut self, event: &Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-    }
-
-    /// Whether there may be something to read without another event.
-    pub fn is_readable(&self) -> bool {
-        self.readable
-    }
-
-    /// Whether something could be written without another event.
-    pub fn is_writable(&self) -> bool {
-        self.writable
     }
 
     /// For a connection that was dialled: whether the socket is there.
