@@ -2,6 +2,7 @@
 
 use crate::Refusal;
 use crate::group::check_group_name;
+use crate::machine::check_node_address;
 use crate::membership::Activation;
 use crate::schedule::check_schedule_name;
 use crate::source::check_address;
@@ -9,7 +10,8 @@ use crate::token::{Digest, TokenId};
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{
     ACTIVATIONS_PER_COMMAND_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX,
-    MEMBERS_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
+    MEMBERS_MAX, NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX,
+    ZONE_NAME_BYTES_MAX,
 };
 use proto::{
     ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId,
@@ -467,6 +469,15 @@ pub enum Command {
         /// There are 2^this then.
         bits: u8,
     },
+    /// A node can be reached at these addresses, and no others, by the other nodes. Answered by
+    /// [`Answer::Done`].
+    SetAddresses {
+        /// Which node.
+        node: NodeId,
+        /// As a person would write them (`host:port`), the best first, at most
+        /// `NODE_ADDRESSES_MAX`. None: not known.
+        addresses: Vec<String>,
+    },
     /// Machines that show this secret may become nodes. Done already is done. Answered by
     /// [`Answer::Done`].
     AddToken {
@@ -615,6 +626,10 @@ impl Command {
                 *holder = printable(holder, HOLDER_BYTES_MAX);
             }
             Command::SetZone { zone, .. } => *zone = printable(zone, ZONE_NAME_BYTES_MAX),
+            Command::SetAddresses { addresses, .. } => {
+                vet_batch(addresses, NODE_ADDRESSES_MAX)?;
+                addresses.iter().try_for_each(|address| check_node_address(address))?;
+            }
             Command::Recover { partitions, .. } => {
                 vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
             }

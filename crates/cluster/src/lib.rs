@@ -49,7 +49,7 @@ mod whole_tests;
 pub use command::{Answer, Command, DecodeError};
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot, onto};
-pub use machine::{Disk, DiskState, Node, NodeState};
+pub use machine::{Disk, DiskState, Node, NodeState, check_node_address};
 pub use map::{LayerFate, Map};
 pub use membership::Activation;
 pub use partition::{Configuration, Member, partition_of};

@@ -8,7 +8,10 @@ use crate::placement::{Site, place};
 use crate::refusal::Refusal;
 use crate::state::State;
 use crate::volume::printable;
-use proto::limits::{DISKS_MAX, NODE_NAME_BYTES_MAX, NODES_MAX, ZONE_NAME_BYTES_MAX};
+use proto::limits::{
+    DISKS_MAX, NODE_ADDRESS_BYTES_MAX, NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX,
+    ZONE_NAME_BYTES_MAX,
+};
 use proto::{DiskId, Incarnation, NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -70,7 +73,24 @@ impl Disk {
     }
 }
 
+/// Whether a node may have this address: 1 to 128 printable bytes. What it means is up to whoever
+/// dials it.
+pub fn check_node_address(address: &str) -> Result<(), Refusal> {
+    let cut = printable(address, NODE_ADDRESS_BYTES_MAX);
+    match address.is_empty() || cut != address {
+        true => Err(Refusal::BadNodeAddress { address: cut }),
+        false => Ok(()),
+    }
+}
+
+const _: () = assert!(NODE_ADDRESS_BYTES_MAX == 128, "the sentence above says so");
+
 impl Map {
+    /// Under which addresses the others reach a node, the best first; none if nobody said.
+    pub fn addresses_of(&self, node: NodeId) -> &[String] {
+        self.addresses.get(&node).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether this is the present opening of a disk that is not gone: a member of which it is not
     /// so acknowledges nothing until it is activated anew.
     pub fn is_present(&self, member: Member) -> bool {
@@ -185,6 +205,27 @@ impl State {
         Ok(self.change_node(node))
     }
 
+    pub(crate) fn set_addresses(
+        &mut self,
+        node: NodeId,
+        addresses: &[String],
+    ) -> Result<Answer, Refusal> {
+        self.node(node)?;
+        if addresses.len() > NODE_ADDRESSES_MAX {
+            return Err(Refusal::TooManyInCommand { max: NODE_ADDRESSES_MAX });
+        }
+        addresses.iter().try_for_each(|address| check_node_address(address))?;
+        if self.map.addresses_of(node) != addresses {
+            let known = Arc::make_mut(&mut self.change().addresses);
+            if addresses.is_empty() {
+                known.remove(&node);
+            } else {
+                known.insert(node, addresses.to_vec());
+            }
+        }
+        Ok(Answer::Done)
+    }
+
     pub(crate) fn drain_node(&mut self, node: NodeId, wanted: bool) -> Result<Answer, Refusal> {
         let state = if wanted { NodeState::Draining } else { NodeState::In };
         let node = Node { state, ..self.node(node)?.clone() };
@@ -203,7 +244,11 @@ impl State {
         if attachments > 0 {
             return Err(Refusal::NodeHasAttachments { name, count: attachments });
         }
-        Arc::make_mut(&mut self.change().nodes).remove(&node);
+        let map = self.change();
+        Arc::make_mut(&mut map.nodes).remove(&node);
+        if map.addresses.contains_key(&node) {
+            Arc::make_mut(&mut map.addresses).remove(&node);
+        }
         Ok(Answer::Done)
     }
 
@@ -363,6 +408,13 @@ pub(crate) fn contradiction(map: &Map) -> Result<(), &'static str> {
         hold(node.id != NodeId(0), "a node without an id")?;
         hold(printable(&node.name, NODE_NAME_BYTES_MAX) == node.name, "a node's name")?;
         hold(printable(&node.zone, ZONE_NAME_BYTES_MAX) == node.zone, "a node's zone")?;
+    }
+    for (node, addresses) in &*map.addresses {
+        hold(map.node(*node).is_some(), "addresses of an unknown node")?;
+        let count = addresses.len();
+        hold((1..=NODE_ADDRESSES_MAX).contains(&count), "the number of a node's addresses")?;
+        let fits = addresses.iter().all(|address| check_node_address(address).is_ok());
+        hold(fits, "a node's address")?;
     }
     for disk in map.disks() {
         hold(disk.id != DiskId(0), "a disk without an id")?;

@@ -36,6 +36,8 @@ pub struct Map {
     pub(crate) created_unix_s: u64,
     pub(crate) nodes: Arc<BTreeMap<NodeId, Node>>,
     pub(crate) disks: Arc<BTreeMap<DiskId, Disk>>,
+    /// Under which addresses nodes are reached; those without any are not listed.
+    pub(crate) addresses: Arc<BTreeMap<NodeId, Vec<String>>>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
     pub(crate) layers: Arc<BTreeMap<LayerId, Layer>>,
@@ -71,6 +73,7 @@ impl Map {
             created_unix_s: 0,
             nodes: Arc::default(),
             disks: Arc::default(),
+            addresses: Arc::default(),
             partitions: Arc::new(Partitions::new(0)),
             volumes: Arc::default(),
             layers: Arc::default(),

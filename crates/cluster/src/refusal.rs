@@ -2,9 +2,9 @@
 
 use crate::{PersistError, TokenId};
 use proto::limits::{
-    ATTACHMENTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX, NODES_MAX,
-    PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX,
-    TOKEN_USES_MAX, TOKENS_MAX, VOLUMES_MAX,
+    ATTACHMENTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX,
+    NODE_ADDRESS_BYTES_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX,
+    SNAPSHOTS_MAX, SOURCES_MAX, TOKEN_USES_MAX, TOKENS_MAX, VOLUMES_MAX,
 };
 use proto::{
     ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId, VolumeId,
@@ -679,6 +679,16 @@ pub enum Refusal {
         /// How many there are, as a power of two.
         present: u8,
     },
+    /// An address that a node may not have.
+    #[error(
+        "\"{address}\" cannot be a node's address; give a host and a port, at most {max} printable \
+         characters",
+        max = NODE_ADDRESS_BYTES_MAX
+    )]
+    BadNodeAddress {
+        /// The address, made printable and cut.
+        address: String,
+    },
     /// There is none, its secret is another one, or it was revoked: which of them, only who has the
     /// secret may know.
     #[error(
@@ -783,6 +793,7 @@ impl Refusal {
             | PartitionTwice { .. }
             | NotDoubled { .. }
             | TooManyInCommand { .. }
+            | BadNodeAddress { .. }
             | TokenUnknown
             | TokenExpired { .. }
             | BadTokenUses { .. }

@@ -15,9 +15,10 @@ use crate::token::Token;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
 use proto::{
-    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, VolumeId, crc64,
+    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, NodeId, VolumeId, crc64,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The version of the encoding, the first byte.
@@ -25,7 +26,7 @@ const VERSION: u8 = 4;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 3, in their order; version 4 has the join tokens behind them. `Of...` are the things themselves or references to
+/// The fields of version 3, in their order. `Of...` are the things themselves or references to
 /// them, which are written alike.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
@@ -44,6 +45,15 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) sources: Vec<(LayerId, OfSource)>,
     pub(crate) groups: Vec<OfGroup>,
     pub(crate) lineages: Vec<(LineageId, Redundancy)>,
+}
+
+/// What version 4 has behind the fields of version 3, in this order.
+#[derive(Serialize, Deserialize, Default)]
+struct Rest {
+    /// Nodes with addresses, in order of id.
+    addresses: Vec<(NodeId, Vec<String>)>,
+    /// Join tokens, in order of id.
+    tokens: Vec<Token>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -121,8 +131,12 @@ impl State {
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
-        let mut bytes = postcard::to_extend(&(fields, &*map.tokens), header)
-            .expect("it only has serializable fields");
+        let rest = Rest {
+            addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
+            tokens: map.tokens.to_vec(),
+        };
+        let mut bytes =
+            postcard::to_extend(&(fields, rest), header).expect("it only has serializable fields");
         let checksum = checksum(&bytes);
         bytes[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "the limits bound the state");
@@ -145,22 +159,27 @@ impl State {
         let map = match version {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
-            3 => present_of(record(body)?, Vec::new())?,
+            3 => {
+                let fields: Present = record(body)?;
+                let partitions = partitions_of(&fields)?;
+                map_of(fields, partitions)?
+            }
             _ => {
-                let (fields, tokens): (Present, Vec<Token>) = record(body)?;
-                present_of(fields, tokens)?
+                let (fields, rest): (Present, Rest) = record(body)?;
+                let partitions = partitions_of(&fields)?;
+                let count = rest.addresses.len();
+                let addresses: BTreeMap<NodeId, Vec<String>> = rest.addresses.into_iter().collect();
+                if addresses.len() != count {
+                    return Err(DecodeError::Contradiction("two things with one id"));
+                }
+                let (addresses, tokens) = (Arc::new(addresses), Arc::new(rest.tokens));
+                Map { addresses, tokens, ..map_of(fields, partitions)? }
             }
         };
         let state = State { map: Arc::new(map) };
         state.contradiction().map_err(DecodeError::Contradiction)?;
         Ok(state)
     }
-}
-
-/// The map of versions 3 and 4, not yet judged.
-fn present_of(fields: Present, tokens: Vec<Token>) -> Result<Map, DecodeError> {
-    let partitions = partitions_of(&fields)?;
-    Ok(Map { tokens: Arc::new(tokens), ..map_of(fields, partitions)? })
 }
 
 /// Over everything, the checksum itself taken as zero.
@@ -225,6 +244,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         groups: Arc::new(
             fields.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect(),
         ),
+        addresses: Arc::default(),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),

@@ -165,6 +165,7 @@ impl State {
         match command {
             &Command::AddDisk { disk, node, bytes } => self.add_disk(disk, node, bytes),
             Command::SetZone { node, zone } => self.set_zone(*node, zone),
+            Command::SetAddresses { node, addresses } => self.set_addresses(*node, addresses),
             &Command::SetWeight { disk, bytes } => self.set_weight(disk, bytes),
             &Command::DrainDisk { disk, wanted } => self.drain_disk(disk, wanted),
             &Command::DrainNode { node, wanted } => self.drain_node(node, wanted),

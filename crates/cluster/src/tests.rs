@@ -392,6 +392,7 @@ fn snapshots_and_commands_keep_their_bytes() {
             "012f03090301ac0205",
         ),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
+        (Command::SetAddresses { node, addresses: vec!["h:1".into()] }, "0131020103683a31"),
         (
             Command::AddToken {
                 id: TokenId(5),
@@ -400,9 +401,9 @@ fn snapshots_and_commands_keep_their_bytes() {
                 unix_s: 2,
                 expires_unix_s: 3,
             },
-            &*["013105", &"07".repeat(32), "ac020203"].concat(),
+            &*["013205", &"07".repeat(32), "ac020203"].concat(),
         ),
-        (Command::RevokeToken { id: TokenId(5) }, "013205"),
+        (Command::RevokeToken { id: TokenId(5) }, "013305"),
         (
             Command::AdmitNode {
                 token: TokenId(5),
@@ -412,7 +413,7 @@ fn snapshots_and_commands_keep_their_bytes() {
                 name: "a".into(),
                 unix_s: 2,
             },
-            &*["013305", &"07".repeat(32), "02", &"08".repeat(32), "016102"].concat(),
+            &*["013405", &"07".repeat(32), "02", &"08".repeat(32), "016102"].concat(),
         ),
     ] {
         let bytes = command.encode();
@@ -424,10 +425,11 @@ fn snapshots_and_commands_keep_their_bytes() {
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
 /// one run; the volume with its attachment and its pending discard, out of the trash and without
-/// schedules; its layer; no sources and no groups; how its lineage is kept; no join tokens.
-const SNAPSHOT: &str = "04d2f3c52aa788d20006014d0202010205616c70686100000103020400000c0103018\
+/// schedules; its layer; no sources and no groups; how its lineage is kept; no addresses
+/// and no join tokens.
+const SNAPSHOT: &str = "04f96d77ee8330b3d706014d0202010205616c70686100000103020400000c0103018\
     0200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
-    8020804063000000010101000001000001010303020100";
+    802080406300000001010100000100000101030302010000";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

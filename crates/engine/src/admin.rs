@@ -1,7 +1,7 @@
 //! What people and programs ask of a node, and what it answers. The HTTP API of `node` carries
 //! these types as JSON and `dog` prints them; every field name here is part of API version 1.
 
-use proto::{DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// Chosen by the asker; comes back with the reply.
@@ -257,6 +257,37 @@ pub enum AdminRequest {
         /// Where the source is: an NBD URI, or the absolute path of a file or device.
         from: String,
     },
+    /// A node becomes part of the cluster, or has another name and other addresses. It is let in by
+    /// the others from now on. Answered by [`AdminReply::Done`].
+    NodeAdd {
+        /// Its id.
+        node: NodeId,
+        /// What people call it.
+        #[serde(default)]
+        name: String,
+        /// Under which addresses the others reach it, the best first.
+        #[serde(default)]
+        addresses: Vec<String>,
+    },
+    /// Machines that have this token may become nodes. Who asks has drawn it and keeps the secret:
+    /// only its digest goes this way. Answered by [`AdminReply::Token`].
+    TokenAdd {
+        /// Its name, drawn at random.
+        id: u64,
+        /// The digest of its secret, in hexadecimal.
+        secret_digest: String,
+        /// How many nodes it lets in.
+        uses: u32,
+        /// How long it holds, in seconds.
+        expires_s: u64,
+    },
+    /// A token lets nobody in any more; who came by it stays. Answered by [`AdminReply::Done`].
+    TokenRevoke {
+        /// Its name.
+        id: u64,
+    },
+    /// The tokens that there are. Answered by [`AdminReply::Tokens`].
+    TokenList,
 }
 
 impl AdminRequest {
@@ -286,6 +317,9 @@ impl AdminRequest {
                 | AdminRequest::GroupSnapshotDelete { .. }
                 | AdminRequest::GroupRollback { .. }
                 | AdminRequest::VolumeCreateFrom { .. }
+                | AdminRequest::NodeAdd { .. }
+                | AdminRequest::TokenAdd { .. }
+                | AdminRequest::TokenRevoke { .. }
         )
     }
 }
@@ -365,6 +399,32 @@ pub enum AdminReply {
     Groups(Vec<GroupReport>),
     /// One group snapshot.
     GroupSnapshot(GroupSnapshotReport),
+    /// One token.
+    Token(TokenReport),
+    /// Tokens, by id.
+    Tokens(Vec<TokenReport>),
+}
+
+/// A join token, without its secret, which nobody keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenReport {
+    /// Its name.
+    pub id: u64,
+    /// The cluster that it is for.
+    pub cluster: ClusterId,
+    /// How many nodes it lets in.
+    pub uses: u32,
+    /// Those that it has let in.
+    pub admitted: Vec<NodeId>,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_s: u64,
+    /// When it expires.
+    pub expires_unix_s: u64,
+    /// That of the certificate of the cluster's authority, in hexadecimal; empty where many tokens
+    /// are listed.
+    pub authority_digest: String,
+    /// Where nodes of the cluster may be found; empty where many tokens are listed.
+    pub addresses: Vec<String>,
 }
 
 /// Why not: one sentence with cause and remedy, and a kind for programs.
@@ -433,6 +493,46 @@ pub struct StatusReport {
     /// What lies elsewhere and shows through volumes.
     #[serde(default)]
     pub sources: SourcesReport,
+    /// The other nodes of the cluster.
+    #[serde(default)]
+    pub peers: Vec<PeerReport>,
+    /// Who agrees on the cluster's state.
+    #[serde(default)]
+    pub agreement: AgreementReport,
+}
+
+/// Another node, as the one that was asked sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its id.
+    pub node: NodeId,
+    /// What people call it; empty if nobody said.
+    pub name: String,
+    /// Under which addresses the others reach it.
+    pub addresses: Vec<String>,
+    /// Whether it is connected.
+    pub up: bool,
+    /// For how long that has been so, in seconds.
+    pub since_s: u64,
+    /// While it is not: why the last connection, or the last trial, ended.
+    pub reason: Option<String>,
+    /// How often a connection to it was lost since the program started.
+    pub lost_connections: u64,
+    /// Questions to its disks without an answer.
+    pub waiting_requests: u64,
+}
+
+/// Who agrees on the cluster's state, as the node that was asked knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgreementReport {
+    /// Who leads, if that is known.
+    pub leader: Option<NodeId>,
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// Who follows without a vote.
+    pub learners: Vec<NodeId>,
+    /// Why nothing can be agreed on just now, if nothing can.
+    pub waiting: Option<String>,
 }
 
 /// All sources together.

@@ -19,6 +19,10 @@ pub(crate) struct Disk {
     given_back_bytes: u64,
     /// Damages mended since the program started.
     pub(crate) mended: u64,
+    /// Whether its opening is agreed.
+    pub(crate) is_agreed: bool,
+    /// Whether somebody waits to hear that it is there.
+    pub(crate) is_added: bool,
 }
 
 /// Where a disk is in its life.
@@ -27,6 +31,8 @@ pub(crate) enum Stage {
     Formatting(Box<Format>),
     /// The store opens, serves, or is retired or closed (see its status).
     Store(Box<Store>),
+    /// It could not be opened, or may not be used, and why. Nothing is asked of its medium.
+    Failed(String),
 }
 
 impl Disk {
@@ -47,6 +53,8 @@ impl Disk {
             free_bytes: None,
             given_back_bytes: 0,
             mended: 0,
+            is_agreed: false,
+            is_added: false,
         }
     }
 
@@ -119,7 +127,7 @@ impl Disk {
     pub(crate) fn store(&self) -> Option<&Store> {
         match &self.stage {
             Stage::Store(store) => Some(store),
-            Stage::Formatting(_) => None,
+            Stage::Formatting(_) | Stage::Failed(_) => None,
         }
     }
 
@@ -127,8 +135,21 @@ impl Disk {
     pub(crate) fn store_mut(&mut self) -> Option<&mut Store> {
         match &mut self.stage {
             Stage::Store(store) => Some(store),
-            Stage::Formatting(_) => None,
+            Stage::Formatting(_) | Stage::Failed(_) => None,
         }
+    }
+
+    /// Why it is not used, if it is not.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match &self.stage {
+            Stage::Failed(reason) => Some(reason),
+            Stage::Formatting(_) | Stage::Store(_) => None,
+        }
+    }
+
+    /// Whether its opening has ended, well or not.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.incarnation != Incarnation(0) || self.failure().is_some()
     }
 }
 

@@ -11,9 +11,11 @@ mod boot;
 mod duties;
 mod errands;
 mod groups;
+mod peers;
 mod schedules;
 mod sources;
 mod surveys;
+mod tokens;
 mod trash;
 
 use crate::{
@@ -25,12 +27,13 @@ use crate::{
     routes::Routes,
     timetable::ScheduleKey,
 };
-use cluster::{Command, Map, ProposalToken, Voter};
+use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
 use groups::{GroupSealing, GroupStep};
+use peers::Peers;
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
-    MemberToken, Time, VolumeId, limits,
+    MemberToken, NodeId, Time, VolumeId, limits,
 };
 use schedules::Schedules;
 use sources::{Creation, SourceCounters, SourceRoute};
@@ -53,6 +56,8 @@ enum Work {
     Store(DiskId, store::Event),
     /// What a store said.
     FromStore(DiskId, store::Effect),
+    /// What the link to a node said, with its number.
+    FromLink(NodeId, u64, link::Effect),
     /// To the voter.
     Voter(cluster::Event),
     /// What the voter said.
@@ -69,7 +74,17 @@ enum Work {
 #[derive(Clone, Debug)]
 enum Purpose {
     /// A step of founding or starting the node.
-    Boot,
+    Boot(Box<Command>),
+    /// Something about a disk that its opening does not depend on, or says itself.
+    DiskKnown,
+    /// A disk of this node was opened.
+    DiskOpened(DiskId),
+    /// A disk's size is another than is agreed.
+    DiskWeight(DiskId),
+    /// An administrator has made a token.
+    AdminToken(AdminToken, TokenId),
+    /// An administrator lets a node in; then it gets these addresses.
+    AdminNode(AdminToken, NodeId, Vec<String>),
     /// Somebody wants to attach it.
     Attach(HeldId),
     /// Its last connection is gone.
@@ -121,8 +136,13 @@ impl Purpose {
             | Purpose::AdminGone(token, _)
             | Purpose::AdminSnapshot(token, ..)
             | Purpose::AdminGroup(token, _)
+            | Purpose::AdminNode(token, ..)
+            | Purpose::AdminToken(token, _)
             | Purpose::AdminFrom(token, _) => Some(*token),
-            Purpose::Boot
+            Purpose::Boot(_)
+            | Purpose::DiskKnown
+            | Purpose::DiskOpened(_)
+            | Purpose::DiskWeight(_)
             | Purpose::Attach(_)
             | Purpose::Detach(_)
             | Purpose::DetachForgotten
@@ -140,6 +160,8 @@ impl Purpose {
 enum Phase {
     /// The journal is opened.
     Journal,
+    /// The first map of the cluster that the node joins is awaited.
+    Joining,
     /// The disks are opened, the cluster is founded if need be.
     Disks,
     /// Requests are served.
@@ -171,6 +193,15 @@ enum MemberRoute {
     },
     /// A survey of what deleting snapshots would free.
     Survey(u64),
+    /// Another node.
+    Peer {
+        /// Which.
+        node: NodeId,
+        /// That of the link it came through.
+        number: u64,
+        /// What the link calls it.
+        question: link::Question,
+    },
 }
 
 /// One node's core. See the crate's documentation.
@@ -188,6 +219,7 @@ pub struct Engine {
     voter: Option<Voter>,
     map: Arc<Map>,
     disks: Disks,
+    peers: Peers,
     held: BTreeMap<HeldId, Held>,
     /// What each connection has, or waits for.
     links: BTreeMap<ConnectionId, HeldId>,
@@ -198,6 +230,14 @@ pub struct Engine {
     proposals: Routes<Purpose>,
     /// Boot commands that have not been applied yet.
     boot_commands: usize,
+    /// Whether what this node had attached in a former life was, or is being, given back.
+    has_released: bool,
+    /// Disks whose size is being agreed.
+    weighing: BTreeSet<DiskId>,
+    /// Whether it was up to this node to do what one node does for all.
+    was_steward: bool,
+    /// When a stop does not wait for the agreed log any more.
+    stop_by: Option<Time>,
     /// Disks that have been told that their opening was agreed and do not remember it yet.
     noting: BTreeSet<DiskId>,
     /// Disks that have been told to close and have not said that they are.
@@ -258,6 +298,7 @@ impl Engine {
             voter: None,
             map: cluster::State::default().map(),
             disks: Disks::new(),
+            peers: Peers::new(),
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             next_reader: 0,
@@ -265,6 +306,10 @@ impl Engine {
             members: Routes::new(),
             proposals: Routes::new(),
             boot_commands: 0,
+            has_released: false,
+            weighing: BTreeSet::new(),
+            was_steward: false,
+            stop_by: None,
             noting: BTreeSet::new(),
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
@@ -336,11 +381,17 @@ impl Engine {
                     if is_first {
                         self.learn_first_space(now);
                     }
+                    self.weigh(disk);
                 }
             }
             Input::WallClock { unix_s } => self.ahead_s = self.unix_s().saturating_sub(unix_s),
             Input::Tick => self.handle_tick(now, outputs),
-            Input::Stop => self.handle_stop(outputs),
+            Input::Stop => self.handle_stop(now, outputs),
+            Input::Peer { node, input } => self.handle_peer(now, node, input),
+            Input::AddDisk(settings) => self.add_disk(now, *settings, outputs),
+            Input::Admit { token, applicant, name, addresses } => {
+                self.handle_applicant(token, applicant, name, addresses, outputs);
+            }
             Input::Source { token, result } => self.handle_source(token, result, outputs),
         }
         self.run(now, outputs);
@@ -383,6 +434,8 @@ impl Engine {
             self.schedules_deadline(),
             self.trash.look_at,
             self.creations_deadline(),
+            self.peers.deadline(),
+            self.stop_by,
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
     }
@@ -413,6 +466,7 @@ impl Engine {
         for store in self.disks.values().filter_map(Disk::store) {
             store.check();
         }
+        self.check_peers();
         if self.phase == Phase::Serving {
             self.check_attachments();
             self.check_duties();
@@ -446,12 +500,15 @@ impl Engine {
             self.work.push_back(Work::Store(id, store::Event::Disk(done)));
             return;
         }
+        if disk.failure().is_some() {
+            return;
+        }
         let (mut ops, mut effects) = (Vec::new(), Vec::new());
         let result = disk.handle_format(now, &self.settings, done, &mut ops, &mut effects);
         self.issue(id, ops, outputs);
         self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
         if let Err(error) = result {
-            self.disk_refused(id, &error, outputs);
+            self.disk_refused(id, &error.to_string(), outputs);
         }
     }
 
@@ -503,15 +560,20 @@ impl Engine {
         if self.flattens_at.is_some_and(|due| due <= now) {
             self.look_after_flattens(now);
         }
+        self.tick_peers(now);
         self.answer_sealed(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();
         self.expire_creations(Some(now), outputs);
+        if self.stop_by.is_some_and(|by| by <= now) {
+            self.stop_by = None;
+            self.abandon_attachments(outputs);
+        }
     }
 
-    fn handle_stop(&mut self, outputs: &mut Vec<Output>) {
+    fn handle_stop(&mut self, now: Time, outputs: &mut Vec<Output>) {
         match self.phase {
             Phase::Serving => {
                 self.phase = Phase::ClosingSessions;
@@ -528,11 +590,18 @@ impl Engine {
                 self.schedules.clear();
                 (self.turns_at, self.flattens_at) = (None, None);
                 self.abandon_errands(outputs);
-                self.advance_stop(outputs);
+                if self.is_among_others() {
+                    self.stop_by = Some(now + Duration::from_millis(limits::STOP_AGREED_MS_MAX));
+                    let mut effects = Vec::new();
+                    self.voter.as_mut().expect("it serves").resign(now, &mut effects);
+                    self.work.extend(effects.into_iter().map(Work::FromVoter));
+                }
+                self.advance_stop(now, outputs);
             }
             // Nothing was served yet: whatever state the media are in, the next start copes.
-            Phase::Journal | Phase::Disks => {
+            Phase::Journal | Phase::Joining | Phase::Disks => {
                 self.phase = Phase::Ended;
+                self.drop_all_peers(now, outputs);
                 outputs.push(Output::Stopped);
             }
             Phase::ClosingSessions | Phase::ClosingDisks | Phase::Ended => {}
@@ -542,6 +611,16 @@ impl Engine {
     // -- the conversation among the machines --
 
     fn run(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        loop {
+            self.work_off(now, outputs);
+            self.note_stewardship();
+            if self.work.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn work_off(&mut self, now: Time, outputs: &mut Vec<Output>) {
         while let Some(work) = self.work.pop_front() {
             match work {
                 Work::Session(id, generation, event) => {
@@ -549,7 +628,8 @@ impl Engine {
                 }
                 Work::Store(id, event) => {
                     let disk = self.disks.get_mut(&id).expect("disks are never dropped");
-                    let store = disk.store_mut().expect("nobody asks a disk being formatted");
+                    // One that is being formatted, or could not be opened, has nothing to do.
+                    let Some(store) = disk.store_mut() else { continue };
                     let mut effects = Vec::new();
                     store.handle(now, event, &mut effects);
                     for effect in effects {
@@ -562,6 +642,9 @@ impl Engine {
                     let voter = self.voter.as_mut().expect("the journal answers after it opened");
                     voter.handle(now, event, &mut effects);
                     self.work.extend(effects.into_iter().map(Work::FromVoter));
+                }
+                Work::FromLink(node, number, effect) => {
+                    self.handle_link_effect(now, node, number, effect, outputs);
                 }
                 Work::FromVoter(effect) => self.handle_voter_effect(now, effect, outputs),
                 Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
@@ -653,11 +736,20 @@ impl Engine {
         }
     }
 
-    /// Hands a session's question to a disk of this node. A disk that is not here, or not open, is
-    /// out of service as far as the session can tell: it waits for a new incarnation in the map.
+    /// Hands a session's question to a disk, of this node or of another one.
     fn ask_member(&mut self, now: Time, disk: DiskId, route: MemberRoute, request: MemberRequest) {
-        let store = self.disks.get_mut(&disk).and_then(Disk::store_mut);
-        let Some(store) = store else {
+        if self.disks.contains_key(&disk) {
+            self.ask_local(now, disk, route, request);
+        } else {
+            self.ask_remote(now, disk, route, request);
+        }
+    }
+
+    /// Asks a disk of this node. One that is not here, or not open as it is agreed, is out of
+    /// service as far as the asker can tell: it waits for a new incarnation in the map.
+    fn ask_local(&mut self, now: Time, disk: DiskId, route: MemberRoute, request: MemberRequest) {
+        let disk_here = self.disks.get_mut(&disk).filter(|disk| disk.is_agreed);
+        let Some(store) = disk_here.and_then(Disk::store_mut) else {
             let result = Err(MemberError::Retired);
             self.answer_member(now, disk, route, result);
             return;
@@ -681,6 +773,9 @@ impl Engine {
                 self.work.push_back(Work::Session(id, generation, event));
             }
             MemberRoute::Survey(number) => self.survey_answered(now, number, result),
+            MemberRoute::Peer { node, number, question } => {
+                self.answer_peer(now, (node, number, question), result);
+            }
         }
     }
 
@@ -697,13 +792,15 @@ impl Engine {
                 let route = self.members.remove(token.0);
                 self.answer_member(now, disk, route, result);
             }
-            store::Effect::Opened(Ok(opened)) => self.disk_opened(disk, &opened),
+            store::Effect::Opened(Ok(opened)) => self.disk_opened(now, disk, &opened),
             store::Effect::Opened(Err(store::OpenError::Blank)) => self.disk_blank(disk, outputs),
-            store::Effect::Opened(Err(error)) => self.disk_refused(disk, &error, outputs),
+            store::Effect::Opened(Err(error)) => {
+                self.disk_refused(disk, &error.to_string(), outputs);
+            }
             store::Effect::AgreedNoted => self.agreed_noted(disk, outputs),
             store::Effect::Closed => {
                 self.closing.remove(&disk);
-                self.advance_stop(outputs);
+                self.advance_stop(now, outputs);
             }
             store::Effect::Notice(notice) => {
                 if matches!(notice, store::Notice::Mended(_)) {
@@ -747,8 +844,12 @@ impl Engine {
                 self.learn_map(now, outputs);
                 self.applied(now, purpose, result, outputs);
             }
-            cluster::Effect::Learned => self.learn_map(now, outputs),
-            cluster::Effect::Send { .. } => unreachable!("a voter that is alone tells nobody"),
+            cluster::Effect::Learned => {
+                self.learn_map(now, outputs);
+                self.answer_sealed(now, outputs);
+                self.answer_sealed_groups(now, outputs);
+            }
+            cluster::Effect::Send { to, bytes } => self.send_to_voter(now, to, &bytes),
         }
         self.work.extend(effects.into_iter().map(Work::FromJournal));
     }

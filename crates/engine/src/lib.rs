@@ -5,6 +5,13 @@
 //! It must never do I/O, read a clock, draw randomness or block. Its main type is [`Engine`]: made
 //! by [`Engine::new`], it opens the journal and the disks, serves [`Input`]s, and ends with
 //! [`Output::Stopped`] after [`Input::Stop`].
+//!
+//! Among several nodes it owns the links to the others. The driver has the sockets: it dials where
+//! [`Output::Dial`] says, lets a `link::Greeter` read the first frame of what it accepts and hands
+//! it to [`Engine::handle_accepted`], reads into [`Engine::peer_payload_target`] or hands bytes to
+//! [`Engine::handle_peer_bytes`], and once a round writes what [`Engine::peers_with_output`] names.
+//! At [`Engine::deadline`] it reads what is there before it hands in [`Input::Tick`]: a process that
+//! was held up must not take the others for silent.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -19,7 +26,9 @@ mod shortening;
 mod timetable;
 pub mod unfinished;
 
+pub use cluster::Founding;
 pub use engine::Engine;
+pub use link::CloseReason;
 
 use admin::{AdminError, AdminReply, AdminRequest, AdminToken};
 use proto::{ClusterId, DiskDone, DiskId, DiskOp, Duration, NodeId};
@@ -45,9 +54,20 @@ pub struct Settings {
     pub cluster: ClusterId,
     /// The node.
     pub node: NodeId,
-    /// Whether a blank journal's medium means that the cluster is to be founded. Stays true until
-    /// the node has served once, so that a start that was cut short is completed.
-    pub found: bool,
+    /// What a blank journal's medium means: the cluster is founded here, or the node joins one that
+    /// exists. Stays so until the node has served once, so that a start that was cut short is
+    /// completed; from then on nothing, and a blank medium is one that lost its content.
+    pub founding: Option<Founding>,
+    /// Drawn for each start; names this process to the others.
+    pub instance: u64,
+    /// Drawn for each start; elections are drawn from it.
+    pub seed: u64,
+    /// Under which addresses the others reach this node, the best first; they are agreed when they
+    /// are others than before. None: whatever is agreed stays.
+    pub addresses: Vec<String>,
+    /// Nodes that this one was told of, each with its addresses: where it looks for the cluster
+    /// that it joins, and where it looks for a node besides the agreed addresses.
+    pub seeds: Vec<(NodeId, Vec<String>)>,
     /// How long the journal's medium is, in bytes.
     pub journal_bytes: u64,
     /// The disks.
@@ -226,12 +246,58 @@ pub enum Input {
     Tick,
     /// Stop: disconnect clients, finish and flush what is in flight, close the disks.
     Stop,
+    /// Something about a connection to another node; what is about its bytes are methods of
+    /// [`Engine`].
+    Peer {
+        /// Which node.
+        node: NodeId,
+        /// What.
+        input: PeerInput,
+    },
+    /// One more disk of this node, to be opened, or made one where its medium is blank and that is
+    /// wanted. Answered by [`Output::DiskAdded`]. Its medium is there from now on.
+    AddDisk(Box<DiskSettings>),
+    /// A machine has asked to become a node. Answered by [`Output::Admin`], done once it is one.
+    Admit {
+        /// Comes back with the answer.
+        token: admin::AdminToken,
+        /// Who, and what it shows for it.
+        applicant: cluster::Applicant,
+        /// What people call it.
+        name: String,
+        /// Under which addresses the others reach it, the best first.
+        addresses: Vec<String>,
+    },
     /// A source answers, or the reason in a few words why it does not.
     Source {
         /// That of the question.
         token: SourceId,
         /// The answer.
         result: Result<SourceReply, String>,
+    },
+}
+
+/// What a driver says of a connection to another node. A connection is named by the node and a
+/// number that its link gave it; what is said of one that has ended is without effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PeerInput {
+    /// The connection that [`Output::Dial`] asked for is there, and the other end is beyond doubt
+    /// the node that was dialled.
+    Dialled {
+        /// That of the output.
+        connection: u64,
+        /// A random number, drawn for it.
+        nonce: u64,
+    },
+    /// It cannot be had now; the output comes again.
+    DialFailed {
+        /// That of the output.
+        connection: u64,
+    },
+    /// The connection was closed by the other end, or failed.
+    Lost {
+        /// Which one.
+        connection: u64,
     },
 }
 
@@ -297,6 +363,36 @@ pub enum Output {
         level: NoticeLevel,
         /// One sentence.
         sentence: String,
+    },
+    /// Connect to another node, at the first of these addresses that answers; none are known, and
+    /// that is a failure too. Answered by [`PeerInput::Dialled`] or [`PeerInput::DialFailed`],
+    /// unless [`Output::Hangup`] comes before.
+    Dial {
+        /// Which node: no other may answer.
+        node: NodeId,
+        /// Names the connection from now on.
+        connection: u64,
+        /// Where, the best first.
+        addresses: Vec<String>,
+    },
+    /// Close this connection, or stop connecting. Nothing is said of it any more.
+    Hangup {
+        /// To which node.
+        node: NodeId,
+        /// Which one.
+        connection: u64,
+        /// To be written before, if the socket takes it at once.
+        farewell: Vec<u8>,
+        /// Why, for the log.
+        reason: CloseReason,
+    },
+    /// The end of [`Input::AddDisk`]: the disk is one of the cluster's now, or why not, in one
+    /// sentence with cause and remedy. Then its medium is not used any more.
+    DiskAdded {
+        /// Which disk.
+        disk: DiskId,
+        /// Whether it is.
+        result: Result<(), String>,
     },
     /// Ask a source. Answered by [`Input::Source`], in any order, within a bounded time.
     Source {

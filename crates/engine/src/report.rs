@@ -3,8 +3,8 @@
 use crate::{
     NoticeLevel,
     admin::{
-        AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport, OriginReport,
-        ScheduleReport, ScrubReport, SourcesReport, StatusReport, VolumeReport,
+        AgreementReport, AttachmentReport, DiskCounters, DiskReport, FlattenReport, NodeReport,
+        OriginReport, ScheduleReport, ScrubReport, SourcesReport, StatusReport, VolumeReport,
     },
     attach::Held,
     disks::{Disk, Disks},
@@ -49,6 +49,9 @@ pub(crate) fn disk(map: &Map, disk: &Disk) -> DiskReport {
         counters: DiskCounters::default(),
         damages: Vec::new(),
     };
+    if let Some(reason) = disk.failure() {
+        (report.state, report.reason) = ("refused".into(), Some(reason.to_owned()));
+    }
     let Some(store) = disk.store() else { return report };
     let status = store.status();
     let space = &status.space;
@@ -345,6 +348,8 @@ pub(crate) fn status(
         trash_bytes: 0,
         trash_gave_way: 0,
         sources: SourcesReport::default(),
+        peers: Vec::new(),
+        agreement: AgreementReport::default(),
         node,
         disks,
     }

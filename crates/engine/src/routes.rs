@@ -27,6 +27,15 @@ impl<T> Routes<T> {
         }
     }
 
+    /// One of them.
+    ///
+    /// # Panics
+    /// If it is not in flight.
+    pub(crate) fn get(&self, number: u64) -> &T {
+        let slot = usize::try_from(number).ok().and_then(|slot| self.slots.get(slot));
+        slot.and_then(Option::as_ref).expect("asked for what is not in flight")
+    }
+
     /// Takes one out.
     ///
     /// # Panics

@@ -17,6 +17,10 @@ pub(crate) fn target(map: &Map, disks: &Disks, volume: &Volume) -> Option<LayerI
     if !is_too_long(map, volume) {
         return None;
     }
+    // What disks of other nodes keep of the layers is not known here.
+    if map.disks().any(|disk| !disks.contains_key(&disk.id)) {
+        return None;
+    }
     let chain = map.chain(volume.head);
     let shown = chain[0].bytes / BLOCK_SIZE as u64;
     let room = disks.values().filter_map(room).min()? / BLOCK_SIZE as u64 / SHORTEN_SPACE_SHARE;

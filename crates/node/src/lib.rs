@@ -9,6 +9,7 @@
 
 pub mod api;
 mod asker;
+mod belonging;
 pub mod client;
 pub mod daemon;
 mod data;

@@ -51,10 +51,14 @@ pub const NODES_MAX: usize = 1024;
 pub const DISKS_MAX: usize = 8192;
 /// Length of a node's name in bytes.
 pub const NODE_NAME_BYTES_MAX: usize = 255;
+/// Addresses under which the others reach a node.
+pub const NODE_ADDRESSES_MAX: usize = 4;
+/// Length of one of them in bytes, with its port.
+pub const NODE_ADDRESS_BYTES_MAX: usize = 128;
 /// Join tokens that could still let nodes in.
-pub const TOKENS_MAX: usize = 64;
+pub const TOKENS_MAX: usize = 32;
 /// Nodes that one join token lets in.
-pub const TOKEN_USES_MAX: u32 = 256;
+pub const TOKEN_USES_MAX: u32 = 64;
 /// How long a join token holds, in seconds.
 pub const TOKEN_SPAN_S_MAX: u64 = 31 * 24 * 3600;
 /// How long a connection may take until it has shown who it is, TLS and all, in milliseconds.
@@ -99,6 +103,9 @@ pub const VOTER_TAIL_BYTES_MAX: usize = 4 << 20;
 /// Entries that a voter keeps in memory though they are in its snapshot, for members that are a
 /// little behind.
 pub const LOG_ENTRIES_KEPT: usize = 1024;
+/// For how long a node that stops waits until it is agreed that it has nothing attached any more,
+/// in milliseconds. Where there is no majority that is made up for when it starts again.
+pub const STOP_AGREED_MS_MAX: u64 = 5_000;
 /// How often a voter is told that time passes, in milliseconds.
 pub const VOTER_TICK_MS: u64 = 100;
 /// Voters of a cluster, the most there can be.
@@ -223,6 +230,11 @@ pub const LINK_REQUESTS_MAX: u32 = 1024;
 pub const LINK_BYTES_MAX: u32 = 64 << 20;
 /// Requests that a node keeps for one peer, sent or not; more are answered "busy".
 pub const LINK_PENDING_MAX: usize = 4096;
+/// What a node grants all its peers together, in bytes, both connections of a break counted: where
+/// they are so many that each would get less than [`LINK_BYTES_MIN`], it is more.
+pub const LINKS_BYTES_MAX: u64 = 512 << 20;
+/// What a node grants each peer at least, in bytes.
+pub const LINK_BYTES_MIN: u64 = 4 << 20;
 /// The part of a peer's credit that one of its disks may use is one over this.
 pub const LINK_DISK_SHARE_DIVISOR: u64 = 2;
 /// Output of one link beyond which no further request is put to it, in bytes: a beat must not wait
@@ -490,6 +502,7 @@ const _: () = assert!(
         // A layer, and how its lineage is kept if it is the first of one, with ids up to 2^42.
         + LAYERS_MAX * (28 + 12)
         + NODES_MAX * (NODE_NAME_BYTES_MAX + ZONE_NAME_BYTES_MAX + 128)
+        + NODES_MAX * (NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 32)
         + DISKS_MAX * 128
         + TOKENS_MAX * (64 + TOKEN_USES_MAX as usize * 52)
         // A table for each number of copies. Of each partition its run and number, and of each
@@ -503,6 +516,7 @@ const _: () = assert!(
     ACTIVATIONS_PER_COMMAND_MAX * (MEMBERS_MAX * 29 + 16) + 64 <= COMMAND_BYTES_MAX
         && PARTITIONS_PER_COMMAND_MAX * 13 + 64 <= COMMAND_BYTES_MAX
 );
+const _: () = assert!(NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 64 <= COMMAND_BYTES_MAX);
 const _: () = assert!(COPIES_DEFAULT <= COPIES_MAX && (COPIES_MAX as usize) < MEMBERS_MAX);
 const _: () = assert!(
     2 * VOLUME_NAME_BYTES_MAX
@@ -547,6 +561,7 @@ const _: () = assert!(
     MEMBER_REQUEST_BLOCKS_MAX as u64 * BLOCK_SIZE as u64
         <= LINK_BYTES_MAX as u64 / LINK_DISK_SHARE_DIVISOR
 );
+const _: () = assert!(LINK_BYTES_MIN < LINK_BYTES_MAX as u64);
 const _: () = assert!(LINK_BYTES_MAX < u32::MAX / 2 && LINK_REQUESTS_MAX < u32::MAX / 2);
 const _: () = assert!(LINK_REQUESTS_MAX as usize <= LINK_PENDING_MAX);
 const _: () = assert!(4 * LINK_BEAT_MS <= LINK_SILENT_MS_MAX);

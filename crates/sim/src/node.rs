@@ -5,7 +5,7 @@ use crate::{
     onedisk::{IDENTITY, Setup},
     random::Random,
 };
-use engine::{DiskSettings, Engine, Input, Output, Settings};
+use engine::{DiskSettings, Engine, Founding, Input, Output, Settings};
 use proto::{DiskToken, Duration, Time, limits};
 use std::collections::VecDeque;
 
@@ -106,7 +106,11 @@ impl SimNode {
         let settings = Settings {
             cluster: IDENTITY.cluster,
             node: IDENTITY.node,
-            found: !media.founded,
+            founding: (!media.founded).then_some(Founding::Here),
+            instance: 1,
+            seed: 1,
+            addresses: Vec::new(),
+            seeds: Vec::new(),
             journal_bytes: media.journal.length(),
             disks: vec![DiskSettings {
                 disk: IDENTITY.disk,

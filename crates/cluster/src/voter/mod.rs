@@ -237,6 +237,16 @@ impl Voter {
         all_members(members).eq([self.member])
     }
 
+    /// Whether it leads.
+    pub fn leads(&self) -> bool {
+        self.raft.raft.state == StateRole::Leader
+    }
+
+    /// Whether it leads or knows who does: only then is anything agreed.
+    pub fn is_led(&self) -> bool {
+        self.raft.raft.leader_id != 0
+    }
+
     /// How it is.
     pub fn status(&self) -> VoterStatus {
         let raft = &self.raft.raft;
@@ -368,10 +378,6 @@ impl Voter {
     /// Whether it decides by itself: others only follow.
     fn is_only_voter(&self) -> bool {
         self.raft.raft.promotable() && self.raft.raft.prs().is_singleton()
-    }
-
-    fn leads(&self) -> bool {
-        self.raft.raft.state == StateRole::Leader
     }
 
     /// The state as it is applied, with what a journal keeps beside it.

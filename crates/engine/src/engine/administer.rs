@@ -13,7 +13,7 @@ use crate::{
     attach::HeldId,
     layers, names, report,
 };
-use cluster::{Command, Refusal, RefusalKind};
+use cluster::{Command, Refusal, RefusalKind, TokenId};
 use proto::{DiskId, LayerId, Time, VolumeId};
 
 impl Engine {
@@ -37,6 +37,8 @@ impl Engine {
         request: AdminRequest,
         outputs: &mut Vec<Output>,
     ) -> Result<Option<AdminReply>, AdminError> {
+        // What is known here may be long past.
+        let leaderless = self.leaderless();
         let reply = match request {
             AdminRequest::Status => AdminReply::Status(self.status(now)),
             AdminRequest::NodeInfo => AdminReply::Node(self.node_report(now)),
@@ -47,6 +49,25 @@ impl Engine {
                 let sentence = self.not_serving();
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
             }
+            _ if leaderless.is_some() => {
+                let sentence = leaderless.expect("just seen");
+                return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
+            }
+            AdminRequest::NodeAdd { node, name, addresses } => {
+                let purpose = Purpose::AdminNode(token, node, addresses);
+                self.work.push_back(Work::Propose(Command::AddNode { node, name }, purpose));
+                return Ok(None);
+            }
+            AdminRequest::TokenAdd { id, secret_digest, uses, expires_s } => {
+                self.add_token(token, id, &secret_digest, uses, expires_s)?;
+                return Ok(None);
+            }
+            AdminRequest::TokenRevoke { id } => {
+                let command = Command::RevokeToken { id: TokenId(id) };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+            AdminRequest::TokenList => AdminReply::Tokens(self.token_reports()),
             AdminRequest::VolumeList => AdminReply::Volumes(self.volume_reports(now)),
             AdminRequest::VolumeInfo { name } => AdminReply::Volume(self.volume_named(now, &name)?),
             AdminRequest::VolumeReconnect { name } => {
@@ -228,7 +249,10 @@ impl Engine {
 
     pub(super) fn not_serving(&self) -> String {
         match self.phase {
-            Phase::Journal | Phase::Disks => "the node is starting; try again in a moment".into(),
+            Phase::Journal | Phase::Joining | Phase::Disks => match self.leaderless() {
+                Some(sentence) => sentence,
+                None => "the node is starting; try again in a moment".into(),
+            },
             _ => "the node is stopping; start it again first".into(),
         }
     }
@@ -283,12 +307,18 @@ impl Engine {
         });
         if self.phase != Phase::Serving {
             trouble = Some(self.not_serving());
+        } else if let Some(sentence) = self.leaderless()
+            && trouble.is_none()
+        {
+            trouble = Some(sentence);
         }
         let hidden = layers::hidden(&self.map, &self.disks);
         let volumes = self.volume_reports(now);
         let mut report = report::status(self.node_report(now), disks, &volumes, hidden, trouble);
         self.report_trash(&mut report);
         report.sources = self.sources_report(now);
+        report.peers = self.peer_reports(now);
+        report.agreement = self.agreement_report();
         report
     }
 

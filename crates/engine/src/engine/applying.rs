@@ -7,7 +7,7 @@ use crate::{
     attach::{Duty, HeldId},
     names,
 };
-use cluster::{Answer, Map, Refusal, RefusalKind, Volume};
+use cluster::{Answer, Command, Map, Refusal, RefusalKind, Volume};
 use proto::{LayerId, LineageId, Time, VolumeId};
 
 impl Engine {
@@ -56,8 +56,51 @@ impl Engine {
         for (id, start) in flattens {
             self.tell_flatten(now, id, start);
         }
+        if self.phase == Phase::Joining && self.map.cluster().0 != 0 {
+            self.begin_disks(now, outputs);
+        }
+        self.learn_peers(now, outputs);
+        self.release_parked(now);
+        if self.is_among_others() {
+            self.learn_from_others(now, &old, outputs);
+        }
         self.learn_chains(now, &old);
         self.learn_schedules(&old);
+    }
+
+    /// What this node has to do about what others may have proposed.
+    fn learn_from_others(&mut self, now: Time, old: &Map, outputs: &mut Vec<Output>) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        let gone = old.layers().filter(|(_, layer)| self.map.layer(*layer).is_none());
+        let gone: Vec<(LineageId, LayerId)> = gone.collect();
+        self.drop_layers(&gone);
+        let changed = self.map.changed_volumes(old);
+        self.trash.is_stale |= !changed.is_empty();
+        for volume in changed {
+            self.attend(volume);
+            let waits = self.shrinking.iter().any(|(_, shrunk)| *shrunk == volume);
+            let discards = |known: &Volume| known.pending_discard.is_some();
+            if waits && !self.map.volume(volume).is_some_and(discards) {
+                self.answer_shrunk(now, volume, outputs);
+            }
+        }
+    }
+
+    /// It may have become, or ceased to be, up to this node to do what one node does for all.
+    pub(super) fn note_stewardship(&mut self) {
+        let is_steward = self.phase == Phase::Serving && self.is_steward();
+        if is_steward == std::mem::replace(&mut self.was_steward, is_steward) {
+            return;
+        }
+        if !is_steward {
+            self.turns.clear();
+            return;
+        }
+        self.trash.is_stale = true;
+        self.attend_all();
+        self.begin_schedules();
     }
 
     /// The end of a proposal.
@@ -72,11 +115,31 @@ impl Engine {
             self.drop_layers(layers);
         }
         match (purpose, result) {
-            (Purpose::Boot, Ok(_)) => {
+            (Purpose::Boot(_), Ok(_)) => {
                 self.boot_commands -= 1;
                 self.advance_boot(outputs);
             }
-            (Purpose::Boot, Err(refusal)) => self.fail(refusal.to_string(), outputs),
+            // All steps of starting can be taken twice.
+            (Purpose::Boot(command), Err(Refusal::OutcomeUnknown)) => {
+                self.boot_commands -= 1;
+                self.boot(*command);
+            }
+            (Purpose::Boot(_), Err(refusal)) => self.fail(refusal.to_string(), outputs),
+            (Purpose::DiskKnown, _) => {}
+            (Purpose::DiskOpened(disk), result) => self.opening_agreed(disk, result, outputs),
+            (Purpose::DiskWeight(disk), _) => {
+                self.weighing.remove(&disk);
+            }
+            // Given up by a node that stops.
+            (Purpose::Attach(id) | Purpose::Detach(id), _) if !self.held.contains_key(&id) => {}
+            (Purpose::AdminToken(token, id), Ok(_)) => {
+                let result = Box::new(self.token_report(id));
+                outputs.push(Output::Admin { token, result });
+            }
+            (Purpose::AdminNode(token, node, addresses), Ok(_)) => {
+                let command = Command::SetAddresses { node, addresses };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+            }
             (Purpose::Attach(id), Ok(Answer::Attached { generation })) => {
                 self.attached(now, id, generation, outputs);
             }
@@ -87,11 +150,11 @@ impl Engine {
             (Purpose::Attach(id), Err(refusal)) => {
                 self.attach_refused(now, id, &refusal.to_string(), outputs);
             }
-            (Purpose::Detach(id), Ok(_)) => self.detached(id, outputs),
+            (Purpose::Detach(id), Ok(_)) => self.detached(now, id, outputs),
             (Purpose::Detach(id), Err(refusal)) => {
                 let sentence = format!("a volume could not be detached: {refusal}");
                 outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
-                self.detached(id, outputs);
+                self.detached(now, id, outputs);
             }
             // Whatever needs it is refused if it was.
             (Purpose::DetachForgotten, _) => {}
@@ -206,7 +269,9 @@ impl Engine {
     }
 
     fn drop_layers(&mut self, layers: &[(LineageId, LayerId)]) {
-        for disk in self.disks.keys() {
+        // The others are told when they are agreed.
+        let agreed = self.disks.iter().filter(|(_, disk)| disk.is_agreed);
+        for disk in agreed.map(|(id, _)| id) {
             for &(lineage, layer) in layers {
                 self.work.push_back(Work::Store(*disk, store::Event::DropLayer { lineage, layer }));
             }

@@ -203,7 +203,7 @@ impl Engine {
         self.admit_next(held.next);
         self.attend_later(now, id.volume());
         self.retry_errands();
-        self.advance_stop(outputs);
+        self.advance_stop(now, outputs);
     }
 
     /// The session is ready, or cannot be had.
@@ -283,7 +283,7 @@ impl Engine {
     }
 
     /// It is detached, or cannot be: who waited gets the next turn.
-    pub(super) fn detached(&mut self, id: HeldId, outputs: &mut Vec<Output>) {
+    pub(super) fn detached(&mut self, now: Time, id: HeldId, outputs: &mut Vec<Output>) {
         let held = self.held.remove(&id).expect("held while detaching");
         assert!(held.session.is_none(), "detached before its session closed");
         assert!(held.connections.is_empty(), "nobody joins a volume on its way out");
@@ -298,7 +298,22 @@ impl Engine {
             self.attend(id.volume());
         }
         self.reconsider_schedules(id.volume());
-        self.advance_stop(outputs);
+        self.advance_stop(now, outputs);
+    }
+
+    /// The node stops, and nobody agrees any more: what is held without a session is given up. That
+    /// it was attached is made up for at the next start.
+    pub(super) fn abandon_attachments(&mut self, outputs: &mut Vec<Output>) {
+        let waits = |held: &Held| matches!(held.stage, Stage::Attaching | Stage::Detaching);
+        let given_up = self.held.iter().filter(|(_, held)| waits(held)).map(|(id, _)| *id);
+        for id in given_up.collect::<Vec<_>>() {
+            let held = self.held.remove(&id).expect("just listed");
+            for connection in held.unanswered {
+                self.refuse(connection, self.not_serving(), outputs);
+            }
+            self.links.retain(|_, of| *of != id);
+        }
+        self.advance_stop(self.present, outputs);
     }
 
     /// Lets those try again who waited. Gives back whether there is any; then the volume is not to

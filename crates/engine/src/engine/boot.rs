@@ -1,10 +1,17 @@
 //! The start and the end of a node: the journal, the founding of a cluster, the disks; and back.
 
 use super::{Engine, JOURNAL_VERIFY_INTERVAL, Phase, Purpose, Work, entry_path};
-use crate::{NoticeLevel, Output, disks::Disk};
-use cluster::{Command, Founding, LayerFate, Voter};
+use crate::{
+    DiskSettings, NoticeLevel, Output,
+    disks::{self, Disk},
+    report,
+};
+use cluster::{Answer, Command, Founding, LayerFate, Refusal, Voter};
 use proto::{DiskId, Incarnation, Time, limits::PARTITIONS_DEFAULT};
 use store::journal::{Journal, OpenError};
+
+/// A disk's size is agreed anew when it has changed by more than this share of it.
+const WEIGHT_CHANGE_DIVISOR: u64 = 16;
 
 impl Engine {
     pub(super) fn handle_journal_effect(
@@ -25,18 +32,25 @@ impl Engine {
                     outputs.push(Output::Notice { level: NoticeLevel::Warning, sentence });
                 }
                 let (node, snapshot) = (self.settings.node, opened.snapshot.as_deref());
-                // Only elections are drawn, and who is alone needs none.
-                let seed = node.0 as u64;
-                match Voter::boot(node, Founding::Here, seed, snapshot, &opened.records) {
-                    Ok(voter) if !voter.is_alone() => {
-                        let sentence = "the cluster has other members, and this version cannot \
-                                        reach them; run the sheep that let them in";
-                        self.fail(sentence.into(), outputs);
-                    }
+                let is_empty = snapshot.is_none() && opened.records.is_empty();
+                let Some(founding) =
+                    self.settings.founding.or((!is_empty).then_some(Founding::Elsewhere))
+                else {
+                    let sentence = "the cluster's journal in the data directory is empty, though \
+                                    this node has served before; put back the journal that was \
+                                    there";
+                    return self.fail(sentence.into(), outputs);
+                };
+                match Voter::boot(node, founding, self.settings.seed, snapshot, &opened.records) {
                     Ok(voter) => {
                         self.map = voter.map();
                         self.voter = Some(voter);
-                        self.begin_disks(now, outputs);
+                        self.learn_peers(now, outputs);
+                        if self.waits_for_map() {
+                            self.phase = Phase::Joining;
+                        } else {
+                            self.begin_disks(now, outputs);
+                        }
                     }
                     Err(error) => self.fail(
                         format!(
@@ -46,8 +60,10 @@ impl Engine {
                     ),
                 }
             }
-            // A founding node has nothing yet, or was killed before it had.
-            store::journal::Effect::Opened(Err(OpenError::Blank)) if self.settings.found => {
+            // A new node has nothing yet, or was killed before it had.
+            store::journal::Effect::Opened(Err(OpenError::Blank))
+                if self.settings.founding.is_some() =>
+            {
                 let (cluster, node) = (self.settings.cluster, self.settings.node);
                 let identity = store::journal::Identity { cluster, node };
                 let (unix_s, bytes) = (self.settings.unix_s, self.settings.journal_bytes);
@@ -110,7 +126,7 @@ impl Engine {
     }
 
     /// The agreed state is known: founds the cluster where that is wanted, and begins the disks.
-    fn begin_disks(&mut self, now: Time, outputs: &mut Vec<Output>) {
+    pub(super) fn begin_disks(&mut self, now: Time, outputs: &mut Vec<Output>) {
         self.phase = Phase::Disks;
         if self.map.cluster().0 == 0 {
             self.boot(Command::CreateCluster {
@@ -125,24 +141,71 @@ impl Engine {
         }
         let node = self.settings.node;
         if self.map.node(node).is_none() {
+            if self.is_among_others() {
+                let sentence = "this node was taken out of the cluster; to let it in again, start \
+                                it with an empty data directory";
+                return self.fail(sentence.into(), outputs);
+            }
             self.boot(Command::AddNode { node, name: String::new() });
         }
+        let addresses = self.settings.addresses.clone();
+        if !addresses.is_empty() && self.map.addresses_of(node) != addresses {
+            self.boot(Command::SetAddresses { node, addresses });
+        }
         for settings in self.settings.disks.clone() {
-            let mut effects = Vec::new();
-            // A map that does not know the disk has seen none of its openings.
-            let known =
-                self.map.disk(settings.disk).map_or(Incarnation(0), |disk| disk.incarnation);
-            let disk = Disk::begin(now, &self.settings, &settings, Some(known), &mut effects);
-            self.disks.insert(settings.disk, disk);
-            let id = settings.disk;
-            self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
+            self.begin_disk(now, &settings);
+        }
+        self.release_former();
+    }
+
+    fn begin_disk(&mut self, now: Time, settings: &DiskSettings) {
+        let (id, mut effects) = (settings.disk, Vec::new());
+        // A map that does not know the disk has seen none of its openings.
+        let known = self.map.disk(id).map_or(Incarnation(0), |disk| disk.incarnation);
+        let disk = Disk::begin(now, &self.settings, settings, Some(known), &mut effects);
+        self.disks.insert(id, disk);
+        self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
+    }
+
+    /// The driver has one more disk.
+    pub(super) fn add_disk(
+        &mut self,
+        now: Time,
+        settings: DiskSettings,
+        outputs: &mut Vec<Output>,
+    ) {
+        let disk = settings.disk;
+        let refusal = if self.phase != Phase::Serving {
+            Some(self.not_serving())
+        } else if self.disks.contains_key(&disk) {
+            Some(format!(
+                "disk {disk} is one of this node's already; restart sheep to open it anew"
+            ))
+        } else {
+            None
+        };
+        if let Some(sentence) = refusal {
+            outputs.push(Output::DiskAdded { disk, result: Err(sentence) });
+            return;
+        }
+        self.begin_disk(now, &settings);
+        self.disks.get_mut(&disk).expect("just begun").is_added = true;
+    }
+
+    /// Whatever this node had attached in a former life has no session any more. Not said before
+    /// every disk is open: a start that is refused leaves the journal as it was.
+    fn release_former(&mut self) {
+        let is_due = self.phase == Phase::Disks && self.disks.values().all(Disk::is_settled);
+        if is_due && !std::mem::replace(&mut self.has_released, true) {
+            self.boot(Command::ReleaseNode { node: self.settings.node });
         }
     }
 
     /// Proposes one step of starting.
     pub(super) fn boot(&mut self, command: Command) {
         self.boot_commands += 1;
-        self.work.push_back(Work::Propose(command, Purpose::Boot));
+        let purpose = Purpose::Boot(Box::new(command.clone()));
+        self.work.push_back(Work::Propose(command, purpose));
     }
 
     /// After each step of starting: serves once all are done.
@@ -150,14 +213,18 @@ impl Engine {
         if self.phase != Phase::Disks || self.boot_commands > 0 {
             return;
         }
-        if self.disks.values().any(|disk| disk.incarnation == Incarnation(0)) {
+        let is_ready = |disk: &Disk| disk.is_agreed || disk.failure().is_some();
+        if !self.has_released || !self.disks.values().all(is_ready) {
             return;
         }
-        if let Err(sentence) = self.drop_deleted_layers() {
-            return self.fail(sentence, outputs);
+        let agreed = self.disks.iter().filter(|(_, disk)| disk.is_agreed);
+        let ids: Vec<DiskId> = agreed.map(|(id, _)| *id).collect();
+        for id in &ids {
+            if let Err(sentence) = self.drop_deleted_layers(*id) {
+                return self.fail(sentence, outputs);
+            }
         }
         // Only now: a map that is refused must not become the oldest one that is accepted.
-        let ids: Vec<DiskId> = self.disks.keys().copied().collect();
         self.noting = ids.iter().copied().collect();
         self.work.extend(ids.into_iter().map(|id| Work::Store(id, store::Event::Agreed)));
         if self.noting.is_empty() {
@@ -171,6 +238,10 @@ impl Engine {
         if self.phase == Phase::Disks && self.noting.is_empty() {
             self.begin_serving(outputs);
         }
+        let disk = self.disks.get_mut(&id).expect("it speaks");
+        if std::mem::take(&mut disk.is_added) {
+            outputs.push(Output::DiskAdded { disk: id, result: Ok(()) });
+        }
     }
 
     fn begin_serving(&mut self, outputs: &mut Vec<Output>) {
@@ -180,33 +251,35 @@ impl Engine {
         self.begin_groups();
         self.attend_all();
         self.begin_schedules();
+        for id in self.disks.keys().copied().collect::<Vec<_>>() {
+            self.weigh(id);
+        }
     }
 
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a
     /// layer that was never issued means that the map is older than the disk: then nothing is.
-    fn drop_deleted_layers(&mut self) -> Result<(), String> {
+    fn drop_deleted_layers(&mut self, id: DiskId) -> Result<(), String> {
         let mut deleted = Vec::new();
-        for (id, disk) in &self.disks {
-            let store = disk.store().expect("it has an incarnation, so it is open");
-            for (lineage, layer, fate) in self.map.layer_fates(&store.layers()) {
-                match fate {
-                    LayerFate::Live => {}
-                    LayerFate::Deleted => deleted.push((*id, lineage, layer)),
-                    LayerFate::NeverIssued => {
-                        return Err(format!(
-                            "disk {} holds layer {layer} of a volume that the journal in the data \
-                             directory does not know yet: an old copy of the journal was put \
-                             back; put the newest one back",
-                            disk.settings.path
-                        ));
-                    }
+        let disk = &self.disks[&id];
+        let store = disk.store().expect("its opening is agreed, so it is open");
+        for (lineage, layer, fate) in self.map.layer_fates(&store.layers()) {
+            match fate {
+                LayerFate::Live => {}
+                LayerFate::Deleted => deleted.push((lineage, layer)),
+                LayerFate::NeverIssued => {
+                    return Err(format!(
+                        "disk {} holds layer {layer} of a volume that the journal in the data \
+                         directory does not know yet: an old copy of the journal was put back; \
+                         put the newest one back",
+                        disk.settings.path
+                    ));
                 }
             }
         }
         // The newest first: a layer without children goes whole, without being merged.
-        deleted.sort_unstable_by_key(|&(_, _, layer)| std::cmp::Reverse(layer));
-        for (disk, lineage, layer) in deleted {
-            self.work.push_back(Work::Store(disk, store::Event::DropLayer { lineage, layer }));
+        deleted.sort_unstable_by_key(|&(_, layer)| std::cmp::Reverse(layer));
+        for (lineage, layer) in deleted {
+            self.work.push_back(Work::Store(id, store::Event::DropLayer { lineage, layer }));
         }
         Ok(())
     }
@@ -220,18 +293,69 @@ impl Engine {
     }
 
     /// What a store found while it opened.
-    pub(super) fn disk_opened(&mut self, id: DiskId, opened: &store::Opened) {
+    pub(super) fn disk_opened(&mut self, now: Time, id: DiskId, opened: &store::Opened) {
         let entry = self.disks.get_mut(&id).expect("it speaks");
         entry.incarnation = opened.incarnation;
-        self.boot(Command::OpenDisk {
-            disk: id,
-            node: self.settings.node,
-            incarnation: opened.incarnation,
-        });
-        // Whatever this node had attached in a former life has no session any more. Not said
-        // before every disk is open: a start that is refused leaves the journal as it was.
-        if self.disks.values().all(|disk| disk.incarnation != Incarnation(0)) {
-            self.boot(Command::ReleaseNode { node: self.settings.node });
+        self.propose_opening(id);
+        self.tell_openings(now, None);
+        self.release_former();
+    }
+
+    fn propose_opening(&mut self, id: DiskId) {
+        let (node, entry) = (self.settings.node, &self.disks[&id]);
+        let (incarnation, bytes) = (entry.incarnation, self.capacity_bytes(id));
+        if self.map.disk(id).is_none() {
+            let command = Command::AddDisk { disk: id, node, bytes };
+            self.work.push_back(Work::Propose(command, Purpose::DiskKnown));
+        }
+        let command = Command::OpenDisk { disk: id, node, incarnation };
+        self.work.push_back(Work::Propose(command, Purpose::DiskOpened(id)));
+    }
+
+    /// The end of the proposal that says that a disk was opened.
+    pub(super) fn opening_agreed(
+        &mut self,
+        id: DiskId,
+        result: Result<Answer, Refusal>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let disk = self.disks.get_mut(&id).expect("it was opened");
+        let is_listed = self.map.disk(id).is_some_and(|d| d.incarnation == disk.incarnation);
+        match result {
+            Err(Refusal::OutcomeUnknown) if !is_listed => return self.propose_opening(id),
+            Err(refusal) if !is_listed => {
+                return self.disk_refused(id, &refusal.to_string(), outputs);
+            }
+            Ok(_) | Err(_) => disk.is_agreed = true,
+        }
+        match self.phase {
+            Phase::Disks => self.advance_boot(outputs),
+            Phase::Serving => match self.drop_deleted_layers(id) {
+                Ok(()) => {
+                    self.noting.insert(id);
+                    self.work.push_back(Work::Store(id, store::Event::Agreed));
+                    self.weigh(id);
+                }
+                Err(sentence) => self.disk_refused(id, &sentence, outputs),
+            },
+            _ => {}
+        }
+    }
+
+    /// How much a disk can hold, as far as it is known.
+    fn capacity_bytes(&self, id: DiskId) -> u64 {
+        report::disk(&self.map, &self.disks[&id]).capacity_bytes.max(1)
+    }
+
+    /// Has a disk's size agreed, if it is quite another than is agreed.
+    pub(super) fn weigh(&mut self, id: DiskId) {
+        let is_open = self.disks.get(&id).is_some_and(|disk| disk.is_agreed);
+        let Some(known) = self.map.disk(id).filter(|_| is_open) else { return };
+        let (bytes, agreed) = (self.capacity_bytes(id), known.bytes);
+        let is_news = bytes.abs_diff(agreed) > agreed / WEIGHT_CHANGE_DIVISOR;
+        if is_news && self.phase == Phase::Serving && self.weighing.insert(id) {
+            let command = Command::SetWeight { disk: id, bytes };
+            self.work.push_back(Work::Propose(command, Purpose::DiskWeight(id)));
         }
     }
 
@@ -239,36 +363,48 @@ impl Engine {
     pub(super) fn disk_blank(&mut self, id: DiskId, outputs: &mut Vec<Output>) {
         let disk = self.disks.get_mut(&id).expect("it speaks");
         if !disk.settings.format {
-            return self.disk_refused(id, &store::OpenError::Blank, outputs);
+            return self.disk_refused(id, &store::OpenError::Blank.to_string(), outputs);
         }
         let mut ops = Vec::new();
         let result = disk.format(&self.settings, &mut ops);
         self.issue(id, ops, outputs);
         if let Err(error) = result {
-            self.disk_refused(id, &error, outputs);
+            self.disk_refused(id, &error.to_string(), outputs);
         }
     }
 
-    pub(super) fn disk_refused(
-        &mut self,
-        id: DiskId,
-        error: &store::OpenError,
-        outputs: &mut Vec<Output>,
-    ) {
-        let path = entry_path(&self.disks, id);
-        self.fail(format!("{path}: {error}"), outputs);
+    /// A disk cannot be used. Without its only disk a node does not start; with others it does.
+    pub(super) fn disk_refused(&mut self, id: DiskId, sentence: &str, outputs: &mut Vec<Output>) {
+        let sentence = format!("{}: {sentence}", entry_path(&self.disks, id));
+        let disk = self.disks.get_mut(&id).expect("it speaks");
+        let is_added = std::mem::take(&mut disk.is_added);
+        if !is_added && self.settings.disks.len() == 1 {
+            return self.fail(sentence, outputs);
+        }
+        disk.stage = disks::Stage::Failed(sentence.clone());
+        disk.is_agreed = false;
+        if is_added {
+            outputs.push(Output::DiskAdded { disk: id, result: Err(sentence) });
+        } else {
+            outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
+        }
+        self.release_former();
+        self.advance_boot(outputs);
     }
 
     /// After each step of stopping: sessions first, then the disks, then the end.
-    pub(super) fn advance_stop(&mut self, outputs: &mut Vec<Output>) {
+    pub(super) fn advance_stop(&mut self, now: Time, outputs: &mut Vec<Output>) {
         if self.phase == Phase::ClosingSessions && self.held.is_empty() {
             self.phase = Phase::ClosingDisks;
-            self.closing = self.disks.keys().copied().collect();
+            let open = |disk: &Disk| disk.store().is_some() && disk.is_settled();
+            let open = self.disks.iter().filter(|(_, disk)| open(disk));
+            self.closing = open.map(|(id, _)| *id).collect();
             let close = |disk: &DiskId| Work::Store(*disk, store::Event::Close);
             self.work.extend(self.closing.iter().map(close));
         }
         if self.phase == Phase::ClosingDisks && self.closing.is_empty() {
             self.phase = Phase::Ended;
+            self.drop_all_peers(now, outputs);
             outputs.push(Output::Stopped);
         }
     }

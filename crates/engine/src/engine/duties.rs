@@ -81,6 +81,9 @@ impl Engine {
         if self.phase != Phase::Serving || self.held.contains_key(&id) {
             return; // its session does it
         }
+        if !self.is_for_this_node(volume) {
+            return;
+        }
         let Some(duty) = self.duty(volume) else { return };
         if !self.has_room_for(duty) {
             self.turns.insert(volume);
@@ -96,6 +99,14 @@ impl Engine {
         self.begin_attach(id, Held::new(client, Some(duty)));
     }
 
+    /// Whether it is up to this node to see to what a volume wants: one node does, unless another
+    /// one has it attached, whose session does it.
+    fn is_for_this_node(&self, volume: VolumeId) -> bool {
+        let writer = self.map.volume(volume).and_then(Volume::writer);
+        let is_elsewhere = writer.is_some_and(|writer| writer.node != self.settings.node);
+        self.is_steward() && !is_elsewhere
+    }
+
     /// Whether the node may hold one more volume for this.
     fn has_room_for(&self, duty: Duty) -> bool {
         self.held.values().filter(|held| held.duty == Some(duty)).count() < limit(duty)
@@ -104,7 +115,8 @@ impl Engine {
     /// Attends to a volume after a while: just now it could not be had.
     pub(super) fn attend_later(&mut self, now: Time, volume: VolumeId) {
         let id = HeldId::Head(volume);
-        if self.duty(volume).is_some() && !self.held.contains_key(&id) {
+        let is_free = !self.held.contains_key(&id) && self.is_for_this_node(volume);
+        if is_free && self.duty(volume).is_some() {
             self.turns.insert(volume);
             let at = now + Duration::from_millis(NODE_HOLD_RETRY_MS);
             self.turns_at = Some(self.turns_at.map_or(at, |sooner| sooner.min(at)));
@@ -253,7 +265,9 @@ impl Engine {
             let is_cared_for = is_held || self.turns.contains(&volume);
             // What room there is says whether it is shortened, and changes at any time.
             let is_owed = |known: &Volume| {
-                known.trash.is_none() && (known.flattening || self.is_unfinished(known))
+                self.is_for_this_node(volume)
+                    && known.trash.is_none()
+                    && (known.flattening || self.is_unfinished(known))
             };
             let is_owed = self.map.volume(volume).is_some_and(is_owed);
             assert!(is_cared_for || !is_owed, "volume {volume} is forgotten");

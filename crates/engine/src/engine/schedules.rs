@@ -168,7 +168,7 @@ impl Engine {
     /// their end is waited for.
     pub(super) fn schedules_deadline(&self) -> Option<Time> {
         let has_room = self.schedules.proposed < SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX;
-        self.schedules.table.next().filter(|_| has_room)
+        self.schedules.table.next().filter(|_| has_room && self.is_steward())
     }
 
     /// The point in time at which it is so many seconds after 1970; the start, if that is before.
@@ -261,6 +261,7 @@ impl Engine {
     /// Takes the snapshots that are due, as far as there is room.
     pub(super) fn take_schedules(&mut self, now: Time) {
         while self.phase == Phase::Serving
+            && self.is_steward()
             && self.schedules.proposed < SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX
         {
             let Some(key) = self.schedules.table.take_due(now) else { return };
@@ -354,6 +355,7 @@ impl Engine {
     /// after the other.
     pub(super) fn drop_surplus(&mut self) {
         while self.phase == Phase::Serving
+            && self.is_steward()
             && self.schedules.dropping.len() < SCHEDULED_DROPS_IN_FLIGHT_MAX
         {
             let dropping = &self.schedules.dropping;

@@ -100,7 +100,10 @@ impl Engine {
         survey.questions = questions(&self.map, self.disks.keys(), layer);
         let is_gone = self.map.layer(layer).is_none();
         let sealing = self.map.volume(survey.volume).and_then(|volume| self.map.sealing(volume));
-        let unknown = is_gone || sealing == Some(layer) || self.disks.values().any(is_silent);
+        // What disks of other nodes have of it is not asked.
+        let is_elsewhere = self.map.disks().any(|disk| !self.disks.contains_key(&disk.id));
+        let is_silent = self.disks.values().any(is_silent) || is_elsewhere;
+        let unknown = is_gone || sealing == Some(layer) || is_silent;
         survey.found.insert(layer, (!unknown).then_some(0));
         if unknown {
             survey.questions.clear();

@@ -336,6 +336,9 @@ impl Engine {
     }
 
     fn purge_expired(&mut self, now: Time) {
+        if !self.is_steward() {
+            return;
+        }
         let unix_s = self.cautious_unix_s();
         let begin = self.started + self.settings.trash_grace;
         while self.may_purge() {

@@ -1,7 +1,7 @@
 //! One whole node on media of memory that do everything at once, and what it says.
 
 use engine::{
-    Client, ConnectionId, DiskSettings, Engine, Input, Output, Settings,
+    Client, ConnectionId, DiskSettings, Engine, Founding, Input, Output, Settings,
     admin::{AdminError, AdminReply, AdminRequest, AdminToken, SnapshotReport, VolumeReport},
 };
 use proto::{
@@ -126,7 +126,11 @@ impl World {
         let settings = Settings {
             cluster: ClusterId(1),
             node: NodeId(2),
-            found,
+            founding: found.then_some(Founding::Here),
+            instance: 1,
+            seed: 1,
+            addresses: Vec::new(),
+            seeds: Vec::new(),
             journal_bytes: journal.bytes.len() as u64,
             disks: vec![DiskSettings {
                 disk: DISK,

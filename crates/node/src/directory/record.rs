@@ -51,6 +51,8 @@ pub struct Record {
     /// Whether the media were still being made when this was written: nothing was ever served from
     /// them, and they are made anew.
     pub founding: bool,
+    /// Whether the node joined a cluster, or founded one.
+    pub joined: bool,
     /// The disks, at least one.
     pub disks: Vec<DiskRecord>,
 }
@@ -99,7 +101,12 @@ impl Record {
     }
 
     fn print(&self) -> String {
-        let state = if self.founding { "founding" } else { "serving" };
+        let state = match (self.founding, self.joined) {
+            (true, false) => "founding",
+            (false, false) => "serving",
+            (true, true) => "joining",
+            (false, true) => "member",
+        };
         let mut text = format!(
             "{TITLE}{VERSION}\ncluster {}\nnode {}\nstate {state}\n",
             self.cluster, self.node
@@ -144,9 +151,11 @@ impl Record {
         let number = |text: &str| u128::from_str_radix(text, 16).ok().filter(|&id| id != 0);
         let cluster = ClusterId(number(lines.next()?.strip_prefix("cluster ")?)?);
         let node = NodeId(number(lines.next()?.strip_prefix("node ")?)?);
-        let founding = match lines.next()?.strip_prefix("state ")? {
-            "founding" => true,
-            "serving" => false,
+        let (founding, joined) = match lines.next()?.strip_prefix("state ")? {
+            "founding" => (true, false),
+            "serving" => (false, false),
+            "joining" => (true, true),
+            "member" => (false, true),
             _ => return None,
         };
         let mut disks = Vec::new();
@@ -162,7 +171,7 @@ impl Record {
             disks.push(DiskRecord { disk, kind, path });
         }
         let fits = (1..=DISKS_MAX).contains(&disks.len());
-        fits.then_some(Record { cluster, node, founding, disks })
+        fits.then_some(Record { cluster, node, founding, joined, disks })
     }
 }
 
@@ -175,6 +184,7 @@ mod tests {
             cluster: ClusterId(0xabc),
             node: NodeId(1 << 100),
             founding: false,
+            joined: false,
             disks: vec![
                 DiskRecord { disk: DiskId(7), kind: MediumKind::File, path: "disk".into() },
                 DiskRecord {
@@ -191,8 +201,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let path = directory.path().join("node");
         assert!(matches!(Record::read(&path), Err(RecordError::Missing)));
-        for founding in [true, false] {
-            let record = Record { founding, ..record() };
+        for (founding, joined) in [(true, false), (false, false), (true, true), (false, true)] {
+            let record = Record { founding, joined, ..record() };
             record.write(&path).expect("written");
             assert_eq!(Record::read(&path).expect("read"), record);
         }

@@ -121,7 +121,7 @@ fn describe(report: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::admin::SourcesReport;
+    use engine::admin::{AgreementReport, SourcesReport};
     use proto::{ClusterId, NodeId};
 
     fn report(provisioned_bytes: u64) -> StatusReport {
@@ -149,6 +149,8 @@ mod tests {
             trash_bytes: 12 << 30,
             trash_gave_way: 0,
             sources: SourcesReport::default(),
+            peers: Vec::new(),
+            agreement: AgreementReport::default(),
         }
     }
 

@@ -6,8 +6,9 @@ use crate::{
     client::{Client, ClientError},
 };
 use engine::admin::{
-    AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport, NodeReport, ScheduleReport,
-    ScrubReport, SnapshotReport, SourcesReport, StatusReport, VolumeReport,
+    AgreementReport, AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport,
+    NodeReport, ScheduleReport, ScrubReport, SnapshotReport, SourcesReport, StatusReport,
+    VolumeReport,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use std::{
@@ -179,6 +180,8 @@ fn status(healthy: bool) -> StatusReport {
             failures: 3,
             waiting_s: 17,
         },
+        peers: Vec::new(),
+        agreement: AgreementReport::default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod token;
 
 pub use authority::{Authority, NodeKey, PublicKey, digest};
 pub use file::{Identity, Membership, NEIGHBOURS_MAX, Neighbour};
+pub use text::{from_hex, hex};
 pub use tls::{
     ALPN_JOIN, ALPN_PEER, BadCredential, Credentials, Trust, host_config, joining_config, provider,
 };

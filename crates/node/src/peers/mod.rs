@@ -254,6 +254,16 @@ impl Peers {
         self.slots.values().map(|slot| slot.deadline).chain(self.accept_again).min()
     }
 
+    /// The digest of the certificate of the cluster's authority.
+    pub fn authority_digest(&self) -> cluster::Digest {
+        self.authority.digest()
+    }
+
+    /// Whether [`Peers::turn`] has anything to do now, but for what links have to be written.
+    pub fn wants_turn(&self, now: Time) -> bool {
+        self.deadline(now).is_some_and(|at| at <= now)
+    }
+
     /// One round: accepts, goes on with greetings, reads what has come, writes what is to be
     /// written, and closes what has taken too long.
     pub fn turn(&mut self, now: Time, links: &mut impl Links) {
@@ -587,7 +597,8 @@ impl Peers {
 
     // -- writing, and the end --
 
-    fn write(&mut self, now: Time, links: &mut impl Links) {
+    /// Writes what links have, as far as the sockets take it.
+    pub fn write(&mut self, now: Time, links: &mut impl Links) {
         for (peer, connection) in links.with_output() {
             let Some(&number) = self.linked.get(&(peer, connection)) else { continue };
             let slot = self.slots.get_mut(&number).expect("a linked one");

@@ -14,9 +14,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("volume", &["proto", "cluster", "replica"]),
     ("front", &["proto", "volume"]),
     ("link", &["proto"]),
-    ("engine", &["proto", "cluster", "store", "replica", "volume"]),
-    ("node", &["proto", "cluster", "store", "replica", "volume", "front", "engine"]),
-    ("sim", &["proto", "cluster", "store", "replica", "volume", "front", "engine"]),
+    ("engine", &["proto", "cluster", "store", "replica", "volume", "link"]),
+    ("node", &["proto", "cluster", "store", "replica", "volume", "front", "link", "engine"]),
+    ("sim", &["proto", "cluster", "store", "replica", "volume", "front", "link", "engine"]),
     ("e2e", &[]),
     ("xtask", &["proto", "store"]),
 ];
