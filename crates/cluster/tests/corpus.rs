@@ -137,6 +137,10 @@ fn machines() -> Vec<(&'static str, Command)> {
     vec![
         ("second-node", Command::AddNode { node: second, name: "two".to_owned() }),
         ("zone", Command::SetZone { node: second, zone: "cellar".to_owned() }),
+        ("addresses", {
+            let addresses = vec!["host-b:7000".to_owned(), "[fd00::2]:7000".to_owned()];
+            Command::SetAddresses { node: second, addresses }
+        }),
         ("add-disk", Command::AddDisk { disk: new, node: second, bytes: 1 << 40 }),
         ("open-second-disk", {
             Command::OpenDisk { disk: new, node: second, incarnation: Incarnation(3) }
