@@ -7,6 +7,7 @@ use crate::machine::check_node_address;
 use crate::partition::Member;
 use crate::schedule::check_schedule_name;
 use crate::source::check_address;
+use crate::token::{Digest, TokenId};
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{
     ATTEMPT_DISKS_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, MEMBERS_MAX,
@@ -469,6 +470,41 @@ pub enum Command {
         /// `NODE_ADDRESSES_MAX`. None: not known.
         addresses: Vec<String>,
     },
+    /// Machines that show this secret may become nodes. Done already is done. Answered by
+    /// [`Answer::Done`].
+    AddToken {
+        /// Drawn at random.
+        id: TokenId,
+        /// The digest of its secret.
+        secret: Digest,
+        /// How many nodes it lets in.
+        uses: u32,
+        /// Now.
+        unix_s: u64,
+        /// From when on it lets nobody in.
+        expires_unix_s: u64,
+    },
+    /// A token lets nobody in any more. Those that it let in stay. Answered by [`Answer::Done`].
+    RevokeToken {
+        /// Which one.
+        id: TokenId,
+    },
+    /// A machine that has a token becomes a node, and one use of the token is gone. Done already is
+    /// done. Answered by [`Answer::Done`].
+    AdmitNode {
+        /// The token's name.
+        token: TokenId,
+        /// The digest of the secret that was shown.
+        secret: Digest,
+        /// The identity that the machine has chosen.
+        node: NodeId,
+        /// The digest of its public key.
+        key: Digest,
+        /// What people call it; made printable and cut to its limit.
+        name: String,
+        /// Now: the token may not have expired.
+        unix_s: u64,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -539,7 +575,9 @@ impl Command {
     /// name that is none is refused. Every command goes through here before it is logged.
     pub fn bounded(mut self) -> Result<Command, Refusal> {
         match &mut self {
-            Command::AddNode { name, .. } => *name = printable(name, NODE_NAME_BYTES_MAX),
+            Command::AddNode { name, .. } | Command::AdmitNode { name, .. } => {
+                *name = printable(name, NODE_NAME_BYTES_MAX);
+            }
             Command::Attach { holder, .. } => *holder = printable(holder, HOLDER_BYTES_MAX),
             Command::CreateVolume { name, .. } | Command::RenameVolume { name, .. } => {
                 check_name(name)?;

@@ -29,6 +29,7 @@ mod schedule;
 mod snapshot;
 mod source;
 mod state;
+mod token;
 mod trash;
 mod volume;
 mod voter;
@@ -59,6 +60,7 @@ pub use refusal::{Refusal, RefusalKind};
 pub use schedule::{Schedule, check_schedule_name};
 pub use source::{Source, check_address};
 pub use state::State;
+pub use token::{Admission, Applicant, Digest, Token, TokenId};
 pub use volume::{
     Attachment, PendingDiscard, SIZE_UNIT, Trash, Volume, check_name, check_size, check_tag,
 };

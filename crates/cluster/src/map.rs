@@ -7,6 +7,7 @@ use crate::machine::{Disk, Node};
 use crate::partition::{Configuration, Member, Partitions};
 use crate::redundancy::Redundancy;
 use crate::source::Source;
+use crate::token::Token;
 use crate::volume::Volume;
 use proto::limits::COPIES_DEFAULT;
 use proto::{
@@ -50,6 +51,8 @@ pub struct Map {
     /// What the source layers among them show.
     pub(crate) sources: Arc<BTreeMap<LayerId, Source>>,
     pub(crate) groups: Arc<BTreeMap<String, Arc<Group>>>,
+    /// Join tokens, in order of id.
+    pub(crate) tokens: Arc<Vec<Token>>,
     /// Which volume has which name: always exactly the names of `volumes` out of the trash.
     pub(crate) names: Arc<BTreeMap<String, VolumeId>>,
     /// The next ids to issue; every id ever issued is below.
@@ -84,6 +87,7 @@ impl Map {
             lineages: Arc::default(),
             sources: Arc::default(),
             groups: Arc::default(),
+            tokens: Arc::default(),
             names: Arc::default(),
             next_volume: VolumeId(1),
             next_layer: LayerId(1),

@@ -189,6 +189,7 @@ fn map_of_version_2(fields: Fields2) -> Result<Map, DecodeError> {
         next_attempt: 1,
         attempts: Vec::new(),
         addresses: Vec::new(),
+        tokens: Vec::new(),
     };
     map_of(present, partitions)
 }
@@ -220,6 +221,7 @@ pub(crate) fn from_version_3(body: &[u8]) -> Result<Map, DecodeError> {
         next_attempt: 1,
         attempts: Vec::new(),
         addresses: Vec::new(),
+        tokens: Vec::new(),
     };
     let partitions = partitions_of(&present)?;
     map_of(present, partitions)

@@ -12,6 +12,7 @@ use crate::partition::{Configuration, Member, Partitions, Table, from_runs, runs
 use crate::redundancy::Redundancy;
 use crate::source::Source;
 use crate::state::State;
+use crate::token::Token;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
 use proto::{
@@ -49,6 +50,8 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) attempts: Vec<PackedAttempt>,
     /// Nodes with addresses, in order of id.
     pub(crate) addresses: Vec<(NodeId, Vec<String>)>,
+    /// Join tokens, in order of id.
+    pub(crate) tokens: Vec<Token>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -177,6 +180,7 @@ impl State {
             groups: map.groups().collect(),
             lineages: map.lineages.iter().map(|(&id, &known)| (id, known)).collect(),
             addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
+            tokens: map.tokens.to_vec(),
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
@@ -290,6 +294,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
             fields.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect(),
         ),
         addresses: Arc::new(fields.addresses.into_iter().collect()),
+        tokens: Arc::new(fields.tokens),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),

@@ -13,6 +13,7 @@ use crate::redundancy;
 use crate::refusal::Refusal;
 use crate::schedule;
 use crate::source;
+use crate::token::{self, Applicant};
 use crate::volume::{
     Attachment, PendingDiscard, Volume, check_name, check_size, check_tag, printable,
 };
@@ -185,6 +186,14 @@ impl State {
                 Ok(self.give_up_attempt(attempt, may_be_refused))
             }
             &Command::SplitPartitions { bits } => self.split_partitions(bits),
+            &Command::AddToken { id, secret, uses, unix_s, expires_unix_s } => {
+                self.add_token(id, secret, uses, unix_s, expires_unix_s)
+            }
+            &Command::RevokeToken { id } => self.revoke_token(id),
+            Command::AdmitNode { token, secret, node, key, name, unix_s } => {
+                let (token, secret, node, key) = (*token, *secret, *node, *key);
+                self.admit_node(&Applicant { token, secret, node, key }, name, *unix_s)
+            }
             other => unreachable!("{other:?} is applied above"),
         }
     }
@@ -513,6 +522,7 @@ impl State {
         layer::contradiction(map)?;
         group::contradiction(map)?;
         source::contradiction(map)?;
+        token::contradiction(map)?;
         let lineages: std::collections::BTreeSet<_> =
             map.volumes().map(|volume| volume.lineage).collect();
         hold(lineages.len() == map.volumes.len(), "two volumes with one lineage")

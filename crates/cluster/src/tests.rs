@@ -388,6 +388,28 @@ fn snapshots_and_commands_keep_their_bytes() {
         (Command::GiveUpAttempt { attempt: 300, may_be_refused: true }, "012fac0201"),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
         (Command::SetAddresses { node, addresses: vec!["h:1".into()] }, "0131020103683a31"),
+        (
+            Command::AddToken {
+                id: TokenId(5),
+                secret: Digest([7; 32]),
+                uses: 300,
+                unix_s: 2,
+                expires_unix_s: 3,
+            },
+            &*["013205", &"07".repeat(32), "ac020203"].concat(),
+        ),
+        (Command::RevokeToken { id: TokenId(5) }, "013305"),
+        (
+            Command::AdmitNode {
+                token: TokenId(5),
+                secret: Digest([7; 32]),
+                node,
+                key: Digest([8; 32]),
+                name: "a".into(),
+                unix_s: 2,
+            },
+            &*["013405", &"07".repeat(32), "02", &"08".repeat(32), "016102"].concat(),
+        ),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -397,9 +419,9 @@ fn snapshots_and_commands_keep_their_bytes() {
 
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
-/// one run, without an attempt; the volume with its attachment and its pending discard, out of the trash and without
-/// schedules; its layer; no sources and no groups; how its lineage is kept; no attempts, of which
-/// the first is to be number 1.
+/// one run, without an attempt; the volume with its attachment and its pending discard, out of the
+/// trash and without schedules; its layer; no sources and no groups; how its lineage is kept; no
+/// attempts, of which the first is to be number 1; no addresses and no join tokens.
 const SNAPSHOT: &str = "0473734ddf0dd054fb06014d0202010205616c70686100000103020400000c01030180\
     2001010000000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
     802080406300000001010100000100000101030302010100";

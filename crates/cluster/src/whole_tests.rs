@@ -455,6 +455,7 @@ fn snapshots_of_earlier_versions_are_read() {
         assert_eq!(map.redundancy(volume.lineage), Some(&kept));
         let again = state.encode();
         assert_eq!(again[0], 4);
+        assert_eq!(state.map().tokens().count(), 0);
         assert_eq!(State::decode(&again), Ok(state));
     }
 }

@@ -7,7 +7,7 @@ mod cluster_snapshot;
 #[path = "../../../fuzz/inputs/corpus.rs"]
 mod corpus;
 
-use cluster::{Change, Command, Member, State};
+use cluster::{Change, Command, Digest, Member, State, TokenId};
 use proto::{
     ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId,
     VolumeId,
@@ -175,6 +175,16 @@ fn machines() -> Vec<(&'static str, Command)> {
         ("remove-disk", Command::RemoveDisk { disk: DiskId(29) }),
         ("third-node", Command::AddNode { node: NodeId(28), name: "three".to_owned() }),
         ("remove-node", Command::RemoveNode { node: NodeId(28) }),
+        ("token", {
+            let (id, secret) = (TokenId(5), Digest([7; 32]));
+            Command::AddToken { id, secret, uses: 2, unix_s: 2000, expires_unix_s: 3000 }
+        }),
+        ("admit", {
+            let (token, secret, key) = (TokenId(5), Digest([7; 32]), Digest([8; 32]));
+            let (node, name) = (NodeId(38), "four".to_owned());
+            Command::AdmitNode { token, secret, node, key, name, unix_s: 2001 }
+        }),
+        ("revoke", Command::RevokeToken { id: TokenId(5) }),
     ]
 }
 

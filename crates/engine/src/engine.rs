@@ -15,6 +15,7 @@ mod peers;
 mod schedules;
 mod sources;
 mod surveys;
+mod tokens;
 mod trash;
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     routes::Routes,
     timetable::ScheduleKey,
 };
-use cluster::{Command, Map, ProposalToken, Voter};
+use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
 use groups::{GroupSealing, GroupStep};
 use peers::Peers;
@@ -80,6 +81,8 @@ enum Purpose {
     DiskOpened(DiskId),
     /// A disk's size is another than is agreed.
     DiskWeight(DiskId),
+    /// An administrator has made a token.
+    AdminToken(AdminToken, TokenId),
     /// An administrator lets a node in; then it gets these addresses.
     AdminNode(AdminToken, NodeId, Vec<String>),
     /// Somebody wants to attach it.
@@ -134,6 +137,7 @@ impl Purpose {
             | Purpose::AdminSnapshot(token, ..)
             | Purpose::AdminGroup(token, _)
             | Purpose::AdminNode(token, ..)
+            | Purpose::AdminToken(token, _)
             | Purpose::AdminFrom(token, _) => Some(*token),
             Purpose::Boot(_)
             | Purpose::DiskKnown
@@ -386,6 +390,9 @@ impl Engine {
             Input::Stop => self.handle_stop(now, outputs),
             Input::Peer { node, input } => self.handle_peer(now, node, input),
             Input::AddDisk(settings) => self.add_disk(now, *settings, outputs),
+            Input::Admit { token, applicant, name, addresses } => {
+                self.handle_applicant(token, applicant, name, addresses, outputs);
+            }
             Input::Source { token, result } => self.handle_source(token, result, outputs),
         }
         self.run(now, outputs);

@@ -55,6 +55,29 @@ pub const NODE_NAME_BYTES_MAX: usize = 255;
 pub const NODE_ADDRESSES_MAX: usize = 4;
 /// Length of one of them in bytes, with its port.
 pub const NODE_ADDRESS_BYTES_MAX: usize = 128;
+/// Join tokens that could still let nodes in.
+pub const TOKENS_MAX: usize = 32;
+/// Nodes that one join token lets in.
+pub const TOKEN_USES_MAX: u32 = 64;
+/// How long a join token holds, in seconds.
+pub const TOKEN_SPAN_S_MAX: u64 = 31 * 24 * 3600;
+/// How long a connection may take until it has shown who it is, TLS and all, in milliseconds.
+pub const PEER_GREETING_MS_MAX: u64 = 10_000;
+/// Connections that have not shown who they are, in all.
+pub const PEER_GREETINGS_MAX: usize = 64;
+/// Connections of one address that have not shown who they are.
+pub const PEER_GREETINGS_PER_ADDRESS_MAX: usize = 16;
+/// How long a connection between nodes is kept after the last was said on it, in milliseconds.
+pub const PEER_CLOSING_MS_MAX: u64 = 2_000;
+/// How long a machine that wants to join may take to say so, in milliseconds.
+pub const JOIN_REQUEST_MS_MAX: u64 = PEER_GREETING_MS_MAX;
+/// How long the cluster may take to decide on it, in milliseconds.
+pub const JOIN_DECIDE_MS_MAX: u64 = 30_000;
+/// After how long it is refused, whatever for, in milliseconds: a machine that guesses gets no
+/// further than so many guesses a second.
+pub const JOIN_REFUSE_MS: u64 = 1_000;
+/// Machines that the cluster decides on at once.
+pub const JOINS_MAX: usize = 8;
 /// Attachments of all volumes together, writers and readers.
 pub const ATTACHMENTS_MAX: usize = VOLUMES_MAX;
 /// Length of the text that says who holds an attachment, in bytes; longer ones are cut.
@@ -518,6 +541,7 @@ const _: () = assert!(
         + NODES_MAX * (NODE_NAME_BYTES_MAX + ZONE_NAME_BYTES_MAX + 128)
         + NODES_MAX * (NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 32)
         + DISKS_MAX * 128
+        + TOKENS_MAX * (64 + TOKEN_USES_MAX as usize * 52)
         // A table for each number of copies. Of each partition its run, its number and whether it may
         // be refused, and of each member which disk and how many openings ago: this many bytes are
         // enough for a partition that was changed 2^34 times, with members of 2^21 openings ago.
@@ -586,3 +610,6 @@ const _: () =
     assert!(LINK_SILENT_MS_MAX < LINK_FRAME_MS_MAX && LINK_FRAME_MS_MAX < LINK_HELLO_MS_MAX);
 const _: () = assert!(LINK_RETRY_MS < LINK_RETRY_MS_MAX && LINK_RETRY_MS_MAX < LINK_STEADY_MS);
 const _: () = assert!(WIRE_CONTROL_BYTES_MAX < LINK_CONTROL_QUEUE_BYTES_MAX);
+const _: () = assert!(JOIN_REFUSE_MS < JOIN_REQUEST_MS_MAX);
+const _: () = assert!(JOIN_REQUEST_MS_MAX < JOIN_DECIDE_MS_MAX && JOINS_MAX < PEER_GREETINGS_MAX);
+const _: () = assert!(LINK_HELLO_MS_MAX <= PEER_GREETING_MS_MAX);

@@ -132,6 +132,10 @@ impl Engine {
             }
             // Given up by a node that stops.
             (Purpose::Attach(id) | Purpose::Detach(id), _) if !self.held.contains_key(&id) => {}
+            (Purpose::AdminToken(token, id), Ok(_)) => {
+                let result = Box::new(self.token_report(id));
+                outputs.push(Output::Admin { token, result });
+            }
             (Purpose::AdminNode(token, node, addresses), Ok(_)) => {
                 let command = Command::SetAddresses { node, addresses };
                 self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
