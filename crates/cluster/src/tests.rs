@@ -422,9 +422,9 @@ fn snapshots_and_commands_keep_their_bytes() {
 /// one run, without an attempt; the volume with its attachment and its pending discard, out of the
 /// trash and without schedules; its layer; no sources and no groups; how its lineage is kept; no
 /// attempts, of which the first is to be number 1; no addresses and no join tokens.
-const SNAPSHOT: &str = "0473734ddf0dd054fb06014d0202010205616c70686100000103020400000c01030180\
-    2001010000000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
-    802080406300000001010100000100000101030302010100";
+const SNAPSHOT: &str = "04ebe5f2c75158e74706014d0202010205616c70686100000103020400000c01030180\
+    2001010000000000010103766d318020010100010102011370726f636573732034373131202871656d752900\
+    05018020804063000000010101000001000001010303020101000000";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
