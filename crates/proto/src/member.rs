@@ -246,7 +246,8 @@ pub enum MemberRequest {
         /// What to change. No two parts staged for one object may overlap.
         change: Change,
     },
-    /// Put what was staged into the object and give it this stamp, in one. Answered by
+    /// Put what was staged into the object and give it this stamp, in one. An object over which a
+    /// layer above has one of its own is not changed: that is retracted first. Answered by
     /// [`MemberReply::Done`].
     Adopt {
         /// By what right.
@@ -255,15 +256,16 @@ pub enum MemberRequest {
         lineage: LineageId,
         /// Which object.
         key: ObjectKey,
-        /// How many blocks were staged; if it is another number, [`MemberError::NotStaged`].
+        /// How many blocks were staged; if it is another number, [`MemberError::NotStaged`], and
+        /// what was staged is forgotten.
         staged: u32,
         /// The stamp it has afterwards.
         stamp: Stamp,
         /// Who has settled it then, whatever the disk knew before.
         settled_generation: Generation,
     },
-    /// Forget what this layer has of the object, which then shows what lies below. Answered by
-    /// [`MemberReply::Done`].
+    /// Forget what this layer has of the object, which then shows what lies below. Those of layers
+    /// above go first. Answered by [`MemberReply::Done`].
     Retract {
         /// By what right.
         permit: Permit,
