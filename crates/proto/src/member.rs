@@ -249,7 +249,8 @@ pub enum MemberRequest {
     },
     /// Put what was staged into the object and give it this stamp, in one. Answered by
     /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has
-    /// this stamp and this settled generation already.
+    /// this stamp and this settled generation already. An object over which a
+    /// layer above has one of its own is not changed: that is retracted first.
     Adopt {
         /// By what right.
         permit: Permit,
@@ -265,8 +266,8 @@ pub enum MemberRequest {
         /// Who has settled it then, whatever the disk knew before.
         settled_generation: Generation,
     },
-    /// Forget what this layer has of the object, which then shows what lies below. Answered by
-    /// [`MemberReply::Done`].
+    /// Forget what this layer has of the object, which then shows what lies below. Those of layers
+    /// above go first. Answered by [`MemberReply::Done`].
     Retract {
         /// By what right.
         permit: Permit,

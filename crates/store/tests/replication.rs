@@ -843,6 +843,32 @@ fn a_disk_that_failed_has_lost_what_it_acknowledged_before() {
     }
 }
 
+/// A disk that was made before disks knew of copies.
+#[test]
+fn a_disk_of_the_version_before_is_opened_and_becomes_one_of_this() {
+    let mut host = host();
+    host.ask(write(KEY, 1, data(0, &[1]))).expect("it is written");
+    host.close();
+    for block in [0, 1] {
+        let superblock = &mut host.medium.written[block << 12..(block + 1) << 12];
+        assert_eq!(superblock[8..12], 2u32.to_le_bytes());
+        superblock[8..12].copy_from_slice(&1u32.to_le_bytes());
+        // What it says of boots comes last.
+        superblock[212..].fill(0);
+        let sum = proto::crc64_around(superblock, 16);
+        superblock[16..24].copy_from_slice(&sum.to_le_bytes());
+    }
+    let mut options = host.options();
+    options.boot = [3; 16];
+    let opened = host.open_with(options).expect("it opens");
+    assert_eq!(host.store().status().lossless_from, opened.incarnation);
+    assert_eq!(content(&mut host, KEY, 1), [1]);
+    assert_eq!(host.medium.written[8..12], 2u32.to_le_bytes());
+    refuse(&mut host, 1, 1).expect("it is refused");
+    cut_power(&mut host);
+    assert!(host.ask(write_under(1, 2)).is_err());
+}
+
 /// A settled point is in the log only as part of what is written anyway: a sole member's flushes
 /// cost what they did.
 #[test]

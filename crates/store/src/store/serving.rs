@@ -490,6 +490,12 @@ impl Serving {
             assert_eq!(counted, known.objects, "objects of lineage {lineage} are miscounted");
         }
         assert!(objects.is_empty(), "an object has no lineage");
+        self.check_staging();
+        for (slot, row) in self.table.slots().filter(|(_, row)| row.unmarked) {
+            let known = self.lineages.get(&row.lineage);
+            let noted = known.is_some_and(|l| l.mark.is_some() && l.unmarked.contains(&slot));
+            assert!(noted, "object {} was adopted after no mark", row.key);
+        }
         let (data, maps) = self.used_data_and_maps();
         let taken = self.space.allocated() - self.space.available();
         let owned = data
@@ -499,7 +505,6 @@ impl Serving {
             + self.space.quarantined()
             + self.space.staged_blocks()
             + self.space.freed_map_pages();
-        self.check_staging();
         assert_eq!(taken, owned, "blocks are leaked or owned twice");
     }
 }
