@@ -196,6 +196,12 @@ impl ModelDisk {
         ObjectStamp { key, stamp: row.stamp, settled_generation }
     }
 
+    /// Whether it lists the object as not settled.
+    pub(crate) fn names(&self, lineage: LineageId, key: ObjectKey) -> bool {
+        let settled = self.now.settled.get(&lineage).copied().unwrap_or_default();
+        self.row(lineage, key).is_some_and(|row| row.stamp >= settled)
+    }
+
     fn knows(&self, lineage: LineageId, layer: LayerId) -> bool {
         layer.0 == lineage.0 || self.parents.contains_key(&layer)
     }

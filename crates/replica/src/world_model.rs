@@ -547,7 +547,17 @@ impl World {
             let key = ObjectKey { layer: LayerId(1), index };
             let stamps = attempt.refused.keys().map(|at| self.disks[*at].stamp(LINEAGE, key));
             let stamps: Vec<_> = stamps.collect();
-            let Some(stamp) = settle(stamps.iter().copied()) else { return false };
+            // Only what somebody names is settled; of the rest all have the same.
+            let is_named = attempt.refused.keys().any(|at| self.disks[*at].names(LINEAGE, key));
+            let chosen = match is_named {
+                true => settle(stamps.iter().copied()),
+                false => stamps.get(attempt.number as usize % stamps.len()).map(|it| it.stamp),
+            };
+            let Some(stamp) = chosen else { return false };
+            let is_unchanged = attempt.refused.get(&disk).is_some_and(|(_, unchanged)| *unchanged);
+            if !is_named && is_unchanged && !self.disks[disk].names(LINEAGE, key) {
+                continue;
+            }
             let settled = stamps.iter().map(|it| it.settled_generation.max(it.stamp.generation));
             let settled_generation = settled.max().expect("somebody refused");
             let holds = |at: &&usize| self.disks[**at].stamp(LINEAGE, key).stamp == stamp;
