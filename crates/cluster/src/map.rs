@@ -257,6 +257,17 @@ impl Map {
         Map { partitions: Arc::new(partitions), ..self.clone() }
     }
 
+    /// The same map with this configuration of one partition, in all tables; as `with_members`.
+    #[doc(hidden)]
+    pub fn with_configuration(&self, partition: PartitionId, new: Configuration) -> Map {
+        let mut partitions = Partitions::clone(&self.partitions);
+        let new = Arc::new(new);
+        for copies in self.tables() {
+            partitions.set(copies, partition, Arc::clone(&new));
+        }
+        Map { partitions: Arc::new(partitions), ..self.clone() }
+    }
+
     /// Sum of the sizes of all volumes out of the trash in bytes, what their guests may come to
     /// fill; `u64::MAX` if it is more than that. More than the disks can hold is overcommitted.
     pub fn provisioned_bytes(&self) -> u64 {

@@ -154,6 +154,8 @@ pub const SESSION_STAMPS_MAX: usize = 1 << 20;
 pub const MEMBER_CHECKS_MAX: usize = 64;
 /// After how long a busy disk is asked again, in milliseconds.
 pub const MEMBER_RETRY_MS: u64 = 5;
+/// After how long a disk that did not serve is asked whether it does again, in milliseconds.
+pub const PEER_PROBE_MS: u64 = 1_000;
 /// Partitions that one request about a change of members names.
 pub const BATCH_PARTITIONS_MAX: usize = 256;
 /// Fences that one request raises.

@@ -244,7 +244,7 @@ fn a_target_that_lost_what_was_staged_gets_it_again() {
         .run(|disks, _, request| {
             if matches!(request, MemberRequest::Adopt { .. }) && deaths > 0 {
                 deaths -= 1;
-                disks[TARGET].reopen(false, &mut Random(1));
+                disks[TARGET].reopen(0, &mut Random(1));
             }
             None
         })
@@ -254,7 +254,7 @@ fn a_target_that_lost_what_was_staged_gets_it_again() {
     let mut bench = Bench::new(vec![ModelDisk::new(), bench.disks[1].clone()], Becomes::AsSource);
     let outcome = bench.run(|disks, _, request| {
         if matches!(request, MemberRequest::Adopt { .. }) {
-            disks[TARGET].reopen(false, &mut Random(1));
+            disks[TARGET].reopen(0, &mut Random(1));
         }
         None
     });

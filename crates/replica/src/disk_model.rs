@@ -127,15 +127,15 @@ impl ModelDisk {
     }
 
     /// Its `sheep` dies and starts again; if power failed, each object keeps only a beginning of
-    /// what was not flushed.
-    pub(crate) fn reopen(&mut self, power: bool, random: &mut Random) {
+    /// what was not flushed: it ends with each change in so many of a thousand cases.
+    pub(crate) fn reopen(&mut self, lost_of_thousand: u64, random: &mut Random) {
         self.incarnation = Incarnation(self.incarnation.0 + 1);
         self.staged.clear();
         self.refusals = self.refused.len() as u64;
         for (at, (count, _)) in self.refused.iter_mut().enumerate() {
             *count = at as u64 + 1;
         }
-        if power {
+        if lost_of_thousand > 0 {
             self.lossless_from = self.incarnation;
             let mut content = self.stable.clone();
             let mut lost: BTreeMap<(LineageId, u32), bool> = BTreeMap::new();
@@ -143,7 +143,7 @@ impl ModelDisk {
                 let is_lost = match op {
                     Op::Put((lineage, index, _), _) => {
                         let lost = lost.entry((lineage, index)).or_default();
-                        *lost |= random.chance(300);
+                        *lost |= random.chance(lost_of_thousand);
                         *lost
                     }
                     _ => random.chance(500),
@@ -177,15 +177,6 @@ impl ModelDisk {
         self.now.rows.get(&(lineage, key.index, key.layer))
     }
 
-    pub(crate) fn rows(&self) -> &BTreeMap<(LineageId, u32, LayerId), Row> {
-        &self.now.rows
-    }
-
-    /// What is on the medium.
-    pub(crate) fn stable_rows(&self) -> &BTreeMap<(LineageId, u32, LayerId), Row> {
-        &self.stable.rows
-    }
-
     /// What a layer shows of a block.
     pub(crate) fn cell(&self, lineage: LineageId, key: ObjectKey, block: u32) -> Cell {
         let rows = &self.now.rows;
@@ -203,6 +194,12 @@ impl ModelDisk {
             Some(row) => row.settled_by.max(row.stamp.generation),
         };
         ObjectStamp { key, stamp: row.stamp, settled_generation }
+    }
+
+    /// Whether it lists the object as not settled.
+    pub(crate) fn names(&self, lineage: LineageId, key: ObjectKey) -> bool {
+        let settled = self.now.settled.get(&lineage).copied().unwrap_or_default();
+        self.row(lineage, key).is_some_and(|row| row.stamp >= settled)
     }
 
     fn knows(&self, lineage: LineageId, layer: LayerId) -> bool {

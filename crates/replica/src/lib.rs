@@ -24,18 +24,21 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod confirm;
 mod coordinator;
 mod copier;
 mod event;
 mod flush;
 mod layers;
 mod opening;
+mod partitions;
 mod peer;
 mod read;
 mod reconfigurer;
 mod sequence;
 mod settle;
 mod slots;
+mod verify;
 
 #[cfg(test)]
 mod copier_tests;
@@ -43,6 +46,8 @@ mod copier_tests;
 mod disk_model;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod world_model;
 
 pub use coordinator::Coordinator;
 pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
