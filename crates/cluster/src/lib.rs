@@ -9,7 +9,8 @@
 //! of the system ever reads. [`Voter`] is the way a command takes to the state: proposed, written
 //! to the log of a majority, and applied only once they have it durably; it is one member of a Raft
 //! group, or all of it. Life: [`Voter::boot`] with what the journal holds (nothing, for a new
-//! cluster), then [`Voter::propose`] and [`Voter::handle`] for ever.
+//! cluster), then [`Voter::propose`] and [`Voter::handle`] for ever. [`steward::plan`] says what to
+//! propose so that every partition gets the members that it should have.
 #![forbid(unsafe_code)]
 
 mod attempt;
@@ -29,6 +30,7 @@ mod schedule;
 mod snapshot;
 mod source;
 mod state;
+pub mod steward;
 mod token;
 mod trash;
 mod volume;
@@ -42,6 +44,8 @@ mod machine_model;
 mod machine_tests;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod steward_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

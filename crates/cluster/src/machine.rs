@@ -145,12 +145,26 @@ impl Map {
     /// # Panics
     /// If there is no such table: a bug of the caller, see [`Map::tables`].
     pub fn wanted_members(&self, copies: u8) -> Vec<Vec<DiskId>> {
+        self.wanted_members_without(copies, |_| false)
+    }
+
+    /// The same as if some disks were not there.
+    ///
+    /// # Panics
+    /// If there is no such table: a bug of the caller, see [`Map::tables`].
+    pub fn wanted_members_without(
+        &self,
+        copies: u8,
+        is_lost: impl Fn(DiskId) -> bool,
+    ) -> Vec<Vec<DiskId>> {
         let table = self.partitions.table(copies).expect("a table of the map");
+        let mut sites = self.sites(copies);
+        sites.retain(|site| !is_lost(site.disk));
         let present: Vec<Vec<DiskId>> = table
             .iter()
             .map(|configuration| configuration.members().map(|member| member.disk).collect())
             .collect();
-        place(&self.sites(copies), copies, &present)
+        place(&sites, copies, &present)
     }
 }
 

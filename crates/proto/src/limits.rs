@@ -221,6 +221,18 @@ pub const ATTEMPT_SHORT_PASS: usize = 64;
 pub const ATTEMPT_PASSES_MAX: u32 = 16;
 /// After how long an attempt asks again a disk that does not answer, in milliseconds.
 pub const ATTEMPT_RETRY_MS: u64 = 100;
+/// How long a disk may be away before the partitions that it holds go on without it, in
+/// milliseconds.
+pub const STEWARD_MOMENT_MS: u64 = 5_000;
+/// How long a disk may be away before what it holds is built anew on others, in milliseconds, unless
+/// something else is set: ten minutes, in which most machines start again.
+pub const STEWARD_GRACE_MS: u64 = 600_000;
+/// Attempts under way at once that only leave members out or list them anew.
+pub const STEWARD_URGENT_MAX: usize = 16;
+/// Attempts under way at once that copy to newcomers.
+pub const STEWARD_COPYING_MAX: usize = 4;
+/// Partitions of one attempt that copies to newcomers: each batch counts when it is done.
+pub const STEWARD_COPYING_PARTITIONS_MAX: usize = 32;
 /// Objects of one disk for which content may be staged at a time.
 pub const STAGED_OBJECTS_MAX: usize = 64;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
@@ -559,6 +571,8 @@ const _: () = assert!(
         && PARTITIONS_PER_COMMAND_MAX <= BATCH_PARTITIONS_MAX
 );
 const _: () = assert!(NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 64 <= COMMAND_BYTES_MAX);
+const _: () = assert!(STEWARD_URGENT_MAX + STEWARD_COPYING_MAX <= ATTEMPTS_MAX);
+const _: () = assert!(STEWARD_MOMENT_MS < STEWARD_GRACE_MS);
 const _: () = assert!(COPIES_DEFAULT <= COPIES_MAX && (COPIES_MAX as usize) < MEMBERS_MAX);
 const _: () = assert!(
     2 * VOLUME_NAME_BYTES_MAX

@@ -18,6 +18,9 @@
 //! Built for one copy, shaped for several: fan-out, quorums, chains and flush accounting count
 //! members. What several copies need beyond that is not here yet: pulling what a member missed
 //! from its peers, changing members under a running session, and read promises.
+//!
+//! [`Copier`] makes one object equal to a peer's copy. [`Reconfigurer`] changes the members of
+//! partitions: it carries out one attempt that the agreed state has numbered.
 #![forbid(unsafe_code)]
 
 mod chain;
