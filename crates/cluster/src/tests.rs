@@ -404,7 +404,7 @@ fn snapshots_and_commands_keep_their_bytes() {
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
 /// one run; the volume with its attachment and its pending discard, out of the trash and without
 /// schedules; its layer; no sources and no groups; how its lineage is kept; no addresses.
-const SNAPSHOT: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
+const SNAPSHOT: &str = "04d2f3c52aa788d20006014d0202010205616c70686100000103020400000c01030180\
     200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
     8020804063000000010101000001000001010303020100";
 

@@ -17,6 +17,8 @@ pub const MIB: u64 = 1 << 20;
 const DISK_BYTES_MAX: u64 = 128 * MIB;
 /// Events after which a test is given up.
 const EVENTS_MAX: usize = 3_000_000;
+/// How often it is looked whether what is waited for is so.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// After so many events the invariants of all engines are looked at.
 const CHECK_EVERY: usize = 256;
 
@@ -587,11 +589,14 @@ impl Net {
             for node in &self.nodes {
                 assert_eq!(node.failed, None, "node {} failed", node.id);
             }
-            if !self.step(end) {
-                panic!("{what}: not within {seconds} s; {}", self.words());
+            // To look costs more than a step.
+            let look_at = self.now + LOOK_EVERY;
+            while self.now < look_at {
+                if !self.step(end) {
+                    panic!("{what}: not within {seconds} s; {}", self.words());
+                }
             }
         }
-        self.check();
     }
 
     /// How all nodes are, for whoever looks why a test fails.
