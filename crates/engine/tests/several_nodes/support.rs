@@ -26,6 +26,8 @@ const CHECK_EVERY: usize = 256;
 #[derive(Default, Clone)]
 pub struct Medium {
     bytes: Vec<u8>,
+    /// What a power cut leaves, if that is followed.
+    stable: Option<Vec<u8>>,
 }
 
 impl Medium {
@@ -47,6 +49,7 @@ impl Medium {
                     at += payload.len();
                 }
             }
+            DiskRequest::Flush if self.stable.is_some() => self.stable = Some(self.bytes.clone()),
             DiskRequest::Flush => {}
             DiskRequest::Discard { offset, length } => {
                 self.bytes[offset as usize..(offset + length) as usize].fill(0);
@@ -266,6 +269,22 @@ impl Net {
                 if self.wires[wire].nodes[end] == at && self.wires[wire].open[end] {
                     self.close(wire, end, Vec::new());
                 }
+            }
+        }
+    }
+
+    /// From now on it is remembered what of a disk is stable.
+    pub fn follow(&mut self, at: usize, disk: u128) {
+        let medium = self.nodes[at].disks.get_mut(&DiskId(disk)).expect("it has it");
+        medium.stable = Some(medium.bytes.clone());
+    }
+
+    /// The machine loses its power: what was not flushed of the disks that are followed is lost.
+    pub fn cut_power(&mut self, at: usize) {
+        self.kill(at);
+        for medium in self.nodes[at].disks.values_mut() {
+            if let Some(stable) = &medium.stable {
+                medium.bytes.clone_from(stable);
             }
         }
     }
