@@ -185,6 +185,34 @@ fn requests_wait_for_a_disk_whose_node_is_away_and_go_on_when_it_is_back() {
     net.flush(0, connection);
 }
 
+/// What a disk had not flushed is lost with its machine's power. The session of another node learns
+/// of it before it reads from there again, and says so with the next flush, once.
+#[test]
+fn what_another_node_lost_with_its_power_is_said_with_the_next_flush() {
+    let mut net = Net::cluster(11, ELSEWHERE);
+    net.create(0, "v");
+    let connection = net.open(0, "v");
+    net.write(0, connection, 0, 1, 64 << 10);
+    net.flush(0, connection);
+    net.follow(1, 100);
+    net.write(0, connection, 0, 2, 4096);
+    net.cut_power(1);
+    let read = net.request(0, connection, (0, 4096), volume::Operation::Read);
+    net.start(1);
+    net.until("it serves again", 20, |net| net.nodes[1].is_ready);
+    let volume::Completion::Data(parts) = net.completed(0, read) else { panic!("no data") };
+    assert!(parts[0].as_slice().iter().all(|byte| *byte == 1), "it was not flushed");
+    let map = net.nodes[0].engine.as_ref().expect("it runs").map().clone();
+    let opened = map.disks().next().expect("there is one").incarnation;
+    assert_eq!(opened, proto::Incarnation(2));
+    let flush = net.request(0, connection, (0, 0), volume::Operation::Flush);
+    net.until("the flush ends", 30, |net| net.nodes[0].completions.contains_key(&flush));
+    assert!(net.nodes[0].completions[&flush].is_err(), "the loss is not told");
+    net.write(0, connection, 0, 3, 4096);
+    net.flush(0, connection);
+    assert!(net.read(0, connection, 0, 4096).iter().all(|byte| *byte == 3));
+}
+
 /// Layers were dropped only on disks of the node that was asked.
 #[test]
 fn what_one_node_deletes_goes_from_the_disks_of_the_others() {

@@ -17,6 +17,8 @@ pub const MIB: u64 = 1 << 20;
 const DISK_BYTES_MAX: u64 = 128 * MIB;
 /// Events after which a test is given up.
 const EVENTS_MAX: usize = 3_000_000;
+/// How often it is looked whether what is waited for is so.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// After so many events the invariants of all engines are looked at.
 const CHECK_EVERY: usize = 256;
 
@@ -24,6 +26,8 @@ const CHECK_EVERY: usize = 256;
 #[derive(Default, Clone)]
 pub struct Medium {
     bytes: Vec<u8>,
+    /// What a power cut leaves, if that is followed.
+    stable: Option<Vec<u8>>,
 }
 
 impl Medium {
@@ -45,6 +49,7 @@ impl Medium {
                     at += payload.len();
                 }
             }
+            DiskRequest::Flush if self.stable.is_some() => self.stable = Some(self.bytes.clone()),
             DiskRequest::Flush => {}
             DiskRequest::Discard { offset, length } => {
                 self.bytes[offset as usize..(offset + length) as usize].fill(0);
@@ -244,6 +249,7 @@ impl Net {
             unix_s: 1_000_000 + now.0 / 1_000_000_000,
             trash_expiry_s: 0,
             trash_grace: Duration::ZERO,
+            boot: [0; 16],
             version: "test".into(),
             fill_bytes_per_s: 0,
         };
@@ -264,6 +270,22 @@ impl Net {
                 if self.wires[wire].nodes[end] == at && self.wires[wire].open[end] {
                     self.close(wire, end, Vec::new());
                 }
+            }
+        }
+    }
+
+    /// From now on it is remembered what of a disk is stable.
+    pub fn follow(&mut self, at: usize, disk: u128) {
+        let medium = self.nodes[at].disks.get_mut(&DiskId(disk)).expect("it has it");
+        medium.stable = Some(medium.bytes.clone());
+    }
+
+    /// The machine loses its power: what was not flushed of the disks that are followed is lost.
+    pub fn cut_power(&mut self, at: usize) {
+        self.kill(at);
+        for medium in self.nodes[at].disks.values_mut() {
+            if let Some(stable) = &medium.stable {
+                medium.bytes.clone_from(stable);
             }
         }
     }
@@ -587,11 +609,14 @@ impl Net {
             for node in &self.nodes {
                 assert_eq!(node.failed, None, "node {} failed", node.id);
             }
-            if !self.step(end) {
-                panic!("{what}: not within {seconds} s; {}", self.words());
+            // To look costs more than a step.
+            let look_at = self.now + LOOK_EVERY;
+            while self.now < look_at {
+                if !self.step(end) {
+                    panic!("{what}: not within {seconds} s; {}", self.words());
+                }
             }
         }
-        self.check();
     }
 
     /// How all nodes are, for whoever looks why a test fails.
