@@ -11,6 +11,7 @@ mod boot;
 mod duties;
 mod errands;
 mod groups;
+mod members;
 mod peers;
 mod schedules;
 mod sources;
@@ -30,6 +31,7 @@ use crate::{
 use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
 use groups::{GroupSealing, GroupStep};
+use members::Members;
 use peers::Peers;
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
@@ -66,6 +68,8 @@ enum Work {
     FromJournal(store::journal::Effect),
     /// Propose a command for some purpose.
     Propose(Command, Purpose),
+    /// Attempts to change members may want to ask more.
+    Attempts,
     /// A connection wants a volume or a snapshot (again, after it waited).
     Open(ConnectionId, Client, HeldId),
 }
@@ -115,6 +119,8 @@ enum Purpose {
     AdminSnapshot(AdminToken, VolumeId, String),
     /// A volume is to go out of the trash for good.
     Purge(VolumeId),
+    /// Members of partitions are to change.
+    Members,
     /// An administrator asked for something about a group.
     AdminGroup(AdminToken, GroupStep),
     /// A group snapshot that was being taken when the node ended, by group and tag.
@@ -150,7 +156,8 @@ impl Purpose {
             | Purpose::Scheduled(..)
             | Purpose::Surplus(_)
             | Purpose::TornGroup(..)
-            | Purpose::Purge(_) => None,
+            | Purpose::Purge(_)
+            | Purpose::Members => None,
         }
     }
 }
@@ -194,6 +201,13 @@ enum MemberRoute {
     },
     /// A survey of what deleting snapshots would free.
     Survey(u64),
+    /// An attempt to change members, which this node carries out.
+    Attempt {
+        /// Which.
+        number: u64,
+        /// Its question.
+        question: replica::AttemptQuestion,
+    },
     /// Another node.
     Peer {
         /// Which.
@@ -221,6 +235,8 @@ pub struct Engine {
     map: Arc<Map>,
     disks: Disks,
     peers: Peers,
+    /// What it does about the members of partitions.
+    members_here: Members,
     held: BTreeMap<HeldId, Held>,
     /// What each connection has, or waits for.
     links: BTreeMap<ConnectionId, HeldId>,
@@ -300,6 +316,7 @@ impl Engine {
             map: cluster::State::default().map(),
             disks: Disks::new(),
             peers: Peers::new(),
+            members_here: Members::default(),
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             next_reader: 0,
@@ -436,6 +453,7 @@ impl Engine {
             self.trash.look_at,
             self.creations_deadline(),
             self.peers.deadline(),
+            self.members_here.deadline(),
             self.stop_by,
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
@@ -474,6 +492,7 @@ impl Engine {
             self.check_errands();
             self.check_schedules();
             self.check_trash();
+            self.check_members();
         }
     }
 
@@ -562,6 +581,7 @@ impl Engine {
             self.look_after_flattens(now);
         }
         self.tick_peers(now);
+        self.tick_members(now, outputs);
         self.answer_sealed(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
@@ -578,6 +598,7 @@ impl Engine {
         match self.phase {
             Phase::Serving => {
                 self.phase = Phase::ClosingSessions;
+                self.forget_attempts();
                 let links: Vec<_> = self.links.keys().copied().collect();
                 for connection in links {
                     let reason = "the node stops";
@@ -650,6 +671,7 @@ impl Engine {
                 Work::FromVoter(effect) => self.handle_voter_effect(now, effect, outputs),
                 Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
                 Work::Propose(command, purpose) => self.propose(now, command, purpose),
+                Work::Attempts => self.pump_attempts(now, outputs),
                 Work::Open(connection, client, id) => {
                     self.open(connection, client, id, outputs);
                 }
@@ -774,6 +796,9 @@ impl Engine {
                 self.work.push_back(Work::Session(id, generation, event));
             }
             MemberRoute::Survey(number) => self.survey_answered(now, number, result),
+            MemberRoute::Attempt { number, question } => {
+                self.attempt_answered(now, number, question, result);
+            }
             MemberRoute::Peer { node, number, question } => {
                 self.answer_peer(now, (node, number, question), result);
             }

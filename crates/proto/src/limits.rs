@@ -221,6 +221,8 @@ pub const ATTEMPT_SHORT_PASS: usize = 64;
 pub const ATTEMPT_PASSES_MAX: u32 = 16;
 /// After how long an attempt asks again a disk that does not answer, in milliseconds.
 pub const ATTEMPT_RETRY_MS: u64 = 100;
+/// How often a node looks whether the members of partitions should change.
+pub const STEWARD_LOOK_MS: u64 = 500;
 /// How long a disk may be away before the partitions that it holds go on without it, in
 /// milliseconds.
 pub const STEWARD_MOMENT_MS: u64 = 5_000;

@@ -87,6 +87,14 @@ impl Partitions {
         self.groups.iter().any(is)
     }
 
+    /// The members that do not get everything: of which partition of which table.
+    pub(crate) fn behind(&self) -> impl Iterator<Item = (u8, PartitionId, PeerIndex)> {
+        self.by_id.iter().flat_map(|(id, partition)| {
+            let behind = partition.members.iter().filter(|it| !partition.whole.contains(*it));
+            behind.map(|peer| (partition.under.copies, *id, peer))
+        })
+    }
+
     /// Whether every partition has one member.
     pub(crate) fn are_sole(&self) -> bool {
         self.groups.iter().all(Group::is_sole)

@@ -479,6 +479,15 @@ impl Coordinator {
         self.end_switches(effects);
     }
 
+    /// Current members that do not have everything: of which partition of which table, and on
+    /// which disk.
+    pub fn behind_in(&self) -> impl Iterator<Item = (u8, PartitionId, DiskId)> {
+        let disk = |peer: PeerIndex| self.peers[usize::from(peer)].disk;
+        self.partitions
+            .behind()
+            .map(move |(copies, partition, peer)| (copies, partition, disk(peer)))
+    }
+
     /// Disks that some partition lists as current and that do not have everything, each with the
     /// reason: they become whole by a change of its members.
     pub fn behind(&self) -> Vec<(DiskId, String)> {

@@ -61,6 +61,7 @@ impl Engine {
             self.begin(now, outputs);
         }
         self.release_parked(now);
+        self.learn_attempts(now, &old, outputs);
         if self.is_among_others() {
             self.learn_from_others(now, &old, outputs);
         }
@@ -167,6 +168,8 @@ impl Engine {
                 self.torn_group_dropped((&name, &tag), result, outputs);
             }
             (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
+            // What was refused is looked at anew.
+            (Purpose::Members, _) => self.members_proposed(),
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (Purpose::AdminGroup(token, step), Err(refusal)) => {
                 self.group_step_refused(token, step, refused(&refusal), outputs);
