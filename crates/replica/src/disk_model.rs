@@ -45,7 +45,7 @@ pub(crate) struct Row {
     pub(crate) cells: BTreeMap<u32, Cell>,
 }
 
-type Place = (LineageId, u32, LayerId);
+pub(crate) type Place = (LineageId, u32, LayerId);
 
 #[derive(Clone, Default, Debug)]
 struct Content {
@@ -175,6 +175,15 @@ impl ModelDisk {
 
     pub(crate) fn row(&self, lineage: LineageId, key: ObjectKey) -> Option<&Row> {
         self.now.rows.get(&(lineage, key.index, key.layer))
+    }
+
+    pub(crate) fn rows(&self) -> &BTreeMap<Place, Row> {
+        &self.now.rows
+    }
+
+    /// What is on the medium.
+    pub(crate) fn stable_rows(&self) -> &BTreeMap<Place, Row> {
+        &self.stable.rows
     }
 
     /// What a layer shows of a block.

@@ -141,7 +141,7 @@ impl World {
             };
             let current = (0..MEMBERS as u32).map(member).collect();
             let number = ConfigurationNumber(1);
-            let configuration = Configuration { number, current, recovering: Vec::new() };
+            let configuration = Configuration { number, current, ..Configuration::default() };
             map = map.with_configuration(PartitionId(partition), configuration);
         }
         let register = Register {
@@ -612,7 +612,7 @@ impl World {
         };
         let current = attempt.installed.iter().map(member).collect();
         let number = ConfigurationNumber(attempt.from.0 + 1);
-        let configuration = Configuration { number, current, recovering: Vec::new() };
+        let configuration = Configuration { number, current, ..Configuration::default() };
         self.map = Arc::new(self.map.with_configuration(attempt.partition, configuration));
         self.epoch += 1;
         self.changes += 1;

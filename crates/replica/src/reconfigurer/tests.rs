@@ -215,7 +215,7 @@ impl World {
 
     fn reopen(&mut self, disk: DiskId, power: bool) {
         let model = self.disks.get_mut(&disk).expect("one of them");
-        model.reopen(power, &mut self.random);
+        model.reopen(if power { 300 } else { 0 }, &mut self.random);
         let incarnation = model.incarnation;
         self.apply(Command::OpenDisk { disk, node: node(), incarnation });
     }
