@@ -89,8 +89,8 @@ pub struct Options {
     pub scrub: ScrubRate,
     /// The machine's boot, as the system names it. While it is the same from one opening to the
     /// next the machine has not lost power, and what was acknowledged before is all there. All
-    /// zero: not known, which counts as a loss of power. Whoever saw the disk fail in this boot gives
-    /// zeros too: the disk was told that it did, but may have failed at that as well.
+    /// zero: not known, which counts as a loss of power. Whoever saw the disk fail in this boot
+    /// gives zeros too: the disk was told that it did, but may have failed at that as well.
     pub boot: [u8; 16],
 }
 

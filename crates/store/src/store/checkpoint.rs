@@ -74,8 +74,8 @@ pub(super) struct Checkpoint {
     maps: VecDeque<(u32, Slot, u8)>,
     pages: VecDeque<PageHeader>,
     hidden: Vec<Run>,
-    /// All lineages, marks, partitions, layers and layers being dropped, at one moment: they are packed, so a page
-    /// taken later than its neighbour might miss one that moved.
+    /// All lineages, marks, partitions, layers and layers being dropped, at one moment: they are
+    /// packed, so a page taken later than its neighbour might miss one that moved.
     lineages: Vec<LineageRow>,
     layers: Vec<LayerRow>,
     marks: Vec<MarkRow>,

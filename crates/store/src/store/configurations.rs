@@ -170,7 +170,8 @@ impl Serving {
         let lsn = self.log.next_lsn();
         for &(lineage, generation) in &record.fences {
             let known = self.lineages.entry(lineage).or_default();
-            (known.fence, known.fence_lsn) = (generation, lsn);
+            // One lineage may be named twice.
+            (known.fence, known.fence_lsn) = (known.fence.max(generation), lsn);
         }
         self.log.append(&Record::Attempt(record));
         self.in_flight.push(lsn, None, None, 0, 0, None);

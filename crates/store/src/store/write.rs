@@ -360,8 +360,8 @@ impl Serving {
         slot
     }
 
-    /// Makes the pages that a change touches, as a whole or not, the object's own. Where it replaces
-    /// a part of a page from below, it begins with a copy.
+    /// Makes the pages that a change touches, each as a whole or not, the object's own. Where it
+    /// replaces a part of a page from below, it begins with a copy.
     pub(super) fn take_pages(
         &mut self,
         slot: Slot,
