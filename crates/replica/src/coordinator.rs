@@ -109,7 +109,7 @@ pub struct Coordinator {
 #[derive(Debug)]
 pub(crate) enum Phase {
     /// Fencing and settling.
-    Opening(Opening),
+    Opening(Box<Opening>),
     /// Requests are served.
     Open,
     /// A newer attachment exists.
@@ -198,7 +198,7 @@ impl Coordinator {
             generation,
             read_only,
             map,
-            phase: Phase::Opening(Opening::default()),
+            phase: Phase::Opening(Box::default()),
             peers: Vec::new(),
             free_peers: Vec::new(),
             by_opening: BTreeMap::new(),

@@ -98,7 +98,7 @@ impl Coordinator {
         if !self.is_opening() {
             return;
         }
-        self.phase = Phase::Opening(Opening::default());
+        self.phase = Phase::Opening(Box::default());
         self.partitions.forgive_all();
         let retry_at = self.now + Duration::from_millis(MEMBER_RETRY_MS);
         for peer in &mut self.peers {
