@@ -396,9 +396,9 @@ fn snapshots_and_commands_keep_their_bytes() {
 
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
-/// one run, without an attempt; the volume with its attachment and its pending discard, out of the trash and without
-/// schedules; its layer; no sources and no groups; how its lineage is kept; no attempts, of which
-/// the first is to be number 1.
+/// one run, without an attempt; the volume with its attachment and its pending discard, out of the
+/// trash and without schedules; its layer; no sources and no groups; how its lineage is kept; no
+/// attempts, of which the first is to be number 1.
 const SNAPSHOT: &str = "0473734ddf0dd054fb06014d0202010205616c70686100000103020400000c01030180\
     2001010000000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
     802080406300000001010100000100000101030302010100";
