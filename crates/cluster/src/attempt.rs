@@ -22,8 +22,8 @@ use std::sync::Arc;
 /// Some partitions of one table, and the disks that are to be their members.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Change {
-    /// The next members of each of them, in this order: at least one, and no more than copies. A disk
-    /// that was opened anew is named like any other.
+    /// The next members of each of them, in this order: at least one, and no more than copies. A
+    /// disk that was opened anew is named like any other.
     pub wanted: Vec<DiskId>,
     /// The partitions, and the numbers of the configurations that they are to leave.
     pub partitions: Vec<(PartitionId, ConfigurationNumber)>,

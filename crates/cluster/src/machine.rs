@@ -332,10 +332,10 @@ impl State {
         let opened = Disk { incarnation, ..known.unwrap_or(first) };
         let map = self.change();
         Arc::make_mut(&mut map.disks).insert(disk, opened);
-        // With several disks the partitions of one keep its former opening, which is not current any
-        // more, until an attempt has found out what the others have that it has not. Attempts that
-        // want the disk go on: whoever carries one out sees which opening answers, and none but the
-        // present one can be activated.
+        // With several disks the partitions of one keep its former opening, which is not current
+        // any more, until an attempt has found out what the others have that it has not. Attempts
+        // that want the disk go on: whoever carries one out sees which opening answers, and none
+        // but the present one can be activated.
         let is_empty = map.configurations().all(|held| held.current.is_empty());
         if map.disks.len() == 1 || is_empty {
             map.end_attempts_with(disk);

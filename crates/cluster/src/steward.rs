@@ -1,9 +1,9 @@
 //! What to do next so that every partition has the members that it should have: a pure function of
 //! the map and of what is seen of the disks.
 //!
-//! It decides nothing: it gives commands to propose, each of which the agreed state judges by itself.
-//! Whoever asks it does so again when the map or what is seen has changed, and what was proposed
-//! before is under way by then.
+//! It decides nothing: it gives commands to propose, each of which the agreed state judges by
+//! itself. Whoever asks it does so again when the map or what is seen has changed, and what was
+//! proposed before is under way by then.
 
 use crate::attempt::{Attempt, Change};
 use crate::command::Command;
@@ -84,13 +84,14 @@ struct Step {
 /// The commands to propose now, in this order; the attempts among them are to be carried out by
 /// `owner`, who asks.
 ///
-/// * Attempts that cannot come to an end are given up: their owner is away, or a disk that they want.
+/// * Attempts that cannot come to an end are given up: their owner is away, or a disk that they
+///   want.
 /// * A member that is away for longer than a moment, or behind, is left out: so quorums are whole
 ///   again, and the settled point moves. Never so that fewer are left than volumes ask for.
 /// * A member that was opened anew is listed anew, and gets what it has missed.
 /// * Where there are fewer copies than are wanted, and where other disks should hold a partition
-///   ([`Map::wanted_members`]), newcomers get it: in the place of a disk that is away only after the
-///   grace time.
+///   ([`Map::wanted_members`]), newcomers get it: in the place of a disk that is away only after
+///   the grace time.
 ///
 /// The most endangered partitions come first. What cannot be done now, since too few members answer
 /// to settle by, is left.

@@ -214,8 +214,8 @@ pub const READ_HEDGE_MS: u64 = 500;
 pub const ATTEMPT_COPIERS_MAX: usize = 16;
 /// Questions that one attempt has under way, without those of its copiers.
 pub const ATTEMPT_QUESTIONS_MAX: usize = 64;
-/// A pass over the newcomers of an attempt that copies no more than so many pieces of objects is the
-/// last before the members refuse: it is what sessions wait for then.
+/// A pass over the newcomers of an attempt that copies no more than so many pieces of objects is
+/// the last before the members refuse: it is what sessions wait for then.
 pub const ATTEMPT_SHORT_PASS: usize = 64;
 /// Passes after which the members refuse in any case.
 pub const ATTEMPT_PASSES_MAX: u32 = 16;
@@ -226,8 +226,8 @@ pub const STEWARD_LOOK_MS: u64 = 500;
 /// How long a disk may be away before the partitions that it holds go on without it, in
 /// milliseconds.
 pub const STEWARD_MOMENT_MS: u64 = 5_000;
-/// How long a disk may be away before what it holds is built anew on others, in milliseconds, unless
-/// something else is set: ten minutes, in which most machines start again.
+/// How long a disk may be away before what it holds is built anew on others, in milliseconds,
+/// unless something else is set: ten minutes, in which most machines start again.
 pub const STEWARD_GRACE_MS: u64 = 600_000;
 /// Attempts under way at once that only leave members out or list them anew.
 pub const STEWARD_URGENT_MAX: usize = 16;
@@ -556,9 +556,10 @@ const _: () = assert!(
         + NODES_MAX * (NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 32)
         + DISKS_MAX * 128
         + TOKENS_MAX * (64 + TOKEN_USES_MAX as usize * 52)
-        // A table for each number of copies. Of each partition its run, its number and whether it may
-        // be refused, and of each member which disk and how many openings ago: this many bytes are
-        // enough for a partition that was changed 2^34 times, with members of 2^21 openings ago.
+        // A table for each number of copies. Of each partition its run, its number and whether it
+        // may be refused, and of each member which disk and how many openings ago: this many bytes
+        // are enough for a partition that was changed 2^34 times, with members of 2^21 openings
+        // ago.
         + COPIES_MAX as usize * (1 << PARTITION_BITS_MAX) * (11 + COPIES_MAX as usize * 5)
         // An attempt has an owner, and its partitions have its number, the disks that are wanted,
         // and members that recover.

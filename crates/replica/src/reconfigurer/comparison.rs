@@ -1,4 +1,5 @@
-//! Where two disks differ in some partitions: both are surveyed, piece by piece, and their rows met.
+//! Where two disks differ in some partitions: both are surveyed, piece by piece, and their rows
+//! met.
 
 use proto::{DiskId, LineageId, ObjectKey, ObjectStamp, PartitionId, partition_of};
 use std::collections::VecDeque;
@@ -89,8 +90,8 @@ impl Comparison {
         self.disk(is_source) == disk && side.is_asked && side.after == after
     }
 
-    /// Takes an answer. It must go forward and speak of the partitions; otherwise it makes no sense,
-    /// and nothing is taken.
+    /// Takes an answer. It must go forward and speak of the partitions; otherwise it makes no
+    /// sense, and nothing is taken.
     #[must_use]
     pub(super) fn take(
         &mut self,

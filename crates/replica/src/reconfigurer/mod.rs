@@ -1,10 +1,10 @@
-//! Carries out one attempt to change the members of some partitions, from the first copy to the word
-//! that it can be activated: decision 0009, "Changing members".
+//! Carries out one attempt to change the members of some partitions, from the first copy to the
+//! word that it can be activated: decision 0009, "Changing members".
 //!
 //! What it asks and what it is told are `proto` messages; it knows the partitions and the layers by
 //! the agreed map. It vouches for what `cluster` cannot know: that members who meet every write
-//! quorum refuse what is left, that all is settled by what they hold, and that every next member has
-//! it on stable media.
+//! quorum refuse what is left, that all is settled by what they hold, and that every next member
+//! has it on stable media.
 
 mod comparison;
 mod evidence;
@@ -115,8 +115,8 @@ pub enum AttemptStage {
 pub struct AttemptProgress {
     /// The stage.
     pub stage: AttemptStage,
-    /// Pieces of objects (what one layer has of one) that are still to be made equal, as far as that
-    /// is known: differences are found as the disks are looked through.
+    /// Pieces of objects (what one layer has of one) that are still to be made equal, as far as
+    /// that is known: differences are found as the disks are looked through.
     pub to_do: u64,
     /// Pieces that were made equal since the attempt began; those that were written meanwhile count
     /// again.
@@ -199,9 +199,9 @@ struct Known {
 /// The machine that carries out one attempt.
 ///
 /// Its owner asks the disks what [`Reconfigurer::poll`] gives, hands every answer to
-/// [`Reconfigurer::handle`] (for a question that will get none, [`MemberError::Retired`]), and polls
-/// again, until [`Reconfigurer::outcome`]. The order of the questions to one disk must be kept. It
-/// tells of newer maps ([`Reconfigurer::learn`]) and of disks that were opened anew
+/// [`Reconfigurer::handle`] (for a question that will get none, [`MemberError::Retired`]), and
+/// polls again, until [`Reconfigurer::outcome`]. The order of the questions to one disk must be
+/// kept. It tells of newer maps ([`Reconfigurer::learn`]) and of disks that were opened anew
 /// ([`Reconfigurer::reopened`]). It may drop it at any time; the attempt must then be given up, and
 /// may be refused once [`Reconfigurer::may_be_refused`].
 #[derive(Debug)]
@@ -379,10 +379,8 @@ impl Reconfigurer {
         }
         match self.stage {
             AttemptStage::Copying { pass } if self.has_part(disk) => self.begin_pass(pass),
-            AttemptStage::Refusing => {
-                if self.said.remove(&disk).is_some() {
-                    self.ask(disk, Ask::Refuse);
-                }
+            AttemptStage::Refusing if self.said.remove(&disk).is_some() => {
+                self.ask(disk, Ask::Refuse);
             }
             AttemptStage::Settling | AttemptStage::Installing
                 if self.openings.contains_key(&disk) =>

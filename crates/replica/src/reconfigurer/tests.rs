@@ -220,8 +220,8 @@ impl World {
         self.apply(Command::OpenDisk { disk, node: node(), incarnation });
     }
 
-    /// Carries an attempt out. `faults`: how often, of a thousand steps, something happens to a disk
-    /// of these.
+    /// Carries an attempt out. `faults`: how often, of a thousand steps, something happens to a
+    /// disk of these.
     fn carry_out(&mut self, attempt: u64, faults: u64, victims: &[DiskId]) -> AttemptOutcome {
         let mut machine = Reconfigurer::begin(self.state.map(), attempt).expect("it is under way");
         let mut asked: BTreeMap<DiskId, VecDeque<(AttemptQuestion, MemberRequest)>> =

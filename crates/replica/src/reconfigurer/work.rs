@@ -214,8 +214,11 @@ impl Reconfigurer {
 
     /// Takes away the copiers that have ended.
     pub(super) fn end_copies(&mut self) {
-        let ended = self.work.copiers.extract_if(.., |_, (_, copier)| copier.outcome().is_some());
-        let ended: Vec<(Place, Copier)> = ended.map(|(_, ended)| ended).collect();
+        let has_ended = |(_, held): &(&u64, &(Place, Copier))| held.1.outcome().is_some();
+        let ended = self.work.copiers.iter().filter(has_ended).map(|(&number, _)| number);
+        let ended: Vec<u64> = ended.collect();
+        let ended: Vec<(Place, Copier)> =
+            ended.iter().filter_map(|number| self.work.copiers.remove(number)).collect();
         let is_early = matches!(self.stage, AttemptStage::Copying { .. });
         for (place, copier) in ended {
             let Place { target: disk, lineage, .. } = place;
@@ -269,8 +272,8 @@ impl Reconfigurer {
         self.work.todo.insert(place, task);
     }
 
-    /// Plans what is to be done before the next members are installed: what was not settled, on each
-    /// of them, and whatever else is not equal on those that do not have all.
+    /// Plans what is to be done before the next members are installed: what was not settled, on
+    /// each of them, and whatever else is not equal on those that do not have all.
     pub(super) fn plan_settled(&mut self) {
         let mut todo: BTreeMap<Place, Task> = BTreeMap::new();
         let differences = std::mem::take(&mut self.work.differences);

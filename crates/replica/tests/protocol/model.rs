@@ -359,8 +359,8 @@ pub enum Action {
     Settle { session: usize, disk: usize },
     /// A session learns of the newest configuration.
     Learn { session: usize },
-    /// A guest reads by session 0. Only when that has missed something: what it shows only grows, so
-    /// that a read which comes before shows all there was.
+    /// A guest reads by session 0. Only when that has missed something: what it shows only grows,
+    /// so that a read which comes before shows all there was.
     Read,
     /// A disk confirms session 0.
     Confirm { disk: usize },
