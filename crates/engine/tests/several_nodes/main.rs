@@ -185,8 +185,8 @@ fn requests_wait_for_a_disk_whose_node_is_away_and_go_on_when_it_is_back() {
     net.flush(0, connection);
 }
 
-/// The map tells of a new opening before the process that has it is connected: what the session asks
-/// it then was given back as if the disk were out of service, and the session waited for ever.
+/// The map tells of a new opening before the process that has it is connected: what the session
+/// asked then was given back as if the disk were out of service, and the session waited for ever.
 #[test]
 fn a_disk_that_was_opened_anew_behind_a_cut_is_used_again() {
     let mut net = Net::cluster(12, ELSEWHERE);
