@@ -27,9 +27,21 @@ impl Drop for Sheep {
     }
 }
 
+/// Where the node with this data directory listens: the others look for it there after a restart,
+/// so it is the same each time. A port that was free when it was first asked for.
+fn address_of(data: &Path) -> String {
+    let known = data.with_extension("address");
+    fs::read_to_string(&known).unwrap_or_else(|_| {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = free.local_addr().expect("bound").to_string();
+        fs::write(known, &address).expect("written");
+        address
+    })
+}
+
 fn command(data: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sheep"));
-    command.env_clear().env("SHEEP_CONFIG", "/dev/null").env("SHEEP_LISTEN", "127.0.0.1:0");
+    command.env_clear().env("SHEEP_CONFIG", "/dev/null").env("SHEEP_LISTEN", address_of(data));
     command.arg("--data").arg(data).args(options);
     command
 }

@@ -43,8 +43,8 @@ pub struct Request {
     pub key: PublicKey,
     /// What people call it, at most `NODE_NAME_BYTES_MAX` bytes.
     pub name: String,
-    /// Where others may reach it, at most as many as a token has. Empty: at the address that it asks
-    /// from.
+    /// Where others may reach it, at most as many as a token has. Empty: at the address that it
+    /// asks from.
     pub addresses: Vec<Seed>,
 }
 
@@ -359,8 +359,8 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// Whatever comes is a message, the beginning of one, or refused: never a panic, and what is
-        /// taken is what would be written.
+        /// Whatever comes is a message, the beginning of one, or refused: never a panic, and what
+        /// is taken is what would be written.
         #[test]
         fn any_bytes_are_judged(
             kind in 0u8..6,
