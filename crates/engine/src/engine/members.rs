@@ -46,11 +46,14 @@ impl Members {
 }
 
 impl Engine {
-    /// Brings the attempts in line with the map, after it changed from `old`.
-    pub(super) fn learn_attempts(&mut self, now: Time, old: &Map, outputs: &mut Vec<Output>) {
-        if self.phase != Phase::Serving {
-            return;
-        }
+    /// The node serves from now on: what it had begun before it was started it goes on with.
+    pub(super) fn begin_members(&mut self) {
+        self.take_up_attempts();
+        self.members_here.look_at = self.tends_members().then_some(self.present + LOOK);
+        self.work.push_back(Work::Attempts);
+    }
+
+    fn take_up_attempts(&mut self) {
         let own = self.settings.node;
         let mine = self.map.attempts().filter(|attempt| attempt.owner == own);
         for number in mine.map(|attempt| attempt.number).collect::<Vec<_>>() {
@@ -62,6 +65,14 @@ impl Engine {
                 self.members_here.attempts.insert(number, attempt);
             }
         }
+    }
+
+    /// Brings the attempts in line with the map, after it changed from `old`.
+    pub(super) fn learn_attempts(&mut self, now: Time, old: &Map, outputs: &mut Vec<Output>) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        self.take_up_attempts();
         let reopened: Vec<DiskId> = self
             .map
             .disks()
@@ -110,9 +121,9 @@ impl Engine {
     pub(super) fn pump_attempts(&mut self, now: Time, outputs: &mut Vec<Output>) {
         let numbers: Vec<u64> = self.members_here.attempts.keys().copied().collect();
         for number in numbers {
-            loop {
-                let Some(attempt) = self.members_here.attempts.get_mut(&number) else { break };
-                let Some((question, disk, request)) = attempt.machine.poll(now) else { break };
+            while let Some(attempt) = self.members_here.attempts.get_mut(&number)
+                && let Some((question, disk, request)) = attempt.machine.poll(now)
+            {
                 self.ask_member(now, disk, MemberRoute::Attempt { number, question }, request);
             }
             self.end_attempt(number, outputs);
