@@ -32,7 +32,7 @@ enum Layer {
     Unknown,
     Plain,
     /// Its first message has not come.
-    Accepting(Acceptor),
+    Accepting(Box<Acceptor>),
     Tls(Box<Connection>),
 }
 
@@ -66,7 +66,7 @@ impl Stream {
     pub fn accepted(socket: TcpStream, plain_allowed: bool) -> Stream {
         let layer = match plain_allowed {
             true => Layer::Unknown,
-            false => Layer::Accepting(Acceptor::default()),
+            false => Layer::Accepting(Box::default()),
         };
         Stream { socket, layer, readable: true, writable: true }
     }
@@ -116,7 +116,7 @@ impl Stream {
                     match noting(&mut self.readable, peeked)? {
                         0 => return Err(ErrorKind::UnexpectedEof.into()),
                         _ if first[0] == TLS_FIRST => {
-                            self.layer = Layer::Accepting(Acceptor::default());
+                            self.layer = Layer::Accepting(Box::default());
                         }
                         _ => self.layer = Layer::Plain,
                     }

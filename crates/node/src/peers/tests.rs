@@ -340,7 +340,7 @@ fn another_node_than_the_one_that_was_dialled_is_told_nothing() {
     let mut other = side(&other, HIGH, Some(LOW), false);
     low.dials_to = vec![other.address];
     until(&mut [&mut low, &mut other], |sides| {
-        sides[0].reasons.iter().any(|reason| *reason == CloseReason::Unreachable)
+        sides[0].reasons.contains(&CloseReason::Unreachable)
     });
     assert!(!other.is_up() && !low.is_up());
 }
