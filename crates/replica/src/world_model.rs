@@ -333,7 +333,10 @@ impl World {
         let token = self.tokens;
         let place = (self.random.below(u64::from(OBJECTS)) as u32, self.random.below(2) as u32);
         let kind = self.random.below(10);
-        let uses_place = |asked: &Asked| matches!(asked, Asked::Write { place: it, .. } | Asked::Read { place: it } if *it == place);
+        let uses_place = |asked: &Asked| match asked {
+            Asked::Write { place: it, .. } | Asked::Read { place: it } => *it == place,
+            _ => false,
+        };
         if kind > 0 && self.sessions[at].requests.values().any(uses_place) {
             return;
         }

@@ -261,8 +261,8 @@ impl Session {
         all.flatten().min()
     }
 
-    /// Current members of the volume's partitions that do not have everything: of which partition of
-    /// which table, and on which disk. They become whole by a change of the members.
+    /// Current members of the volume's partitions that do not have everything: of which partition
+    /// of which table, and on which disk. They become whole by a change of the members.
     pub fn behind(&self) -> impl Iterator<Item = (u8, PartitionId, DiskId)> {
         self.coordinator.behind_in()
     }

@@ -1,10 +1,10 @@
 //! Members of partitions: what this node proposes so that every partition has those it should have,
 //! and the attempts to change them that it carries out (decision 0009).
 //!
-//! The node that leads looks after all partitions; any other one only after those of which a session
-//! here says that a member is behind. Whoever proposes an attempt owns it, and the agreed state
-//! judges each by itself: so two nodes that see things differently are in each other's way at most
-//! for a moment.
+//! The node that leads looks after all partitions; any other one only after those of which a
+//! session here says that a member is behind. Whoever proposes an attempt owns it, and the agreed
+//! state judges each by itself: so two nodes that see things differently are in each other's way
+//! for a moment at most.
 
 use super::{Engine, MemberRoute, Phase, Purpose, Work};
 use crate::{NoticeLevel, Output, disks::Disk};
