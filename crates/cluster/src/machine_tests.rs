@@ -490,3 +490,37 @@ fn the_first_disk_that_is_opened_holds_everything() {
     assert_eq!(state.map().configuration(3, P0).current, [member(2, 1)]);
     assert_eq!(state.map().configuration(3, P0).number.0, 1);
 }
+
+#[test]
+fn addresses_are_kept_with_their_node() {
+    let mut state = state();
+    let set = |node, addresses: &[&str]| Command::SetAddresses {
+        node,
+        addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+    };
+    let known = |state: &State, at| state.map().addresses_of(node(at)).to_vec();
+    done(&mut state, set(node(1), &["a:1", "b:2"]));
+    assert_eq!(known(&state, 1), ["a:1", "b:2"]);
+    let epoch = state.map().epoch();
+    done(&mut state, set(node(1), &["a:1", "b:2"]));
+    assert_eq!(state.map().epoch(), epoch, "done already is done");
+    let unknown = Refusal::UnknownNode { node: node(9) };
+    assert_eq!(state.apply(&set(node(9), &["a:1"])), Err(unknown));
+    for address in ["", "a\n:1", &"a".repeat(129)] {
+        let refused = state.apply(&set(node(1), &[address]));
+        assert!(matches!(refused, Err(Refusal::BadNodeAddress { .. })), "{refused:?}");
+        assert!(set(node(1), &[address]).bounded().is_err());
+    }
+    let many = set(node(1), &["a:1"; 5]);
+    assert_eq!(many.clone().bounded(), Err(Refusal::TooManyInCommand { max: 4 }));
+    assert_eq!(state.apply(&many), Err(Refusal::TooManyInCommand { max: 4 }));
+    let bytes = state.encode();
+    assert_eq!(State::decode(&bytes).as_ref(), Ok(&state));
+    // They go with the node, or when there are none any more.
+    done(&mut state, set(node(3), &["c:3"]));
+    done(&mut state, Command::RemoveNode { node: node(3) });
+    assert_eq!(known(&state, 3), Vec::<String>::new());
+    done(&mut state, set(node(1), &[]));
+    assert_eq!(known(&state, 1), Vec::<String>::new());
+    state.check();
+}

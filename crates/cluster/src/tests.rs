@@ -392,6 +392,7 @@ fn snapshots_and_commands_keep_their_bytes() {
             "012f03090301ac0205",
         ),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
+        (Command::SetAddresses { node, addresses: vec!["h:1".into()] }, "0131020103683a31"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -402,10 +403,10 @@ fn snapshots_and_commands_keep_their_bytes() {
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
 /// one run; the volume with its attachment and its pending discard, out of the trash and without
-/// schedules; its layer; no sources and no groups; how its lineage is kept.
-const SNAPSHOT: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
+/// schedules; its layer; no sources and no groups; how its lineage is kept; no addresses.
+const SNAPSHOT: &str = "04d2f3c52aa788d20006014d0202010205616c70686100000103020400000c01030180\
     200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
-    80208040630000000101010000010000010103030201";
+    8020804063000000010101000001000001010303020100";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

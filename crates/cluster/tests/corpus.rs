@@ -137,6 +137,10 @@ fn machines() -> Vec<(&'static str, Command)> {
     vec![
         ("second-node", Command::AddNode { node: second, name: "two".to_owned() }),
         ("zone", Command::SetZone { node: second, zone: "cellar".to_owned() }),
+        ("addresses", {
+            let addresses = vec!["host-b:7000".to_owned(), "[fd00::2]:7000".to_owned()];
+            Command::SetAddresses { node: second, addresses }
+        }),
         ("add-disk", Command::AddDisk { disk: new, node: second, bytes: 1 << 40 }),
         ("open-second-disk", {
             Command::OpenDisk { disk: new, node: second, incarnation: Incarnation(3) }
@@ -183,6 +187,11 @@ const VERSION_2: &str = "02d92a915a35925aec06014d0202010205616c706861010302040c0
     00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
     0000000101010000010000";
 
+/// The same as version 3 wrote it.
+const VERSION_3: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
+    200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
+    80208040630000000101010000010000010103030201";
+
 fn seeds() -> Vec<(String, Vec<u8>)> {
     let with = |choice: u8, bytes: &[u8]| [&[choice], bytes].concat();
     let mut seeds = vec![("empty".to_owned(), Vec::new())];
@@ -197,14 +206,17 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds.push(("command-shortened".to_owned(), with(COMMAND, &shortened.encode())));
     let whole = state.encode();
     let mut later = whole.clone();
-    later[0] = 4;
+    later[0] = 5;
     let mut spoiled = whole.clone();
     spoiled[20] ^= 1;
-    let digits: Vec<u32> =
-        VERSION_2.chars().map(|digit| digit.to_digit(16).expect("hexadecimal")).collect();
-    let earlier: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect();
+    let of_hex = |text: &str| -> Vec<u8> {
+        let digits: Vec<u32> =
+            text.chars().map(|digit| digit.to_digit(16).expect("hexadecimal")).collect();
+        digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+    };
     seeds.extend([
-        ("snapshot-of-version-2".to_owned(), with(AS_IT_IS, &earlier)),
+        ("snapshot-of-version-2".to_owned(), with(AS_IT_IS, &of_hex(VERSION_2))),
+        ("snapshot-of-version-3".to_owned(), with(AS_IT_IS, &of_hex(VERSION_3))),
         ("snapshot-cut".to_owned(), with(FITTING, &whole[..whole.len() / 2])),
         ("snapshot-of-a-later-version".to_owned(), with(FITTING, &later)),
         ("snapshot-spoiled".to_owned(), with(AS_IT_IS, &spoiled)),

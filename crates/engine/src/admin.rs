@@ -480,8 +480,10 @@ pub struct PeerReport {
 pub struct AgreementReport {
     /// Who leads, if that is known.
     pub leader: Option<NodeId>,
-    /// Who votes.
+    /// Who votes; while that changes, who will, and until then those of before are needed too.
     pub voters: Vec<NodeId>,
+    /// Whether it changes just now.
+    pub changing: bool,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,
     /// Why nothing can be agreed on just now, if nothing can.

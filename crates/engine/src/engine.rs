@@ -156,7 +156,8 @@ impl Purpose {
 enum Phase {
     /// The journal is opened.
     Journal,
-    /// The first map of the cluster that the node joins is awaited.
+    /// The first map of the cluster that the node joins is awaited, or what was agreed while the
+    /// node was away.
     Joining,
     /// The disks are opened, the cluster is founded if need be.
     Disks,

@@ -56,10 +56,10 @@ impl Engine {
         for (id, start) in flattens {
             self.tell_flatten(now, id, start);
         }
-        if self.phase == Phase::Joining && self.map.cluster().0 != 0 {
-            self.begin_disks(now, outputs);
-        }
         self.learn_peers(now, outputs);
+        if self.phase == Phase::Joining && self.map.cluster().0 != 0 && !self.has_released {
+            self.begin(now, outputs);
+        }
         self.release_parked(now);
         if self.is_among_others() {
             self.learn_from_others(now, &old, outputs);

@@ -49,7 +49,7 @@ impl Engine {
                         if self.waits_for_map() {
                             self.phase = Phase::Joining;
                         } else {
-                            self.begin_disks(now, outputs);
+                            self.begin(now, outputs);
                         }
                     }
                     Err(error) => self.fail(
@@ -125,8 +125,21 @@ impl Engine {
         }
     }
 
-    /// The agreed state is known: founds the cluster where that is wanted, and begins the disks.
-    pub(super) fn begin_disks(&mut self, now: Time, outputs: &mut Vec<Output>) {
+    /// The agreed state is known, as far as the journal has it. Among others that may be less than
+    /// was agreed, and than the disks were told: a step that goes through the log brings the rest.
+    /// What this node had attached is given back first then, for that is such a step.
+    pub(super) fn begin(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        if self.is_among_others() {
+            self.phase = Phase::Joining;
+            self.has_released = true;
+            self.boot(Command::ReleaseNode { node: self.settings.node });
+        } else {
+            self.begin_disks(now, outputs);
+        }
+    }
+
+    /// All that was agreed is known: founds the cluster where that is wanted, and begins the disks.
+    fn begin_disks(&mut self, now: Time, outputs: &mut Vec<Output>) {
         self.phase = Phase::Disks;
         if self.map.cluster().0 == 0 {
             self.boot(Command::CreateCluster {
@@ -156,6 +169,7 @@ impl Engine {
             self.begin_disk(now, &settings);
         }
         self.release_former();
+        self.advance_boot(outputs);
     }
 
     fn begin_disk(&mut self, now: Time, settings: &DiskSettings) {
@@ -210,6 +224,9 @@ impl Engine {
 
     /// After each step of starting: serves once all are done.
     pub(super) fn advance_boot(&mut self, outputs: &mut Vec<Output>) {
+        if self.phase == Phase::Joining && self.has_released && self.boot_commands == 0 {
+            return self.begin_disks(self.present, outputs);
+        }
         if self.phase != Phase::Disks || self.boot_commands > 0 {
             return;
         }

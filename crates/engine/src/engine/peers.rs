@@ -370,7 +370,7 @@ impl Engine {
     /// A message of the agreed log. It is lost where there is no link, or no connection.
     pub(super) fn send_to_voter(&mut self, now: Time, to: NodeId, bytes: &[u8]) {
         let Some(number) = self.peers.all.get(&to).map(|peer| peer.number) else { return };
-        let message = Buffer::copy_of(bytes).freeze();
+        let message = message_of(bytes);
         self.tell_link(now, to, number, link::Event::Control { channel: Channel::RAFT, message });
     }
 
@@ -383,7 +383,7 @@ impl Engine {
                 bytes.extend(disk.incarnation.0.to_le_bytes());
             }
         }
-        let message = Buffer::copy_of(&bytes).freeze();
+        let message = message_of(&bytes);
         let peers = self.peers.all.iter().filter(|(node, _)| to.is_none_or(|to| to == **node));
         let peers: Vec<_> = peers.map(|(node, peer)| (*node, peer.number)).collect();
         for (node, number) in peers {
@@ -571,6 +571,11 @@ impl Engine {
         disk: DiskId,
         request: MemberRequest,
     ) {
+        // Others may have learned before this node that its opening is agreed.
+        let here = self.disks.get(&disk).filter(|disk| disk.incarnation != Incarnation(0));
+        if here.is_some_and(|disk| !disk.is_agreed && disk.failure().is_none()) {
+            return self.answer_peer(now, (node, number, question), Err(MemberError::Busy));
+        }
         let route = MemberRoute::Peer { node, number, question };
         self.ask_local(now, disk, route, request);
     }
@@ -609,6 +614,7 @@ impl Engine {
         AgreementReport {
             leader: status.leader,
             voters: status.voters,
+            changing: status.changing,
             learners: status.learners,
             waiting: self.leaderless(),
         }
@@ -669,6 +675,11 @@ impl Peer {
         let open = self.openings.as_ref().and_then(|openings| openings.get(&disk));
         open == Some(&incarnation)
     }
+}
+
+/// A control message of these bytes; a buffer by itself is longer.
+fn message_of(bytes: &[u8]) -> Payload {
+    Buffer::copy_of(bytes).freeze().slice(0, bytes.len())
 }
 
 /// The disks and incarnations of a message; nothing if it is malformed.
