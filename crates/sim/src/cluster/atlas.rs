@@ -12,6 +12,15 @@ pub fn machines_losable(copies: usize) -> usize {
     quorum(copies) - 1
 }
 
+/// How many voters a cluster of so many nodes chooses.
+pub fn voters_wanted(nodes: usize) -> usize {
+    match nodes {
+        0..=2 => 1,
+        3..=6 => 3,
+        _ => 5,
+    }
+}
+
 /// How the cluster is, as whoever knows everything sees it.
 pub struct Sight<'a> {
     /// Which nodes run and are not held up, by place.

@@ -1,6 +1,7 @@
 //! What goes wrong, how it heals, and what must be true in the end.
 
 use super::{
+    atlas,
     member::{Process, address},
     net::Place,
     world::{BEGIN, ClusterWorld, Due, PATIENCE},
@@ -20,6 +21,8 @@ const MISFORTUNE: Duration = Duration::from_millis(100);
 const ADMIN: Duration = Duration::from_millis(700);
 /// Within which simulated time all nodes agree once everything has healed.
 const HEAL_MAX: Duration = Duration::from_secs(120);
+/// Within which all have joined and voters are chosen; who is to vote is watched for half a minute.
+const JOIN_MAX: Duration = Duration::from_secs(180);
 /// Within which a node that is to stop has stopped.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
@@ -42,7 +45,10 @@ impl ClusterWorld {
         }
         self.at(BEGIN + ADMIN, Due::Admin);
         if !self.mix.early {
-            self.await_that("joining", HEAL_MAX, |world| world.has_settled())?;
+            let voters = atlas::voters_wanted(self.mix.nodes);
+            self.await_that("joining", JOIN_MAX, |world| {
+                world.has_settled() && world.voters().len() == voters
+            })?;
         }
         self.at(self.now, Due::Misfortune);
         self.pass(self.mix.span)
@@ -161,9 +167,14 @@ impl ClusterWorld {
         self.members.iter().position(|member| agree && member.node == first)
     }
 
-    /// How many nodes there are.
-    pub fn nodes(&self) -> usize {
-        self.mix.nodes
+    /// The same as far as these nodes know.
+    pub fn leader_among(&self, places: &[Place]) -> Option<Place> {
+        let known = |place: &Place| Some(self.members[*place].sim()?.engine().voter()?.status());
+        let leads = |place: &Place| known(place).is_some_and(|status| status.leads);
+        let leader = places.iter().copied().find(leads)?;
+        let node = Some(self.members[leader].node);
+        let agree = places.iter().all(|place| known(place).is_some_and(|s| s.leader == node));
+        agree.then_some(leader)
     }
 
     /// How many requests guests have made and got an answer to, in all.

@@ -17,12 +17,10 @@ const CLUSTER: ClusterId = ClusterId(0xc1);
 pub enum Process {
     /// One does.
     Runs(Box<SimNode>),
-    /// None does; the machine has power or not.
+    /// None does.
     Down {
         /// What is left.
         media: Box<Media>,
-        /// Whether the machine has power.
-        powered: bool,
     },
 }
 
@@ -65,7 +63,7 @@ impl Member {
             clock,
             unix_s: 1_700_000_000 + random.below(7_200),
             founds: disk.is_some(),
-            process: Process::Down { media: Box::new(media), powered: true },
+            process: Process::Down { media: Box::new(media) },
             paused_until: Time(0),
             lives: 0,
             random,
@@ -111,7 +109,7 @@ impl Member {
 
     /// Starts a process.
     pub fn start(&mut self, now: Time, place: usize, seed: &(NodeId, String), setup: &Setup) {
-        let nothing = Process::Down { media: Box::new(empty()), powered: true };
+        let nothing = Process::Down { media: Box::new(empty()) };
         let Process::Down { media, .. } = std::mem::replace(&mut self.process, nothing) else {
             panic!("one process at a time runs on a machine");
         };
@@ -161,12 +159,11 @@ impl Member {
 
     /// The process ends, with the machine or not.
     pub fn end(&mut self, power_cut: Option<[CrashState; 2]>) {
-        let nothing = Process::Down { media: Box::new(empty()), powered: true };
+        let nothing = Process::Down { media: Box::new(empty()) };
         let mut media = match std::mem::replace(&mut self.process, nothing) {
             Process::Runs(sim) => sim.into_media(),
             Process::Down { media, .. } => *media,
         };
-        let powered = power_cut.is_none();
         match power_cut {
             Some([disk, journal]) => {
                 media.disk.power_cut(&disk);
@@ -180,7 +177,7 @@ impl Member {
         media.disk.clear_faults();
         media.journal.clear_faults();
         self.paused_until = Time(0);
-        self.process = Process::Down { media: Box::new(media), powered };
+        self.process = Process::Down { media: Box::new(media) };
     }
 }
 

@@ -612,6 +612,8 @@ impl ClusterWorld {
                 return Err(format!("volume {volume} has two writers, one of them at {at}"));
             }
             self.vouch(place, volume)?;
+            // Whatever its guest asked before has an end, heard or not.
+            self.tenants.get_mut(&volume).expect("it has a guest").guest.disown();
             self.oracle.attached(volume);
             return self.input(at, Input::Close { connection });
         }
