@@ -4,6 +4,7 @@ use proto::Duration;
 use sim::cluster::{ClusterMix, ClusterSummary, ClusterWorld, End};
 use sim::entropy;
 
+const SECONDS_5: Duration = Duration::from_secs(5);
 const SECONDS_10: Duration = Duration::from_secs(10);
 const SECONDS_60: Duration = Duration::from_secs(60);
 
@@ -34,7 +35,7 @@ fn direct(
     let world = ClusterWorld::with_mix(7, ClusterMix::calm(nodes), false);
     let outcome = world.run_with(|world| {
         world.move_guests(1)?;
-        world.pass(SECONDS_10)?;
+        world.pass(SECONDS_5)?;
         directed(world)
     });
     outcome.unwrap_or_else(|error| panic!("{error}"))
@@ -58,7 +59,7 @@ fn a_minority_waits_and_goes_on_when_it_sees_the_others_again() {
         assert!(leader.is_some(), "the others agree who leads");
         world.mend_all();
         world.pass(SECONDS_10)?;
-        assert!(answered(world, SECONDS_10)? > 50, "it goes on");
+        assert!(answered(world, SECONDS_10)? > 20, "it goes on");
         Ok(())
     });
 }
@@ -82,7 +83,7 @@ fn all_killed_together_come_back_in_any_order() {
         direct(5, |world| {
             world.end_all(how, SECONDS_10);
             world.pass(SECONDS_60)?;
-            assert!(answered(world, SECONDS_10)? > 50, "guests go on after {how:?}");
+            assert!(answered(world, SECONDS_10)? > 20, "guests go on after {how:?}");
             Ok(())
         });
     }
@@ -94,7 +95,7 @@ fn a_way_that_is_cut_in_one_direction_does_not_stop_the_others() {
         direct(3, |world| {
             world.cut(vec![way], None);
             world.pass(SECONDS_10)?;
-            assert!(answered(world, SECONDS_10)? > 50, "{way:?}");
+            assert!(answered(world, SECONDS_10)? > 20, "{way:?}");
             Ok(())
         });
     }
@@ -105,7 +106,7 @@ fn a_node_that_sees_a_minority_of_the_voters_and_its_disk_goes_on() {
     direct(5, |world| {
         world.cut((2..5).flat_map(|other| [(1, other), (other, 1)]).collect(), None);
         world.pass(SECONDS_10)?;
-        assert!(answered(world, SECONDS_10)? > 50, "its guests have what they had attached");
+        assert!(answered(world, SECONDS_10)? > 20, "its guests have what they had attached");
         Ok(())
     });
 }
@@ -116,7 +117,7 @@ fn a_node_that_was_held_up_for_a_minute_changes_nothing_when_it_wakes() {
         direct(3, |world| {
             world.pause(place, SECONDS_60);
             world.pass(SECONDS_60 + SECONDS_10)?;
-            assert!(answered(world, SECONDS_10)? > 50, "guests go on after {place}");
+            assert!(answered(world, SECONDS_10)? > 20, "guests go on after {place}");
             Ok(())
         });
     }

@@ -213,20 +213,15 @@ impl ClusterWorld {
         let span = Duration::from_millis(self.random.between(1, long));
         if self.random.chance(odds.kill) {
             self.end(place, End::Kill);
+            self.start_later(place, span);
         }
         if self.random.chance(odds.power_cut) {
             self.end(place, End::Power);
+            self.start_later(place, span);
         }
         if self.random.chance(odds.all) {
             let how = if self.random.coin() { End::Kill } else { End::Power };
             self.end_all(how, span);
-        }
-        for place in 0..self.mix.nodes {
-            let starts =
-                self.agenda.values().any(|due| matches!(due, Due::Start(at) if *at == place));
-            if self.members[place].sim().is_none() && !starts {
-                self.start_later(place, span);
-            }
         }
         if self.random.chance(odds.pause) {
             let span = if self.random.chance(100_000) { Duration::from_secs(60) } else { span };

@@ -121,9 +121,9 @@ impl ClusterMix {
         mix.nodes = nodes;
         mix.network = (Duration::from_micros(30), Duration::from_micros(300));
         mix.latency = Latency { low: Duration::from_micros(10), high: Duration::from_micros(300) };
-        mix.think = Duration::from_millis(20);
-        (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 2, 2);
-        (mix.span, mix.early) = (Duration::from_secs(10), false);
+        mix.think = Duration::from_millis(150);
+        (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
+        (mix.span, mix.early) = (Duration::from_secs(3), false);
         mix
     }
 }

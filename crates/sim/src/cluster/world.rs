@@ -69,6 +69,8 @@ pub(super) struct Tenant {
     /// Since when it waits for what.
     pub(super) asked: BTreeMap<RequestId, Time>,
     pub(super) opening_since: Time,
+    /// At which node it had its volume the last time.
+    pub(super) was_at: Option<Place>,
     /// A flush may tell that the disk was opened anew.
     pub(super) may_fail: bool,
 }
@@ -427,6 +429,7 @@ impl ClusterWorld {
             let tenant = Tenant {
                 guest,
                 at: place,
+                was_at: None,
                 asked: BTreeMap::new(),
                 opening_since: self.now,
                 may_fail: false,
@@ -628,8 +631,10 @@ impl ClusterWorld {
                 tenant.guest.next_at = now;
                 tenant.may_fail = false;
                 let volume = tenant.guest.volume;
+                let moved = tenant.was_at.replace(place).is_some_and(|before| before != place);
                 self.vouch(place, volume)?;
                 self.summary.attached[0] += 1;
+                self.summary.attached[1] += u64::from(moved);
                 self.oracle.attached(volume);
             }
             Answer::Refused { .. } => {
@@ -770,10 +775,7 @@ struct Loud(u64);
 impl Drop for Loud {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let seed = self.0;
-            eprintln!(
-                "seed {seed}: replay with `cargo run -p sim -- --cluster --seed {seed} --trace`"
-            );
+            eprintln!("seed {}: replay with `sim --cluster --seed {0} --trace`", self.0);
         }
     }
 }
