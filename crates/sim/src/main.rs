@@ -34,7 +34,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs fresh seeds of one node and of clusters on all cores until the time is over or one fails.
+    /// Runs fresh seeds, of one node and of clusters in turns, on all cores until the time is over
+    /// or one fails.
     Soak {
         /// For how long.
         #[arg(long, default_value_t = 10)]

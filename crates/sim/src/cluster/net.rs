@@ -205,7 +205,7 @@ impl Net {
         if !self.dark.remove(&place) {
             return;
         }
-        for (_, known) in &mut self.connections {
+        for known in self.connections.values_mut() {
             for side in [0, 1] {
                 if known.places[side] == place && known.flows[side].ends_at.is_none() {
                     known.flows[side].ends_at = Some(now + Duration::from_millis(300));
