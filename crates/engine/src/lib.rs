@@ -10,8 +10,8 @@
 //! [`Output::Dial`] says, lets a `link::Greeter` read the first frame of what it accepts and hands
 //! it to [`Engine::handle_accepted`], reads into [`Engine::peer_payload_target`] or hands bytes to
 //! [`Engine::handle_peer_bytes`], and once a round writes what [`Engine::peers_with_output`] names.
-//! At [`Engine::deadline`] it reads what is there before it hands in [`Input::Tick`]: a process that
-//! was held up must not take the others for silent.
+//! At [`Engine::deadline`] it reads what is there before it hands in [`Input::Tick`]: a process
+//! that was held up must not take the others for silent.
 #![forbid(unsafe_code)]
 
 pub mod admin;

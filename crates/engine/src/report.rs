@@ -250,13 +250,15 @@ fn waiting(now: Time, held: &Held) -> Option<String> {
     (span >= WAITING_SHOWN).then(|| format!("{}, {} s", waiting.reason, span.as_secs()))
 }
 
-/// The whole, with what is wrong in words.
+/// The whole, with what is wrong in words. Where other nodes have disks too, whether there is room
+/// for all volumes is not told by those of this one.
 pub(crate) fn status(
     node: NodeReport,
     disks: Vec<DiskReport>,
     volumes: &[VolumeReport],
     (hidden_layers, hidden_bytes): (u64, u64),
     journal_failure: Option<String>,
+    has_all_disks: bool,
 ) -> StatusReport {
     let mut warnings = Vec::new();
     warnings.extend(journal_failure);
@@ -302,7 +304,7 @@ pub(crate) fn status(
             size_in_words(available)
         ));
     }
-    if provisioned_bytes > capacity_bytes {
+    if has_all_disks && provisioned_bytes > capacity_bytes {
         warnings.push(format!(
             "the volumes may grow to {} together, but the disks hold {}: add space before they \
              are full, or writes of new data will be refused",

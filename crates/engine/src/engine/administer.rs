@@ -304,7 +304,9 @@ impl Engine {
         }
         let hidden = layers::hidden(&self.map, &self.disks);
         let volumes = self.volume_reports(now);
-        let mut report = report::status(self.node_report(now), disks, &volumes, hidden, trouble);
+        let has_all = self.map.disks().all(|disk| self.disks.contains_key(&disk.id));
+        let node = self.node_report(now);
+        let mut report = report::status(node, disks, &volumes, hidden, trouble, has_all);
         self.report_trash(&mut report);
         report.sources = self.sources_report(now);
         report.peers = self.peer_reports(now);

@@ -36,7 +36,8 @@ const ARRANGE_TICKS: u64 = 10;
 /// Nodes named in one sentence.
 const NAMED_MAX: usize = 5;
 
-const _: () = assert!(1 + limits::DISKS_MAX * OPENING_BYTES <= limits::WIRE_CONTROL_BYTES_MAX);
+// With the version before them.
+const _: () = assert!(limits::DISKS_MAX * OPENING_BYTES < limits::WIRE_CONTROL_BYTES_MAX);
 
 /// Another node.
 pub(super) struct Peer {
@@ -669,8 +670,7 @@ impl Engine {
 }
 
 impl Peer {
-    /// Whether a disk is open there as this incarnation, as far as it said, and nothing waits that
-    /// would be overtaken.
+    /// Whether a disk is open there as this incarnation, as far as it said.
     fn has_open(&self, disk: DiskId, incarnation: Incarnation) -> bool {
         let open = self.openings.as_ref().and_then(|openings| openings.get(&disk));
         open == Some(&incarnation)

@@ -185,6 +185,30 @@ fn requests_wait_for_a_disk_whose_node_is_away_and_go_on_when_it_is_back() {
     net.flush(0, connection);
 }
 
+/// The map tells of a new opening before the process that has it is connected: what the session
+/// asked then was given back as if the disk were out of service, and the session waited for ever.
+#[test]
+fn a_disk_that_was_opened_anew_behind_a_cut_is_used_again() {
+    let mut net = Net::cluster(12, ELSEWHERE);
+    net.create(2, "v");
+    let connection = net.open(2, "v");
+    net.write(2, connection, 0, 1, 64 << 10);
+    net.cut(1, 2);
+    net.kill(1);
+    net.start(1);
+    net.until("it serves again", 20, |net| net.nodes[1].is_ready);
+    let write = net.begin_write(2, connection, 0, 2, 4096);
+    net.until("the map tells", 20, |net| {
+        let map = net.nodes[2].engine.as_ref().expect("it runs").map().clone();
+        map.disks().all(|disk| disk.incarnation == proto::Incarnation(2))
+    });
+    net.pass(3);
+    assert!(!net.nodes[2].completions.contains_key(&write));
+    net.heal();
+    net.completed(2, write);
+    assert!(net.read(2, connection, 0, 4096).iter().all(|byte| *byte == 2));
+}
+
 /// What a disk had not flushed is lost with its machine's power. The session of another node learns
 /// of it before it reads from there again, and says so with the next flush, once.
 #[test]
