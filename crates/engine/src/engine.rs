@@ -501,6 +501,11 @@ impl Engine {
         &self.map
     }
 
+    /// This node's part in agreeing on it; nothing before the journal is open.
+    pub fn voter(&self) -> Option<&Voter> {
+        self.voter.as_ref()
+    }
+
     /// How many group snapshots that a crash interrupted have not gone yet.
     pub fn torn_groups(&self) -> usize {
         let snapshots = self.map.groups().flat_map(|group| &group.snapshots);

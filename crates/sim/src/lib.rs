@@ -1,11 +1,13 @@
-//! The simulator: the real machines of one node on a simulated medium, clock and clients, driven
-//! by one seed, and the oracle that says whether what they did was right.
+//! The simulator: the real machines of one node, or of several that make a cluster, on simulated
+//! media, clocks, clients and a simulated network, driven by one seed, and the oracle that says
+//! whether what they did was right.
 //!
 //! It must never ask for time, randomness or a thread while a run is going on: equal seeds give
 //! equal runs, proven by the hash of their traces. Its main types are [`disk::SimDisk`] and
 //! [`oracle::Oracle`].
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod crashpoints;
 pub mod disk;
 pub mod driver;

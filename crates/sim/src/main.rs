@@ -6,13 +6,14 @@
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use sim::{
+    cluster::ClusterWorld,
     crashpoints::{random_bases, random_workload},
     entropy,
     world::World,
 };
 use std::time::{Duration, Instant};
 
-/// Runs the real machines of one node on simulated media, driven by one seed.
+/// Runs the real machines of one node, or of a cluster, on simulated media, driven by one seed.
 #[derive(Parser)]
 struct Arguments {
     /// Replays this seed and prints how it ended.
@@ -24,13 +25,17 @@ struct Arguments {
     /// Replays the seed of a random workload on one disk without the rest of the node.
     #[arg(long, requires = "seed", conflicts_with = "trace")]
     disk: bool,
+    /// Replays the seed of a cluster of several nodes.
+    #[arg(long, requires = "seed", conflicts_with = "disk")]
+    cluster: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs fresh seeds on all cores until the time is over or one fails.
+    /// Runs fresh seeds, of one node and of clusters in turns, on all cores until the time is over
+    /// or one fails.
     Soak {
         /// For how long.
         #[arg(long, default_value_t = 10)]
@@ -44,6 +49,11 @@ fn main() -> Result<()> {
         (Some(seed), None) if arguments.disk => {
             let tally = random_workload(&random_bases(), seed).map_err(anyhow::Error::msg)?;
             println!("seed {seed} passes: {tally:?}");
+        }
+        (Some(seed), None) if arguments.cluster => {
+            let world = ClusterWorld::new(seed, arguments.trace);
+            let summary = world.run().map_err(anyhow::Error::msg)?;
+            println!("seed {seed} passes: {summary:?}");
         }
         (Some(seed), None) => {
             let summary = World::new(seed, arguments.trace).run().map_err(anyhow::Error::msg)?;
@@ -93,6 +103,11 @@ fn soak_one(end: Instant) -> Result<Tally, String> {
         tally.seeds += 1;
         tally.requests += summary.requests;
         tally.crashes += summary.crashes.iter().sum::<u64>();
+        tally.simulated += summary.simulated;
+        let summary = ClusterWorld::new(entropy(), false).run()?;
+        tally.seeds += 1;
+        tally.requests += summary.requests;
+        tally.crashes += summary.faults[..2].iter().sum::<u64>();
         tally.simulated += summary.simulated;
     }
     Ok(tally)

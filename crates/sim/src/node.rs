@@ -5,8 +5,9 @@ use crate::{
     onedisk::{IDENTITY, Setup},
     random::Random,
 };
-use engine::{DiskSettings, Engine, Founding, Input, Output, Settings};
-use proto::{DiskToken, Duration, Time, limits};
+use engine::{CloseReason, DiskSettings, Engine, Founding, Input, Output, Settings};
+use proto::wire::Hello;
+use proto::{DiskId, DiskToken, Duration, NodeId, Time, limits};
 use std::collections::VecDeque;
 
 /// What of a node outlives its process: its media, and whether it was founded.
@@ -57,6 +58,8 @@ const TICKS_AT_ONCE_MAX: u32 = 100_000;
 /// A running node. See the module.
 pub struct SimNode {
     engine: Engine,
+    /// Whose medium the disk is; nothing: the node has none.
+    disk: Option<DiskId>,
     media: Media,
     life: Life,
     outputs: Vec<Output>,
@@ -136,11 +139,18 @@ impl SimNode {
             version: "simulated".into(),
             fill_bytes_per_s: 0,
         };
+        SimNode::start_with(now, settings, media)
+    }
+
+    /// Starts the process with these settings. It has at most one disk.
+    pub fn start_with(now: Time, settings: Settings, media: Media) -> SimNode {
+        assert!(settings.disks.len() <= 1, "there is one medium for disks");
+        let disk = settings.disks.first().map(|known| known.disk);
         let mut outputs = Vec::new();
         let engine = Engine::new(now, settings, &mut outputs);
         let said = VecDeque::new();
         let (life, ticked) = (Life::Starting, (now, 0));
-        let mut node = SimNode { engine, media, life, outputs, said, ticked };
+        let mut node = SimNode { engine, disk, media, life, outputs, said, ticked };
         node.perform(now);
         node.poll(now);
         node
@@ -192,6 +202,49 @@ impl SimNode {
     pub fn poll(&mut self, now: Time) {
         self.engine.poll(now, &mut self.outputs);
         self.perform(now);
+    }
+
+    /// Another node has connected, and this is its hello. Needs [`SimNode::poll`] like an input.
+    pub fn accept(
+        &mut self,
+        now: Time,
+        hello: &Hello,
+        nonce: u64,
+    ) -> Result<(NodeId, u64), CloseReason> {
+        let accepted = self.engine.handle_accepted(now, hello, nonce, &mut self.outputs);
+        self.perform(now);
+        accepted
+    }
+
+    /// Bytes of a connection to another node have come. Needs [`SimNode::poll`] like an input.
+    pub fn receive(&mut self, now: Time, node: NodeId, connection: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if let Some(target) = self.engine.peer_payload_target(node, connection) {
+                let filled = target.len().min(bytes.len());
+                target[..filled].copy_from_slice(&bytes[..filled]);
+                bytes = &bytes[filled..];
+                let outputs = &mut self.outputs;
+                self.engine.handle_peer_payload(now, node, connection, filled, outputs);
+            } else {
+                self.engine.handle_peer_bytes(now, node, connection, bytes, &mut self.outputs);
+                bytes = &[];
+            }
+            self.perform(now);
+        }
+    }
+
+    /// Takes what is to be written to a connection, as much as there is room for.
+    pub fn send(&mut self, now: Time, node: NodeId, connection: u64, room: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for piece in self.engine.peer_output(node, connection) {
+            let taken = piece.len().min(room - bytes.len());
+            bytes.extend_from_slice(&piece[..taken]);
+            if bytes.len() == room {
+                break;
+            }
+        }
+        self.engine.handle_peer_sent(now, node, connection, bytes.len());
+        bytes
     }
 
     /// What it said since the last call.
@@ -246,7 +299,10 @@ impl SimNode {
 
     fn ended(&mut self, now: Time, medium: Medium, done: proto::DiskDone) {
         let input = match medium {
-            Medium::Disk => Input::Disk { disk: IDENTITY.disk, done },
+            Medium::Disk => {
+                let disk = self.disk.expect("only a disk that is there is asked");
+                Input::Disk { disk, done }
+            }
             Medium::Journal => Input::Journal(done),
         };
         self.input(now, input);
@@ -256,7 +312,7 @@ impl SimNode {
         for output in std::mem::take(&mut self.outputs) {
             match output {
                 Output::Disk { disk, op } => {
-                    assert_eq!(disk, IDENTITY.disk, "there is one disk");
+                    assert_eq!(Some(disk), self.disk, "there is one disk");
                     self.media.disk.submit(now, op);
                 }
                 Output::Journal(op) => self.media.journal.submit(now, op),

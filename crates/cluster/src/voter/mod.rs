@@ -226,6 +226,12 @@ impl Voter {
         self.state.map()
     }
 
+    /// A digest of all that is applied: equal for equal states, on every node. It looks at
+    /// everything, so it is for tests and simulation.
+    pub fn state_digest(&self) -> u64 {
+        proto::crc64(&self.state.encode())
+    }
+
     /// How many entries are applied.
     pub fn applied(&self) -> u64 {
         self.durable.applied

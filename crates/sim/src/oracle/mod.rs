@@ -331,6 +331,22 @@ impl Oracle {
         self.restarted(Register::power_cut);
     }
 
+    /// The machine with the content lost its power, those who use the volumes live: what is not
+    /// flushed may be lost, what they asked for may still happen. Of these operations in flight
+    /// nothing is learned any more: reads and flushes are forgotten, changes stay pending until the
+    /// volume is attached anew.
+    pub fn lost_power(&mut self, unheard: impl IntoIterator<Item = OperationId>) {
+        for id in unheard {
+            let action = self.operations.get(&id).map(|operation| operation.action);
+            if matches!(action, Some(Action::Read | Action::Flush)) {
+                self.failed(id);
+            }
+        }
+        for volume in self.volumes.values_mut() {
+            volume.blocks.values_mut().for_each(Register::lose);
+        }
+    }
+
     /// Blocks of the volume that hold data: at least and at most.
     pub fn data_blocks(&self, volume: u64) -> RangeInclusive<u64> {
         let holds = |value: &Value| value.iter().any(|&serial| serial != 0);

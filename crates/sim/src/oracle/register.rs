@@ -259,6 +259,16 @@ impl Register {
         *self = Register::of(values);
     }
 
+    /// The machine that has the block lost its power, whoever uses it lives: the block has its last
+    /// durable value or any later one, and what is pending may still take effect. Reads, flushes
+    /// and cuts in flight are to be forgotten before: what they answer is of before or after.
+    pub fn lose(&mut self) {
+        let longer = self.histories.iter().flat_map(|history| self.extensions(history.clone()));
+        let values: BTreeSet<Value> = longer.flat_map(|history| history.versions).collect();
+        let pending = std::mem::take(&mut self.pending);
+        *self = Register { pending, ..Register::of(values) };
+    }
+
     /// Whether nothing but zeros can be here, durably, with nothing pending.
     pub fn is_plain_zero(&self) -> bool {
         self.pending.is_empty() && self.histories == [History::of([0; SECTORS])]

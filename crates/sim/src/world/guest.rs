@@ -87,6 +87,12 @@ impl Guest {
         self.in_flight.clear();
     }
 
+    /// What it has in flight is not judged any more, whatever the answers: gives back how the
+    /// oracle calls it.
+    pub fn disown(&mut self) -> Vec<OperationId> {
+        self.in_flight.values_mut().filter_map(|request| request.operation.take()).collect()
+    }
+
     /// The next request, booked with the oracle; nothing if it would overlap too many others.
     pub fn next(
         &mut self,

@@ -1,0 +1,414 @@
+//! What goes wrong, how it heals, and what must be true in the end.
+
+use super::{
+    atlas,
+    member::{Process, address},
+    net::Place,
+    world::{BEGIN, ClusterWorld, Due, PATIENCE},
+};
+use crate::{
+    crashpoints::check_offline,
+    disk::{CrashState, Effect, Fault, Latency, Mixture, OperationKind},
+    node::{Life, Medium},
+    world::Link,
+};
+use engine::Input;
+use proto::{Duration, Time};
+
+/// How often it is drawn what goes wrong.
+const MISFORTUNE: Duration = Duration::from_millis(100);
+/// How often the administrator looks what is to be done.
+const ADMIN: Duration = Duration::from_millis(700);
+/// Within which simulated time all nodes agree once everything has healed.
+const HEAL_MAX: Duration = Duration::from_secs(120);
+/// Within which all have joined and voters are chosen; who is to vote is watched for half a minute.
+const JOIN_MAX: Duration = Duration::from_secs(180);
+/// Within which a node that is to stop has stopped.
+const STOP_MAX: Duration = Duration::from_secs(60);
+
+/// How a process ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// By itself; the machine lives.
+    Kill,
+    /// With its machine.
+    Power,
+}
+
+impl ClusterWorld {
+    /// The phase in which everything may go wrong.
+    pub(super) fn safety(&mut self) -> Result<(), String> {
+        self.at(BEGIN, Due::Start(0));
+        for place in 1..self.mix.nodes {
+            let wait = Duration::from_millis(self.random.below(3_000));
+            self.at(BEGIN + wait, Due::Start(place));
+        }
+        self.at(BEGIN + ADMIN, Due::Admin);
+        if !self.mix.early {
+            let voters = atlas::voters_wanted(self.mix.nodes);
+            self.await_that("joining", JOIN_MAX, |world| {
+                world.has_settled() && world.voters().len() == voters
+            })?;
+        }
+        self.at(self.now, Due::Misfortune);
+        self.pass(self.mix.span)
+    }
+
+    pub(super) fn happen(&mut self, due: Due) -> Result<(), String> {
+        match due {
+            Due::Misfortune => {
+                self.at(self.now + MISFORTUNE, Due::Misfortune);
+                self.look_for_waiting()?;
+                if !self.is_healed { self.misfortune() } else { Ok(()) }
+            }
+            Due::Admin => {
+                self.at(self.now + ADMIN, Due::Admin);
+                self.administer()
+            }
+            Due::Mend(ways) => {
+                self.trace.line(self.now, format_args!("mended: {ways:?}"));
+                ways.into_iter().for_each(|(from, to)| self.net.mend(from, to));
+                Ok(())
+            }
+            Due::Start(place) => self.start(place),
+        }
+    }
+
+    /// Starts the process of a machine, unless it runs.
+    pub fn start(&mut self, place: Place) -> Result<(), String> {
+        if self.members[place].sim().is_some() {
+            return Ok(());
+        }
+        self.trace.line(self.now, format_args!("{place}: starts"));
+        self.net.machine_back(self.now, place);
+        let seed = (self.members[0].node, address(0));
+        self.members[place].start(self.now, place, &seed, &self.mix.setup);
+        self.members[place].set_latency(self.mix.latency);
+        self.heed(place)
+    }
+
+    /// The process of a machine ends at once.
+    pub fn end(&mut self, place: Place, how: End) {
+        if self.members[place].sim().is_none() {
+            return;
+        }
+        self.trace.line(self.now, format_args!("{place}: {how:?}"));
+        self.summary.faults[usize::from(how == End::Power)] += 1;
+        let states = [self.crash_state(), self.crash_state()];
+        self.members[place].end((how == End::Power).then_some(states));
+        match how {
+            End::Kill => self.net.process_gone(self.now, place),
+            End::Power => self.net.machine_dark(place),
+        }
+        self.net.sweep();
+        self.rivals.retain(|_, (_, at)| *at != place);
+        let has_content = self.members[place].disk.is_some();
+        let mut unheard = Vec::new();
+        for tenant in self.tenants.values_mut() {
+            tenant.may_fail |= has_content;
+            if has_content && how == End::Power {
+                unheard.extend(tenant.guest.disown());
+            }
+            if tenant.at == place {
+                tenant.guest.forget();
+                tenant.asked.clear();
+            }
+        }
+        if has_content && how == End::Power {
+            self.oracle.lost_power(unheard);
+        }
+    }
+
+    /// The same for all, and they start again in any order.
+    pub fn end_all(&mut self, how: End, within: Duration) {
+        for place in 0..self.mix.nodes {
+            self.end(place, how);
+            self.start_later(place, within);
+        }
+    }
+
+    /// A machine's process starts again some time later.
+    pub fn start_later(&mut self, place: Place, within: Duration) {
+        let wait = Duration::from_nanos(self.random.below(within.as_nanos() as u64 + 1));
+        self.at(self.now + wait, Due::Start(place));
+    }
+
+    /// Nothing happens at a node for some time, while bytes for it wait.
+    pub fn pause(&mut self, place: Place, span: Duration) {
+        self.trace.line(self.now, format_args!("{place}: is held up for {span:?}"));
+        self.summary.faults[2] += 1;
+        let until = self.now + span;
+        self.members[place].paused_until = self.members[place].paused_until.max(until);
+    }
+
+    /// These ways are cut, for some time or until everything heals.
+    pub fn cut(&mut self, ways: Vec<(Place, Place)>, span: Option<Duration>) {
+        self.trace.line(self.now, format_args!("cut for {span:?}: {ways:?}"));
+        self.summary.faults[3] += 1;
+        ways.iter().for_each(|&(from, to)| self.net.cut(from, to));
+        if let Some(span) = span {
+            self.at(self.now + span, Due::Mend(ways));
+        }
+    }
+
+    /// Everything passes again between all nodes.
+    pub fn mend_all(&mut self) {
+        self.net.heal();
+    }
+
+    /// The node that leads, if one does and all that act know it.
+    pub fn leader(&self) -> Option<Place> {
+        let acting = self.members.iter().filter(|member| member.acts(self.now));
+        let mut leaders = acting.map(|member| {
+            member.sim().and_then(|sim| sim.engine().voter()).and_then(|v| v.status().leader)
+        });
+        let first = leaders.next()??;
+        let agree = leaders.all(|leader| leader == Some(first));
+        self.members.iter().position(|member| agree && member.node == first)
+    }
+
+    /// The same as far as these nodes know.
+    pub fn leader_among(&self, places: &[Place]) -> Option<Place> {
+        let known = |place: &Place| Some(self.members[*place].sim()?.engine().voter()?.status());
+        let leads = |place: &Place| known(place).is_some_and(|status| status.leads);
+        let leader = places.iter().copied().find(leads)?;
+        let node = Some(self.members[leader].node);
+        let agree = places.iter().all(|place| known(place).is_some_and(|s| s.leader == node));
+        agree.then_some(leader)
+    }
+
+    /// How many requests guests have made and got an answer to, in all.
+    pub fn answered_requests(&self) -> u64 {
+        let waiting: usize = self.tenants.values().map(|tenant| tenant.asked.len()).sum();
+        self.summary.requests - waiting as u64
+    }
+
+    /// Puts all guests to a node; those that are elsewhere leave what they have.
+    pub fn move_guests(&mut self, place: Place) -> Result<(), String> {
+        for volume in self.tenants.keys().copied().collect::<Vec<_>>() {
+            self.send_guest(volume, place)?;
+        }
+        Ok(())
+    }
+
+    fn send_guest(&mut self, volume: u64, place: Place) -> Result<(), String> {
+        let tenant = &self.tenants[&volume];
+        if let Some(connection) = tenant.guest.connection()
+            && self.members[tenant.at].sim().is_some()
+        {
+            self.hang_up(volume, connection)?;
+        }
+        let now = self.now;
+        let tenant = self.tenants.get_mut(&volume).expect("listed");
+        (tenant.at, tenant.guest.next_at) = (place, now);
+        Ok(())
+    }
+
+    /// Lets something go wrong, or not.
+    fn misfortune(&mut self) -> Result<(), String> {
+        let (nodes, odds) = (self.mix.nodes as u64, self.mix.troubles);
+        let place = self.random.below(nodes) as usize;
+        let other = self.random.below(nodes) as usize;
+        let long = *self.random.pick(&[200, 1_000, 3_000, 12_000]);
+        let span = Duration::from_millis(self.random.between(1, long));
+        if self.random.chance(odds.kill) {
+            self.end(place, End::Kill);
+            self.start_later(place, span);
+        }
+        if self.random.chance(odds.power_cut) {
+            self.end(place, End::Power);
+            self.start_later(place, span);
+        }
+        if self.random.chance(odds.all) {
+            let how = if self.random.coin() { End::Kill } else { End::Power };
+            self.end_all(how, span);
+        }
+        if self.random.chance(odds.pause) {
+            let span = if self.random.chance(100_000) { Duration::from_secs(60) } else { span };
+            self.pause(place, span);
+        }
+        if self.random.chance(odds.reset)
+            && let connections = self.net.connections()
+            && !connections.is_empty()
+        {
+            let connection = *self.random.pick(&connections);
+            self.trace.line(self.now, format_args!("connection {connection} breaks"));
+            self.summary.faults[4] += 1;
+            self.net.reset(self.now, connection, span);
+            self.excused_at.fill(self.now);
+        }
+        if place != other && self.random.chance(odds.one_way) {
+            self.cut(vec![(place, other)], Some(span));
+        }
+        if place != other && self.random.chance(odds.partial) {
+            self.cut(vec![(place, other), (other, place)], Some(span));
+        }
+        if self.random.chance(odds.partition) {
+            let sides: Vec<bool> = (0..nodes).map(|_| self.random.coin()).collect();
+            let ways = (0..self.mix.nodes).flat_map(|from| {
+                let apart = |to: &usize| sides[*to] != sides[from];
+                (0..sides.len()).filter(apart).map(|to| (from, to)).collect::<Vec<_>>()
+            });
+            self.cut(ways.collect(), Some(span));
+        }
+        if place != other && self.random.chance(odds.stall) {
+            self.trace.line(self.now, format_args!("{place} to {other} stalls for {span:?}"));
+            self.net.stall(place, other, self.now + span);
+            self.at(self.now + span, Due::Mend(vec![(place, other)]));
+        }
+        if place != other && self.random.chance(odds.slow_link) {
+            let by = Duration::from_millis(self.random.between(1, 400));
+            self.trace.line(self.now, format_args!("{place} to {other} slower by {by:?}"));
+            self.net.slow(place, other, by);
+            self.at(self.now + span, Due::Mend(vec![(place, other)]));
+        }
+        if self.random.chance(odds.slow_medium) {
+            let fault = Fault::once(OperationKind::Write, Effect::Delay(span));
+            let medium = if self.random.coin() { Medium::Disk } else { Medium::Journal };
+            self.trace.line(self.now, format_args!("{place}: {medium:?} takes {span:?} longer"));
+            if let Some(sim) = self.members[place].sim_mut() {
+                sim.media_mut().get_mut(medium).add_fault(fault);
+                self.excused_at.fill(self.now + span);
+            }
+        }
+        if self.random.chance(odds.jump) {
+            return self.jump(place);
+        }
+        Ok(())
+    }
+
+    /// The wall clock of a machine is set to something else.
+    fn jump(&mut self, place: Place) -> Result<(), String> {
+        let by = *self.random.pick(&[-31_536_000, -3_600, -1, 1, 3_600, 31_536_000_i64]);
+        let member = &mut self.members[place];
+        member.unix_s = member.unix_s.saturating_add_signed(by);
+        let unix_s = member.unix_s + self.now.0 / 1_000_000_000;
+        self.trace.line(self.now, format_args!("{place}: wall clock {unix_s}"));
+        match self.members[place].acts(self.now) {
+            true => self.input(place, Input::WallClock { unix_s }),
+            false => Ok(()),
+        }
+    }
+
+    fn crash_state(&mut self) -> CrashState {
+        match self.random.below(5) {
+            0 => CrashState::Old,
+            1 => CrashState::New,
+            _ => CrashState::Mixture(Mixture { seed: self.random.next() }),
+        }
+    }
+
+    // -- the end --
+
+    /// Whether every node that was wanted serves and is in the map of all, one leads, and all know
+    /// the same.
+    pub fn has_settled(&self) -> bool {
+        if !self.members.iter().all(|member| member.serves(self.now)) || self.leader().is_none() {
+            return false;
+        }
+        let states = self.members.iter().map(|member| {
+            let engine = member.sim().expect("it serves").engine();
+            let voter = engine.voter().expect("it serves");
+            let status = voter.status();
+            let nodes = engine.map().nodes().len();
+            (status.applied, status.committed, status.voters, nodes, voter.state_digest())
+        });
+        let states: Vec<_> = states.collect();
+        let first = &states[0];
+        states.iter().all(|state| state == first)
+            && first.0 == first.1
+            && first.3 == self.mix.nodes
+            && !first.2.is_empty()
+    }
+
+    /// Heals everything and waits until all nodes agree.
+    fn heal(&mut self) -> Result<(), String> {
+        self.trace.line(self.now, format_args!("heal"));
+        self.is_healed = true;
+        self.net.heal();
+        let calm = Latency { low: Duration::from_micros(20), high: Duration::from_micros(400) };
+        for place in 0..self.mix.nodes {
+            self.members[place].paused_until = self.now;
+            self.start(place)?;
+            if let Some(sim) = self.members[place].sim_mut() {
+                sim.media_mut().disk.clear_faults();
+                sim.media_mut().journal.clear_faults();
+            }
+            self.members[place].set_latency(calm);
+        }
+        let before = self.now;
+        // What was lost or held up meanwhile may be missed for a while yet.
+        self.excused_at.fill(self.now);
+        self.await_that("agreeing after everything healed", HEAL_MAX, |world| world.has_settled())?;
+        self.summary.healed_ms = self.now.since(before).as_millis() as u64;
+        Ok(())
+    }
+
+    /// Heals everything, verifies what was promised, stops all nodes, and looks at what they leave.
+    pub(super) fn finish(&mut self) -> Result<(), String> {
+        self.heal()?;
+        self.await_that("answering everybody", PATIENCE + PATIENCE, |world| {
+            world.tenants.values().all(|tenant| {
+                let opening = matches!(tenant.guest.link, Link::Opening(_));
+                let since = tenant.asked.values().min();
+                !opening && since.is_none_or(|since| world.now.since(*since) < PATIENCE)
+            })
+        })?;
+        for volume in self.tenants.keys().copied().collect::<Vec<_>>() {
+            for place in 0..self.mix.nodes {
+                self.verify(volume, place)?;
+            }
+        }
+        self.await_that("agreeing in the end", HEAL_MAX, |world| world.has_settled())?;
+        for place in (0..self.mix.nodes).rev() {
+            self.stop(place)?;
+        }
+        let Process::Runs(sim) = &self.members[0].process else { panic!("it has stopped") };
+        check_offline(&sim.media().disk)
+    }
+
+    /// Has a volume attached at a node, and reads all that was ever written.
+    fn verify(&mut self, volume: u64, place: Place) -> Result<(), String> {
+        self.send_guest(volume, place)?;
+        let hold = |world: &mut ClusterWorld| {
+            let guest = &mut world.tenants.get_mut(&volume).expect("listed").guest;
+            guest.next_at = Time(u64::MAX);
+        };
+        self.await_that("attaching", PATIENCE, |world| {
+            matches!(world.tenants[&volume].guest.link, Link::Open(_))
+        })?;
+        hold(self);
+        let Link::Open(connection) = self.tenants[&volume].guest.link else {
+            return Err("a guest lost its volume at once".into());
+        };
+        let bytes = self.tenants[&volume].guest.bytes;
+        for (offset, length) in self.oracle.touched(volume, bytes) {
+            let guest = &mut self.tenants.get_mut(&volume).expect("listed").guest;
+            let request = guest.read(&mut self.oracle, offset, length);
+            self.ask(volume, connection, request)?;
+            self.await_that("a read", PATIENCE, |world| {
+                world.tenants[&volume].guest.in_flight.is_empty()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Stops a node in order.
+    fn stop(&mut self, place: Place) -> Result<(), String> {
+        self.trace.line(self.now, format_args!("{place}: stops"));
+        self.agenda.clear();
+        for volume in self.tenants.keys().copied().collect::<Vec<_>>() {
+            let tenant = &self.tenants[&volume];
+            if tenant.at == place
+                && let Some(connection) = tenant.guest.connection()
+            {
+                self.hang_up(volume, connection)?;
+            }
+            self.tenants.get_mut(&volume).expect("listed").guest.next_at = Time(u64::MAX);
+        }
+        self.input(place, Input::Stop)?;
+        self.await_that("stopping", STOP_MAX, |world| {
+            world.members[place].sim().is_some_and(|sim| *sim.life() == Life::Stopped)
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! What the seed of a cluster's run is made of.
+
+use crate::{disk::Latency, onedisk::Setup, random::Random, world::GuestMix, world::Mix};
+use proto::Duration;
+use store::MediumKind;
+
+/// How often what goes wrong, in millionths per simulated tenth of a second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Troubles {
+    /// A process is killed.
+    pub kill: u32,
+    /// A machine loses its power.
+    pub power_cut: u32,
+    /// All processes are killed, or all machines lose their power.
+    pub all: u32,
+    /// A process is held up.
+    pub pause: u32,
+    /// A connection breaks.
+    pub reset: u32,
+    /// A way is cut in one direction.
+    pub one_way: u32,
+    /// Two nodes do not see each other, others see both.
+    pub partial: u32,
+    /// Some nodes do not see the others.
+    pub partition: u32,
+    /// Bytes are held for seconds.
+    pub stall: u32,
+    /// A way becomes slow.
+    pub slow_link: u32,
+    /// A medium becomes slow.
+    pub slow_medium: u32,
+    /// A wall clock jumps.
+    pub jump: u32,
+    /// Connections of which the dialler does not know, per dial.
+    pub ghosts: u32,
+}
+
+/// Everything about a run that is not decided step by step.
+#[derive(Clone, Debug)]
+pub struct ClusterMix {
+    /// How many nodes, 1 to 7.
+    pub nodes: usize,
+    /// The disk of the node that has one.
+    pub setup: Setup,
+    /// How long operations of media take.
+    pub latency: Latency,
+    /// How long a way through the network takes, at least and at most.
+    pub network: (Duration, Duration),
+    /// How long the phase lasts in which things go wrong, of simulated time.
+    pub span: Duration,
+    /// Requests one guest has in flight at most.
+    pub depth: usize,
+    /// Volumes at most.
+    pub volumes: usize,
+    /// How long guests think between requests, at most.
+    pub think: Duration,
+    /// Guests' operations.
+    pub guest: GuestMix,
+    /// How often a guest goes elsewhere when it is asked for its next request, in millionths.
+    pub moves: u32,
+    /// How often somebody else wants a guest's volume too, in the same way.
+    pub rivals: u32,
+    /// Faults.
+    pub troubles: Troubles,
+    /// Whether faults begin before all nodes have joined.
+    pub early: bool,
+}
+
+impl ClusterMix {
+    /// The mix of a seed.
+    pub fn draw(random: &mut Random) -> ClusterMix {
+        let mut weight = |usual: u32| match random.below(3) {
+            0 => 0,
+            1 => usual * 4,
+            _ => usual,
+        };
+        let troubles = Troubles {
+            kill: weight(6_000),
+            power_cut: weight(4_000),
+            all: weight(1_000),
+            pause: weight(3_000),
+            reset: weight(20_000),
+            one_way: weight(5_000),
+            partial: weight(5_000),
+            partition: weight(5_000),
+            stall: weight(10_000),
+            slow_link: weight(5_000),
+            slow_medium: weight(3_000),
+            jump: weight(5_000),
+            ghosts: weight(50_000),
+        };
+        let calm = random.chance(100_000);
+        let high = *random.pick(&[30, 300, 3_000]);
+        let far = *random.pick(&[100, 1_000, 20_000]);
+        ClusterMix {
+            nodes: *random.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 6, 7]),
+            setup: Setup {
+                kind: if random.coin() { MediumKind::File } else { MediumKind::Device },
+                capacity: 128 << 20,
+                limit_bytes: Some(124 << 20),
+                ..Setup::default()
+            },
+            latency: Latency { low: Duration::from_micros(10), high: Duration::from_micros(high) },
+            network: (Duration::from_micros(30), Duration::from_micros(far)),
+            span: Duration::from_secs(random.between(10, 60)),
+            depth: *random.pick(&[1, 2, 4]),
+            volumes: random.between(1, 3) as usize,
+            think: Duration::from_millis(*random.pick(&[20, 100, 500])),
+            guest: Mix::draw(random).guest,
+            moves: *random.pick(&[2_000, 20_000, 100_000]),
+            rivals: *random.pick(&[0, 10_000, 50_000]),
+            troubles: if calm { Troubles::default() } else { troubles },
+            early: random.coin(),
+        }
+    }
+
+    /// A run in which nothing goes wrong by itself: for directed cases.
+    pub fn calm(nodes: usize) -> ClusterMix {
+        let mut mix = ClusterMix::draw(&mut Random::new(1));
+        mix.troubles = Troubles::default();
+        mix.nodes = nodes;
+        mix.network = (Duration::from_micros(30), Duration::from_micros(300));
+        mix.latency = Latency { low: Duration::from_micros(10), high: Duration::from_micros(300) };
+        mix.think = Duration::from_millis(150);
+        (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
+        (mix.span, mix.early) = (Duration::from_secs(3), false);
+        mix
+    }
+}

@@ -1,0 +1,19 @@
+//! A cluster in its world: machines with clocks of their own, a network that breaks, guests that
+//! move between nodes, and one seed that decides all.
+//!
+//! A run has a phase in which everything may go wrong that the [`atlas`] allows, then everything
+//! heals, and what was promised must come true within a bounded time. Today each partition has one
+//! copy, on the disk of the node that founded the cluster: the other nodes have none.
+
+pub mod atlas;
+mod clock;
+mod ledger;
+mod life;
+mod member;
+mod mix;
+mod net;
+mod world;
+
+pub use life::End;
+pub use mix::{ClusterMix, Troubles};
+pub use world::{ClusterSummary, ClusterWorld};

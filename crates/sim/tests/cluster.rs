@@ -1,0 +1,124 @@
+//! Clusters of several nodes, by fresh seeds, by fixed ones, and in directed cases.
+
+use proto::Duration;
+use sim::cluster::{ClusterMix, ClusterSummary, ClusterWorld, End};
+use sim::entropy;
+
+const SECONDS_5: Duration = Duration::from_secs(5);
+const SECONDS_10: Duration = Duration::from_secs(10);
+const SECONDS_60: Duration = Duration::from_secs(60);
+
+#[test]
+fn fresh_seeds_pass() {
+    for _ in 0..12 {
+        if let Err(error) = ClusterWorld::new(entropy(), false).run() {
+            panic!("{error}");
+        }
+    }
+}
+
+#[test]
+fn equal_seeds_give_equal_traces() {
+    for seed in 1..=3 {
+        let [first, second] = [(); 2].map(|()| ClusterWorld::new(seed, false).run());
+        let (first, second) = (first.expect("passes"), second.expect("passes"));
+        assert_eq!(first, second, "seed {seed}");
+        assert!(first.lines > 100, "seed {seed}");
+    }
+}
+
+/// A run with nodes that have joined, guests at node 1, and something directed.
+fn direct(
+    nodes: usize,
+    directed: impl FnOnce(&mut ClusterWorld) -> Result<(), String>,
+) -> ClusterSummary {
+    let world = ClusterWorld::with_mix(7, ClusterMix::calm(nodes), false);
+    let outcome = world.run_with(|world| {
+        world.move_guests(1)?;
+        world.pass(SECONDS_5)?;
+        directed(world)
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// How many requests are answered within a time.
+fn answered(world: &mut ClusterWorld, span: Duration) -> Result<u64, String> {
+    let before = world.answered_requests();
+    world.pass(span)?;
+    Ok(world.answered_requests() - before)
+}
+
+#[test]
+fn a_minority_waits_and_goes_on_when_it_sees_the_others_again() {
+    direct(3, |world| {
+        world.cut(vec![(0, 1), (1, 0), (1, 2), (2, 1)], None);
+        world.pass(SECONDS_10)?;
+        let alone = answered(world, SECONDS_10)?;
+        assert_eq!(alone, 0, "nobody can answer a node that sees no disk");
+        let leader = world.leader_among(&[0, 2]);
+        assert!(leader.is_some(), "the others agree who leads");
+        world.mend_all();
+        world.pass(SECONDS_10)?;
+        assert!(answered(world, SECONDS_10)? > 20, "it goes on");
+        Ok(())
+    });
+}
+
+#[test]
+fn another_node_leads_when_the_leader_is_killed() {
+    direct(5, |world| {
+        let leader = world.leader().expect("all have settled");
+        world.end(leader, End::Kill);
+        world.pass(SECONDS_10)?;
+        let left: Vec<usize> = (0..5).filter(|place| *place != leader).collect();
+        let next = world.leader_among(&left).expect("the others elect one of them");
+        assert_ne!(next, leader);
+        world.start(leader)
+    });
+}
+
+#[test]
+fn all_killed_together_come_back_in_any_order() {
+    for how in [End::Kill, End::Power] {
+        direct(5, |world| {
+            world.end_all(how, SECONDS_10);
+            world.pass(SECONDS_60)?;
+            assert!(answered(world, SECONDS_10)? > 20, "guests go on after {how:?}");
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_way_that_is_cut_in_one_direction_does_not_stop_the_others() {
+    for way in [(1, 2), (2, 1)] {
+        direct(3, |world| {
+            world.cut(vec![way], None);
+            world.pass(SECONDS_10)?;
+            assert!(answered(world, SECONDS_10)? > 20, "{way:?}");
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_node_that_sees_a_minority_of_the_voters_and_its_disk_goes_on() {
+    direct(5, |world| {
+        world.cut((2..5).flat_map(|other| [(1, other), (other, 1)]).collect(), None);
+        world.pass(SECONDS_10)?;
+        assert!(answered(world, SECONDS_10)? > 20, "its guests have what they had attached");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_that_was_held_up_for_a_minute_changes_nothing_when_it_wakes() {
+    for place in [0, 1, 2] {
+        direct(3, |world| {
+            world.pause(place, SECONDS_60);
+            world.pass(SECONDS_60 + SECONDS_10)?;
+            assert!(answered(world, SECONDS_10)? > 20, "guests go on after {place}");
+            Ok(())
+        });
+    }
+}
