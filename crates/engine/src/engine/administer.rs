@@ -45,9 +45,7 @@ impl Engine {
             AdminRequest::DiskList => AdminReply::Disks(
                 self.disks.values().map(|disk| report::disk(&self.map, disk)).collect(),
             ),
-            AdminRequest::ClusterStatus => {
-                AdminReply::Cluster(Box::new(self.cluster_report(now)))
-            }
+            AdminRequest::ClusterStatus => AdminReply::Cluster(Box::new(self.cluster_report(now))),
             _ if self.phase != Phase::Serving => {
                 let sentence = self.not_serving();
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
