@@ -139,7 +139,7 @@ fn detach_question(name: &Name, report: &VolumeReport, cluster: &ClusterReport) 
     });
     format!(
         "ending the attachment of {name} takes it from {who} at once: a guest that still runs there \
-         loses its disk, and what it had not flushed may be lost; say --yes if you mean it"
+         loses its disk, and what was not acknowledged to it may be lost; say --yes if you mean it"
     )
 }
 
