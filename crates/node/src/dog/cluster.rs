@@ -308,7 +308,7 @@ pub(super) mod tests {
 
     /// Two nodes with a disk each, of which one is away and was being drained.
     pub fn report() -> ClusterReport {
-        let node = |id: u128, up, since_s| ClusterNodeReport {
+        let node = |id: u128, up: bool, since_s| ClusterNodeReport {
             node: NodeId(id),
             name: format!("n{}", id - 1),
             addresses: vec![format!("192.0.2.{id}:7117")],
