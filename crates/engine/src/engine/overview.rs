@@ -286,11 +286,8 @@ fn fewer_words(copies: &CopiesReport, report: &ClusterReport) -> String {
             span_words(limits::STEWARD_GRACE_MS / 1000)
         ),
         0 => "copies are made by themselves, as disks have room for them".to_string(),
-        _ => format!(
-            "{} of them {} being changed just now",
-            changing,
-            if changing == 1 { "is" } else { "are" }
-        ),
+        1 => "1 partition is being changed just now".to_string(),
+        _ => format!("{changing} partitions are being changed just now"),
     };
     let single = match copies.single {
         0 => String::new(),
@@ -309,11 +306,9 @@ fn cluster_notes(report: &ClusterReport) -> Vec<String> {
     let mut notes = Vec::new();
     for copies in report.copies.iter().filter(|copies| copies.possible < copies.copies) {
         notes.push(format!(
-            "volumes that ask for {} copies have {}, as there {} for more: add disks, best on \
-             other nodes, and the copies follow by themselves",
-            copies.copies,
-            copies.possible,
-            if copies.possible == 1 { "is 1 disk and none" } else { "are no disks" }
+            "volumes that ask for {} copies have {}, as there are no disks for more: add disks, \
+             best on other nodes, and the copies follow by themselves",
+            copies.copies, copies.possible,
         ));
     }
     for disk in report.disks.iter().filter(|disk| disk.standing == "draining") {
