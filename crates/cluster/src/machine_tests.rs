@@ -357,8 +357,9 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
     // Of three that made majorities of two, two are left; with one, a write that the other and the
     // removed one acknowledged would be lost.
     let needed = "without disk 00000000000000000000000000000002 too few copies of 4 partitions are \
-                  left to be sure of all that was written; drain it and wait until it is empty, or \
-                  bring other disks back first";
+                  left to be sure of all that was written; drain it with `dog disk drain \
+                  00000000000000000000000000000002` and wait until nothing lies on it, or bring \
+                  other disks back first";
     refused(&mut state, remove(2), RefusalKind::Busy, needed);
     for partition in 0..4 {
         assert!(state.map().disk(DiskId(3)).is_some());
@@ -367,13 +368,11 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
     assert!(state.map().disk(DiskId(3)).is_none());
     // Now all writes are on both.
     done(&mut state, remove(2));
-    let sole = needed.replace(
-        "disk 00000000000000000000000000000002",
-        "disk \
-        00000000000000000000000000000001",
-    );
+    let sole =
+        needed.replace("00000000000000000000000000000002", "00000000000000000000000000000001");
     refused(&mut state, remove(1), RefusalKind::Busy, &sole);
-    let has = "node n2 has 1 disks; remove those first";
+    let has = "node n2 has 1 of the cluster's disks; drain it with `dog node drain n2`, wait until \
+               nothing lies on them, and take each out with `dog disk remove`";
     let remove_node = |disk| Command::RemoveNode { node: node(disk) };
     refused(&mut state, remove_node(2), RefusalKind::Busy, has);
     done(&mut state, remove_node(3));
@@ -384,7 +383,8 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
     let (holder, read_only) = ("guest".into(), false);
     let attach = Command::Attach { volume: VOLUME, node: node(4), holder, read_only, unix_s: 0 };
     done(&mut state, attach);
-    let uses = "node n4 has 1 volumes attached; stop their clients there first";
+    let uses = "node n4 has 1 volumes or snapshots attached; stop their clients there, or end that \
+                with `dog volume detach` if the node does not come back";
     refused(&mut state, remove_node(4), RefusalKind::Busy, uses);
 }
 
@@ -397,8 +397,9 @@ fn a_member_that_was_opened_anew_does_not_vouch_for_what_a_removed_disk_had() {
     change(&mut state, &all, &[member(1, 1), member(2, 1)]);
     done(&mut state, open(1, 2));
     let needed = "without disk 00000000000000000000000000000002 too few copies of 4 partitions are \
-                  left to be sure of all that was written; drain it and wait until it is empty, or \
-                  bring other disks back first";
+                  left to be sure of all that was written; drain it with `dog disk drain \
+                  00000000000000000000000000000002` and wait until nothing lies on it, or bring \
+                  other disks back first";
     refused(&mut state, remove(2), RefusalKind::Busy, needed);
     let all = [(0, 3), (1, 3), (2, 3), (3, 3)];
     change(&mut state, &all, &[member(1, 2), member(2, 1)]);

@@ -539,7 +539,8 @@ pub enum Refusal {
     /// What is on it would be missed.
     #[error(
         "without disk {disk} too few copies of {count} partitions are left to be sure of all that \
-         was written; drain it and wait until it is empty, or bring other disks back first"
+         was written; drain it with `dog disk drain {disk}` and wait until nothing lies on it, or \
+         bring other disks back first"
     )]
     LastCopy {
         /// Which disk.
@@ -548,7 +549,10 @@ pub enum Refusal {
         count: usize,
     },
     /// Its disks first.
-    #[error("node {name} has {count} disks; remove those first")]
+    #[error(
+        "node {name} has {count} of the cluster's disks; drain it with `dog node drain {name}`, \
+         wait until nothing lies on them, and take each out with `dog disk remove`"
+    )]
     NodeHasDisks {
         /// Which node.
         name: String,
@@ -556,7 +560,10 @@ pub enum Refusal {
         count: usize,
     },
     /// Somebody uses volumes there.
-    #[error("node {name} has {count} volumes attached; stop their clients there first")]
+    #[error(
+        "node {name} has {count} volumes or snapshots attached; stop their clients there, or end \
+         that with `dog volume detach` if the node does not come back"
+    )]
     NodeHasAttachments {
         /// Which node.
         name: String,

@@ -1,6 +1,13 @@
 //! What people and programs ask of a node, and what it answers. The HTTP API of `node` carries
 //! these types as JSON and `dog` prints them; every field name here is part of API version 1.
 
+mod cluster;
+
+pub use cluster::{
+    AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport, ClusterReport,
+    CopiesReport,
+};
+
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -288,6 +295,47 @@ pub enum AdminRequest {
     },
     /// The tokens that there are. Answered by [`AdminReply::Tokens`].
     TokenList,
+    /// The cluster: nodes, disks, copies, and what is done about them. Answered by
+    /// [`AdminReply::Cluster`], also while nothing can be agreed on: with what was known last.
+    ClusterStatus,
+    /// What a node's disks hold is to go to others, or is to stay after all. Answered by
+    /// [`AdminReply::Done`] once that is agreed; it is carried out in the background.
+    NodeDrain {
+        /// Its name or its id.
+        node: String,
+        /// Whether they are to be drained.
+        wanted: bool,
+    },
+    /// A node that is stopped, and has neither disks nor attachments, is no part of the cluster any
+    /// more. Answered by [`AdminReply::Done`].
+    NodeRemove {
+        /// Its name or its id.
+        node: String,
+    },
+    /// What a disk holds is to go to others, or is to stay after all. Answered by
+    /// [`AdminReply::Done`] once that is agreed; it is carried out in the background.
+    DiskDrain {
+        /// Which disk, of any node.
+        disk: DiskId,
+        /// Whether it is to be drained.
+        wanted: bool,
+    },
+    /// A disk is not to come back; what it holds does not count any more. Refused while too few
+    /// copies would be left. Answered by [`AdminReply::Done`].
+    DiskRemove {
+        /// Which disk, of any node.
+        disk: DiskId,
+    },
+    /// End the attachments of a volume, or of one of its snapshots, on whichever node, also one
+    /// that does not answer. Clients that are there lose it, and what was not acknowledged to them
+    /// may or may not have been done. Answered by [`AdminReply::Done`].
+    VolumeDetach {
+        /// The volume's name.
+        name: String,
+        /// One of its snapshots; nothing: the volume itself.
+        #[serde(default)]
+        tag: Option<String>,
+    },
 }
 
 impl AdminRequest {
@@ -320,6 +368,11 @@ impl AdminRequest {
                 | AdminRequest::NodeAdd { .. }
                 | AdminRequest::TokenAdd { .. }
                 | AdminRequest::TokenRevoke { .. }
+                | AdminRequest::NodeDrain { .. }
+                | AdminRequest::NodeRemove { .. }
+                | AdminRequest::DiskDrain { .. }
+                | AdminRequest::DiskRemove { .. }
+                | AdminRequest::VolumeDetach { .. }
         )
     }
 }
@@ -403,6 +456,8 @@ pub enum AdminReply {
     Token(TokenReport),
     /// Tokens, by id.
     Tokens(Vec<TokenReport>),
+    /// The cluster.
+    Cluster(Box<ClusterReport>),
 }
 
 /// A join token, without its secret, which nobody keeps.

@@ -77,6 +77,9 @@ pub(crate) struct Held {
     pub(crate) is_called_off: bool,
     /// Where it is in its life.
     pub(crate) stage: Stage,
+    /// The map does not have its attachment any more: somebody else has ended it, and all that is
+    /// left to do is to give it up.
+    pub(crate) is_ended: bool,
     /// The attachment's number, once agreed.
     pub(crate) generation: Option<Generation>,
     /// The session, from Opening to Closing.
@@ -96,6 +99,7 @@ impl Held {
             duty,
             is_called_off: false,
             stage: Stage::Attaching,
+            is_ended: false,
             generation: None,
             session: None,
             connections: BTreeSet::new(),
@@ -122,6 +126,7 @@ impl Held {
     /// Whether it is on its way out: nobody can join any more, but wait for the next turn.
     pub(crate) fn is_ending(&self) -> bool {
         match self.stage {
+            _ if self.is_ended => true,
             Stage::Closing | Stage::Detaching => true,
             // Its client went again before it had it.
             Stage::Attaching if self.connections.is_empty() => true,

@@ -11,7 +11,9 @@ mod boot;
 mod duties;
 mod errands;
 mod groups;
+mod machines;
 mod members;
+mod overview;
 mod peers;
 mod schedules;
 mod sources;
@@ -749,8 +751,11 @@ impl Engine {
             }
             volume::Effect::Fenced => {
                 let held = self.held.get(&id).expect("its session speaks");
+                let reason = match held.is_ended {
+                    true => "an administrator ended the attachment",
+                    false => "the volume was attached elsewhere",
+                };
                 for connection in held.connections.iter().copied() {
-                    let reason = "the volume was attached elsewhere";
                     outputs.push(Output::Disconnect { connection, reason });
                 }
             }

@@ -27,6 +27,8 @@ pub const PATH_DISKS: &str = "/v1/disks";
 pub const PATH_VOLUMES: &str = "/v1/volumes";
 /// `GET` the list of `LayerReport`: which volume, snapshot and clone builds on which.
 pub const PATH_LAYERS: &str = "/v1/layers";
+/// `GET` the `ClusterReport`: is anything at risk, and what is done about it?
+pub const PATH_CLUSTER: &str = "/v1/cluster";
 /// `GET` 200 or 503 with sentences: is all well?
 pub const PATH_HEALTH: &str = "/health";
 /// `GET` the metrics in Prometheus' text format.

@@ -247,6 +247,7 @@ impl Coordinator {
                 }
             }
             Event::Tick => self.handle_tick(effects),
+            Event::Ended => self.end(effects),
         }
         self.tidy(effects);
     }

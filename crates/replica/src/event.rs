@@ -60,6 +60,9 @@ pub enum Event {
     Map(Arc<Map>),
     /// Time has passed: [`crate::Coordinator::deadline`] is due.
     Tick,
+    /// The attachment was ended, as if there were a newer one. Answered by [`Effect::Fenced`],
+    /// unless that came before.
+    Ended,
 }
 
 /// What a session asks about the volume's objects.

@@ -69,6 +69,10 @@ pub enum Event {
         /// Bytes a second.
         bytes_per_s: u64,
     },
+    /// The attachment was ended by others than the session, as if there were a newer one: every
+    /// request fails from now on. Answered by [`Effect::Fenced`], or by [`Effect::Opened`] if it
+    /// was not open yet; nothing if it had been fenced or closed before.
+    Ended,
 }
 
 /// What a session wants done.

@@ -231,6 +231,9 @@ impl Session {
             Event::Tick => self.handle_tick(effects),
             Event::Source { token, result } => self.handle_source(token, result, effects),
             Event::FillRate { bytes_per_s } => self.set_fill_rate(bytes_per_s, effects),
+            Event::Ended => {
+                self.coordinator.handle(now, replica::Event::Ended, &mut self.scratch);
+            }
         }
         self.drive(effects);
     }

@@ -45,6 +45,7 @@ impl Engine {
             AdminRequest::DiskList => AdminReply::Disks(
                 self.disks.values().map(|disk| report::disk(&self.map, disk)).collect(),
             ),
+            AdminRequest::ClusterStatus => AdminReply::Cluster(Box::new(self.cluster_report(now))),
             _ if self.phase != Phase::Serving => {
                 let sentence = self.not_serving();
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
@@ -65,6 +66,29 @@ impl Engine {
             AdminRequest::TokenRevoke { id } => {
                 let command = Command::RevokeToken { id: TokenId(id) };
                 self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+            AdminRequest::NodeDrain { node, wanted } => {
+                let command = Command::DrainNode { node: self.find_node(&node)?, wanted };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+            AdminRequest::NodeRemove { node } => {
+                self.remove_node(token, &node)?;
+                return Ok(None);
+            }
+            AdminRequest::DiskDrain { disk, wanted } => {
+                let command = Command::DrainDisk { disk, wanted };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+            AdminRequest::DiskRemove { disk } => {
+                let command = Command::RemoveDisk { disk };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+            AdminRequest::VolumeDetach { name, tag } => {
+                self.detach_by_force(token, &name, tag.as_deref())?;
                 return Ok(None);
             }
             AdminRequest::TokenList => AdminReply::Tokens(self.token_reports()),

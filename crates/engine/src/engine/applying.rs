@@ -56,6 +56,7 @@ impl Engine {
         for (id, start) in flattens {
             self.tell_flatten(now, id, start);
         }
+        self.end_detached();
         self.learn_peers(now, outputs);
         if self.phase == Phase::Joining && self.map.cluster().0 != 0 && !self.has_released {
             self.begin(now, outputs);

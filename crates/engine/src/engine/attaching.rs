@@ -10,6 +10,9 @@ use cluster::Command;
 use proto::{Duration, Generation, Time, VolumeId, limits::FLATTEN_LOOK_MS};
 use volume::{Answer, Session, View};
 
+/// Why a client does not get what it was about to have.
+const ENDED: &str = "an administrator has just ended the attachment; try again";
+
 impl Engine {
     /// What a name that a client gave stands for, or the answer that it stands for nothing.
     pub(super) fn describe(&self, name: &str) -> Result<(names::Export, Answer), Answer> {
@@ -161,7 +164,19 @@ impl Engine {
         let held = self.held.get_mut(&id).expect("held while attaching");
         held.generation = Some(generation);
         let volume = id.volume();
+        let known = self.map.volume(volume).and_then(|known| known.attachment(generation));
+        if known.is_none() {
+            // Ended by somebody else before it was heard of here.
+            held.is_ended = true;
+            let waiting = std::mem::take(&mut held.unanswered);
+            held.connections.clear();
+            for connection in waiting {
+                self.refuse(connection, ENDED.into(), outputs);
+            }
+        }
+        let held = self.held.get_mut(&id).expect("held while attaching");
         let is_wanted = match held.duty {
+            _ if held.is_ended => false,
             // Somebody else is to have it, or what was to be done is not wanted any more.
             Some(_) => !held.is_called_off && self.phase == Phase::Serving,
             None => !held.connections.is_empty(),
@@ -268,6 +283,34 @@ impl Engine {
         self.work.push_back(Work::Session(id, generation, event));
     }
 
+    /// Ends what the map does not show as attached any more: somebody has ended it. The session
+    /// fails all that it has and takes nothing more; its clients are disconnected once they have
+    /// their answers.
+    pub(super) fn end_detached(&mut self) {
+        let (mut ended, mut unused) = (Vec::new(), Vec::new());
+        for (id, held) in &mut self.held {
+            let Some(generation) = held.generation.filter(|_| !held.is_ended) else { continue };
+            let volume = self.map.volume(id.volume());
+            if volume.is_some_and(|known| known.attachment(generation).is_some()) {
+                continue;
+            }
+            held.is_ended = true;
+            if held.session.is_some() {
+                ended.push((*id, generation));
+                if held.connections.is_empty() {
+                    unused.push(*id);
+                }
+            }
+        }
+        for (id, generation) in ended {
+            self.work.push_back(Work::Session(id, generation, volume::Event::Ended));
+        }
+        // What the node itself holds has no connection whose end would release it.
+        for id in unused {
+            self.release(id);
+        }
+    }
+
     /// Nobody wants it any more: the session drains and flushes, then it is detached.
     pub(super) fn release(&mut self, id: HeldId) {
         let Some(held) = self.held.get_mut(&id) else { return };
@@ -329,13 +372,13 @@ impl Engine {
         any
     }
 
-    /// Asserts that what is held here is attached here in the agreed state.
+    /// Asserts that what is held here is attached here in the agreed state, or known to be ended.
     pub(super) fn check_attachments(&self) {
         for (id, held) in &self.held {
             let Some(generation) = held.generation else { continue };
             let volume = self.map.volume(id.volume());
             let known = volume.and_then(|volume| volume.attachment(generation));
-            assert!(known.is_some(), "{id:?} is held but not attached");
+            assert!(known.is_some() || held.is_ended, "{id:?} is held but not attached");
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{NoticeLevel, Output, disks::Disk};
 use cluster::steward::{Pace, Sight, plan};
 use cluster::{Command, Map};
 use proto::{DiskId, Duration, Incarnation, MemberError, MemberReply, NodeId, Time, limits};
-use replica::{AttemptOutcome, AttemptQuestion, Reconfigurer};
+use replica::{AttemptOutcome, AttemptProgress, AttemptQuestion, Reconfigurer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -200,6 +200,24 @@ impl Engine {
         }
     }
 
+    /// Since when a disk has not served, as far as this node sees; nothing while it does.
+    pub(super) fn disk_away_since(&self, now: Time, disk: &cluster::Disk) -> Option<Time> {
+        if disk.node != self.settings.node {
+            let away = self.away_since(disk.node);
+            return away.or_else(|| self.closed_since(disk.node, disk.id));
+        }
+        let here = self.disks.get(&disk.id);
+        let serves = here.is_some_and(|it| it.is_agreed && it.failure().is_none());
+        let known = self.members_here.failed.get(&disk.id);
+        (!serves).then(|| known.copied().unwrap_or(now))
+    }
+
+    /// How far an attempt has come, if this node carries it out.
+    pub(super) fn attempt_progress(&self, number: u64) -> Option<AttemptProgress> {
+        let attempt = self.members_here.attempts.get(&number)?;
+        Some(attempt.machine.progress())
+    }
+
     /// What this node sees of disks and nodes.
     fn sight(&mut self, now: Time) -> Sight {
         let mut sight = Sight { now, ..Sight::default() };
@@ -209,23 +227,16 @@ impl Engine {
                 down.insert(node, since);
             }
         }
-        for disk in self.map.disks() {
-            let since = if disk.node == self.settings.node {
-                let here = self.disks.get(&disk.id);
-                let serves = here.is_some_and(|it| it.is_agreed && it.failure().is_none());
-                let failed = &mut self.members_here.failed;
-                if serves {
-                    failed.remove(&disk.id);
-                    None
-                } else {
-                    Some(*failed.entry(disk.id).or_insert(now))
-                }
-            } else {
-                down.get(&disk.node).copied().or_else(|| self.closed_since(disk.node, disk.id))
-            };
+        for disk in self.map.clone().disks() {
+            let since = self.disk_away_since(now, disk);
             if let Some(since) = since {
                 sight.away.insert(disk.id, since);
             }
+            let failed = &mut self.members_here.failed;
+            match since.filter(|_| disk.node == self.settings.node) {
+                Some(since) => failed.insert(disk.id, since),
+                None => failed.remove(&disk.id),
+            };
         }
         sight.away_nodes = down;
         for held in self.held.values() {

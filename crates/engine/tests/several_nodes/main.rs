@@ -2,6 +2,7 @@
 //! one another.
 
 mod copies;
+mod people;
 mod support;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};

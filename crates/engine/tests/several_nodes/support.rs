@@ -366,6 +366,14 @@ impl Net {
         })
     }
 
+    /// A node's media do again what they are asked, beginning with what waits.
+    pub fn resume(&mut self, at: usize) {
+        self.nodes[at].stalled.clear();
+        let waiting = std::mem::take(&mut self.nodes[at].waiting);
+        let outputs = waiting.into_iter().map(|(disk, op)| Output::Disk { disk, op });
+        self.perform(at, outputs.collect());
+    }
+
     pub fn tell(&mut self, at: usize, input: Input) {
         let now = self.now;
         let Some(engine) = self.nodes[at].engine.as_mut() else { return };

@@ -8,7 +8,8 @@ use super::{
     freeze,
     moment::Moment,
     name::{
-        DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name, SnapshotName, VolumeName,
+        ClusterDiskName, DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name,
+        NodeName, SnapshotName, VolumeName,
     },
 };
 use crate::{
@@ -68,10 +69,10 @@ pub enum Noun {
     /// Groups of volumes whose snapshots are taken at one moment
     #[command(subcommand)]
     Group(GroupVerb),
-    /// Disks of the node: list, scrub
+    /// Disks: list, scrub, drain, take out
     #[command(subcommand)]
     Disk(DiskVerb),
-    /// The node itself
+    /// Nodes of the cluster: list, drain, take out
     #[command(subcommand)]
     Node(NodeVerb),
     /// Is all well, and how full is it? Exits with 1 when something is wrong
@@ -94,7 +95,7 @@ pub enum Noun {
     /// Deleted volumes: list, take out again, delete for good
     #[command(subcommand)]
     Trash(TrashVerb),
-    /// The cluster: let other machines join
+    /// The cluster: is anything at risk, and let other machines join
     #[command(subcommand)]
     Cluster(ClusterVerb),
     /// Print what may stand where the last word does; what the shells' completions ask
@@ -120,6 +121,12 @@ pub enum ClusterVerb {
         #[command(flatten)]
         options: TokenOptions,
     },
+    /// Is anything at risk: which copies are missing, which nodes and disks are away since when,
+    /// what is being done about it, who leads and votes, and what is waited for. Exits with 6 when
+    /// there are warnings
+    ///
+    /// It is the cluster as the node that is asked knows it, also while nothing can be agreed on.
+    Status,
 }
 
 /// What to do with tokens that there are.
@@ -344,6 +351,22 @@ pub enum VolumeVerb {
         /// Its name
         name: VolumeName,
     },
+    /// End the attachment of a volume or snapshot on whichever node, so that another one can have
+    /// it: also of a node that died
+    ///
+    /// A client that is still there is disconnected and loses what was not acknowledged to it. One
+    /// that reconnects by itself may be the next to have the volume again: stop it first, if that
+    /// can be done.
+    Detach {
+        /// A volume, or a snapshot as NAME@TAG
+        name: Name,
+        /// End it though its client has not asked for that
+        #[arg(long, required = true)]
+        force: bool,
+        /// Really do it: a guest that is still there loses its disk
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Show what was written to a volume, or to a later snapshot of it, since a snapshot
     Diff(Diff),
     /// Save what was written since a snapshot as a stream of changes, for `import-diff`
@@ -533,11 +556,35 @@ pub struct FreezeOptions {
 /// What to do with disks.
 #[derive(Debug, Subcommand)]
 pub enum DiskVerb {
-    /// List the node's disks
+    /// List the disks of all nodes: whether they are there, and how much lies on them; and what is
+    /// known of those of this node
     List,
     /// Scrubbing: reading everything once in a while, to find damage before it is needed
     #[command(subcommand)]
     Scrub(ScrubVerb),
+    /// Have what lies on a disk go to other disks. Until it is there, the disk serves as before;
+    /// where too few disks would be left, it stays
+    Drain {
+        /// The disk's id, as `dog disk list` shows it
+        #[arg(value_name = "ID")]
+        disk: ClusterDiskName,
+    },
+    /// Use a disk again that was being drained
+    Undrain {
+        /// The disk's id, as `dog disk list` shows it
+        #[arg(value_name = "ID")]
+        disk: ClusterDiskName,
+    },
+    /// Take a disk out of the cluster: one that is drained, or one that will not come back. What it
+    /// holds does not count any more. Refused while too few copies would be left
+    Remove {
+        /// The disk's id, as `dog disk list` shows it
+        #[arg(value_name = "ID")]
+        disk: ClusterDiskName,
+        /// Really do it, though copies of partitions lie on it
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 /// What to do about scrubbing.
@@ -574,8 +621,29 @@ pub struct DiskChoice {
 /// What to do with the node.
 #[derive(Debug, Subcommand)]
 pub enum NodeVerb {
-    /// Show the node's identity and version
+    /// Show the identity and version of the node that is asked
     Info,
+    /// List the nodes: whether they are there, who leads and votes, and what they have
+    List,
+    /// Have what lies on the disks of a node go to other nodes. Until it is there, they serve as
+    /// before; where too few disks would be left, it stays
+    Drain {
+        /// Its name or id
+        #[arg(value_name = "NAME")]
+        node: NodeName,
+    },
+    /// Use the disks of a node again that was being drained
+    Undrain {
+        /// Its name or id
+        #[arg(value_name = "NAME")]
+        node: NodeName,
+    },
+    /// Take a node out of the cluster that is stopped and has neither disks nor attached volumes
+    Remove {
+        /// Its name or id
+        #[arg(value_name = "NAME")]
+        node: NodeName,
+    },
 }
 
 /// What to do about schedules.
@@ -722,6 +790,17 @@ mod tests {
             "dog volume import-diff - copy",
             "dog volume import-diff changes copy --resume --keep-partial",
             "dog disk list",
+            "dog disk drain 00112233445566778899aabbccddeeff",
+            "dog disk undrain 00112233445566778899aabbccddeeff",
+            "dog disk remove 00112233445566778899aabbccddeeff --yes",
+            "dog cluster status --json",
+            "dog cluster token --uses 2",
+            "dog node list",
+            "dog node drain n1",
+            "dog node undrain n1",
+            "dog node remove n1",
+            "dog volume detach disk1 --force --yes",
+            "dog volume detach disk1@monday --force",
             "dog disk scrub start",
             "dog disk scrub stop --disk 00112233445566778899aabbccddeeff",
             "dog disk scrub rate 10M",
@@ -778,6 +857,10 @@ mod tests {
             "dog trash purge",
             "dog trash purge disk1 --all",
             "dog disk scrub",
+            "dog disk drain 00",
+            "dog disk remove",
+            "dog node drain",
+            "dog volume detach disk1",
             "dog disk scrub stop --disk 00",
             "dog bench --seconds 0",
             "dog completions cmd",

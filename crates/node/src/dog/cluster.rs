@@ -1,31 +1,169 @@
-//! `dog cluster`: join tokens, with which other machines become nodes.
+//! `dog cluster`: whether anything is at risk, and join tokens, with which other machines become
+//! nodes.
 
 use super::{
     Context, Failure,
-    arguments::{ClusterVerb, TokenOptions, TokenVerb},
+    arguments::{TokenOptions, TokenVerb},
+    failure::AT_RISK_EXIT_CODE,
     print,
 };
 use crate::{
     identity::{SEEDS_MAX, Seed, TokenText, from_hex, hex, random},
+    size::Size,
     span::Span,
 };
 use cluster::{Digest, TokenId};
-use engine::admin::{AdminReply, AdminRequest, TokenReport};
+use engine::admin::{
+    AdminReply, AdminRequest, AttemptReport, ClusterNodeReport, ClusterReport, TokenReport,
+};
 use proto::{
-    ClusterId,
+    ClusterId, NodeId,
     limits::{TOKEN_SPAN_S_MAX, TOKEN_USES_MAX},
 };
 use serde::Serialize;
+use std::process::ExitCode;
 
-/// Runs one verb.
-pub fn run(context: &Context, verb: ClusterVerb) -> Result<(), Failure> {
+/// `dog cluster token`: makes one unless told otherwise.
+pub fn token(
+    context: &Context,
+    verb: Option<TokenVerb>,
+    options: &TokenOptions,
+) -> Result<(), Failure> {
     match verb {
-        ClusterVerb::Token { verb: None, options } => make(context, &options),
-        ClusterVerb::Token { verb: Some(TokenVerb::Revoke { token }), .. } => {
-            revoke(context, token.0)
-        }
-        ClusterVerb::Token { verb: Some(TokenVerb::List), .. } => list(context),
+        None => make(context, options),
+        Some(TokenVerb::Revoke { token }) => revoke(context, token.0),
+        Some(TokenVerb::List) => list(context),
     }
+}
+
+/// `dog cluster status`. The exit code says whether anything is at risk.
+pub fn status(context: &Context) -> Result<ExitCode, Failure> {
+    let report = report(context)?;
+    if context.json {
+        print::json(&report)?;
+    } else {
+        print::text(&describe(&report))?;
+    }
+    let code = if report.healthy { 0 } else { AT_RISK_EXIT_CODE };
+    Ok(ExitCode::from(code))
+}
+
+/// The cluster as the daemon knows it.
+pub fn report(context: &Context) -> Result<Box<ClusterReport>, Failure> {
+    match context.ask(&AdminRequest::ClusterStatus)? {
+        AdminReply::Cluster(report) => Ok(report),
+        _ => Err(Failure::mismatch()),
+    }
+}
+
+/// What a node is called: its name if it has one, else its id.
+pub fn node_words(node: &ClusterNodeReport) -> String {
+    match node.name.is_empty() {
+        true => node.node.to_string(),
+        false => node.name.clone(),
+    }
+}
+
+fn describe(report: &ClusterReport) -> String {
+    let name = |id: &NodeId| {
+        let known = report.nodes.iter().find(|node| node.node == *id);
+        known.map_or_else(|| id.to_string(), node_words)
+    };
+    let names = |ids: &[NodeId]| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+    let agreement = &report.agreement;
+    let up = report.nodes.iter().filter(|node| node.up).count();
+    let present = report.disks.iter().filter(|disk| disk.away_s.is_none()).count();
+    let changing = if agreement.changing { ", being changed" } else { "" };
+    let mut fields = vec![
+        ("Health", if report.healthy { "ok" } else { "at risk" }.to_string()),
+        ("Cluster", report.cluster.to_string()),
+        ("Epoch", report.epoch.to_string()),
+        ("Nodes", format!("{}, {up} up", report.nodes.len())),
+        ("Disks", format!("{}, {present} present", report.disks.len())),
+        ("Leader", agreement.leader.as_ref().map_or("nobody".to_string(), name)),
+        ("Voters", format!("{}{changing}", names(&agreement.voters))),
+    ];
+    if !agreement.learners.is_empty() {
+        fields.push(("Followers", names(&agreement.learners)));
+    }
+    let mut page = print::fields(&fields);
+    page += "\n";
+    page += &copies_table(report);
+    if !report.attempts.is_empty() {
+        page += "\n";
+        page += &attempts_table(&report.attempts);
+    }
+    for warning in &report.warnings {
+        page += &format!("\nwarning: {warning}");
+    }
+    for note in &report.notes {
+        page += &format!("\nnote: {note}");
+    }
+    if !page.ends_with('\n') {
+        page += "\n";
+    }
+    page
+}
+
+fn copies_table(report: &ClusterReport) -> String {
+    let columns = [
+        ("COPIES", true),
+        ("POSSIBLE", true),
+        ("PARTITIONS", true),
+        ("WITH FEWER", true),
+        ("WITH ONE", true),
+        ("WAITING", true),
+    ];
+    let rows = report.copies.iter().map(|copies| {
+        vec![
+            copies.copies.to_string(),
+            copies.possible.to_string(),
+            copies.partitions.to_string(),
+            copies.fewer.to_string(),
+            copies.single.to_string(),
+            copies.waiting.to_string(),
+        ]
+    });
+    print::table(&columns, rows.collect())
+}
+
+fn attempts_table(attempts: &[AttemptReport]) -> String {
+    let columns = [
+        ("CHANGE", true),
+        ("BY NODE", false),
+        ("PARTITIONS", true),
+        ("STAGE", false),
+        ("DONE", true),
+        ("TO DO", true),
+        ("SENT", true),
+        ("WAITS FOR", false),
+    ];
+    let rows = attempts.iter().map(|attempt| {
+        let mut row = vec![
+            attempt.number.to_string(),
+            attempt.owner_name.clone(),
+            attempt.partitions.to_string(),
+        ];
+        match &attempt.progress {
+            Some(progress) => {
+                let disks = progress.waiting_for.iter().map(ToString::to_string);
+                row.extend([
+                    progress.stage.clone(),
+                    progress.done.to_string(),
+                    progress.to_do.to_string(),
+                    Size(progress.bytes).to_string(),
+                    disks.collect::<Vec<_>>().join(", "),
+                ]);
+            }
+            // That node alone knows.
+            None => {
+                row.push("under way".to_string());
+                row.extend(vec!["-".to_string(); 4]);
+            }
+        }
+        row
+    });
+    print::table(&columns, rows.collect())
 }
 
 /// A token that was made, for programs.
@@ -163,8 +301,107 @@ impl std::str::FromStr for TokenName {
 pub const EXPIRES_DEFAULT: Span = Span::of_seconds(3600);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use engine::admin::{AgreementReport, AttemptProgressReport, ClusterDiskReport, CopiesReport};
+    use proto::DiskId;
+
+    /// Two nodes with a disk each, of which one is away and was being drained.
+    pub fn report() -> ClusterReport {
+        let node = |id: u128, up: bool, since_s| ClusterNodeReport {
+            node: NodeId(id),
+            name: format!("n{}", id - 1),
+            addresses: vec![format!("192.0.2.{id}:7117")],
+            zone: String::new(),
+            draining: !up,
+            up,
+            since_s,
+            reason: None,
+            votes: true,
+            leads: up,
+            disks: vec![DiskId(id)],
+            attachments: if up { 2 } else { 0 },
+        };
+        let disk = |id: u128, away_s: Option<u64>| ClusterDiskReport {
+            disk: DiskId(id),
+            node: NodeId(id),
+            node_name: format!("n{}", id - 1),
+            standing: if away_s.is_some() { "draining" } else { "in" }.to_string(),
+            away_s,
+            size_bytes: 1 << 40,
+            partitions: 4096,
+            recovering: 0,
+            share_permille: 500,
+        };
+        ClusterReport {
+            healthy: false,
+            warnings: vec!["node n1 has been away".to_string()],
+            notes: vec!["there are two disks".to_string()],
+            cluster: ClusterId(9),
+            epoch: 12,
+            asked: NodeId(1),
+            agreement: AgreementReport {
+                leader: Some(NodeId(1)),
+                voters: vec![NodeId(1), NodeId(2)],
+                changing: true,
+                learners: Vec::new(),
+                waiting: None,
+            },
+            nodes: vec![node(1, true, 100), node(2, false, 7)],
+            disks: vec![disk(1, None), disk(2, Some(7))],
+            copies: vec![CopiesReport {
+                copies: 3,
+                possible: 2,
+                partitions: 4096,
+                fewer: 4096,
+                single: 4096,
+                waiting: 0,
+            }],
+            attempts: vec![
+                AttemptReport {
+                    number: 5,
+                    owner: NodeId(1),
+                    owner_name: "n0".to_string(),
+                    copies: 3,
+                    partitions: 64,
+                    disks: vec![DiskId(1)],
+                    progress: Some(AttemptProgressReport {
+                        stage: "copying".to_string(),
+                        to_do: 17,
+                        done: 4,
+                        bytes: 1 << 20,
+                        waiting_for: vec![DiskId(2)],
+                    }),
+                },
+                AttemptReport {
+                    number: 6,
+                    owner: NodeId(2),
+                    owner_name: "n1".to_string(),
+                    copies: 3,
+                    partitions: 64,
+                    disks: vec![DiskId(1)],
+                    progress: None,
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn the_cluster_is_told_on_one_page() {
+        let page = describe(&report());
+        for part in [
+            "Health:  at risk\n",
+            "Nodes:   2, 1 up\n",
+            "Disks:   2, 1 present\n",
+            "Leader:  n0\n",
+            "Voters:  n0, n1, being changed\n",
+            "copying       4     17  1.0 MiB  00000000000000000000000000000002\n",
+            "under way     -      -",
+            "\nwarning: node n1 has been away\nnote: there are two disks\n",
+        ] {
+            assert!(page.contains(part), "{part} is not in\n{page}");
+        }
+    }
 
     #[test]
     fn a_token_is_named_by_its_digits_or_by_itself() {

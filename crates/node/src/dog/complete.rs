@@ -11,8 +11,8 @@ use super::{
     Failure,
     arguments::Arguments,
     name::{
-        DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name, SEPARATOR, SnapshotName,
-        VolumeName,
+        ClusterDiskName, DiskName, GroupName, GroupOrSnapshotName, GroupSnapshotName, Name,
+        NodeName, SEPARATOR, SnapshotName, VolumeName,
     },
     print,
 };
@@ -22,7 +22,7 @@ use crate::{
     size::Size,
 };
 use clap::{Arg, Command, CommandFactory};
-use engine::admin::{AdminReply, AdminRequest};
+use engine::admin::{AdminReply, AdminRequest, ClusterDiskReport, ClusterNodeReport};
 use std::{
     any::TypeId,
     collections::BTreeMap,
@@ -59,6 +59,9 @@ enum Question {
     /// Those of this group, with its name before them.
     GroupSnapshots(String),
     Disks,
+    /// Those of all nodes.
+    ClusterDisks,
+    Nodes,
 }
 
 /// Asks the node with this admin socket.
@@ -72,6 +75,7 @@ fn ask(socket: &Path, question: Question) -> Option<Vec<Candidate>> {
         Question::Groups => AdminRequest::GroupList,
         Question::GroupSnapshots(group) => AdminRequest::GroupInfo { name: group.clone() },
         Question::Disks => AdminRequest::DiskList,
+        Question::ClusterDisks | Question::Nodes => AdminRequest::ClusterStatus,
     };
     let (sender, reply) = mpsc::channel();
     // One that hangs must not keep the person waiting.
@@ -104,6 +108,17 @@ fn ask(socket: &Path, question: Question) -> Option<Vec<Candidate>> {
         }
         (Question::Disks, AdminReply::Disks(disks)) => {
             disks.into_iter().map(|disk| (disk.disk.to_string(), disk.path)).collect()
+        }
+        (Question::ClusterDisks, AdminReply::Cluster(report)) => {
+            let named = |disk: ClusterDiskReport| (disk.disk.to_string(), disk.node_name);
+            report.disks.into_iter().map(named).collect()
+        }
+        (Question::Nodes, AdminReply::Cluster(report)) => {
+            let named = |node: ClusterNodeReport| match node.name.is_empty() {
+                true => (node.node.to_string(), node.addresses.join(", ")),
+                false => (node.name, node.addresses.join(", ")),
+            };
+            report.nodes.into_iter().map(named).collect()
         }
         _ => return None,
     })
@@ -279,6 +294,10 @@ fn names_of(is: impl Fn(TypeId) -> bool, start: &str, ask: AskNode<'_>) -> Optio
         }
     } else if is(TypeId::of::<DiskName>()) {
         ask(Question::Disks)
+    } else if is(TypeId::of::<ClusterDiskName>()) {
+        ask(Question::ClusterDisks)
+    } else if is(TypeId::of::<NodeName>()) {
+        ask(Question::Nodes)
     } else {
         None
     }
@@ -303,6 +322,10 @@ mod tests {
             Question::GroupSnapshots(name) if name == "db" => &["db@monday"],
             Question::GroupSnapshots(_) => return None,
             Question::Disks => &["00112233445566778899aabbccddeeff"],
+            Question::ClusterDisks => {
+                &["00112233445566778899aabbccddeeff", "ff112233445566778899aabbccddeeff"]
+            }
+            Question::Nodes => &["n0", "n1"],
         };
         Some(names.iter().map(|name| (name.to_string(), "it".to_string())).collect())
     }
@@ -355,6 +378,10 @@ mod tests {
         check("dog --data=", &[FILES]);
         check("dog volume import ", &[FILES]);
         check("dog disk scrub start --disk 0011", &["00112233445566778899aabbccddeeff"]);
+        check("dog disk scrub start --disk ff", &[]); // it is another node's
+        check("dog disk remove ff", &["ff112233445566778899aabbccddeeff"]);
+        check("dog node drain n", &["n0", "n1"]);
+        check("dog volume detach disk1@t", &["disk1@tuesday"]);
     }
 
     /// An argument that names something that exists is of a type that says so.

@@ -1,12 +1,16 @@
-//! `dog disk`: the node's disks and their scrubbing.
+//! `dog disk`: the disks of all nodes, and the scrubbing of those of the node that is asked.
 
 use super::{
     Context, Failure,
     arguments::{DiskChoice, DiskVerb, ScrubVerb},
-    print,
+    cluster, print,
 };
 use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, DiskReport, ScrubAction};
+use engine::admin::{
+    AdminReply, AdminRequest, ClusterDiskReport, ClusterReport, DiskReport, ScrubAction,
+};
+use proto::{DiskId, counted};
+use serde_json::Value;
 
 /// Runs one verb.
 pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
@@ -26,17 +30,46 @@ pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
             };
             scrub(context, &disk, ScrubAction::Rate(rate.0), sentence)
         }
+        DiskVerb::Drain { disk } => {
+            context.tell(&AdminRequest::DiskDrain { disk: disk.0, wanted: true })?;
+            context.done(&format!(
+                "what lies on disk {} goes to other disks; `dog disk list` shows how much is left",
+                disk.0
+            ))
+        }
+        DiskVerb::Undrain { disk } => {
+            context.tell(&AdminRequest::DiskDrain { disk: disk.0, wanted: false })?;
+            context.done(&format!("disk {} is used again", disk.0))
+        }
+        DiskVerb::Remove { disk, yes } => remove(context, disk.0, yes),
     }
+}
+
+fn remove(context: &Context, disk: DiskId, yes: bool) -> Result<(), Failure> {
+    let report = cluster::report(context)?;
+    // One that does not exist is the daemon's to tell.
+    let known = report.disks.iter().find(|known| known.disk == disk);
+    let held = known.map_or(0, |known| known.partitions);
+    if held > 0 && !yes {
+        return Err(Failure::conflict(format!(
+            "{} lie on disk {disk} and would not count any more; drain it first with `dog disk \
+             drain {disk}`, or say --yes if it will not come back",
+            counted(held, "copy of a partition", "copies of partitions")
+        )));
+    }
+    context.tell(&AdminRequest::DiskRemove { disk })?;
+    context.done(&format!("disk {disk} is no part of the cluster any more"))
 }
 
 fn list(context: &Context) -> Result<(), Failure> {
     let AdminReply::Disks(disks) = context.ask(&AdminRequest::DiskList)? else {
         return Err(Failure::mismatch());
     };
+    let report = cluster::report(context)?;
     if context.json {
-        return print::json(&disks);
+        return print::json(&merge(&disks, &report));
     }
-    print::text(&tabulate(&disks))?;
+    print::text(&format!("{}\n{}", tabulate_all(&report), tabulate(&disks)))?;
     for disk in &disks {
         if let Some(reason) = &disk.reason {
             context.note(&format!("warning: disk {}: {reason}", disk.path));
@@ -76,7 +109,55 @@ fn scrub(
     context.done(&sentence)
 }
 
-/// Disks as a table.
+/// First the disks of this node, each with all that is known of it; then those of the others.
+fn merge(here: &[DiskReport], report: &ClusterReport) -> Vec<Value> {
+    let value = |agreed: &ClusterDiskReport| serde_json::to_value(agreed).expect("always JSON");
+    let of_others = |agreed: &&ClusterDiskReport| here.iter().all(|it| it.disk != agreed.disk);
+    let own = here.iter().map(|disk| {
+        let mut known = serde_json::to_value(disk).expect("always JSON");
+        let agreed = report.disks.iter().find(|agreed| agreed.disk == disk.disk).map(value);
+        if let (Value::Object(known), Some(Value::Object(agreed))) = (&mut known, agreed) {
+            known.extend(agreed);
+        }
+        known
+    });
+    own.chain(report.disks.iter().filter(of_others).map(value)).collect()
+}
+
+/// The disks of all nodes as a table.
+fn tabulate_all(report: &ClusterReport) -> String {
+    let columns = [
+        ("DISK", false),
+        ("NODE", false),
+        ("STATE", false),
+        ("SIZE", true),
+        ("PARTITIONS", true),
+        ("COMING", true),
+        ("SHARE", true),
+    ];
+    let rows = report.disks.iter().map(|disk| {
+        let there = match disk.away_s {
+            Some(away_s) => format!("away for {}", print::span(away_s)),
+            None => "present".to_string(),
+        };
+        let standing = match disk.standing.as_str() {
+            "in" => String::new(),
+            other => format!(", {other}"),
+        };
+        vec![
+            disk.disk.to_string(),
+            disk.node_name.clone(),
+            format!("{there}{standing}"),
+            Size(disk.size_bytes).to_string(),
+            disk.partitions.to_string(),
+            disk.recovering.to_string(),
+            format!("{:.1} %", f64::from(disk.share_permille) / 10.0),
+        ]
+    });
+    print::table(&columns, rows.collect())
+}
+
+/// The disks of one node as a table.
 pub fn tabulate(disks: &[DiskReport]) -> String {
     let columns = [
         ("DISK", false),
@@ -119,5 +200,24 @@ fn describe_scrub(disk: &DiskReport) -> String {
         (false, _) if scrub.passes == 0 => "never yet".to_string(),
         (false, _) if scrub.passes == 1 => "1 pass".to_string(),
         (false, _) => format!("{} passes", scrub.passes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dog::cluster::tests::report;
+
+    #[test]
+    fn disks_of_other_nodes_are_shown_with_what_is_known_of_them() {
+        let table = tabulate_all(&report());
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 3, "{table}");
+        assert!(lines[1].contains("present  ") && lines[1].contains("50.0 %"), "{table}");
+        assert!(lines[2].contains("n1    away for 7 s, draining"), "{table}");
+        let merged = merge(&[], &report());
+        assert_eq!(merged.len(), 2);
+        assert_eq!(merged[1]["away_s"], 7);
+        assert_eq!(merged[1]["standing"], "draining");
     }
 }

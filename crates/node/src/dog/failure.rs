@@ -37,7 +37,11 @@ impl FailureKind {
     }
 }
 
-/// For `--help`: the codes of [`FailureKind::exit_code`].
+/// The exit code of `dog cluster status` when something is at risk or waited for: the command did
+/// what it should, and scripts can tell that from a command that failed.
+pub const AT_RISK_EXIT_CODE: u8 = 6;
+
+/// For `--help`: the codes of [`FailureKind::exit_code`], and [`AT_RISK_EXIT_CODE`].
 pub const EXIT_CODES_HELP: &str = "\
 Exit codes:
     0  done
@@ -46,6 +50,7 @@ Exit codes:
     3  not found: what was named does not exist
     4  conflict: it exists, is in use, or would destroy something without being told to
     5  limit reached: there are as many of them as there may be
+    6  at risk: `dog cluster status` has warnings, such as copies that are missing
   130  interrupted by Ctrl-C or a signal";
 
 /// One sentence with cause and remedy, and its kind.
@@ -161,6 +166,8 @@ mod tests {
         ] {
             let code = format!("{:>5}  ", kind.exit_code());
             assert!(EXIT_CODES_HELP.contains(&code), "{code} is missing");
+            assert_ne!(kind.exit_code(), AT_RISK_EXIT_CODE);
         }
+        assert!(EXIT_CODES_HELP.contains(&format!("{AT_RISK_EXIT_CODE:>5}  at risk")));
     }
 }

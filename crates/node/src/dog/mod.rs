@@ -27,6 +27,7 @@ mod jobs;
 mod manual;
 mod moment;
 mod name;
+mod node;
 mod print;
 mod progress;
 mod schedule;
@@ -44,7 +45,7 @@ use crate::{
     client::{Client, ClientError},
     nbd_client::NbdClient,
 };
-use arguments::{Arguments, Global, Noun};
+use arguments::{Arguments, ClusterVerb, Global, Noun};
 use clap::{Parser, error::ErrorKind};
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest};
 use failure::{Failure, FailureKind};
@@ -120,7 +121,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Volume(verb) => volume::run(&context, verb)?,
         Noun::Group(verb) => group::run(&context, verb)?,
         Noun::Disk(verb) => disk::run(&context, verb)?,
-        Noun::Node(verb) => status::node(&context, verb)?,
+        Noun::Node(verb) => node::run(&context, verb)?,
         Noun::Status => return status::status(&context),
         Noun::Bench(options) => bench::run(&context, &options)?,
         Noun::Schedule(verb) => schedule::run(&context, verb)?,
@@ -128,7 +129,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Complete { words } => complete::run(&words)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,
         Noun::Trash(verb) => trash::run(&context, verb)?,
-        Noun::Cluster(verb) => cluster::run(&context, verb)?,
+        Noun::Cluster(ClusterVerb::Status) => return cluster::status(&context),
+        Noun::Cluster(ClusterVerb::Token { verb, options }) => {
+            cluster::token(&context, verb, &options)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -29,9 +29,17 @@ pub enum Name {
     Snapshot(SnapshotName),
 }
 
-/// A disk, by its id.
+/// A disk of the node that is asked, by its id.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DiskName(pub DiskId);
+
+/// A disk of any node, by its id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClusterDiskName(pub DiskId);
+
+/// A node, by its name or its id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeName(pub String);
 
 /// A group of volumes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -137,6 +145,25 @@ impl FromStr for DiskName {
                 "`{text}` is no disk id; give the 32 hexadecimal digits that `dog disk list` shows"
             ))
         })
+    }
+}
+
+impl FromStr for ClusterDiskName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<ClusterDiskName, NameError> {
+        text.parse::<DiskName>().map(|disk| ClusterDiskName(disk.0))
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<NodeName, NameError> {
+        match text.is_empty() {
+            true => Err(NameError("give the node's name or id, as `dog node list` shows".into())),
+            false => Ok(NodeName(text.to_string())),
+        }
     }
 }
 

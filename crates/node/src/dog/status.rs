@@ -1,6 +1,6 @@
 //! `dog status` and `dog node info`.
 
-use super::{Context, Failure, arguments::NodeVerb, disk, print};
+use super::{Context, Failure, disk, print};
 use crate::size::Size;
 use engine::admin::{AdminReply, AdminRequest, NodeReport, StatusReport};
 use std::process::ExitCode;
@@ -17,8 +17,7 @@ pub fn status(context: &Context) -> Result<ExitCode, Failure> {
 }
 
 /// `dog node info`.
-pub fn node(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
-    let NodeVerb::Info = verb;
+pub fn node(context: &Context) -> Result<(), Failure> {
     let AdminReply::Node(node) = context.ask(&AdminRequest::NodeInfo)? else {
         return Err(Failure::mismatch());
     };

@@ -3,7 +3,7 @@
 use super::{
     Context, Failure,
     arguments::VolumeVerb,
-    attach, content, diff, export,
+    attach, cluster, content, diff, export,
     failure::FailureKind,
     from, import,
     interrupt::Interrupt,
@@ -16,7 +16,8 @@ use super::{
 use crate::{size::Size, span::Span};
 use engine::{
     admin::{
-        AdminReply, AdminRequest, AttachmentReport, FlattenReport, OriginReport, VolumeReport,
+        AdminReply, AdminRequest, AttachmentReport, ClusterReport, FlattenReport, OriginReport,
+        VolumeReport,
     },
     unfinished::{self, Before},
 };
@@ -98,11 +99,48 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
             context.tell(&AdminRequest::VolumeReconnect { name: name.0.clone() })?;
             context.done(&format!("the client of volume {name} reconnects now"))
         }
+        VolumeVerb::Detach { name, force: _, yes } => detach(context, &name, yes),
         VolumeVerb::Diff(options) => diff::difference::run(context, &options),
         VolumeVerb::ExportDiff(options) => diff::export::run(context, &options),
         VolumeVerb::ImportDiff(options) => diff::import::run(context, &options),
         VolumeVerb::Lock { name, until, yes } => snapshot::lock(context, name, until, yes),
     }
+}
+
+/// Ends attachments by force.
+fn detach(context: &Context, name: &Name, yes: bool) -> Result<(), Failure> {
+    let (volume, tag) = match name {
+        Name::Volume(volume) => (volume.clone(), None),
+        Name::Snapshot(name) => (name.volume.clone(), Some(name.tag.clone())),
+    };
+    if !yes {
+        let report = context.volume(&volume)?;
+        let cluster = cluster::report(context)?;
+        return Err(Failure::conflict(detach_question(name, &report, &cluster)));
+    }
+    context.tell(&AdminRequest::VolumeDetach { name: volume, tag })?;
+    context.done(&format!("{name} is not attached any more; another client can have it"))
+}
+
+/// What ending it means, for who has not said that it is meant.
+fn detach_question(name: &Name, report: &VolumeReport, cluster: &ClusterReport) -> String {
+    let held = report.attachment.as_ref().filter(|_| matches!(name, Name::Volume(_)));
+    let who = held.map_or("its clients".to_string(), |held| {
+        let node = cluster.nodes.iter().find(|node| node.node == held.node);
+        let (node, state) = match node {
+            Some(node) if node.up => (cluster::node_words(node), "is up".to_string()),
+            Some(node) => {
+                let away = format!("has been away for {}", print::span(node.since_s));
+                (cluster::node_words(node), away)
+            }
+            None => (held.node.to_string(), "is no part of the cluster".to_string()),
+        };
+        format!("{} on node {node}, which {state},", held.holder)
+    });
+    format!(
+        "ending the attachment of {name} takes it from {who} at once: a guest that still runs there \
+         loses its disk, and what was not acknowledged to it may be lost; say --yes if you mean it"
+    )
 }
 
 impl Context {

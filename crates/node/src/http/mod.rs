@@ -35,6 +35,7 @@ pub fn admin_router(asker: Asker) -> Router {
         .route(&format!("{}/{{name}}", api::PATH_VOLUMES), get(answer_volume))
         .route(&format!("{}/{{name}}/snapshots", api::PATH_VOLUMES), get(answer_snapshots))
         .route(api::PATH_LAYERS, get(|State(asker)| answer(asker, ALL_LAYERS)))
+        .route(api::PATH_CLUSTER, get(|State(asker)| answer(asker, AdminRequest::ClusterStatus)))
         .merge(watching_routes())
         .fallback(answer_unknown)
         .method_not_allowed_fallback(answer_method)
@@ -99,6 +100,7 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::GroupSnapshot(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Token(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Tokens(reports)) => json(StatusCode::OK, &reports),
+        Ok(AdminReply::Cluster(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }

@@ -6,9 +6,9 @@ use crate::{
     client::{Client, ClientError},
 };
 use engine::admin::{
-    AgreementReport, AttachmentReport, DiskCounters, DiskReport, LayerKind, LayerReport,
-    NodeReport, ScheduleReport, ScrubReport, SnapshotReport, SourcesReport, StatusReport,
-    VolumeReport,
+    AgreementReport, AttachmentReport, ClusterReport, DiskCounters, DiskReport, LayerKind,
+    LayerReport, NodeReport, ScheduleReport, ScrubReport, SnapshotReport, SourcesReport,
+    StatusReport, VolumeReport,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use std::{
@@ -140,6 +140,22 @@ fn volume() -> VolumeReport {
     }
 }
 
+fn cluster() -> ClusterReport {
+    ClusterReport {
+        healthy: false,
+        warnings: vec!["node n2 has been away for 7 s".to_string()],
+        notes: Vec::new(),
+        cluster: ClusterId(8),
+        epoch: 9,
+        asked: NodeId(7),
+        agreement: AgreementReport::default(),
+        nodes: Vec::new(),
+        disks: Vec::new(),
+        copies: Vec::new(),
+        attempts: Vec::new(),
+    }
+}
+
 fn schedule() -> ScheduleReport {
     ScheduleReport {
         volume: "we\"ird\\name".to_string(),
@@ -233,6 +249,7 @@ fn well(request: AdminRequest) -> Result<AdminReply, AdminError> {
             Ok(AdminReply::Snapshots(vec![snapshot()]))
         }
         AdminRequest::SnapshotCreate { .. } => Ok(AdminReply::Snapshot(snapshot())),
+        AdminRequest::ClusterStatus => Ok(AdminReply::Cluster(Box::new(cluster()))),
         AdminRequest::LayerList { name: None } => Ok(AdminReply::Layers(vec![layer()])),
         AdminRequest::VolumeCreate { .. } => {
             Err(AdminError { kind: AdminErrorKind::Conflict, sentence: "it exists".to_string() })
@@ -279,6 +296,7 @@ fn people_with_curl_get_the_same_content() {
     check("/v1/volumes/a%20b", 200, "\"copies\":1");
     check("/v1/volumes/a%20b/snapshots", 200, "\"clones\":[\"c\"]");
     check("/v1/layers", 200, "\"kind\":\"snapshot\"");
+    check("/v1/cluster", 200, "node n2 has been away for 7 s");
     check("/v1/volumes/none", 404, "there is no volume `none`");
     check("/v2/status", 404, "there is nothing at this path");
     check("/v1/request", 405, "POST at /v1/request");

@@ -1,0 +1,110 @@
+//! Administrators' requests about nodes, disks and attachments wherever they are: what is drained,
+//! taken out, or ended by force.
+
+use super::{Engine, Purpose, Work, administer::refused, overview::all_attachments};
+use crate::admin::{AdminError, AdminErrorKind, AdminToken};
+use cluster::{Command, Refusal};
+use proto::{Generation, NodeId};
+
+impl Engine {
+    /// Which node is meant by a name or an id.
+    pub(super) fn find_node(&self, which: &str) -> Result<NodeId, AdminError> {
+        let mut named = self.map.nodes().filter(|node| node.name == which);
+        let error = |kind, sentence| Err(AdminError { kind, sentence });
+        match (named.next(), named.next()) {
+            (Some(node), None) => return Ok(node.id),
+            (Some(_), Some(_)) => {
+                return error(
+                    AdminErrorKind::Conflict,
+                    format!(
+                        "several nodes are called {which}; give the id instead, as `dog node list` \
+                         shows it"
+                    ),
+                );
+            }
+            (None, _) => {}
+        }
+        match self.map.nodes().find(|node| node.id.to_string() == which) {
+            Some(node) => Ok(node.id),
+            None => error(
+                AdminErrorKind::NotFound,
+                format!("no node is called {which}; `dog node list` shows the nodes"),
+            ),
+        }
+    }
+
+    /// A node is to go. The agreed state judges whether it holds anything; here it is seen to that
+    /// it does not run, and that the others can agree without it.
+    pub(super) fn remove_node(&mut self, token: AdminToken, which: &str) -> Result<(), AdminError> {
+        let node = self.find_node(which)?;
+        let conflict = |sentence| Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
+        let name = self.node_words(node);
+        // What it holds is to be told first: once it is stopped it cannot be drained.
+        let count = self.map.disks_of(node).count();
+        if count > 0 {
+            return Err(refused(&Refusal::NodeHasDisks { name, count }));
+        }
+        let attached = self.map.volumes().flat_map(all_attachments);
+        let count = attached.filter(|held| held.node == node).count();
+        if count > 0 {
+            return Err(refused(&Refusal::NodeHasAttachments { name, count }));
+        }
+        if node == self.settings.node {
+            return conflict(format!(
+                "node {name} is the one that was asked; stop sheep here, and ask another node"
+            ));
+        }
+        let is_up = |id: NodeId| id == self.settings.node || self.away_since(id).is_none();
+        if is_up(node) {
+            return conflict(format!("node {name} still runs; stop sheep there first"));
+        }
+        let agreement = self.agreement_report();
+        if agreement.voters.contains(&node) {
+            let left = agreement.voters.iter().filter(|id| **id != node && is_up(**id)).count();
+            if left < agreement.voters.len() / 2 + 1 {
+                return conflict(format!(
+                    "without node {name} too few of the nodes that vote can be reached; bring \
+                     others back first, as `dog cluster status` shows them"
+                ));
+            }
+        }
+        let purpose = Purpose::AdminDone(token);
+        self.work.push_back(Work::Propose(Command::RemoveNode { node }, purpose));
+        Ok(())
+    }
+
+    /// Somebody's attachments are to end, wherever they are. Sessions that live learn it by the
+    /// map, and those that do not hear of it are fenced by the next attachment.
+    pub(super) fn detach_by_force(
+        &mut self,
+        token: AdminToken,
+        name: &str,
+        tag: Option<&str>,
+    ) -> Result<(), AdminError> {
+        let volume = self.find(name)?;
+        let known = self.map.volume(volume).expect("found just now");
+        let (attachments, what) = match tag {
+            None => (&known.attachments, format!("volume {name}")),
+            Some(tag) => match known.snapshot(tag) {
+                Some(snapshot) => (&snapshot.readers, format!("snapshot {name}@{tag}")),
+                None => {
+                    let (name, tag) = (name.to_string(), tag.to_string());
+                    return Err(refused(&Refusal::UnknownSnapshot { name, tag }));
+                }
+            },
+        };
+        let generations: Vec<Generation> =
+            attachments.iter().map(|attachment| attachment.generation).collect();
+        let Some((&last, before)) = generations.split_last() else {
+            let sentence = format!("{what} is not attached; there is nothing to end");
+            return Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
+        };
+        for &generation in before {
+            let command = Command::Detach { volume, generation };
+            self.work.push_back(Work::Propose(command, Purpose::DetachForgotten));
+        }
+        let command = Command::Detach { volume, generation: last };
+        self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+        Ok(())
+    }
+}
