@@ -3,7 +3,7 @@
 //! and nothing else.
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{Load, Node, Scratch, Tool, content, patchy_file, wait_until};
 use serde_json::Value;
 use std::time::Duration;
@@ -25,26 +25,32 @@ struct Cluster<'a> {
 
 impl Cluster<'_> {
     fn found(scratch: &Scratch) -> Result<Cluster<'_>> {
-        let first = Node::start_member(&scratch.join("n0"), &address(0), None)?;
-        Ok(Cluster { scratch, nodes: vec![first] })
+        let mut cluster = Cluster { scratch, nodes: Vec::new() };
+        cluster.add(None)?;
+        Ok(cluster)
     }
 
     /// One more machine, as people add it.
     fn grow(&mut self) -> Result<()> {
-        let at = self.nodes.len();
         let token = self.nodes[0].dog_ok("cluster token --uses 1")?;
+        self.add(Some(token.trim()))
+    }
+
+    fn add(&mut self, token: Option<&str>) -> Result<()> {
+        let at = self.nodes.len();
         let data = self.scratch.join(&format!("n{at}"));
-        self.nodes.push(Node::start_member(&data, &address(at), Some(token.trim()))?);
+        let mut node = Node::start_member(&data, &address(at), token)?;
+        // Others die here.
+        node.expect_log("is not connected any more");
+        self.nodes.push(node);
         Ok(())
     }
 
     /// Waits until all see all others and everything has as many whole copies as there are nodes.
     fn wait_whole(&self) -> Result<()> {
         wait_until("every copy is whole, for every node", || {
-            let whole = |node: &Node| -> Result<bool> {
-                let volumes = node.dog_json("volume list")?;
-                Ok(volumes[0]["copies"] == self.nodes.len())
-            };
+            let whole =
+                |node: &Node| -> Result<bool> { Ok(copies(node)? == self.nodes.len() as u64) };
             let peers = self.nodes.len() - 1;
             let sees = |node: &Node| -> Result<bool> {
                 let status = node.dog_json("status")?;
@@ -70,6 +76,11 @@ impl Cluster<'_> {
             Ok(voters == Some(self.nodes.len()) && agreement["changing"] == false)
         })
     }
+}
+
+/// How many whole copies of the only volume there are, as a node tells.
+fn copies(node: &Node) -> Result<u64> {
+    node.dog_json("volume info v")?["copies"].as_u64().context("no number of copies")
 }
 
 /// Where the other nodes reach this one. An address of this process alone, and a port that no
@@ -115,6 +126,11 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     for victim in [1, 2] {
         cluster.nodes[victim].kill()?;
         load.wait_for_writes(SOME)?;
+        if victim == 2 {
+            wait_until("the others go on without it", || Ok(copies(&cluster.nodes[0])? == 2))?;
+            load.wait_for_writes(SOME)?;
+            check_stall(&load, "node 2 is killed and left out")?;
+        }
         cluster.nodes[victim].begin()?;
         cluster.wait_whole()?;
         load.wait_for_writes(SOME)?;
