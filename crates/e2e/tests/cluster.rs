@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use e2e::{Load, Node, Scratch, Tool, content, patchy_file, wait_until};
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VOLUME_BYTES: usize = 64 << 20;
 /// Writes and reads that must go on before and after whatever is done.
@@ -16,6 +16,11 @@ const STALL_MAX: Duration = Duration::from_secs(1);
 /// What a machine may add to that on which other tests run, or a compiler: no bound of the
 /// product's, but a request that waits for an exclusion, a grace time or a restart takes longer.
 const BUSY_MACHINE: Duration = Duration::from_secs(2);
+
+/// What happened when, for who looks at how long it takes.
+fn tell(begin: Instant, what: &str) {
+    println!("{:6.1} s: {what}", begin.elapsed().as_secs_f64());
+}
 
 /// The nodes, each with its place in the order in which they came.
 struct Cluster<'a> {
@@ -91,9 +96,9 @@ fn address(at: usize) -> String {
 }
 
 /// The same check for all: nobody's answer took too long, nobody's connection ended.
-fn check_stall(load: &Load, what: &str) -> Result<()> {
+fn check_stall(begin: Instant, load: &Load, what: &str) -> Result<()> {
     let longest = load.longest_wait();
-    println!("{what}: the longest wait was {} ms", longest.as_millis());
+    tell(begin, &format!("{what}: the longest wait was {} ms", longest.as_millis()));
     let limit = STALL_MAX + BUSY_MACHINE;
     ensure!(longest <= limit, "{what}: a request took {} ms", longest.as_millis());
     Ok(())
@@ -104,6 +109,7 @@ fn check_stall(load: &Load, what: &str) -> Result<()> {
 /// one has the volume. At every step what the client was told is so.
 #[test]
 fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
+    let begin = Instant::now();
     let scratch = Scratch::new()?;
     let mut cluster = Cluster::found(&scratch)?;
     let file = scratch.join("base.raw");
@@ -116,12 +122,13 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     let socket = cluster.nodes[0].nbd_socket();
     let load = Load::start_with_reads(&socket, "v", base.clone());
     load.wait_for_writes(SOME)?;
-    check_stall(&load, "alone")?;
+    check_stall(begin, &load, "alone")?;
     cluster.grow()?;
     cluster.grow()?;
+    tell(begin, "three nodes");
     cluster.wait_whole()?;
     load.wait_for_writes(SOME)?;
-    check_stall(&load, "one node becomes three")?;
+    check_stall(begin, &load, "one node becomes three")?;
 
     for victim in [1, 2] {
         cluster.nodes[victim].kill()?;
@@ -129,14 +136,15 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
         if victim == 2 {
             wait_until("the others go on without it", || Ok(copies(&cluster.nodes[0])? == 2))?;
             load.wait_for_writes(SOME)?;
-            check_stall(&load, "node 2 is killed and left out")?;
+            check_stall(begin, &load, "node 2 is killed and left out")?;
         }
         cluster.nodes[victim].begin()?;
         cluster.wait_whole()?;
         load.wait_for_writes(SOME)?;
-        check_stall(&load, &format!("node {victim} is killed and comes back"))?;
+        check_stall(begin, &load, &format!("node {victim} is killed and comes back"))?;
     }
     cluster.wait_voters()?;
+    tell(begin, "all vote");
     let history = load.stop()?;
     ensure!(history.connections() == 1, "{} connections", history.connections());
     let now = content(&cluster.nodes[2], "v")?;
@@ -154,12 +162,14 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     for node in &mut cluster.nodes {
         node.wait_ready()?;
     }
+    tell(begin, "all were killed and serve again");
     load.wait_for_writes(SOME)?;
     cluster.wait_whole()?;
     let history = load.stop()?;
     ensure!(history.connections() == 2, "{} connections", history.connections());
     let now = content(&cluster.nodes[1], "v")?;
     history.check_latest(&now)?;
+    tell(begin, "nothing was lost by that");
 
     // The node of the client: another one has the volume when its attachment is given back, which
     // the dead one's next start does, and then without it.
