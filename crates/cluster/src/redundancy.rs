@@ -4,6 +4,7 @@
 use crate::command::Answer;
 use crate::layer::{self, Layer};
 use crate::map::Map;
+use crate::partition::Configuration;
 use crate::refusal::Refusal;
 use crate::state::State;
 use proto::limits::{COPIES_DEFAULT, COPIES_MAX, MEMBERS_MAX};
@@ -66,6 +67,22 @@ impl Map {
     pub(crate) fn fewest_members(&self, copies: u8) -> u8 {
         let table = self.partitions.table(copies).expect("looked up before");
         let fewest = table.iter().map(|configuration| configuration.current.len()).min();
+        fewest.map_or(0, |fewest| fewest as u8)
+    }
+
+    /// How many whole copies every partition of a table has at least: current members whose disks
+    /// are there in the opening that is listed. A disk that is away counts until it is left out.
+    ///
+    /// # Panics
+    /// If there is no such table: a bug of the caller, see [`Map::tables`].
+    pub fn fewest_whole(&self, copies: u8) -> u8 {
+        let table = self.partitions.table(copies).expect("a table of the map");
+        let whole = |configuration: &Arc<Configuration>| {
+            configuration.current.iter().filter(|member| self.is_present(**member)).count()
+        };
+        // Partitions beside one another often share what they have.
+        let same = |one: &Arc<Configuration>, next: &Arc<Configuration>| Arc::ptr_eq(one, next);
+        let fewest = table.chunk_by(same).map(|run| whole(&run[0])).min();
         fewest.map_or(0, |fewest| fewest as u8)
     }
 

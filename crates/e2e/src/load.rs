@@ -3,7 +3,8 @@
 //!
 //! The volume is divided into units, of one block each in the front and of a quarter of a block
 //! behind that. One write at a time is in flight for a unit, many for the volume. Each write has a
-//! serial number, which is also the time it was sent; times are counted, not measured.
+//! serial number, which is also the time it was sent; times are counted, not measured. What is
+//! measured is how long a client waits for its answers.
 
 use crate::nbd::{Peer, command};
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +29,8 @@ const DEPTH: usize = 16;
 const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// A flush is no write of a unit.
 const FLUSH_COOKIE: u64 = u64::MAX;
+/// Set in the cookie of a read of a unit.
+const READ_COOKIE: u64 = 1 << 32;
 
 /// A time, in events of this process. Every write gets one when it is sent and one when it is
 /// acknowledged.
@@ -39,11 +42,18 @@ pub const NEVER: Moment = Moment::MAX;
 pub struct Load {
     clock: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    /// The server is not expected to come back.
+    is_over: Arc<AtomicBool>,
+    /// The longest time an answer took, in microseconds, since it was last asked for.
+    longest_us: Arc<AtomicU64>,
     thread: JoinHandle<Result<History>>,
 }
 
 /// All that was written.
 pub struct History {
+    /// How often the client was connected. What was in flight when a connection ended, nobody
+    /// knows whether it was done.
+    connections: u32,
     /// What the volume contained before.
     base: Vec<u8>,
     /// The writes of each unit, in their order.
@@ -65,13 +75,28 @@ struct Write {
 impl Load {
     /// Begins to write to a volume that contains `base`.
     pub fn start(socket: &Path, export: &str, base: Vec<u8>) -> Load {
+        Load::begin(socket, export, base, false)
+    }
+
+    /// Begins to write to a volume that contains `base`, and to read: each unit must show the last
+    /// of its writes that was acknowledged.
+    pub fn start_with_reads(socket: &Path, export: &str, base: Vec<u8>) -> Load {
+        Load::begin(socket, export, base, true)
+    }
+
+    fn begin(socket: &Path, export: &str, base: Vec<u8>, reads: bool) -> Load {
         assert!(base.len() >= COVERED, "the volume is too small");
-        let (clock, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(false)));
+        let (clock, longest_us) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
+        let (stop, is_over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let mut writer = Writer {
             socket: socket.to_owned(),
             export: export.to_owned(),
             clock: clock.clone(),
+            longest_us: longest_us.clone(),
+            is_over: is_over.clone(),
+            reads,
             history: History {
+                connections: 0,
                 base,
                 units: vec![Vec::new(); BLOCKS + QUARTERS],
                 flushes: Vec::new(),
@@ -84,7 +109,7 @@ impl Load {
             writer.run(&stopped)?;
             Ok(writer.history)
         });
-        Load { clock, stop, thread }
+        Load { clock, stop, is_over, longest_us, thread }
     }
 
     /// Now.
@@ -103,6 +128,18 @@ impl Load {
         Ok(())
     }
 
+    /// The longest time an answer took since this was last asked, or since the beginning. What is
+    /// in flight counts once it is answered.
+    pub fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.longest_us.swap(0, SeqCst))
+    }
+
+    /// Ends where the server is gone for good: nobody knows what became of what was in flight.
+    pub fn give_up(self) -> Result<History> {
+        self.is_over.store(true, SeqCst);
+        self.stop()
+    }
+
     /// Waits for what is in flight and detaches.
     pub fn stop(self) -> Result<History> {
         self.stop.store(true, SeqCst);
@@ -114,10 +151,22 @@ struct Writer {
     socket: PathBuf,
     export: String,
     clock: Arc<AtomicU64>,
+    longest_us: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+    /// Whether it reads too.
+    reads: bool,
     history: History,
-    /// Units, and which of their writes is in flight.
-    in_flight: BTreeMap<usize, usize>,
+    /// Units, what is in flight for each, and since when.
+    in_flight: BTreeMap<usize, (InFlight, Instant)>,
     random: u64,
+}
+
+/// What is in flight for a unit.
+#[derive(Clone, Copy)]
+enum InFlight {
+    /// This one of its writes.
+    Write(usize),
+    Read,
 }
 
 impl Writer {
@@ -126,6 +175,7 @@ impl Writer {
         loop {
             match self.serve(stop) {
                 Ok(()) => return Ok(()),
+                Err(Trouble::Away(_)) if self.is_over.load(SeqCst) => return Ok(()),
                 Err(Trouble::Away(error)) => {
                     let now = Instant::now();
                     let since = *away_since.get_or_insert(now);
@@ -153,6 +203,7 @@ impl Writer {
         if size != self.history.base.len() as u64 {
             return Err(Trouble::Refused(anyhow::anyhow!("the volume has {size} bytes")));
         }
+        self.history.connections += 1;
         let mut flushing = None;
         loop {
             while self.in_flight.len() < DEPTH && !stop.load(SeqCst) {
@@ -168,21 +219,42 @@ impl Writer {
             }
             if cookie == FLUSH_COOKIE {
                 let sent = flushing.take().context("a reply to no flush");
+                let (sent, begin) = sent.map_err(Trouble::Refused)?;
                 let answered = self.clock.fetch_add(1, SeqCst);
-                self.history.flushes.push((sent.map_err(Trouble::Refused)?, answered));
+                self.history.flushes.push((sent, answered));
+                self.took(begin);
                 continue;
             }
-            let unit = cookie as usize;
-            let place = self.in_flight.remove(&unit);
-            let place = place.context("a reply to nothing").map_err(Trouble::Refused)?;
-            self.history.units[unit][place].acknowledged = self.clock.fetch_add(1, SeqCst);
+            let unit = (cookie & !READ_COOKIE) as usize;
+            let known = self.in_flight.remove(&unit);
+            let (what, begin) = known.context("a reply to nothing").map_err(Trouble::Refused)?;
+            match what {
+                InFlight::Write(place) => {
+                    let now = self.clock.fetch_add(1, SeqCst);
+                    self.history.units[unit][place].acknowledged = now;
+                }
+                InFlight::Read => {
+                    let (_, length) = place_of(unit);
+                    let content = peer.payload(length).map_err(Trouble::Away)?;
+                    self.history.check_read(unit, &content).map_err(Trouble::Refused)?;
+                }
+            }
+            self.took(begin);
         }
     }
 
-    fn send_one(&mut self, peer: &mut Peer, flushing: &mut Option<Moment>) -> Result<()> {
+    fn took(&self, begin: Instant) {
+        self.longest_us.fetch_max(begin.elapsed().as_micros() as u64, SeqCst);
+    }
+
+    fn send_one(
+        &mut self,
+        peer: &mut Peer,
+        flushing: &mut Option<(Moment, Instant)>,
+    ) -> Result<()> {
         let choice = self.next_random();
         if choice.is_multiple_of(128) && flushing.is_none() {
-            *flushing = Some(self.clock.fetch_add(1, SeqCst));
+            *flushing = Some((self.clock.fetch_add(1, SeqCst), Instant::now()));
             return peer.request(command::FLUSH, FLUSH_COOKIE, 0, 0);
         }
         let unit = (self.next_random() % (BLOCKS + QUARTERS) as u64) as usize;
@@ -190,9 +262,15 @@ impl Writer {
             return Ok(());
         }
         let (offset, length) = place_of(unit);
+        if self.reads && choice % 8 == 3 {
+            let (offset, length) = (offset as u64, length as u32);
+            self.in_flight.insert(unit, (InFlight::Read, Instant::now()));
+            return peer.request(command::READ, unit as u64 | READ_COOKIE, offset, length);
+        }
         let zero = choice % 8 == 1;
         let sent = self.clock.fetch_add(1, SeqCst);
-        self.in_flight.insert(unit, self.history.units[unit].len());
+        let write = InFlight::Write(self.history.units[unit].len());
+        self.in_flight.insert(unit, (write, Instant::now()));
         self.history.units[unit].push(Write { sent, acknowledged: NEVER, zero });
         let (offset, length, cookie) = (offset as u64, length as u32, unit as u64);
         match zero {
@@ -301,6 +379,34 @@ impl History {
         Ok(())
     }
 
+    /// How often the client was connected.
+    pub fn connections(&self) -> u32 {
+        self.connections
+    }
+
+    /// Whether a unit for which nothing was in flight may look like this: as the last of its writes
+    /// that was acknowledged left it, or one after that of which nobody knows whether it was done.
+    fn check_read(&self, unit: usize, content: &[u8]) -> Result<()> {
+        let (offset, length) = place_of(unit);
+        let last = self.units[unit].iter().rfind(|write| write.acknowledged != NEVER);
+        // Nearly always; all others are looked through.
+        let is_last = match last {
+            None => *content == self.base[offset..offset + length],
+            Some(write) if write.zero => content.iter().all(|&byte| byte == 0),
+            Some(write) => content == stamped(unit, write.sent),
+        };
+        if is_last {
+            return Ok(());
+        }
+        let least = last.map_or(0, |write| write.sent);
+        let states = self.states(unit, content, NEVER)?;
+        ensure!(
+            states.iter().any(|state| state.map_or(0, |write| write.sent) >= least),
+            "a read of unit {unit} shows {states:?}, but {last:?} was acknowledged before"
+        );
+        Ok(())
+    }
+
     /// After which of its writes a unit looks like this; nothing: before the first.
     fn states(&self, unit: usize, content: &[u8], to: Moment) -> Result<Vec<Option<Write>>> {
         let (offset, length) = place_of(unit);
@@ -334,7 +440,7 @@ mod tests {
         for (unit, write) in writes {
             units[*unit].push(*write);
         }
-        History { base: vec![0; COVERED], units, flushes: Vec::new() }
+        History { connections: 1, base: vec![0; COVERED], units, flushes: Vec::new() }
     }
 
     fn content(stamps: &[(usize, Moment)]) -> Vec<u8> {
@@ -392,6 +498,30 @@ mod tests {
         check(&history, &[(0, 1), (1, 7)], 11, false);
         check(&history, &[(0, 5), (1, 7)], 11, true);
         check(&history, &[(0, 5)], 11, false);
+    }
+
+    #[test]
+    fn a_read_shows_the_last_that_was_acknowledged_or_what_nobody_knows() {
+        let history = history(&[
+            (0, write(1, 2)),
+            (0, write(3, 4)),
+            (1, write(5, 6)),
+            (1, write(7, NEVER)),
+            (2, write(9, NEVER)),
+        ]);
+        let check = |unit, content: &[u8], good: bool| {
+            let result = history.check_read(unit, content);
+            assert_eq!(result.is_ok(), good, "{unit}: {result:?}");
+        };
+        check(0, &stamped(0, 3), true);
+        check(0, &stamped(0, 1), false); // an older one
+        check(0, &[0; BLOCK], false); // lost
+        check(1, &stamped(1, 5), true);
+        check(1, &stamped(1, 7), true);
+        check(1, &[0; BLOCK], false);
+        check(2, &[0; BLOCK], true);
+        check(2, &stamped(2, 9), true);
+        check(2, &stamped(2, 8), false); // never written
     }
 
     #[test]

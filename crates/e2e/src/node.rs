@@ -51,6 +51,15 @@ impl Node {
         Ok(node)
     }
 
+    /// A daemon that other nodes reach at `address`: the first of a cluster, or with a token one
+    /// that joins another's. It is started again without the token, as people do.
+    pub fn start_member(data: &Path, address: &str, token: Option<&str>) -> Result<Node> {
+        let options = token.map_or(vec![], |token| vec!["--join", token]);
+        let mut node = Node::start_with(data, &options, &[("SHEEP_LISTEN", address)])?;
+        node.options.clear();
+        Ok(node)
+    }
+
     /// As [`Node::start`], with another file as its log.
     pub fn start_logging_to(log: &Path, data: &Path) -> Result<Node> {
         let mut node = Node::prepare(data, &[])?;
@@ -78,6 +87,12 @@ impl Node {
 
     /// Starts the daemon again after [`Node::kill`] or [`Node::stop`] and waits until it serves.
     pub fn begin(&mut self) -> Result<()> {
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// The first half of [`Node::begin`]: one that needs others to serve is not waited for.
+    pub fn launch(&mut self) -> Result<()> {
         assert!(self.child.is_none(), "the daemon still runs");
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut tool = Tool::new(programs::sheep())
@@ -92,10 +107,11 @@ impl Node {
             tool = tool.env(name, value);
         }
         self.child = Some(tool.spawn(log)?);
-        self.wait_ready()
+        Ok(())
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// The second half of [`Node::begin`]: waits until a daemon that was launched serves.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIME_LIMIT;
         let child = self.child.as_mut().expect("it was just started");
         let mut message = [0; 512];

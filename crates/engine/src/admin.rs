@@ -741,7 +741,8 @@ pub struct VolumeReport {
     /// How far shortening is, if so many lineages show through that the node does that by itself.
     #[serde(default)]
     pub shorten: Option<Box<FlattenReport>>,
-    /// Copies kept now.
+    /// Copies kept now, all of them whole: of the parts of the cluster that the volume may lie in,
+    /// the one with the fewest counts. A disk that is away counts until it is left out.
     pub copies: u32,
     /// When it was created, seconds since 1970.
     pub created_unix_s: u64,

@@ -14,6 +14,7 @@ use crate::{
 use cluster::Map;
 use proto::limits::SCHEDULE_WARNINGS_MAX;
 use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
 use volume::{Flattening, Session};
@@ -155,6 +156,11 @@ pub(crate) fn usage(disks: &Disks, layer: LayerId) -> Usage {
     sum
 }
 
+/// How many whole copies there are at least of what lies by each table of the map.
+pub(crate) fn copies(map: &Map) -> BTreeMap<u8, u8> {
+    map.tables().map(|table| (table, map.fewest_whole(table))).collect()
+}
+
 /// One volume. `named` knows what layers are called.
 pub(crate) fn volume(
     now: Time,
@@ -162,6 +168,7 @@ pub(crate) fn volume(
     disks: &Disks,
     volume: &cluster::Volume,
     held: Option<&Held>,
+    copies: &BTreeMap<u8, u8>,
     named: &dyn Fn(LayerId) -> Option<String>,
 ) -> VolumeReport {
     let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
@@ -211,6 +218,11 @@ pub(crate) fn volume(
     let is_wanted = shortens.is_some() || shortening::target(map, disks, volume).is_some();
     let shorten = (is_wanted && !volume.flattening).then(|| Box::new(progress(shortens)));
     let flatten = volume.flattening.then(|| progress(flattens));
+    // A clone shows what others keep, as well or as badly as they do.
+    let below = map.chain(volume.head).into_iter().map(|origin| origin.lineage);
+    let lineages = std::iter::once(volume.lineage).chain(below);
+    let tables = lineages.filter_map(|lineage| map.redundancy(lineage));
+    let kept_in = tables.filter_map(|known| copies.get(&known.copies)).min();
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
         node: attachment.node,
         generation: attachment.generation,
@@ -231,7 +243,7 @@ pub(crate) fn volume(
         origin,
         flatten,
         shorten,
-        copies: 1,
+        copies: kept_in.map_or(0, |copies| u32::from(*copies)),
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),

@@ -289,12 +289,14 @@ impl Engine {
             let (volume, snapshot) = self.map.owner(layer)?;
             Some(names::shown_name(volume, snapshot))
         };
-        let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
+        let copies = report::copies(&self.map);
+        let report = report::volume(now, &self.map, &self.disks, volume, held, &copies, &named);
         Ok(VolumeReport { schedules: self.schedule_reports(volume), ..report })
     }
 
     fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
         let mut all = None;
+        let copies = report::copies(&self.map);
         let mut report = |volume: &cluster::Volume| {
             let held = self.held.get(&HeldId::Head(volume.id));
             let has_origin = self.map.origin(volume.head).is_some();
@@ -303,7 +305,8 @@ impl Engine {
                 *all = Some(names::of_layers(&self.map));
             }
             let named = |layer: LayerId| all.as_ref()?.get(&layer).cloned();
-            let report = report::volume(now, &self.map, &self.disks, volume, held, &named);
+            let (map, disks) = (&self.map, &self.disks);
+            let report = report::volume(now, map, disks, volume, held, &copies, &named);
             VolumeReport { schedules: self.schedule_reports(volume), ..report }
         };
         self.map.volumes_by_name().map(&mut report).collect()

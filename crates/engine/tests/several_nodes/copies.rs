@@ -1,6 +1,7 @@
 //! Several nodes with disks: copies appear as disks do, and volumes go on whatever dies.
 
 use crate::support::{MIB, Net};
+use engine::admin::{AdminReply, AdminRequest};
 use proto::PartitionId;
 
 const THREE: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
@@ -31,6 +32,14 @@ fn whole(net: &Net, at: usize, copies: usize) -> usize {
     .count()
 }
 
+/// How many copies people are told that the volume has.
+fn told(net: &mut Net, at: usize) -> u32 {
+    match net.ask(at, AdminRequest::VolumeInfo { name: "v".into() }) {
+        Ok(AdminReply::Volume(report)) => report.copies,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn until_whole(net: &mut Net, at: usize, copies: usize, seconds: u64) {
     net.until("every partition is whole", seconds, |net| whole(net, at, copies) == 4096);
 }
@@ -39,6 +48,7 @@ fn until_whole(net: &mut Net, at: usize, copies: usize, seconds: u64) {
 fn a_disk_that_comes_gets_copies_of_everything_while_a_volume_is_written() {
     let mut net = Net::cluster(21, &[(20, &[200])]);
     net.create(0, "v");
+    assert_eq!(told(&mut net, 0), 1);
     let connection = net.open(0, "v");
     net.write(0, connection, 0, 1, MIB);
     net.write(0, connection, 9 * MIB, 2, MIB);
@@ -57,6 +67,7 @@ fn a_disk_that_comes_gets_copies_of_everything_while_a_volume_is_written() {
     net.flush(0, connection);
     until_all_vote(&mut net);
     assert!(net.nodes.iter().enumerate().all(|(at, _)| whole(&net, at, 3) == 4096));
+    assert!((0..3).all(|at| told(&mut net, at) == 3));
     // Any one of them has it all: each of the others may go.
     net.tell(0, engine::Input::Close { connection });
     for gone in 0..3 {
@@ -73,6 +84,7 @@ fn a_disk_that_comes_gets_copies_of_everything_while_a_volume_is_written() {
         net.tell(at, engine::Input::Close { connection });
         net.start(gone);
         net.until("it serves again", 60, |net| net.nodes[gone].is_ready);
+        assert!(told(&mut net, gone) < 3, "what it missed it does not have yet");
         until_whole(&mut net, at, 3, 240);
     }
 }
@@ -107,6 +119,7 @@ fn a_node_that_is_cut_off_is_left_out_and_comes_back_whole() {
     net.write(0, connection, 0, 2, MIB); // a quorum is enough
     net.flush(0, connection);
     until_whole(&mut net, 0, 2, 120);
+    assert_eq!(told(&mut net, 0), 2);
     net.write(0, connection, MIB, 3, MIB);
     net.heal();
     until_whole(&mut net, 0, 3, 240);

@@ -1,0 +1,190 @@
+//! Three daemons that are one cluster, with TLS between them and three copies of everything, under
+//! a client that writes, reads and flushes on the first: what dies and comes back costs it a moment
+//! and nothing else.
+#![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Load, Node, Scratch, Tool, content, patchy_file, wait_until};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+const VOLUME_BYTES: usize = 64 << 20;
+/// Writes and reads that must go on before and after whatever is done.
+const SOME: u64 = 300;
+/// What the death of a daemon may cost a request: promise P7.
+const STALL_MAX: Duration = Duration::from_secs(1);
+/// What a machine may add to that on which other tests run, or a compiler: no bound of the
+/// product's, but a request that waits for an exclusion, a grace time or a restart takes longer.
+const BUSY_MACHINE: Duration = Duration::from_secs(2);
+
+/// What happened when, for who looks at how long it takes.
+fn tell(begin: Instant, what: &str) {
+    println!("{:6.1} s: {what}", begin.elapsed().as_secs_f64());
+}
+
+/// The nodes, each with its place in the order in which they came.
+struct Cluster<'a> {
+    scratch: &'a Scratch,
+    nodes: Vec<Node>,
+}
+
+impl Cluster<'_> {
+    fn found(scratch: &Scratch) -> Result<Cluster<'_>> {
+        let mut cluster = Cluster { scratch, nodes: Vec::new() };
+        cluster.add(None)?;
+        Ok(cluster)
+    }
+
+    /// One more machine, as people add it.
+    fn grow(&mut self) -> Result<()> {
+        let token = self.nodes[0].dog_ok("cluster token --uses 1")?;
+        self.add(Some(token.trim()))
+    }
+
+    fn add(&mut self, token: Option<&str>) -> Result<()> {
+        let at = self.nodes.len();
+        let data = self.scratch.join(&format!("n{at}"));
+        let mut node = Node::start_member(&data, &address(at), token)?;
+        // Others die here.
+        node.expect_log("is not connected any more");
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Waits until all see all others and everything has as many whole copies as there are nodes.
+    fn wait_whole(&self) -> Result<()> {
+        wait_until("every copy is whole, for every node", || {
+            let whole =
+                |node: &Node| -> Result<bool> { Ok(copies(node)? == self.nodes.len() as u64) };
+            let peers = self.nodes.len() - 1;
+            let sees = |node: &Node| -> Result<bool> {
+                let status = node.dog_json("status")?;
+                let is_up = |peer: &&Value| peer["up"] == true;
+                let up = status["peers"].as_array().map(|all| all.iter().filter(is_up).count());
+                Ok(up == Some(peers))
+            };
+            // The first one that is not so is enough.
+            for node in &self.nodes {
+                if !whole(node)? || !sees(node)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// Waits until each node's voice counts, without which not any of them may die.
+    fn wait_voters(&self) -> Result<()> {
+        wait_until("all nodes vote", || {
+            let agreement = &self.nodes[0].dog_json("status")?["agreement"];
+            let voters = agreement["voters"].as_array().map(Vec::len);
+            Ok(voters == Some(self.nodes.len()) && agreement["changing"] == false)
+        })
+    }
+}
+
+/// How many whole copies of the only volume there are, as a node tells.
+fn copies(node: &Node) -> Result<u64> {
+    node.dog_json("volume info v")?["copies"].as_u64().context("no number of copies")
+}
+
+/// Where the other nodes reach this one. An address of this process alone, and a port that no
+/// system gives away: it is free again after each death of its daemon.
+fn address(at: usize) -> String {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    format!("127.{}.{middle}.{low}:{}", 1 + (high & 0x7f), 7117 + at)
+}
+
+/// The same check for all: nobody's answer took too long, nobody's connection ended.
+fn check_stall(begin: Instant, load: &Load, what: &str) -> Result<()> {
+    let longest = load.longest_wait();
+    tell(begin, &format!("{what}: the longest wait was {} ms", longest.as_millis()));
+    let limit = STALL_MAX + BUSY_MACHINE;
+    ensure!(longest <= limit, "{what}: a request took {} ms", longest.as_millis());
+    Ok(())
+}
+
+/// One node becomes three while its volume is used; each of the others is killed and comes back;
+/// all are killed at once; the one with the client is killed and does not come back before another
+/// one has the volume. At every step what the client was told is so.
+#[test]
+fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
+    let begin = Instant::now();
+    let scratch = Scratch::new()?;
+    let mut cluster = Cluster::found(&scratch)?;
+    let file = scratch.join("base.raw");
+    patchy_file(&file, VOLUME_BYTES as u64)?;
+    cluster.nodes[0].dog_ok("volume create v 64M")?;
+    let uri = cluster.nodes[0].uri("v");
+    Tool::new("qemu-img").words("convert -n -f raw -O raw").arg(&file).arg(&uri).ok()?;
+    let base = std::fs::read(&file)?;
+
+    let socket = cluster.nodes[0].nbd_socket();
+    let load = Load::start_with_reads(&socket, "v", base.clone());
+    load.wait_for_writes(SOME)?;
+    check_stall(begin, &load, "alone")?;
+    cluster.grow()?;
+    cluster.grow()?;
+    tell(begin, "three nodes");
+    cluster.wait_whole()?;
+    load.wait_for_writes(SOME)?;
+    check_stall(begin, &load, "one node becomes three")?;
+
+    for victim in [1, 2] {
+        cluster.nodes[victim].kill()?;
+        load.wait_for_writes(SOME)?;
+        if victim == 2 {
+            wait_until("the others go on without it", || Ok(copies(&cluster.nodes[0])? == 2))?;
+            load.wait_for_writes(SOME)?;
+            check_stall(begin, &load, "node 2 is killed and left out")?;
+        }
+        cluster.nodes[victim].begin()?;
+        cluster.wait_whole()?;
+        load.wait_for_writes(SOME)?;
+        check_stall(begin, &load, &format!("node {victim} is killed and comes back"))?;
+    }
+    cluster.wait_voters()?;
+    tell(begin, "all vote");
+    let history = load.stop()?;
+    ensure!(history.connections() == 1, "{} connections", history.connections());
+    let now = content(&cluster.nodes[2], "v")?;
+    history.check_latest(&now)?;
+
+    // All at once, in the middle of writes, and back in another order.
+    let load = Load::start_with_reads(&socket, "v", now);
+    load.wait_for_writes(SOME)?;
+    for node in &mut cluster.nodes {
+        node.kill()?;
+    }
+    for at in [2, 0, 1] {
+        cluster.nodes[at].launch()?;
+    }
+    for node in &mut cluster.nodes {
+        node.wait_ready()?;
+    }
+    tell(begin, "all were killed and serve again");
+    load.wait_for_writes(SOME)?;
+    cluster.wait_whole()?;
+    let history = load.stop()?;
+    ensure!(history.connections() == 2, "{} connections", history.connections());
+    let now = content(&cluster.nodes[1], "v")?;
+    history.check_latest(&now)?;
+    tell(begin, "nothing was lost by that");
+
+    // The node of the client: another one has the volume when its attachment is given back, which
+    // the dead one's next start does, and then without it.
+    let load = Load::start_with_reads(&socket, "v", now);
+    load.wait_for_writes(SOME)?;
+    cluster.nodes[0].kill()?;
+    let history = load.give_up()?;
+    let refused = cluster.nodes[1].dog("volume export v -").run()?;
+    ensure!(refused.code != Some(0), "two nodes have one volume: {refused}");
+    cluster.nodes[0].begin()?;
+    cluster.nodes[0].kill()?;
+    let now = content(&cluster.nodes[1], "v")?;
+    history.check_latest(&now)?;
+    let load = Load::start_with_reads(&cluster.nodes[1].nbd_socket(), "v", now);
+    load.wait_for_writes(SOME)?;
+    let history = load.stop()?;
+    history.check_latest(&content(&cluster.nodes[2], "v")?)
+}
