@@ -1,6 +1,7 @@
 //! The machine between one volume's session and the disks.
 
 use crate::chain::{Chain, Object};
+use crate::choice::Choices;
 use crate::copier::CopyQuestion;
 use crate::event::{Effect, Error, Event, Request, Source, View};
 use crate::flush::FlushWait;
@@ -65,6 +66,8 @@ pub struct Coordinator {
     pub(crate) objects: BTreeMap<u32, Object>,
     /// Those of them that are looked at after their members have changed.
     pub(crate) checks: Checks,
+    /// What a session that only reads shows of objects whose members may differ.
+    pub(crate) choices: Choices,
     /// Objects with changes that are not on every member yet.
     pub(crate) chains: Slots<Chain>,
     /// Emptied chains, kept for their memory.
@@ -144,6 +147,8 @@ pub(crate) enum Pending {
     Confirm { peer: PeerIndex, sent: u64 },
     /// [`MemberRequest::Flush`]; makes everything up to this epoch stable.
     Flush { peer: PeerIndex, epoch: u64 },
+    /// [`MemberRequest::Stamp`] before the first read of an object by who only reads.
+    Choose { peer: PeerIndex, object: u32 },
 }
 
 impl Pending {
@@ -160,7 +165,8 @@ impl Pending {
             | Pending::Write { peer, .. }
             | Pending::Read { peer, .. }
             | Pending::Confirm { peer, .. }
-            | Pending::Flush { peer, .. } => peer,
+            | Pending::Flush { peer, .. }
+            | Pending::Choose { peer, .. } => peer,
         }
     }
 }
@@ -208,6 +214,7 @@ impl Coordinator {
             tokens: Slots::default(),
             objects: BTreeMap::new(),
             checks: Checks::default(),
+            choices: Choices::default(),
             chains: Slots::default(),
             spare_chains: Vec::new(),
             reads: Slots::default(),
@@ -302,6 +309,9 @@ impl Coordinator {
         if !self.checks.is_empty() {
             return Some("the disks to tell what they still have".to_string());
         }
+        if let Some(words) = self.choice_obstacle() {
+            return Some(words);
+        }
         let origins = self.origin_groups.iter().flatten();
         let mut away = origins.map(|peer| &self.peers[usize::from(*peer)]);
         away.find_map(|peer| match &peer.state {
@@ -319,7 +329,7 @@ impl Coordinator {
     }
 
     /// Why this member does not serve, if it does not.
-    fn waits_for(&self, group: &Group, index: PeerIndex) -> Option<String> {
+    pub(crate) fn waits_for(&self, group: &Group, index: PeerIndex) -> Option<String> {
         let peer = &self.peers[usize::from(index)];
         let disk = peer.disk;
         let is_awaited = match &self.phase {
@@ -347,6 +357,7 @@ impl Coordinator {
         let serves = |peer: &PeerIndex| !self.peers[usize::from(*peer)].is_away();
         self.partitions.groups.is_empty()
             || self.is_origin_away()
+            || self.is_choice_away()
             || self
                 .partitions
                 .groups
@@ -369,6 +380,7 @@ impl Coordinator {
             }
             self.reset_objects(is_changed);
             self.reset_reads(is_changed);
+            self.reset_choices(is_changed);
             self.opening_lost(effects);
         }
         self.drop_peers(&origins, effects);
@@ -448,7 +460,12 @@ impl Coordinator {
             }
             Request::Flush { reported } => {
                 assert!(!self.read_only, "a flush in a session that only reads");
-                self.begin_flush(Some(token), reported, effects);
+                self.begin_flush(Some(token), reported, None, effects);
+            }
+            Request::Seal => {
+                assert!(!self.read_only, "a seal in a session that only reads");
+                let head = self.layer;
+                self.begin_flush(Some(token), false, Some(head), effects);
             }
         }
     }
@@ -524,6 +541,9 @@ impl Coordinator {
             ) => {
                 self.handle_checked(peer, object, layer, stamp, effects);
             }
+            (Pending::Choose { object, .. }, MemberReply::Stamp(found)) => {
+                self.handle_told(peer, object, found, effects);
+            }
             (Pending::Compare { key, .. }, MemberReply::Stamp(found)) => {
                 self.handle_compared(peer, ObjectStamp { key, ..found }, effects);
             }
@@ -547,6 +567,7 @@ impl Coordinator {
                 } else if self.is_opening() {
                     self.opening_answered(effects);
                 } else {
+                    self.choose();
                     self.end_reads(effects);
                     self.kick_confirm(peer, effects);
                 }
@@ -563,6 +584,7 @@ impl Coordinator {
         match *pending {
             Pending::Read { read, peer, .. } => self.read_unanswered(read, peer),
             Pending::Check { object, .. } => self.check_again(object),
+            Pending::Choose { object, peer } => self.untold(peer, object),
             Pending::Write { chain, peer, .. } | Pending::Learn { chain, peer } => {
                 self.link_answered(chain, peer);
             }
@@ -627,6 +649,10 @@ impl Coordinator {
                     self.opening_again(pending);
                 }
             }
+            Pending::Choose { object, .. } => {
+                self.untold(peer, object);
+                self.back_off(peer);
+            }
             Pending::Layer { .. } => self.handle_layer_error(peer, &error, effects),
             Pending::Compare { .. } | Pending::Settle { .. } | Pending::Mark { .. } => {
                 self.opening_refused(pending, &error, effects);
@@ -682,6 +708,7 @@ impl Coordinator {
         self.reads = Slots::default();
         self.objects.clear();
         self.checks.clear();
+        self.choices.clear();
         self.overdue.clear();
         self.parked.clear();
         self.found.clear();
@@ -701,6 +728,7 @@ impl Coordinator {
         self.check_partitions();
         self.check_chains();
         self.check_reads();
+        self.check_choices();
         self.check_layers();
         self.check_objects();
         for peer in &self.peers {

@@ -97,8 +97,9 @@ pub enum Request {
         blocks: BlockRange,
     },
     /// The head is another from now on: changes that come later go to it. Ends with
-    /// [`Answer::Done`] once a quorum of every member set knows it; it is stable with a flush
-    /// after that.
+    /// [`Answer::Done`] once every current member of every partition knows it, and so has every
+    /// change of the former one; it is stable with [`Request::Seal`] after that. Other requests do
+    /// not wait for it.
     SwitchLayer {
         /// The new head.
         layer: LayerId,
@@ -118,6 +119,11 @@ pub enum Request {
         /// then: of a flush that ends a change nobody learns what became of other changes.
         reported: bool,
     },
+    /// Seals what lies below the present head. Ends with [`Answer::Done`] once every current member
+    /// of every partition knows that head, and has everything that had ended before this request
+    /// stable: then the layers below may be read from any of them. A member that is away or behind
+    /// holds it up until it is whole, or no member any more; other requests do not wait for it.
+    Seal,
 }
 
 /// What a request that succeeded brings.

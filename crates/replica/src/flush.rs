@@ -1,4 +1,5 @@
-//! Flush: everything acknowledged before it is stable on a quorum when it ends.
+//! Flush: everything acknowledged before it is stable on a quorum when it ends; where it seals a
+//! layer, on every current member.
 //!
 //! Each disk's acknowledgements are counted in epochs. A flush sent to a disk ends its epoch and,
 //! once answered by the same opening of it, makes that epoch and all before it stable. One flush
@@ -10,9 +11,10 @@
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Answer, Effect, Error};
+use crate::partitions::Group;
 use crate::peer::{Peer, PeerIndex};
 use proto::limits::SESSION_UNSETTLED_MAX;
-use proto::{MemberRequest, Stamp};
+use proto::{LayerId, MemberRequest, Stamp};
 
 /// A flush that has not ended.
 #[derive(Debug)]
@@ -27,11 +29,14 @@ pub(crate) struct FlushWait {
     mark: u64,
     /// Acknowledged writes were lost while it waited.
     lost: Option<String>,
+    /// It seals what lies below this head: every current member must know the head and have
+    /// everything stable. Otherwise a quorum is enough.
+    seals: Option<LayerId>,
 }
 
 impl FlushWait {
     /// Whether the peer has everything that was acknowledged before the flush, stable.
-    fn is_met_by(&self, peer: &Peer, index: PeerIndex) -> bool {
+    pub(crate) fn is_met_by(&self, peer: &Peer, index: PeerIndex) -> bool {
         // A peer that came later has what was acknowledged before: its first epoch is that.
         let epoch = self.epochs.get(usize::from(index)).copied().unwrap_or(1);
         peer.stable_epoch >= epoch && !self.is_missed_by(peer)
@@ -40,6 +45,17 @@ impl FlushWait {
     /// Whether the peer does not even have all of it.
     fn is_missed_by(&self, peer: &Peer) -> bool {
         peer.lagging.first_key_value().is_some_and(|(first, _)| *first <= self.mark)
+            || self.seals.is_some_and(|head| peer.layer < head)
+    }
+
+    /// Whether it ends only when every member meets it.
+    pub(crate) fn is_seal(&self) -> bool {
+        self.seals.is_some()
+    }
+
+    /// How many members of a group must meet it.
+    fn needed(&self, group: &Group) -> usize {
+        if self.is_seal() { group.members.len() } else { group.quorum() }
     }
 
     /// Another disk takes this peer's place.
@@ -55,6 +71,7 @@ impl Coordinator {
         &mut self,
         token: Option<u64>,
         reported: bool,
+        seals: Option<LayerId>,
         effects: &mut Vec<Effect>,
     ) {
         let epochs = self.peers.iter().map(|peer| peer.dirty_epoch).collect();
@@ -62,7 +79,7 @@ impl Coordinator {
         let lost = if reported { self.lost.take() } else { None };
         let number = self.flush_number;
         self.flush_number += 1;
-        self.flushes.push_back(FlushWait { token, number, epochs, mark, lost });
+        self.flushes.push_back(FlushWait { token, number, epochs, mark, lost, seals });
         for peer in 0..self.peers.len() as PeerIndex {
             self.kick_flush(peer, effects);
         }
@@ -78,7 +95,7 @@ impl Coordinator {
         let is_due = next - begun > SESSION_UNSETTLED_MAX;
         if is_due && !self.partitions.is_any_behind() {
             self.flushed_itself_at = next;
-            self.begin_flush(None, false, effects);
+            self.begin_flush(None, false, None, effects);
         }
     }
 
@@ -86,14 +103,19 @@ impl Coordinator {
     /// acknowledgement want it stable here, too, if they count this disk.
     pub(crate) fn lag_ended(&mut self, index: PeerIndex, sequence: u64, effects: &mut Vec<Effect>) {
         self.is_changed = true;
+        self.flush_again(index, |flush| sequence <= flush.mark);
+        self.kick_flush(index, effects);
+    }
+
+    /// What a disk has just got is to be stable there before these flushes count it.
+    pub(crate) fn flush_again(&mut self, index: PeerIndex, wants: impl Fn(&FlushWait) -> bool) {
         let epoch = self.peers[usize::from(index)].dirty_epoch;
-        for flush in self.flushes.iter_mut().filter(|flush| sequence <= flush.mark) {
+        for flush in self.flushes.iter_mut().filter(|flush| wants(flush)) {
             if flush.epochs.len() <= usize::from(index) {
                 flush.epochs.resize(usize::from(index) + 1, 1);
             }
             flush.epochs[usize::from(index)] = epoch;
         }
-        self.kick_flush(index, effects);
     }
 
     /// Sends a flush if one is wanted and none is under way.
@@ -161,7 +183,7 @@ impl Coordinator {
         self.settled = self.settled.max(point);
     }
 
-    /// Ends the flushes that a quorum of every member set meets.
+    /// Ends the flushes that a quorum of every member set meets, and those that seal if all do.
     pub(crate) fn end_flushes(&mut self, effects: &mut Vec<Effect>) {
         // What the new members of a partition have is not known before.
         if !self.checks.is_empty() || self.partitions.groups.is_empty() {
@@ -171,7 +193,7 @@ impl Coordinator {
         self.flushes.retain_mut(|flush| {
             let met = groups.iter().all(|group| {
                 let met = |peer: &PeerIndex| flush.is_met_by(&peers[usize::from(*peer)], *peer);
-                group.whole.iter().filter(met).count() >= group.quorum()
+                group.whole.iter().filter(met).count() >= flush.needed(group)
             });
             if !met {
                 return true;

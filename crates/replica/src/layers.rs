@@ -4,9 +4,15 @@
 //! it refused for now and that is sent again must not come after the layer that it belongs to was
 //! closed. Until then it is read at the layer that it knows, which shows the same, for nothing was
 //! written to the new one yet.
+//!
+//! A quorum is enough for writes to go on in the new head. The layers below it are *sealed* when
+//! every current member has all of them, and stable: others read them from any member, and ask
+//! nobody whether it is right. A member that is away or behind holds that up until it comes back
+//! or the map does not list it any more; who becomes a member later gets all of it by a copy.
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Answer, Effect, Error, View};
+use crate::flush::FlushWait;
 use crate::partitions::Group;
 use crate::peer::{Peer, PeerIndex};
 use cluster::{Configuration, Map, Origin};
@@ -20,7 +26,7 @@ pub(crate) struct Rung {
     pub(crate) parent: LayerId,
 }
 
-/// A switch of the head that has not ended.
+/// A switch of the head that not every member knows of.
 #[derive(Debug)]
 pub(crate) struct SwitchWait {
     pub(crate) token: u64,
@@ -154,13 +160,7 @@ impl Coordinator {
         layer: LayerId,
         effects: &mut Vec<Effect>,
     ) {
-        let is_writer = !self.read_only;
-        let peer = &mut self.peers[usize::from(index)];
-        peer.layer_asked = false;
-        if is_writer {
-            // It is stable with the next flush.
-            peer.mark_dirty();
-        }
+        self.peers[usize::from(index)].layer_asked = false;
         self.layer_known(index, layer, effects);
     }
 
@@ -184,11 +184,17 @@ impl Coordinator {
         layer: LayerId,
         effects: &mut Vec<Effect>,
     ) {
+        let is_writer = !self.read_only;
         let peer = &mut self.peers[usize::from(index)];
         if layer <= peer.layer {
             return;
         }
         peer.layer = layer;
+        if is_writer {
+            // It is stable with the next flush, as far as anybody knows.
+            peer.mark_dirty();
+            self.flush_again(index, |flush| flush.is_seal());
+        }
         let own = || self.peers.iter().filter(|peer| peer.own);
         let lowest = own().map(|peer| peer.layer).min().unwrap_or_default();
         let last = self.rungs.last().map(|rung| rung.layer).unwrap_or_default();
@@ -234,10 +240,67 @@ impl Coordinator {
         !self.partitions.groups.is_empty() && self.partitions.groups.iter().all(has_quorum)
     }
 
-    /// Ends the switches whose layer is known.
+    /// Whether every current member of every partition gets everything and knows the layer: then it
+    /// has every change of the layers below. One that is behind may know it and lack some.
+    fn is_layer_everywhere(&self, layer: LayerId) -> bool {
+        let knows = |peer: PeerIndex| self.peers[usize::from(peer)].layer >= layer;
+        let all_know =
+            |group: &Group| group.whole == group.members && group.members.iter().all(knows);
+        !self.partitions.groups.is_empty() && self.partitions.groups.iter().all(all_know)
+    }
+
+    /// What keeps the layers below a new head from being sealed, if it is a disk: continues the
+    /// sentence "waiting for ..". Nothing if nothing is being sealed, or each partition has one
+    /// member. Requests of guests do not wait for this.
+    pub fn seal_obstacle(&self) -> Option<String> {
+        let mut words = self.seal_awaits();
+        if words.is_empty() {
+            let last = self.flushes.iter().rfind(|flush| flush.is_seal());
+            let lacks = |index: &PeerIndex| {
+                let peer = &self.peers[usize::from(*index)];
+                match last {
+                    Some(flush) => !flush.is_met_by(peer, *index),
+                    None => peer.layer < self.layer,
+                }
+            };
+            let late = self.shared_members().filter(lacks);
+            let disk = |index: PeerIndex| self.peers[usize::from(index)].disk;
+            words = late.map(|index| format!("disk {} to have it stable", disk(index))).collect();
+        }
+        let words: Vec<String> = words.into_iter().collect();
+        let is_sealing = self.is_sealing() && !words.is_empty();
+        is_sealing.then(|| format!("{}, before a snapshot is complete", words.join(" and ")))
+    }
+
+    /// Whether a layer is being sealed and a member that does not serve, or is behind, keeps that
+    /// from ending.
+    pub fn is_seal_held_up(&self) -> bool {
+        self.is_sealing() && !self.seal_awaits().is_empty()
+    }
+
+    fn is_sealing(&self) -> bool {
+        !self.switches.is_empty() || self.flushes.iter().any(FlushWait::is_seal)
+    }
+
+    /// Why members that have peers do not serve, or what makes them wait.
+    fn seal_awaits(&self) -> BTreeSet<String> {
+        let groups = self.partitions.groups.iter().filter(|group| !group.is_sole());
+        let words = groups
+            .flat_map(|group| group.members.iter().filter_map(|peer| self.waits_for(group, peer)));
+        words.collect()
+    }
+
+    /// The members that have peers.
+    fn shared_members(&self) -> impl Iterator<Item = PeerIndex> {
+        let groups = self.partitions.groups.iter().filter(|group| !group.is_sole());
+        let members: BTreeSet<PeerIndex> = groups.flat_map(|group| group.members.iter()).collect();
+        members.into_iter()
+    }
+
+    /// Ends the switches whose layer all members know.
     pub(crate) fn end_switches(&mut self, effects: &mut Vec<Effect>) {
         while let Some(&SwitchWait { token, layer }) = self.switches.front()
-            && self.is_layer_known(layer)
+            && self.is_layer_everywhere(layer)
         {
             self.switches.pop_front();
             effects.push(Effect::Done { token, result: Ok(Answer::Done) });

@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod choice;
 mod confirm;
 mod coordinator;
 mod copier;

@@ -11,6 +11,7 @@ use proto::{
 use std::sync::Arc;
 
 mod layers;
+mod readers;
 
 const GENERATION: Generation = Generation(7);
 const HEAD: View = View::Head { read_only: false };

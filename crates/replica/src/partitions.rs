@@ -76,6 +76,16 @@ impl Partitions {
         self.groups = groups.into_iter().collect();
     }
 
+    /// The table has this power of two of partitions.
+    pub(crate) fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// How many members of a partition make a quorum.
+    pub(crate) fn quorum_of(&self, id: PartitionId) -> usize {
+        self.by_id.get(&id).unwrap_or(&NOWHERE).quorum()
+    }
+
     /// Whether some member of some partition is behind.
     pub(crate) fn is_any_behind(&self) -> bool {
         self.groups.iter().any(|group| group.whole != group.members)

@@ -325,9 +325,11 @@ impl Coordinator {
             match self.tokens.remove(token) {
                 Some(Pending::Read { read, .. }) => self.read_unanswered(read, index),
                 Some(Pending::Check { object, .. }) => self.check_again(object),
+                Some(Pending::Choose { object, .. }) => self.untold(index, object),
                 _ => {}
             }
         }
+        self.drop_unproved(index);
         self.halt_links(index, effects);
         self.forget_layer(index);
         let peer = &mut self.peers[usize::from(index)];

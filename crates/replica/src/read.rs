@@ -100,9 +100,15 @@ impl Coordinator {
     fn readers(&self, source: Source, index: u32) -> Vec<PeerIndex> {
         let members: Vec<PeerIndex> = match source {
             Source::Own if self.is_guarded(source) => {
-                self.partition_at(index).whole.iter().collect()
+                let whole = self.partition_at(index).whole.iter();
+                whole.filter(|peer| !self.choices.differs(*peer, index)).collect()
             }
+            // Sealed, as an origin is.
             Source::Own => self.partition_at(index).members.iter().collect(),
+            // A layer is sealed when all of it is stable on every current member, and who becomes one
+            // later gets it by a copy. So any member has it, one that is behind in the head too,
+            // and one that lost power and was opened anew keeps it: nobody asks which opening of
+            // the disk answers.
             Source::Origin { lineage, .. } => {
                 let configuration = self.map.configuration_of(lineage, index);
                 let members = configuration.current.iter();
@@ -133,6 +139,7 @@ impl Coordinator {
                     && state.knows_a_layer()
                     && !self.checks.contains(index)
                     && chain.is_none_or(|chain| chain.has_answered(peer))
+                    && (!self.chooses(index) || self.choices.holds(peer, index))
                     && !self.has_refused(peer, index)
             }
             Source::Own => self.is_ready(peer) && state.knows_a_layer(),
@@ -145,6 +152,9 @@ impl Coordinator {
     fn try_read(&mut self, number: u64, effects: &mut Vec<Effect>) {
         let Some(read) = self.reads.at(number) else { return };
         let (source, index, tried, asked) = (read.source, read.index, read.tried, read.asked);
+        if self.is_guarded(source) && self.chooses(index) {
+            self.pump_choice(index, effects);
+        }
         let readers = self.readers(source, index);
         let is_free = |peer: &&PeerIndex| !tried.contains(**peer) && !asked.contains(**peer);
         let mut free = readers.iter().filter(is_free);
@@ -214,6 +224,33 @@ impl Coordinator {
             read.is_parked = true;
             self.parked.push_back(number);
         }
+    }
+
+    /// Nobody knows any more which opening of this disk has answered: what it brought and has not
+    /// proved is asked for again, perhaps of another.
+    pub(crate) fn drop_unproved(&mut self, index: PeerIndex) {
+        let proved = self.peers[usize::from(index)].proved;
+        for number in self.found.iter().copied().collect::<Vec<u64>>() {
+            let read = self.reads.at_mut(number).expect("what was found waits for its proof");
+            let is_of = |found: &Found| found.peer == index;
+            let is_unproved = |found: &Found| found.proof.is_some_and(|after| proved < after);
+            if read.found.as_ref().is_none_or(|found| !is_of(found) || !is_unproved(found)) {
+                continue;
+            }
+            read.found = None;
+            self.found.remove(&number);
+            if read.asked.is_empty() && !read.is_parked {
+                read.is_parked = true;
+                self.parked.push_back(number);
+            }
+        }
+    }
+
+    /// The objects of reads that wait for somebody to have what this session shows.
+    pub(crate) fn waiting_objects(&self) -> impl Iterator<Item = u32> {
+        let parked = self.parked.iter().filter_map(|number| self.reads.at(*number));
+        let guarded = parked.filter(|read| self.is_guarded(read.source));
+        guarded.map(|read| read.index).filter(|index| self.chooses(*index))
     }
 
     /// When the oldest read that waits long enough is asked of another disk.
@@ -301,6 +338,10 @@ impl Coordinator {
         if self.partition_at(index).members.len() == 1 {
             // What the only member has is what there is.
             return true;
+        }
+        if self.read_only {
+            // Nobody has flushed what an earlier session left.
+            return false;
         }
         let Some(object) = self.objects.get(&index) else { return self.forgotten <= self.flushed };
         let sequence = self.peers[usize::from(peer)].stable_below;

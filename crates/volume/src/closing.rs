@@ -66,8 +66,12 @@ impl Session {
 
     /// Flushes once all requests have ended, then closes.
     pub(crate) fn advance_closing(&mut self, effects: &mut Vec<Effect>) {
+        // A seal that waits for a disk which does not serve is left to the next session.
+        let is_held_up = self.is_closing() && self.coordinator.is_seal_held_up();
+        let is_left = |work: &Work| is_held_up && matches!(work.task, Task::Seal { .. });
+        let is_busy = self.works.iter().any(|(_, work)| !is_left(work));
         let Some(closing) = &mut self.closing else { return };
-        if self.life == Life::Closed || !self.works.is_empty() || !self.inbox.is_empty() {
+        if self.life == Life::Closed || is_busy || !self.inbox.is_empty() {
             return;
         }
         if self.life == Life::Open && !self.read_only && !closing.flushing {
@@ -78,6 +82,8 @@ impl Session {
             self.drive(effects);
             return;
         }
+        self.works = Slots::default();
+        self.pieces = Slots::default();
         self.life = Life::Closed;
         effects.push(Effect::Closed);
     }

@@ -103,7 +103,7 @@ pub enum Effect {
         /// What was discarded.
         discarded: PendingDiscard,
     },
-    /// All disks know the volume's head, and every write to the layer below is stable: to be
+    /// All disks know the volume's head, and every write to the layer below is stable on all: to be
     /// reported to the cluster. Comes again after a while as long as the map does not show it.
     LayerOpened {
         /// The head.

@@ -286,7 +286,9 @@ impl Session {
         }
         let source = oldest.and_then(|(number, _)| self.sources.awaited_by(number));
         let source = source.map(|layer| self.source_words(layer));
-        let obstacle = source.or_else(|| self.coordinator.obstacle());
+        let is_seal = oldest.is_some_and(|(_, work)| matches!(work.task, Task::Seal { .. }));
+        let seal = || self.coordinator.seal_obstacle().filter(|_| is_seal);
+        let obstacle = source.or_else(|| self.coordinator.obstacle()).or_else(seal);
         let what = obstacle.unwrap_or_else(|| "the disks to answer".to_string());
         Some(Waiting { since, reason: format!("waiting for {what}") })
     }
@@ -751,9 +753,12 @@ impl Session {
     fn flush(&mut self, number: u64) {
         let work = self.works.at_mut(number).expect("it is in work");
         work.stage = Stage::Flushing;
-        // One that ends a change tells of that change alone: it cannot speak for others.
-        let reported = matches!(work.task, Task::Flush);
-        self.send(number, Role::Flush, replica::Request::Flush { reported });
+        let request = match work.task {
+            Task::Seal { .. } => replica::Request::Seal,
+            // One that ends a change tells of that change alone: it cannot speak for others.
+            _ => replica::Request::Flush { reported: matches!(work.task, Task::Flush) },
+        };
+        self.send(number, Role::Flush, request);
     }
 
     /// A work is over.

@@ -4,7 +4,7 @@
 //! other change is begun until it has, so that no write is split between a snapshot and what comes
 //! after it. Zeroing and discarding of long ranges may be split: the guest's write is a write, but
 //! nobody expects gigabytes to change at once. Then the disks are told, which ends when everything
-//! of the former head has ended; what a flush makes stable after that seals it.
+//! of the former head is on all of them; what is stable on all of them after that is sealed.
 
 use crate::event::Effect;
 use crate::pieces::Range;

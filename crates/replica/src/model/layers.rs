@@ -80,17 +80,127 @@ fn a_new_head_is_opened_between_the_writes_of_both() {
 }
 
 #[test]
-fn a_layer_counts_as_opened_when_a_quorum_has_opened_it() {
+fn a_switch_ends_when_every_member_has_opened_the_layer_and_writes_go_on_before() {
     for (members, quorum) in [(1, 1), (2, 2), (3, 2), (5, 3)] {
         let mut stage = Stage::open(members);
         stage.switch(1, 2, 1);
+        stage.write(2);
         for disk in 0..members {
-            assert_eq!(stage.ended().len(), usize::from(disk >= quorum), "{disk} of {members}");
+            let ended = usize::from(disk >= quorum);
+            assert_eq!(stage.ended(), vec![2; ended], "{disk} of {members}");
             assert_eq!(stage.questions(disk), ["open 1>2"]);
             stage.answer(disk, Ok(MemberReply::Done));
+            if disk < quorum {
+                while let Some(question) = stage.questions(disk).first() {
+                    let reply = match question.as_str() {
+                        "stamp" => MemberReply::Stamp(at(7, 1)),
+                        _ => written(1),
+                    };
+                    // The last of all ends the switch, which comes before this.
+                    stage.answer(disk, Ok(reply));
+                }
+            }
         }
-        assert_eq!(stage.ended(), [1]);
+        let mut ended = stage.ended();
+        ended.sort_unstable();
+        assert_eq!(ended, [1, 2]);
     }
+}
+
+#[test]
+fn a_layer_is_sealed_when_all_members_have_it_stable_and_a_flush_needs_a_quorum() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(written(1)))));
+    stage.switch(2, 2, 1);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(MemberReply::Done))));
+    assert_eq!(stage.ended(), [1], "the last disk does not even have the write");
+    assert_eq!(stage.questions(2), ["write 1>2"]);
+    stage.answer(2, Ok(written(1)));
+    stage.answer(2, Ok(MemberReply::Done));
+    assert_eq!(stage.ended(), [1, 2]);
+    stage.request(3, Request::Seal);
+    stage.flush(4);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(flushed(1)))));
+    assert_eq!(stage.ended(), [1, 2, 4]);
+    let obstacle = stage.coordinator.seal_obstacle().expect("it waits");
+    assert!(obstacle.starts_with("disk 00000000000000000000000000000002"), "{obstacle}");
+    assert!(stage.coordinator.obstacle().is_none(), "no guest waits for that");
+    assert!(!stage.coordinator.is_seal_held_up(), "it is at work");
+    stage.answer(2, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2, 4, 3]);
+    assert!(stage.coordinator.seal_obstacle().is_none());
+}
+
+#[test]
+fn a_member_that_is_away_holds_a_seal_up_until_it_is_no_member_any_more() {
+    let mut stage = Stage::open(3);
+    stage.switch(1, 2, 1);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(MemberReply::Done))));
+    stage.answer(2, Err(MemberError::Retired));
+    stage.write(2);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(written(1)))));
+    assert_eq!(stage.ended(), [2], "guests go on");
+    let obstacle = stage.coordinator.seal_obstacle().expect("it waits");
+    assert!(obstacle.contains("disk 00000000000000000000000000000002: it is"), "{obstacle}");
+    assert!(stage.coordinator.is_seal_held_up());
+    let map = with(&stage.base, &[1, 1]);
+    stage.tell(Event::Map(map));
+    stage.asked.retain(|(disk, ..)| *disk < 2);
+    stage.answer_all(|_| Ok(MemberReply::Stamp(at(7, 2))));
+    assert_eq!(stage.ended(), [2, 1]);
+    assert!(!stage.coordinator.is_seal_held_up());
+}
+
+#[test]
+fn a_member_that_comes_while_a_layer_is_sealed_must_have_it_stable_too() {
+    let mut stage = Stage::open(2);
+    stage.switch(1, 2, 1);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(MemberReply::Done))));
+    stage.request(2, Request::Seal);
+    (0..2).for_each(|disk| assert_eq!(stage.questions(disk), ["flush"]));
+    let map = with(&stage.base, &[1, 1, 1]);
+    stage.tell(Event::Map(map));
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(flushed(1)))));
+    assert_eq!(stage.ended(), [1], "the third one does not even know the head");
+    stage.answer(2, Ok(fenced(1, &[])));
+    assert_eq!(stage.questions(2), ["open 1>2"], "a flush before would mean nothing");
+    stage.answer(2, Ok(MemberReply::Done));
+    assert_eq!(stage.questions(2), ["flush"]);
+    assert_eq!(stage.ended(), [1]);
+    stage.answer(2, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2]);
+}
+
+/// It opens with a quorum; the seal that the dead session began needs all of them.
+#[test]
+fn a_new_session_finishes_a_seal_when_no_member_is_behind() {
+    let (mut state, volume) = created();
+    snapshot(&mut state, volume, "one");
+    let mut stage = Stage::begin_with(3, state.map(), volume, HEAD);
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(fenced(1, &[])))));
+    stage.tick();
+    for _ in 0..10 {
+        let late: Vec<_> = stage.asked.extract_if(.., |(disk, ..)| *disk == 2).collect();
+        stage.answer_all(|request| Ok(usual(request)));
+        stage.asked.extend(late);
+    }
+    assert!(stage.opened);
+    stage.request(1, Request::Seal);
+    for _ in 0..10 {
+        // The third knows the head by now, and yet it may lack writes.
+        stage.answer_all(|request| Ok(usual(request)));
+    }
+    assert!(stage.ended().is_empty());
+    let obstacle = stage.coordinator.seal_obstacle().expect("it waits");
+    assert!(obstacle.contains("which is behind"), "{obstacle}");
+    stage.incarnations.truncate(2);
+    let map = with(&stage.base, &stage.incarnations);
+    stage.tell(Event::Map(map));
+    for _ in 0..10 {
+        stage.answer_all(|request| Ok(usual(request)));
+    }
+    assert_eq!(stage.ended(), [1]);
 }
 
 #[test]
