@@ -495,6 +495,54 @@ fn with_several_copies_a_full_one_catches_up_instead_of_failing_the_write() {
     assert_eq!(stage.questions(0), ["write 1>2"]);
 }
 
+/// It was failed as one that never was when the second disk refused it, though it was on its way
+/// to the first again, which then took it: equal stamps with other content, or a failed assertion.
+#[test]
+fn a_write_that_is_sent_again_to_a_disk_has_not_been_refused_by_all() {
+    for takes_it in [true, false] {
+        let mut stage = Stage::open(2);
+        stage.write(1);
+        stage.answer(0, Err(MemberError::NoSpace));
+        stage.tick();
+        stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+        assert_eq!(stage.questions(0), ["write 1>2"]);
+        stage.answer(1, Err(MemberError::NoSpace));
+        assert!(stage.done.is_empty(), "the first one may be taking it");
+        if takes_it {
+            stage.answer(0, Ok(written(1)));
+            assert!(stage.done.is_empty(), "one is no quorum");
+            stage.tick();
+            stage.answer(1, Ok(MemberReply::Stamp(at(7, 1))));
+            stage.answer(1, Ok(written(1)));
+            assert!(matches!(stage.done[..], [(1, Ok(Answer::Done))]));
+        } else {
+            stage.answer(0, Err(MemberError::NoSpace));
+            assert!(matches!(stage.done[..], [(1, Err(Error::NoSpace))]));
+        }
+        stage.answer_usually();
+        assert!(stage.coordinator.chains.is_empty() && stage.coordinator.behind().is_empty());
+        stage.write(2);
+        let previous = if takes_it { 2 } else { 1 };
+        assert_eq!(stage.questions(0), [format!("write {previous}>3")]);
+    }
+}
+
+/// The write fails while the other disk is being asked for its stamp.
+#[test]
+fn a_write_may_fail_while_a_disk_is_asked_where_it_stands() {
+    let mut stage = Stage::open(2);
+    stage.write(1);
+    stage.answer(0, Err(MemberError::NoSpace));
+    stage.tick();
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(1, Err(MemberError::NoSpace));
+    assert!(matches!(stage.done[..], [(1, Err(Error::NoSpace))]));
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert!(stage.coordinator.chains.is_empty());
+    stage.write(2);
+    assert_eq!(stage.questions(0), ["write 1>3"]);
+}
+
 #[test]
 fn a_busy_disk_is_asked_again_later_in_order() {
     let mut stage = Stage::open(1);
