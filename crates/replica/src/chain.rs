@@ -576,14 +576,13 @@ impl Coordinator {
         error: Error,
         effects: &mut Vec<Effect>,
     ) {
-        let index = self.chains.at(number).expect("its chain is there").index;
-        let members = self.partition_at(index).members.len();
         let chain = self.chains.at_mut(number).expect("its chain is there");
         let Some(position) = chain.position(sequence) else { return };
         let entry = &mut chain.entries[position];
         entry.refused.insert(peer);
-        let refused = chain.links.iter().filter(|link| entry.refused.contains(link.peer)).count();
-        if refused < members || !entry.acked.is_empty() || !entry.may_have.is_empty() {
+        // Members that are behind have no link.
+        let is_refused = chain.links.iter().all(|link| entry.refused.contains(link.peer));
+        if !is_refused || !entry.acked.is_empty() || !entry.may_have.is_empty() {
             self.back_off(peer);
             return;
         }

@@ -527,6 +527,33 @@ fn a_write_that_is_sent_again_to_a_disk_has_not_been_refused_by_all() {
     }
 }
 
+/// It waited for a refusal of the one that is behind, which is not asked.
+#[test]
+fn a_write_that_all_refuse_but_one_that_is_behind_fails_unless_that_one_may_have_it() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    // Its answer does not count: whether it has the write is not known.
+    stage.answer(2, Ok(written(2)));
+    assert_eq!(stage.coordinator.behind().len(), 1);
+    for disk in [0, 1] {
+        stage.answer(disk, Err(MemberError::NoSpace));
+    }
+    assert!(stage.done.is_empty(), "the one that is behind may have it");
+    stage.tick();
+    stage.answer_all(|_| Ok(MemberReply::Stamp(at(7, 1))));
+    stage.answer_all(|_| Ok(written(1)));
+    assert!(matches!(stage.done[..], [(1, Ok(Answer::Done))]));
+    stage.write(2);
+    for disk in [0, 1] {
+        assert_eq!(stage.ended(), [1]);
+        stage.answer(disk, Err(MemberError::NoSpace));
+    }
+    assert!(matches!(stage.done[..], [_, (2, Err(Error::NoSpace))]));
+    stage.write(3);
+    stage.answer_usually();
+    assert_eq!(stage.ended(), [1, 2, 3]);
+}
+
 /// The write fails while the other disk is being asked for its stamp.
 #[test]
 fn a_write_may_fail_while_a_disk_is_asked_where_it_stands() {
