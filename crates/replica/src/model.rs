@@ -1,7 +1,7 @@
 //! The coordinator against disks played by hand, one to five of them.
 
 use crate::{Answer, Coordinator, Effect, Error, Event, Request, Source, View};
-use cluster::{Command, Map, Member, State};
+use cluster::{Command, Configuration, Map, Member, State};
 use proto::limits::{OPENING_WAIT_MS, SESSION_BEHIND_BYTES_MAX, SESSION_UNSETTLED_MAX};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
@@ -742,6 +742,31 @@ fn a_session_that_only_reads_fences_nobody() {
         effects[..],
         [Effect::Member { request: MemberRequest::Read { generation: GENERATION, .. }, .. }]
     ));
+}
+
+/// It was taken for the choice, with no member that had it to copy it from; or, with a stamp that
+/// a member had too, it settled what nobody may settle.
+#[test]
+fn what_is_left_on_a_disk_that_was_excluded_from_the_partition_is_no_evidence() {
+    let mut stage = Stage::begin(3);
+    let partition = stage.coordinator.partition_id(0);
+    let number = ConfigurationNumber(stage.coordinator.partition_at(0).under.number.0 + 1);
+    let member = |disk| Member { disk: DiskId(disk), incarnation: Incarnation(1) };
+    let current = vec![member(0), member(1)];
+    let new = Configuration { number, current, ..Default::default() };
+    let map = with(&stage.base, &stage.incarnations).with_configuration(partition, new);
+    stage.asked.clear();
+    stage.tell(Event::Map(Arc::new(map)));
+    stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
+    stage.answer(1, Ok(fenced(1, &[at(6, 5)])));
+    stage.answer(2, Ok(fenced(1, &[at(6, 9)])));
+    stage.answer_all(|_| Ok(confirmed()));
+    for disk in 0..2 {
+        assert_eq!(stage.questions(disk), ["settle 5", "mark"]);
+    }
+    assert_eq!(stage.questions(2), ["mark"]);
+    stage.answer_usually();
+    assert!(stage.opened);
 }
 
 /// Its answer does not say which opening of the disk it is: one that lost power may have answered

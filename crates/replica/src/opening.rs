@@ -137,20 +137,25 @@ impl Coordinator {
         }
     }
 
-    /// A disk lists some of what is not below its settled point.
+    /// A disk lists some of what is not below its settled point. It may have more than it is a
+    /// member for: what is left of partitions that it was excluded from is no evidence.
     pub(crate) fn opening_listed(
         &mut self,
         peer: PeerIndex,
         unsettled: Vec<ObjectStamp>,
         _effects: &mut Vec<Effect>,
     ) {
-        let map = self.map.clone();
+        // What was deleted is dropped by whoever has it.
+        let counts = |found: &ObjectStamp| {
+            self.map.layer(found.key.layer).is_some()
+                && self.partition_at(found.key.index).members.contains(peer)
+        };
+        let listed: Vec<ObjectStamp> = unsettled.into_iter().filter(counts).collect();
         let Some(opening) = self.opening() else { return };
         if opening.stage != Stage::Fencing {
             return;
         }
-        // What was deleted is dropped by whoever has it.
-        for found in unsettled.into_iter().filter(|it| map.layer(it.key.layer).is_some()) {
+        for found in listed {
             let answers = opening.answers.entry(found.key).or_default();
             if answers.iter().all(|(other, _)| *other != peer) {
                 answers.push((peer, found));
