@@ -144,6 +144,9 @@ pub(crate) enum Pending {
     Confirm { peer: PeerIndex, sent: u64 },
     /// [`MemberRequest::Flush`]; makes everything up to this epoch stable.
     Flush { peer: PeerIndex, epoch: u64 },
+    /// [`MemberRequest::OpenLayer`] while the session opens, of a disk that does not know a layer
+    /// of which others have something.
+    Rung { peer: PeerIndex, layer: LayerId, parent: LayerId },
 }
 
 impl Pending {
@@ -160,7 +163,8 @@ impl Pending {
             | Pending::Write { peer, .. }
             | Pending::Read { peer, .. }
             | Pending::Confirm { peer, .. }
-            | Pending::Flush { peer, .. } => peer,
+            | Pending::Flush { peer, .. }
+            | Pending::Rung { peer, .. } => peer,
         }
     }
 }
@@ -526,9 +530,10 @@ impl Coordinator {
             (Pending::Compare { key, .. }, MemberReply::Stamp(found)) => {
                 self.handle_compared(peer, ObjectStamp { key, ..found }, effects);
             }
-            (Pending::Settle { .. } | Pending::Mark { .. }, MemberReply::Done) => {
-                self.opening_answered(effects);
-            }
+            (
+                Pending::Settle { .. } | Pending::Mark { .. } | Pending::Rung { .. },
+                MemberReply::Done,
+            ) => self.opening_answered(effects),
             (Pending::Copy { copier, question, .. }, reply) => {
                 self.handle_copied(copier, question, Ok(reply), effects);
             }
@@ -627,7 +632,10 @@ impl Coordinator {
                 }
             }
             Pending::Layer { .. } => self.handle_layer_error(peer, &error, effects),
-            Pending::Compare { .. } | Pending::Settle { .. } | Pending::Mark { .. } => {
+            Pending::Compare { .. }
+            | Pending::Rung { .. }
+            | Pending::Settle { .. }
+            | Pending::Mark { .. } => {
                 self.opening_refused(pending, &error, effects);
             }
             Pending::Copy { .. } => unreachable!("handled above"),
