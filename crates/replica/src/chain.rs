@@ -49,7 +49,11 @@ struct Entry {
     token: u64,
     /// Some member was sent it.
     is_sent: bool,
+    /// Members that were sent it and have not said that they do not have it, also such as fell
+    /// behind since.
+    may_have: PeerSet,
     acked: PeerSet,
+    /// Members that refused it for good when they were sent it last.
     refused: PeerSet,
     /// A quorum has it and the request has ended.
     answered: bool,
@@ -152,6 +156,7 @@ impl Coordinator {
             change,
             token,
             is_sent: false,
+            may_have: PeerSet::default(),
             acked: PeerSet::default(),
             refused: PeerSet::default(),
             answered: false,
@@ -238,6 +243,8 @@ impl Coordinator {
         link.have = entry.stamp;
         link.in_flight += 1;
         entry.is_sent = true;
+        entry.may_have.insert(peer);
+        entry.refused.remove(peer);
         let (stamp, layer, change) = (entry.stamp, entry.layer, entry.change.clone());
         let write = Write {
             lineage: self.lineage,
@@ -498,8 +505,14 @@ impl Coordinator {
                 continue;
             }
             let stamp = Stamp { generation: self.generation, sequence: self.sequence.issue() };
-            let (acked, refused) = (PeerSet::default(), PeerSet::default());
-            chain.entries.push_back(Entry { stamp, acked, refused, is_sent: false, ..entry });
+            chain.entries.push_back(Entry {
+                stamp,
+                is_sent: false,
+                may_have: PeerSet::default(),
+                acked: PeerSet::default(),
+                refused: PeerSet::default(),
+                ..entry
+            });
         }
         let is_empty = chain.entries.is_empty();
         if is_empty {
@@ -532,6 +545,14 @@ impl Coordinator {
         let chain = self.chains.at_mut(number).expect("its chain is there");
         let link = chain.link(peer).expect("its link is there");
         link.state = LinkState::Halted;
+        if let Some(position) = chain.position(sequence) {
+            let entry = &mut chain.entries[position];
+            let has_it = matches!(error, MemberError::WrongStamp { have } if have >= entry.stamp);
+            if !has_it {
+                entry.may_have.remove(peer);
+            }
+        }
+        let link = chain.link(peer).expect("its link is there");
         if matches!(error, MemberError::WrongStamp { .. }) {
             link.wrong_stamps += 1;
             if link.wrong_stamps > WRONG_STAMPS_AT_ONCE {
@@ -543,8 +564,9 @@ impl Coordinator {
         self.settle_chain(number, effects);
     }
 
-    /// A member refused a write for good. If nobody has it and all refused, its request fails and
-    /// it has never been; otherwise some member may have it, and this one must take it sooner or
+    /// A member refused a write for good. If all that are written to refused it when they were
+    /// sent it last, and no other was sent it, its request fails and it has never been; otherwise
+    /// some member may have it, or may be taking it just now, and this one must take it sooner or
     /// later.
     fn refuse(
         &mut self,
@@ -554,14 +576,13 @@ impl Coordinator {
         error: Error,
         effects: &mut Vec<Effect>,
     ) {
-        let index = self.chains.at(number).expect("its chain is there").index;
-        let members = self.partition_at(index).members.len();
         let chain = self.chains.at_mut(number).expect("its chain is there");
         let Some(position) = chain.position(sequence) else { return };
         let entry = &mut chain.entries[position];
         entry.refused.insert(peer);
-        let refused = chain.links.iter().filter(|link| entry.refused.contains(link.peer)).count();
-        if refused < members || !entry.acked.is_empty() {
+        // Members that are behind have no link.
+        let is_refused = chain.links.iter().all(|link| entry.refused.contains(link.peer));
+        if !is_refused || !entry.acked.is_empty() || !entry.may_have.is_empty() {
             self.back_off(peer);
             return;
         }
@@ -678,6 +699,8 @@ impl Coordinator {
                 for link in &chain.links {
                     self.peers[usize::from(link.peer)].end_lag(entry.stamp.sequence);
                 }
+                // Who has it tells what is there now; the former configuration is refused.
+                entry.may_have = PeerSet::default();
                 entry.acked = PeerSet::default();
                 entry.refused = PeerSet::default();
             }
@@ -708,7 +731,9 @@ impl Coordinator {
         let mut unfinished = 0;
         let mut lagging: BTreeMap<PeerIndex, BTreeSet<u64>> = BTreeMap::new();
         for (number, chain) in self.chains.iter() {
-            assert!(!chain.entries.is_empty(), "a chain without changes");
+            // After the last one was refused, a link may still wait for an answer.
+            let is_asked = chain.links.iter().any(|link| link.in_flight > 0);
+            assert!(!chain.entries.is_empty() || is_asked, "a chain without changes");
             assert_eq!(self.objects.get(&chain.index).and_then(|o| o.chain), Some(number));
             let stamps = chain.entries.iter().map(|entry| entry.stamp);
             assert!(stamps.is_sorted(), "changes keep their order");

@@ -149,6 +149,9 @@ pub(crate) enum Pending {
     Flush { peer: PeerIndex, epoch: u64 },
     /// [`MemberRequest::Stamp`] before the first read of an object by who only reads.
     Choose { peer: PeerIndex, object: u32 },
+    /// [`MemberRequest::OpenLayer`] while the session opens, of a disk that does not know a layer
+    /// of which others have something.
+    Rung { peer: PeerIndex, layer: LayerId, parent: LayerId },
 }
 
 impl Pending {
@@ -166,7 +169,8 @@ impl Pending {
             | Pending::Read { peer, .. }
             | Pending::Confirm { peer, .. }
             | Pending::Flush { peer, .. }
-            | Pending::Choose { peer, .. } => peer,
+            | Pending::Choose { peer, .. }
+            | Pending::Rung { peer, .. } => peer,
         }
     }
 }
@@ -547,9 +551,10 @@ impl Coordinator {
             (Pending::Compare { key, .. }, MemberReply::Stamp(found)) => {
                 self.handle_compared(peer, ObjectStamp { key, ..found }, effects);
             }
-            (Pending::Settle { .. } | Pending::Mark { .. }, MemberReply::Done) => {
-                self.opening_answered(effects);
-            }
+            (
+                Pending::Settle { .. } | Pending::Mark { .. } | Pending::Rung { .. },
+                MemberReply::Done,
+            ) => self.opening_answered(effects),
             (Pending::Copy { copier, question, .. }, reply) => {
                 self.handle_copied(copier, question, Ok(reply), effects);
             }
@@ -654,7 +659,10 @@ impl Coordinator {
                 self.back_off(peer);
             }
             Pending::Layer { .. } => self.handle_layer_error(peer, &error, effects),
-            Pending::Compare { .. } | Pending::Settle { .. } | Pending::Mark { .. } => {
+            Pending::Compare { .. }
+            | Pending::Rung { .. }
+            | Pending::Settle { .. }
+            | Pending::Mark { .. } => {
                 self.opening_refused(pending, &error, effects);
             }
             Pending::Copy { .. } => unreachable!("handled above"),

@@ -59,6 +59,28 @@ impl Coordinator {
         (head, parent.map(|parent| Rung { layer: head, parent }))
     }
 
+    /// What a disk has to open, one after the other, to know a layer of the volume if it knows
+    /// none but the first: a disk takes no layer below one that it knows.
+    pub(crate) fn ladder(&self, layer: LayerId) -> Vec<Rung> {
+        let mut rungs = Vec::new();
+        let mut at = layer;
+        loop {
+            let parent = match self.map.layer(at) {
+                Some(_) => self.map.parent_in_lineage(at),
+                None => self.rungs.iter().find(|rung| rung.layer == at).map(|rung| rung.parent),
+            };
+            let Some(parent) = parent else { break };
+            rungs.push(Rung { layer: at, parent });
+            at = parent;
+        }
+        // The first layer may have been dropped since.
+        if at.0 != self.lineage.0 && self.map.layer(at).is_some() {
+            rungs.push(Rung { layer: at, parent: LayerId(0) });
+        }
+        rungs.reverse();
+        rungs
+    }
+
     /// What a disk that was just seen is known to know.
     pub(crate) fn first_known(&mut self) -> LayerId {
         if self.rungs.is_empty() {

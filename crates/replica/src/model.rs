@@ -1,7 +1,7 @@
 //! The coordinator against disks played by hand, one to five of them.
 
 use crate::{Answer, Coordinator, Effect, Error, Event, Request, Source, View};
-use cluster::{Command, Map, Member, State};
+use cluster::{Command, Configuration, Map, Member, State};
 use proto::limits::{OPENING_WAIT_MS, SESSION_BEHIND_BYTES_MAX, SESSION_UNSETTLED_MAX};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
@@ -496,6 +496,81 @@ fn with_several_copies_a_full_one_catches_up_instead_of_failing_the_write() {
     assert_eq!(stage.questions(0), ["write 1>2"]);
 }
 
+/// It was failed as one that never was when the second disk refused it, though it was on its way
+/// to the first again, which then took it: equal stamps with other content, or a failed assertion.
+#[test]
+fn a_write_that_is_sent_again_to_a_disk_has_not_been_refused_by_all() {
+    for takes_it in [true, false] {
+        let mut stage = Stage::open(2);
+        stage.write(1);
+        stage.answer(0, Err(MemberError::NoSpace));
+        stage.tick();
+        stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+        assert_eq!(stage.questions(0), ["write 1>2"]);
+        stage.answer(1, Err(MemberError::NoSpace));
+        assert!(stage.done.is_empty(), "the first one may be taking it");
+        if takes_it {
+            stage.answer(0, Ok(written(1)));
+            assert!(stage.done.is_empty(), "one is no quorum");
+            stage.tick();
+            stage.answer(1, Ok(MemberReply::Stamp(at(7, 1))));
+            stage.answer(1, Ok(written(1)));
+            assert!(matches!(stage.done[..], [(1, Ok(Answer::Done))]));
+        } else {
+            stage.answer(0, Err(MemberError::NoSpace));
+            assert!(matches!(stage.done[..], [(1, Err(Error::NoSpace))]));
+        }
+        stage.answer_usually();
+        assert!(stage.coordinator.chains.is_empty() && stage.coordinator.behind().is_empty());
+        stage.write(2);
+        let previous = if takes_it { 2 } else { 1 };
+        assert_eq!(stage.questions(0), [format!("write {previous}>3")]);
+    }
+}
+
+/// It waited for a refusal of the one that is behind, which is not asked.
+#[test]
+fn a_write_that_all_refuse_but_one_that_is_behind_fails_unless_that_one_may_have_it() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    // Its answer does not count: whether it has the write is not known.
+    stage.answer(2, Ok(written(2)));
+    assert_eq!(stage.coordinator.behind().len(), 1);
+    for disk in [0, 1] {
+        stage.answer(disk, Err(MemberError::NoSpace));
+    }
+    assert!(stage.done.is_empty(), "the one that is behind may have it");
+    stage.tick();
+    stage.answer_all(|_| Ok(MemberReply::Stamp(at(7, 1))));
+    stage.answer_all(|_| Ok(written(1)));
+    assert!(matches!(stage.done[..], [(1, Ok(Answer::Done))]));
+    stage.write(2);
+    for disk in [0, 1] {
+        assert_eq!(stage.ended(), [1]);
+        stage.answer(disk, Err(MemberError::NoSpace));
+    }
+    assert!(matches!(stage.done[..], [_, (2, Err(Error::NoSpace))]));
+    stage.write(3);
+    stage.answer_usually();
+    assert_eq!(stage.ended(), [1, 2, 3]);
+}
+
+/// The write fails while the other disk is being asked for its stamp.
+#[test]
+fn a_write_may_fail_while_a_disk_is_asked_where_it_stands() {
+    let mut stage = Stage::open(2);
+    stage.write(1);
+    stage.answer(0, Err(MemberError::NoSpace));
+    stage.tick();
+    assert_eq!(stage.questions(0), ["stamp"]);
+    stage.answer(1, Err(MemberError::NoSpace));
+    assert!(matches!(stage.done[..], [(1, Err(Error::NoSpace))]));
+    stage.answer(0, Ok(MemberReply::Stamp(at(7, 1))));
+    assert!(stage.coordinator.chains.is_empty());
+    stage.write(2);
+    assert_eq!(stage.questions(0), ["write 1>3"]);
+}
+
 #[test]
 fn a_busy_disk_is_asked_again_later_in_order() {
     let mut stage = Stage::open(1);
@@ -668,6 +743,31 @@ fn a_session_that_only_reads_fences_nobody() {
         effects[..],
         [Effect::Member { request: MemberRequest::Read { generation: GENERATION, .. }, .. }]
     ));
+}
+
+/// It was taken for the choice, with no member that had it to copy it from; or, with a stamp that
+/// a member had too, it settled what nobody may settle.
+#[test]
+fn what_is_left_on_a_disk_that_was_excluded_from_the_partition_is_no_evidence() {
+    let mut stage = Stage::begin(3);
+    let partition = stage.coordinator.partition_id(0);
+    let number = ConfigurationNumber(stage.coordinator.partition_at(0).under.number.0 + 1);
+    let member = |disk| Member { disk: DiskId(disk), incarnation: Incarnation(1) };
+    let current = vec![member(0), member(1)];
+    let new = Configuration { number, current, ..Default::default() };
+    let map = with(&stage.base, &stage.incarnations).with_configuration(partition, new);
+    stage.asked.clear();
+    stage.tell(Event::Map(Arc::new(map)));
+    stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
+    stage.answer(1, Ok(fenced(1, &[at(6, 5)])));
+    stage.answer(2, Ok(fenced(1, &[at(6, 9)])));
+    stage.answer_all(|_| Ok(confirmed()));
+    for disk in 0..2 {
+        assert_eq!(stage.questions(disk), ["settle 5", "mark"]);
+    }
+    assert_eq!(stage.questions(2), ["mark"]);
+    stage.answer_usually();
+    assert!(stage.opened);
 }
 
 /// Its answer does not say which opening of the disk it is: one that lost power may have answered

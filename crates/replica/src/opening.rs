@@ -9,6 +9,7 @@ use crate::chain::Object;
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::copier::{Becomes, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 use crate::event::Effect;
+use crate::layers::Rung;
 use crate::peer::{PeerIndex, PeerState};
 use crate::settle::settle_among;
 use crate::slots::Slots;
@@ -31,6 +32,8 @@ pub(crate) struct Opening {
     answers: BTreeMap<ObjectKey, Vec<(PeerIndex, ObjectStamp)>>,
     /// The highest settled point that anybody knows.
     settled: Stamp,
+    /// Which layers were opened on members that did not know a layer of which others list objects.
+    laddered: BTreeSet<(PeerIndex, LayerId)>,
     /// What is still to be asked in this stage.
     queue: VecDeque<Pending>,
     /// How many questions of this stage are under way.
@@ -120,6 +123,7 @@ impl Coordinator {
                 pending,
                 Pending::Fence { .. }
                     | Pending::Compare { .. }
+                    | Pending::Rung { .. }
                     | Pending::Settle { .. }
                     | Pending::Mark { .. }
                     | Pending::Confirm { .. }
@@ -137,20 +141,25 @@ impl Coordinator {
         }
     }
 
-    /// A disk lists some of what is not below its settled point.
+    /// A disk lists some of what is not below its settled point. It may have more than it is a
+    /// member for: what is left of partitions that it was excluded from is no evidence.
     pub(crate) fn opening_listed(
         &mut self,
         peer: PeerIndex,
         unsettled: Vec<ObjectStamp>,
         _effects: &mut Vec<Effect>,
     ) {
-        let map = self.map.clone();
+        // What was deleted is dropped by whoever has it.
+        let counts = |found: &ObjectStamp| {
+            self.map.layer(found.key.layer).is_some()
+                && self.partition_at(found.key.index).members.contains(peer)
+        };
+        let listed: Vec<ObjectStamp> = unsettled.into_iter().filter(counts).collect();
         let Some(opening) = self.opening() else { return };
         if opening.stage != Stage::Fencing {
             return;
         }
-        // What was deleted is dropped by whoever has it.
-        for found in unsettled.into_iter().filter(|it| map.layer(it.key.layer).is_some()) {
+        for found in listed {
             let answers = opening.answers.entry(found.key).or_default();
             if answers.iter().all(|(other, _)| *other != peer) {
                 answers.push((peer, found));
@@ -186,6 +195,20 @@ impl Coordinator {
         self.pump_opening(effects);
     }
 
+    /// A disk does not know the layer of an object that another listed: it has nothing of it, and
+    /// is told of the layer, so that it can be given what it lacks.
+    fn handle_unknown_layer(&mut self, peer: PeerIndex, key: ObjectKey, effects: &mut Vec<Effect>) {
+        let ladder = self.ladder(key.layer);
+        let Some(opening) = self.opening() else { return };
+        for Rung { layer, parent } in ladder {
+            if opening.laddered.insert((peer, layer)) {
+                opening.queue.push_back(Pending::Rung { peer, layer, parent });
+            }
+        }
+        let (stamp, settled_generation) = (Stamp::default(), Generation(0));
+        self.handle_compared(peer, ObjectStamp { key, stamp, settled_generation }, effects);
+    }
+
     /// A question of the opening was answered with what was hoped for.
     pub(crate) fn opening_answered(&mut self, effects: &mut Vec<Effect>) {
         let Some(opening) = self.opening() else { return };
@@ -217,6 +240,11 @@ impl Coordinator {
                 }
                 self.pump_opening(effects);
             }
+            (&Pending::Compare { key, .. }, MemberError::Invalid(_)) => {
+                self.handle_unknown_layer(peer, key, effects);
+            }
+            // It is known with another layer below, or never will be; the copiers will find out.
+            (Pending::Rung { .. }, MemberError::Invalid(_)) => self.opening_answered(effects),
             // Somebody changes the members, or the object is not what it was: from the beginning.
             (_, MemberError::WrongStamp { .. } | MemberError::WrongConfiguration { .. }) => {
                 self.opening_lost(effects);
@@ -476,6 +504,10 @@ impl Coordinator {
                 self.back_off(peer);
                 return;
             }
+            if matches!(next, Pending::Rung { .. }) && opening.asked > 0 {
+                // One after the other: a layer is not taken below one that is known.
+                return;
+            }
             let settled = opening.settled;
             let Some(opening) = self.opening() else { return };
             let pending = opening.queue.pop_front().expect("just seen");
@@ -487,6 +519,9 @@ impl Coordinator {
                     MemberRequest::Settle { lineage, key, generation, under, stamp }
                 }
                 Pending::Compare { key, .. } => MemberRequest::Stamp { lineage, key, generation },
+                Pending::Rung { layer, parent, .. } => {
+                    MemberRequest::OpenLayer { lineage, generation, layer, parent }
+                }
                 Pending::Mark { .. } => {
                     let refusals = self.peers[usize::from(peer)].refusals;
                     MemberRequest::Mark { lineage, generation, settled, refusals }

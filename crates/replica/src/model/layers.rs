@@ -283,6 +283,67 @@ fn a_session_opens_a_head_that_nobody_reported_before_it_serves() {
     }
 }
 
+/// A volume with layers 1, 2 and 3, all of which are open.
+fn with_three_layers() -> (Arc<Map>, VolumeId) {
+    let (mut state, volume) = created();
+    for tag in ["a", "b"] {
+        snapshot(&mut state, volume, tag);
+        layer_opened(&mut state, volume);
+    }
+    let map = state.map();
+    assert_eq!(map.volume(volume).expect("it exists").head, LayerId(3));
+    (map, volume)
+}
+
+/// It was asked for the stamp again and again, and the attachment never opened.
+#[test]
+fn a_member_that_does_not_know_a_layer_has_nothing_of_it_and_opens_it_from_the_lowest_up() {
+    let (map, volume) = with_three_layers();
+    let mut stage = Stage::begin_with(2, map, volume, HEAD);
+    let found = ObjectStamp { key: ObjectKey { layer: LayerId(3), index: 0 }, ..at(6, 5) };
+    stage.answer(0, Ok(fenced(1, &[found])));
+    stage.answer(1, Ok(fenced(1, &[])));
+    stage.answer_all(|_| Ok(confirmed()));
+    assert_eq!(stage.questions(1), ["stamp"]);
+    stage.answer(1, Err(MemberError::invalid("the layer was not opened")));
+    // Even if it is busy in between.
+    assert_eq!(stage.questions(1), ["open 1>2"]);
+    stage.answer(1, Err(MemberError::Busy));
+    assert!(stage.questions(1).is_empty());
+    stage.tick();
+    assert_eq!(stage.questions(1), ["open 1>2"]);
+    stage.answer(1, Ok(MemberReply::Done));
+    assert_eq!(stage.questions(1), ["open 2>3"]);
+    stage.answer(1, Ok(MemberReply::Done));
+    // The copier asks both what they have.
+    assert_eq!(stage.questions(1), ["stamp"]);
+    let stamps = |request: &MemberRequest| match request {
+        MemberRequest::Stamp { key: ObjectKey { layer: LayerId(3), .. }, .. } => found,
+        _ => at(0, 0),
+    };
+    for (disk, token, request) in std::mem::take(&mut stage.asked) {
+        let reply = if disk == 0 { stamps(&request) } else { at(0, 0) };
+        let (disk, result) = (DiskId(disk as u128), Ok(MemberReply::Stamp(reply)));
+        stage.tell(Event::Member { disk, token, result });
+    }
+    let mut asked = Vec::new();
+    for _ in 0..10 {
+        asked.extend(stage.questions(1));
+        stage.answer_all(|request| {
+            Ok(match request {
+                MemberRequest::Checksums { .. } => {
+                    let absent = vec![proto::BlockSum::Absent; proto::BLOCKS_PER_OBJECT as usize];
+                    MemberReply::Checksums(absent)
+                }
+                MemberRequest::Stamp { .. } => MemberReply::Stamp(found),
+                other => usual(other),
+            })
+        });
+    }
+    assert!(stage.opened && stage.coordinator.behind().is_empty(), "{asked:?}");
+    assert!(asked.iter().any(|question| question.starts_with("Adopt")), "{asked:?}");
+}
+
 #[test]
 fn the_last_stamp_of_an_object_is_that_of_its_newest_layer() {
     let (mut state, volume) = created();
