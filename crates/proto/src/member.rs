@@ -250,7 +250,8 @@ pub enum MemberRequest {
     /// Put what was staged into the object and give it this stamp, in one. Answered by
     /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has
     /// this stamp and this settled generation already. An object over which a
-    /// layer above has one of its own is not changed: that is retracted first.
+    /// layer above has one of its own is not changed: that is retracted first. Only who has
+    /// settled it may change then, if nothing is staged and it has this stamp already.
     Adopt {
         /// By what right.
         permit: Permit,

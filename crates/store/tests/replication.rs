@@ -891,3 +891,36 @@ fn a_settled_point_costs_no_write_of_its_own() {
     let Ok(MemberReply::Fenced { settled, .. }) = fence(&mut host, 2, true) else { panic!() };
     assert_eq!(settled, stamp(1));
 }
+
+#[test]
+fn who_has_settled_an_object_may_change_though_a_layer_above_has_it() {
+    let mut host = host();
+    let (lineage, generation) = (LINEAGE, GENERATION);
+    host.ask(write(KEY, 1, data(0, &[1, 2, 3]))).expect("it is written");
+    let (layer, parent) = (LayerId(2), LayerId(1));
+    host.ask(MemberRequest::OpenLayer { lineage, generation, layer, parent }).expect("opened");
+    let above = key(2, 0);
+    host.ask(write(above, 2, data(1, &[7]))).expect("it is written");
+    let permit = by_attempt(1);
+    adopt(&mut host, permit, 0, (stamp(1), 5)).expect("no content changes");
+    for again in 0..2 {
+        let settled = match host.ask(MemberRequest::Stamp {
+            lineage,
+            key: KEY,
+            generation: Generation::SEALED,
+        }) {
+            Ok(MemberReply::Stamp(found)) => (found.stamp, found.settled_generation),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(settled, (stamp(1), Generation(5)), "{again}");
+        assert_eq!(content(&mut host, above, 3), [1, 7, 3]);
+        assert_eq!(content(&mut host, KEY, 3), [1, 2, 3]);
+        host.store().check();
+        flush(&mut host, 1);
+        cut_power(&mut host);
+    }
+    // Sent again it is the same; another stamp is other content.
+    adopt(&mut host, permit, 0, (stamp(1), 5)).expect("it is so already");
+    let reply = adopt(&mut host, permit, 0, (stamp(9), 5));
+    assert!(matches!(reply, Err(MemberError::Invalid(_))), "{reply:?}");
+}

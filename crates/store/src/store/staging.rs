@@ -131,11 +131,13 @@ impl Serving {
         self.vet_permit(permit, lineage, key.index)
             .or_else(|| self.foreign(lineage, key))
             .or_else(|| invalid(self.drops.contains(key.layer), "the layer is deleted"))
-            .or_else(|| {
-                // Its pages borrow blocks of this one, which would be freed.
-                let covered = self.table.is_covered(self.tree(lineage), lineage, key);
-                invalid(covered, "a layer above has the object: retract that first")
-            })
+    }
+
+    /// The error for a change of content of an object over which a layer above has one of its own:
+    /// that one's pages borrow blocks of this one, which would be freed.
+    fn vet_covered(&self, lineage: LineageId, key: ObjectKey) -> Option<MemberError> {
+        let covered = self.table.is_covered(self.tree(lineage), lineage, key);
+        covered.then_some(MemberError::invalid("a layer above has the object: retract that first"))
     }
 
     /// Makes the attempt known that a permit names; the record that must be durable before what it
@@ -162,7 +164,8 @@ impl Serving {
         change: &Change,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        let vetted = match self.vet_change(permit, lineage, key) {
+        let vetted = self.vet_change(permit, lineage, key);
+        let vetted = match vetted.or_else(|| self.vet_covered(lineage, key)) {
             Some(error) => Err(error),
             None => blocks_of(change),
         };
@@ -329,6 +332,15 @@ impl Serving {
                 return Outcome::Done;
             }
         }
+        // Who has settled it may change whatever lies above: no content does.
+        let own = shown.map(|slot| self.table.row(slot)).filter(|row| row.key == key);
+        let is_equal = staged.is_none() && own.is_some_and(|row| row.stamp == stamp);
+        if !(is_equal && adopt.staged == 0)
+            && let Some(error) = self.vet_covered(lineage, key)
+        {
+            self.drop_staged(object, &error, effects);
+            return self.refuse_change(token, error, effects);
+        }
         let have = staged.map_or(0, Staged::blocks);
         if have != adopt.staged {
             // All of it is sent again.
@@ -485,7 +497,8 @@ impl Serving {
         permit: &Permit,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        if let Some(error) = self.vet_change(permit, lineage, key) {
+        let vetted = self.vet_change(permit, lineage, key);
+        if let Some(error) = vetted.or_else(|| self.vet_covered(lineage, key)) {
             return self.refuse_change(token, error, effects);
         }
         let Some(lsn) = self.learn_permit(permit, lineage, key.index, effects) else {
