@@ -408,20 +408,46 @@ impl Copier {
             }
             Ask::Adopt => {
                 let (stamp, settled_generation) = self.becomes();
-                let staged = self.staged.len() as u32;
-                MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation }
+                let (staged, replaces) = (self.staged.len() as u32, self.replaces());
+                MemberRequest::Adopt {
+                    permit,
+                    lineage,
+                    key,
+                    staged,
+                    stamp,
+                    settled_generation,
+                    replaces,
+                }
             }
             Ask::Clear => {
                 let (stamp, settled_generation) = self.becomes();
-                let staged = STAGED_NEVER;
-                MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation }
+                let (staged, replaces) = (STAGED_NEVER, self.replaces());
+                MemberRequest::Adopt {
+                    permit,
+                    lineage,
+                    key,
+                    staged,
+                    stamp,
+                    settled_generation,
+                    replaces,
+                }
             }
-            Ask::Retract => MemberRequest::Retract { permit, lineage, key },
+            Ask::Retract => {
+                let replaces = self.replaces();
+                MemberRequest::Retract { permit, lineage, key, replaces }
+            }
             Ask::StampAbove(at) | Ask::SourceAbove(at) => stamp_of(self.key_at(*at)),
             Ask::RetractAbove(at) => {
-                MemberRequest::Retract { permit, lineage, key: self.key_at(*at) }
+                let (key, seen) = (self.key_at(*at), self.above.get(at).copied().flatten());
+                let replaces = seen.map(|found| found.stamp).unwrap_or_default();
+                MemberRequest::Retract { permit, lineage, key, replaces }
             }
         }
+    }
+
+    /// What the target had when it was looked at.
+    fn replaces(&self) -> Stamp {
+        self.to.stamp.map(|found| found.stamp).unwrap_or_default()
     }
 
     /// What the target's object is stamped with.
@@ -547,6 +573,11 @@ impl Copier {
                 self.queue.push_back(Ask::Clear);
             }
             (Ask::Adopt | Ask::Clear, MemberError::NotStaged { .. }) => self.must_restart = true,
+            // Somebody else has changed it: it is looked at again.
+            (
+                Ask::Adopt | Ask::Clear | Ask::Retract | Ask::RetractAbove(_),
+                MemberError::WrongStamp { .. },
+            ) => self.must_restart = true,
             (ask, error) if !ask.is_of_target() => self.fail_source(error.to_string()),
             (_, MemberError::Fenced { newer }) => self.end(CopyError::Fenced { newer }),
             (_, MemberError::Superseded { newer }) => self.end(CopyError::Superseded { newer }),
@@ -674,7 +705,8 @@ impl Copier {
 
     fn retract_above(&mut self) {
         let above = self.layers_above().into_iter().rev();
-        let above = above.filter(|&at| self.retracted_at(at).is_some());
+        let is_known = |at: &usize| self.above.get(at).copied().flatten().is_some();
+        let above = above.filter(|at| is_known(at) && self.retracted_at(*at).is_some());
         self.queue = above.map(Ask::RetractAbove).collect();
         self.stage = Stage::Retracting;
         self.advance();

@@ -416,3 +416,49 @@ fn a_target_that_dies_while_it_retracts_gets_all_again() {
     assert!(outcome.is_ok(), "{outcome:?}");
     assert!(bench.is_equal(1));
 }
+
+#[test]
+fn a_write_between_the_look_and_the_adoption_is_found() {
+    let mut source = with_layers(3);
+    write(&mut source, 1, stamp(5, 1), data(7, 7));
+    for becomes in [
+        Becomes::AsSource,
+        Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) },
+    ] {
+        let target = with_layers(3);
+        let mut bench = Bench::new(vec![target, source.clone()], becomes);
+        let mut copy = order(becomes, 1);
+        copy.layers.truncate(1);
+        bench.copier = Copier::begin(copy);
+        let mut left = 2;
+        let outcome = bench.run(|disks, _, request| {
+            if matches!(request, MemberRequest::Adopt { .. }) && left > 0 {
+                left -= 1;
+                write(&mut disks[TARGET], 1, stamp(4, 9 - left), data(9 + left as u32, 99));
+            }
+            None
+        });
+        assert!(outcome.is_ok() && left == 0, "{outcome:?}");
+        assert!(bench.is_equal(1));
+    }
+}
+
+#[test]
+fn a_write_before_what_lies_above_is_retracted_is_found() {
+    let given = Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) };
+    let (source, target) = with_changed_below();
+    let mut bench = Bench::new(vec![target, source], given);
+    bench.copier = Copier::begin(lowest_only(given, Becomes::AsBefore, 1));
+    let mut is_written = false;
+    let outcome = bench.run(|disks, _, request| {
+        if matches!(request, MemberRequest::Retract { .. }) && !is_written {
+            is_written = true;
+            write(&mut disks[TARGET], 3, stamp(6, 9), data(1, 99));
+        }
+        None
+    });
+    // No source has that, so it stays.
+    assert!(matches!(outcome, Err(CopyError::NoSource { .. })), "{outcome:?}");
+    let row = bench.disks[TARGET].row(LINEAGE, key(3)).expect("it is there");
+    assert_eq!(row.stamp, stamp(6, 9));
+}

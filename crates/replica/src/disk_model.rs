@@ -489,16 +489,31 @@ impl ModelDisk {
                 staged.append(&mut cells);
                 Ok(MemberReply::Done)
             }
-            MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation } => {
+            MemberRequest::Adopt {
+                permit,
+                lineage,
+                key,
+                staged,
+                stamp,
+                settled_generation,
+                replaces,
+            } => {
                 self.vet_permit(permit, lineage, key)?;
                 let mut cells = self.staged.remove(&(lineage, key)).unwrap_or_default();
                 let have = cells.len() as u32;
                 let is = self.row(lineage, key).map(|row| (row.stamp, row.settled_by));
+                if have == 0 && is == Some((stamp, settled_generation)) {
+                    return Ok(MemberReply::Done);
+                }
+                let shown = self.stamp(lineage, key).stamp;
+                if shown != replaces {
+                    return Err(MemberError::WrongStamp { have: shown });
+                }
                 let is_equal = have == 0 && is.is_some_and(|is| is.0 == stamp);
-                if !(is_equal && (staged == 0 || is == Some((stamp, settled_generation)))) {
+                if !(is_equal && staged == 0) {
                     self.vet_covered(lineage, key)?;
                 }
-                if have != staged && (have > 0 || is != Some((stamp, settled_generation))) {
+                if have != staged {
                     return Err(MemberError::NotStaged { have });
                 }
                 self.change_row(lineage, key, |row| {
@@ -507,9 +522,15 @@ impl ModelDisk {
                     row.cells.append(&mut cells);
                 })
             }
-            MemberRequest::Retract { permit, lineage, key } => {
+            MemberRequest::Retract { permit, lineage, key, replaces } => {
                 self.vet_permit(permit, lineage, key)?;
                 self.vet_covered(lineage, key)?;
+                let Some(have) = self.row(lineage, key).map(|row| row.stamp) else {
+                    return Ok(MemberReply::Done);
+                };
+                if have != replaces {
+                    return Err(MemberError::WrongStamp { have });
+                }
                 self.apply(Op::Put((lineage, key.index, key.layer), None));
                 Ok(MemberReply::Done)
             }

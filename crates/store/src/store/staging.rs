@@ -34,6 +34,7 @@ pub(super) struct Adopt {
     pub(super) staged: u32,
     pub(super) stamp: Stamp,
     pub(super) settled_generation: Generation,
+    pub(super) replaces: Stamp,
 }
 
 /// Neighbouring blocks that were staged together.
@@ -332,6 +333,13 @@ impl Serving {
                 return Outcome::Done;
             }
         }
+        // It is not what whoever copies has looked at: what is staged may not fit it.
+        let have = shown.map_or(Stamp::default(), |slot| self.table.row(slot).stamp);
+        if have != adopt.replaces {
+            let error = MemberError::WrongStamp { have };
+            self.drop_staged(object, &error, effects);
+            return self.refuse_change(token, error, effects);
+        }
         // Who has settled it may change whatever lies above: no content does.
         let own = shown.map(|slot| self.table.row(slot)).filter(|row| row.key == key);
         let is_equal = staged.is_none() && own.is_some_and(|row| row.stamp == stamp);
@@ -495,6 +503,7 @@ impl Serving {
         token: MemberToken,
         (lineage, key): Object,
         permit: &Permit,
+        replaces: Stamp,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
         let vetted = self.vet_change(permit, lineage, key);
@@ -510,6 +519,10 @@ impl Serving {
             self.answer_adopted(token, last, last.max(lsn), effects);
             return Outcome::Done;
         };
+        let have = self.table.row(slot).stamp;
+        if have != replaces {
+            return self.refuse_change(token, MemberError::WrongStamp { have }, effects);
+        }
         // What replay would copy again must be there then; and pages may not be freed under a
         // write. Neither lasts.
         let copied = self.copied.get(&key).copied();
