@@ -250,7 +250,8 @@ pub enum MemberRequest {
     /// Put what was staged into the object and give it this stamp, in one. Answered by
     /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has
     /// this stamp and this settled generation already. An object over which a
-    /// layer above has one of its own is not changed: that is retracted first.
+    /// layer above has one of its own is not changed: that is retracted first. Only who has
+    /// settled it may change then, if nothing is staged and it has this stamp already.
     Adopt {
         /// By what right.
         permit: Permit,
@@ -265,9 +266,12 @@ pub enum MemberRequest {
         stamp: Stamp,
         /// Who has settled it then, whatever the disk knew before.
         settled_generation: Generation,
+        /// The stamp that the key's layer showed when it was looked at; if it shows another, what
+        /// was staged is dropped, and the answer is [`MemberError::WrongStamp`].
+        replaces: Stamp,
     },
     /// Forget what this layer has of the object, which then shows what lies below. Those of layers
-    /// above go first. Answered by [`MemberReply::Done`].
+    /// above go first. Answered by [`MemberReply::Done`]; so it is if the layer has nothing of it.
     Retract {
         /// By what right.
         permit: Permit,
@@ -275,6 +279,9 @@ pub enum MemberRequest {
         lineage: LineageId,
         /// Which object.
         key: ObjectKey,
+        /// The stamp that it had when it was looked at; if it has another, the answer is
+        /// [`MemberError::WrongStamp`].
+        replaces: Stamp,
     },
     /// Refuse these configurations from now on, and all before them. Durable before it is answered,
     /// by [`MemberReply::Refused`].

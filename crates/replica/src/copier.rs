@@ -13,7 +13,7 @@ use proto::{
     DiskId, Duration, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
     ObjectKey, ObjectStamp, Payload, Permit, Stamp, Time, block_checksum,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What is to be copied.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Copy {
     pub lineage: LineageId,
     /// Which object.
     pub index: u32,
-    /// In these layers, each after the one below it.
+    /// In these layers, each after the one below it; and all that lie above any of them.
     pub layers: Vec<CopyLayer>,
     /// Disks that have it, the preferred one first. At least one.
     pub sources: Vec<DiskId>,
@@ -43,6 +43,29 @@ pub struct CopyLayer {
     pub parent: LayerId,
     /// What the target's object is stamped with.
     pub becomes: Becomes,
+    /// It is only copied if the target's object had to be retracted, because content below it
+    /// changes.
+    pub is_above: bool,
+}
+
+impl Copy {
+    /// Adds the layers above those that are there, of these of the lineage: each after the one
+    /// below it, with that.
+    pub fn add_above(
+        &mut self,
+        layers: &[(LayerId, LayerId)],
+        becomes: impl Fn(LayerId) -> Becomes,
+    ) {
+        let mut known: BTreeSet<LayerId> = self.layers.iter().map(|it| it.layer).collect();
+        for &(layer, parent) in layers {
+            if known.contains(&parent) && known.insert(layer) {
+                let becomes = becomes(layer);
+                self.layers.push(CopyLayer { layer, parent, becomes, is_above: true });
+            }
+        }
+        // A layer is newer than the one below it.
+        self.layers.sort_by_key(|it| it.layer);
+    }
 }
 
 /// How a copied object is stamped.
@@ -57,6 +80,11 @@ pub enum Becomes {
     },
     /// As it is at the source; [`Stamp::INCOMPLETE`] if it was written while it was copied.
     AsSource,
+    /// As the target had it before it was retracted; it is not retracted before the source has
+    /// been seen to have the same. What was incomplete is not copied again.
+    AsBefore,
+    /// It is left retracted: somebody else copies it.
+    Retracted,
 }
 
 /// How a copy ended well.
@@ -150,6 +178,15 @@ pub struct Copier {
     must_restart: bool,
     /// Content read was not what the checksum said: somebody wrote.
     is_torn: bool,
+    /// The target has nothing above the layer.
+    is_bare: bool,
+    /// What was about to be done when what lies above was looked for.
+    next: Next,
+    /// What the target shows in layers above, by their places among those that are copied; none:
+    /// it does not know the layer.
+    above: BTreeMap<usize, Option<ObjectStamp>>,
+    /// What the target had in layers in which it was told to retract it.
+    retracted: BTreeMap<LayerId, ObjectStamp>,
     /// The target was asked to open the layer.
     is_opened: bool,
     restarts: u32,
@@ -170,12 +207,28 @@ enum Stage {
     Looking,
     /// The checksums are.
     Comparing,
+    /// What the target shows in the topmost layers above.
+    Tips,
+    /// In all of those above.
+    Above,
+    /// Whether the source has what the target had above.
+    Vouching,
+    /// The target retracts that, from the highest down.
+    Retracting,
     /// What differs is read and staged.
     Moving,
     /// Whether the source still has its stamp.
     Proving,
     /// The target adopts or retracts.
     Ending,
+}
+
+/// What changes a layer's content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Move,
+    Adopt,
+    Retract,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +247,11 @@ enum Ask {
     /// An adoption that cannot be: what an earlier copier staged is dropped by it.
     Clear,
     Retract,
+    /// What the target shows in the layer at that place, which is above.
+    StampAbove(usize),
+    /// And the source.
+    SourceAbove(usize),
+    RetractAbove(usize),
 }
 
 impl Ask {
@@ -202,6 +260,7 @@ impl Ask {
             Ask::SourceStamp
             | Ask::BelowStamp
             | Ask::SourceSums
+            | Ask::SourceAbove(_)
             | Ask::Read(_)
             | Ask::SourceStampAgain => false,
             Ask::TargetStamp
@@ -210,7 +269,9 @@ impl Ask {
             | Ask::Stage(_)
             | Ask::Adopt
             | Ask::Clear
-            | Ask::Retract => true,
+            | Ask::Retract
+            | Ask::StampAbove(_)
+            | Ask::RetractAbove(_) => true,
         }
     }
 }
@@ -240,6 +301,10 @@ impl Copier {
             failed: None,
             must_restart: false,
             is_torn: false,
+            is_bare: false,
+            next: Next::Move,
+            above: BTreeMap::new(),
+            retracted: BTreeMap::new(),
             is_opened: false,
             restarts: 0,
             copied: Copied { is_complete: true, blocks: 0 },
@@ -307,7 +372,11 @@ impl Copier {
     }
 
     fn key(&self) -> ObjectKey {
-        ObjectKey { layer: self.layer().layer, index: self.copy.index }
+        self.key_at(self.layer)
+    }
+
+    fn key_at(&self, at: usize) -> ObjectKey {
+        ObjectKey { layer: self.copy.layers[at].layer, index: self.copy.index }
     }
 
     fn layer(&self) -> CopyLayer {
@@ -339,27 +408,81 @@ impl Copier {
             }
             Ask::Adopt => {
                 let (stamp, settled_generation) = self.becomes();
-                let staged = self.staged.len() as u32;
-                MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation }
+                let (staged, replaces) = (self.staged.len() as u32, self.replaces());
+                MemberRequest::Adopt {
+                    permit,
+                    lineage,
+                    key,
+                    staged,
+                    stamp,
+                    settled_generation,
+                    replaces,
+                }
             }
             Ask::Clear => {
                 let (stamp, settled_generation) = self.becomes();
-                let staged = STAGED_NEVER;
-                MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation }
+                let (staged, replaces) = (STAGED_NEVER, self.replaces());
+                MemberRequest::Adopt {
+                    permit,
+                    lineage,
+                    key,
+                    staged,
+                    stamp,
+                    settled_generation,
+                    replaces,
+                }
             }
-            Ask::Retract => MemberRequest::Retract { permit, lineage, key },
+            Ask::Retract => {
+                let replaces = self.replaces();
+                MemberRequest::Retract { permit, lineage, key, replaces }
+            }
+            Ask::StampAbove(at) | Ask::SourceAbove(at) => stamp_of(self.key_at(*at)),
+            Ask::RetractAbove(at) => {
+                let (key, seen) = (self.key_at(*at), self.above.get(at).copied().flatten());
+                let replaces = seen.map(|found| found.stamp).unwrap_or_default();
+                MemberRequest::Retract { permit, lineage, key, replaces }
+            }
         }
+    }
+
+    /// What the target had when it was looked at.
+    fn replaces(&self) -> Stamp {
+        self.to.stamp.map(|found| found.stamp).unwrap_or_default()
     }
 
     /// What the target's object is stamped with.
     fn becomes(&self) -> (Stamp, Generation) {
         let source = self.from.stamp;
         let settled = source.map_or(Generation(0), |found| found.settled_generation);
-        match self.layer().becomes {
-            Becomes::Given { stamp, settled_generation } => (stamp, settled_generation),
-            Becomes::AsSource if self.is_torn => (Stamp::INCOMPLETE, settled),
-            Becomes::AsSource => (source.map_or(Stamp::INCOMPLETE, |found| found.stamp), settled),
+        match self.given() {
+            Some(given) => given,
+            None if self.is_torn => (Stamp::INCOMPLETE, settled),
+            None => (source.map_or(Stamp::INCOMPLETE, |found| found.stamp), settled),
         }
+    }
+
+    /// The stamp that the source must have, and who has settled it, where that is given.
+    fn given(&self) -> Option<(Stamp, Generation)> {
+        match self.layer().becomes {
+            Becomes::Given { stamp, settled_generation } => Some((stamp, settled_generation)),
+            Becomes::AsSource | Becomes::Retracted => None,
+            Becomes::AsBefore => {
+                let had = self.retracted.get(&self.layer().layer)?;
+                Some((had.stamp, had.settled_generation))
+            }
+        }
+    }
+
+    /// Whether a layer above is passed over: it was not retracted, or is not to be copied again.
+    fn is_passed_over(&self) -> bool {
+        let layer = self.layer();
+        let had = self.retracted.get(&layer.layer);
+        layer.is_above
+            && match (layer.becomes, had) {
+                (_, None) | (Becomes::Retracted, _) => true,
+                (Becomes::AsBefore, Some(had)) => had.stamp == Stamp::INCOMPLETE,
+                _ => false,
+            }
     }
 
     /// Looks at a layer, for the first time or again.
@@ -368,8 +491,12 @@ impl Copier {
         self.from = Side::default();
         self.to = Side::default();
         self.is_torn = false;
+        self.is_bare = false;
         self.is_opened = false;
         self.queue.clear();
+        while self.layer < self.copy.layers.len() && self.is_passed_over() {
+            self.layer += 1;
+        }
         if self.layer == self.copy.layers.len() {
             self.outcome = Some(Ok(self.copied));
             return;
@@ -400,6 +527,16 @@ impl Copier {
             (Ask::Stage(change), MemberReply::Done) => self.note_staged(&change),
             (Ask::SourceStampAgain, MemberReply::Stamp(found)) => self.prove(found),
             (Ask::Adopt | Ask::Retract, MemberReply::Done) => self.end_layer(),
+            (Ask::StampAbove(at), MemberReply::Stamp(found)) => {
+                self.above.insert(at, Some(found));
+            }
+            (Ask::SourceAbove(at), MemberReply::Stamp(found)) => {
+                let had = self.retracted_at(at);
+                if had.is_some_and(|had| had.stamp != found.stamp) {
+                    self.fail_source(format!("above, the object is at {:?}", found.stamp));
+                }
+            }
+            (Ask::RetractAbove(_), MemberReply::Done) => {}
             // Nothing was left, and the object is adopted already.
             (Ask::Clear, MemberReply::Done) => self.must_restart = true,
             (ask, _) => {
@@ -416,6 +553,10 @@ impl Copier {
         match (&ask, error) {
             // What is below was merged into the layer.
             (Ask::BelowStamp, MemberError::Invalid(_)) => self.below = Some(Stamp::default()),
+            // It does not know the layer, so it has nothing there.
+            (&Ask::StampAbove(at), MemberError::Invalid(_)) => {
+                self.above.insert(at, None);
+            }
             (Ask::TargetStamp, MemberError::Invalid(reason)) => {
                 if self.layer().parent == LayerId(0) || self.is_opened {
                     return self.fail_target(reason.into_owned());
@@ -432,6 +573,11 @@ impl Copier {
                 self.queue.push_back(Ask::Clear);
             }
             (Ask::Adopt | Ask::Clear, MemberError::NotStaged { .. }) => self.must_restart = true,
+            // Somebody else has changed it: it is looked at again.
+            (
+                Ask::Adopt | Ask::Clear | Ask::Retract | Ask::RetractAbove(_),
+                MemberError::WrongStamp { .. },
+            ) => self.must_restart = true,
             (ask, error) if !ask.is_of_target() => self.fail_source(error.to_string()),
             (_, MemberError::Fenced { newer }) => self.end(CopyError::Fenced { newer }),
             (_, MemberError::Superseded { newer }) => self.end(CopyError::Superseded { newer }),
@@ -464,10 +610,11 @@ impl Copier {
                 self.stage = Stage::Proving;
                 self.queue.push_back(Ask::SourceStampAgain);
             }
-            Stage::Proving => {
-                self.stage = Stage::Ending;
-                self.queue.push_back(Ask::Adopt);
-            }
+            Stage::Proving => self.change(Next::Adopt),
+            Stage::Tips => self.look_above(),
+            Stage::Above => self.vouch(),
+            Stage::Vouching => self.retract_above(),
+            Stage::Retracting => self.go_on(),
             // Its answer has ended the layer.
             Stage::Ending => {}
         }
@@ -479,11 +626,112 @@ impl Copier {
         self.queue.iter().any(is_it) || self.asked.iter().any(|(_, ask)| is_it(ask))
     }
 
+    /// Changes the layer's content, once the target has nothing above it.
+    fn change(&mut self, next: Next) {
+        let had = self.to.stamp.map(|found| found.stamp);
+        // Else only who has settled it changes, which it may whatever lies above.
+        let changes = next != Next::Adopt || had != Some(self.becomes().0);
+        self.next = next;
+        let above = self.layers_above();
+        if self.is_bare || !changes || above.is_empty() {
+            return self.go_on();
+        }
+        self.above.clear();
+        let has_child = |at: &usize| {
+            let layer = self.copy.layers[*at].layer;
+            above.iter().any(|other| self.copy.layers[*other].parent == layer)
+        };
+        let tips = above.iter().copied().filter(|at| !has_child(at));
+        self.queue = tips.map(Ask::StampAbove).collect();
+        self.stage = Stage::Tips;
+    }
+
+    /// The places of the layers that lie above this one.
+    fn layers_above(&self) -> Vec<usize> {
+        let mut over = BTreeSet::from([self.layer().layer]);
+        let mut above = Vec::new();
+        for (at, layer) in self.copy.layers.iter().enumerate().skip(self.layer + 1) {
+            if over.contains(&layer.parent) {
+                over.insert(layer.layer);
+                above.push(at);
+            }
+        }
+        above
+    }
+
+    /// What the topmost layers show tells whether there may be anything above.
+    fn look_above(&mut self) {
+        let shown = self.to.stamp.map(|found| found.stamp).unwrap_or_default();
+        let is_shown = |found: &Option<ObjectStamp>| found.is_some_and(|it| it.stamp == shown);
+        if shown != Stamp::INCOMPLETE && self.above.values().all(is_shown) {
+            return self.go_on();
+        }
+        let left = self.layers_above().into_iter().filter(|at| !self.above.contains_key(at));
+        self.queue = left.map(Ask::StampAbove).collect();
+        self.stage = Stage::Above;
+        self.advance();
+    }
+
+    /// Notes what the target has above, and asks the source for what is to be there again.
+    fn vouch(&mut self) {
+        let mut shown = BTreeMap::from([(self.layer().layer, self.to.stamp)]);
+        for at in self.layers_above() {
+            let CopyLayer { layer, parent, .. } = self.copy.layers[at];
+            let below = shown.get(&parent).copied().flatten();
+            let here = self.above.get(&at).copied().flatten().or(below);
+            shown.insert(layer, here);
+            let Some(had) = here else { continue };
+            let is_own = below.is_none_or(|below| below.stamp != had.stamp);
+            if is_own {
+                self.retracted.insert(layer, had);
+            } else if had.stamp == Stamp::INCOMPLETE {
+                // It may be its own or not; if it was retracted before, what it had is known.
+                self.retracted.entry(layer).or_insert(had);
+            }
+        }
+        let asked = self.layers_above().into_iter().filter(|&at| {
+            let is_wanted = self.copy.layers[at].becomes == Becomes::AsBefore;
+            let had = self.retracted_at(at).map(|had| had.stamp);
+            is_wanted && had.is_some_and(|had| had != Stamp::INCOMPLETE)
+        });
+        self.queue = asked.map(Ask::SourceAbove).collect();
+        self.stage = Stage::Vouching;
+        self.advance();
+    }
+
+    fn retracted_at(&self, at: usize) -> Option<ObjectStamp> {
+        self.retracted.get(&self.copy.layers[at].layer).copied()
+    }
+
+    fn retract_above(&mut self) {
+        let above = self.layers_above().into_iter().rev();
+        let is_known = |at: &usize| self.above.get(at).copied().flatten().is_some();
+        let above = above.filter(|at| is_known(at) && self.retracted_at(*at).is_some());
+        self.queue = above.map(Ask::RetractAbove).collect();
+        self.stage = Stage::Retracting;
+        self.advance();
+    }
+
+    fn go_on(&mut self) {
+        self.is_bare = true;
+        match self.next {
+            Next::Move => self.move_blocks(),
+            Next::Adopt => {
+                self.stage = Stage::Ending;
+                self.queue.push_back(Ask::Adopt);
+            }
+            Next::Retract => {
+                self.stage = Stage::Ending;
+                self.queue.push_back(Ask::Retract);
+            }
+        }
+    }
+
     fn compare(&mut self) {
         let (Some(found), Some(below)) = (self.from.stamp, self.below) else {
             return self.change_source("it did not tell its stamp".to_string());
         };
-        if let Becomes::Given { stamp, .. } = self.layer().becomes
+        if let Some((stamp, _)) = self.given()
             && stamp != found.stamp
         {
             return self.change_source(format!("the object is at {:?}", found.stamp));
@@ -496,14 +744,16 @@ impl Copier {
             // Neither has anything of its own in this layer.
             self.end_layer();
         } else {
-            self.stage = Stage::Ending;
-            self.queue.push_back(Ask::Retract);
+            self.change(Next::Retract);
         }
     }
 
     /// Asks for what differs, and stages what needs no content.
     fn move_blocks(&mut self) {
         let (Some(from), Some(to)) = (&self.from.sums, &self.to.sums) else { return };
+        if !self.is_bare && from != to && !self.layers_above().is_empty() {
+            return self.change(Next::Move);
+        }
         self.stage = Stage::Moving;
         let mut runs: Vec<(Ask, u32)> = Vec::new();
         for block in 0..BLOCKS_PER_OBJECT {
@@ -581,10 +831,10 @@ impl Copier {
     /// Whether the source was quiet all the time.
     fn prove(&mut self, found: ObjectStamp) {
         let is_same = self.from.stamp.is_some_and(|before| before.stamp == found.stamp);
-        match self.layer().becomes {
-            Becomes::AsSource if !is_same => self.is_torn = true,
-            Becomes::AsSource if !self.is_torn => {}
-            Becomes::Given { .. } if is_same && !self.is_torn => {}
+        match self.given() {
+            None if !is_same => self.is_torn = true,
+            None if !self.is_torn => {}
+            Some(_) if is_same && !self.is_torn => {}
             _ => self.fail_source("its content is not what its checksums say".to_string()),
         }
     }

@@ -54,8 +54,12 @@ fn with_layers(layers: u64) -> ModelDisk {
 }
 
 fn order(becomes: Becomes, sources: usize) -> Copy {
-    let layer =
-        |layer: u64| CopyLayer { layer: LayerId(layer), parent: LayerId(layer - 1), becomes };
+    let layer = |layer: u64| CopyLayer {
+        layer: LayerId(layer),
+        parent: LayerId(layer - 1),
+        becomes,
+        is_above: false,
+    };
     Copy {
         lineage: LINEAGE,
         index: 0,
@@ -327,4 +331,134 @@ fn answers_that_make_no_sense_end_the_copy() {
         });
         assert!(outcome.is_err() || count <= nth, "question {nth}: {outcome:?}");
     }
+}
+
+/// The target has the middle and the upper layer, and something else below them.
+fn with_changed_below() -> (ModelDisk, ModelDisk) {
+    let mut source = with_layers(3);
+    write(&mut source, 1, stamp(5, 1), data(7, 7));
+    write(&mut source, 2, stamp(5, 3), data(8, 8));
+    write(&mut source, 3, stamp(5, 4), data(9, 9));
+    let mut other = with_layers(3);
+    write(&mut other, 1, stamp(4, 1), data(7, 77));
+    write(&mut other, 1, stamp(4, 2), data(6, 66));
+    write(&mut other, 2, stamp(5, 3), data(8, 8));
+    write(&mut other, 3, stamp(5, 4), data(9, 9));
+    (source, other)
+}
+
+fn lowest_only(becomes: Becomes, above: Becomes, sources: usize) -> Copy {
+    let mut copy = order(becomes, sources);
+    copy.layers.truncate(1);
+    let layers = [(LayerId(2), LayerId(1)), (LayerId(3), LayerId(2))];
+    copy.add_above(&layers, |_| above);
+    copy
+}
+
+#[test]
+fn what_lies_above_is_retracted_and_copied_again() {
+    let given = Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) };
+    for becomes in [given, Becomes::AsSource] {
+        for above in [Becomes::AsBefore, Becomes::AsSource] {
+            let (source, target) = with_changed_below();
+            let mut bench = Bench::new(vec![target, source], becomes);
+            bench.copier = Copier::begin(lowest_only(becomes, above, 1));
+            let mut retracted = Vec::new();
+            let outcome = bench.run(|_, _, request| {
+                if let MemberRequest::Retract { key, .. } = request {
+                    retracted.push(key.layer.0);
+                }
+                None
+            });
+            assert!(outcome.as_ref().is_ok_and(|it| it.is_complete), "{outcome:?}");
+            assert_eq!(retracted, [3, 2]);
+            assert!(bench.is_equal(1));
+        }
+    }
+}
+
+#[test]
+fn what_lies_above_stays_unless_a_source_has_the_same_or_content_below_changes() {
+    let given = Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) };
+    let (mut source, target) = with_changed_below();
+    write(&mut source, 3, stamp(5, 9), data(9, 10));
+    let mut bench = Bench::new(vec![target.clone(), source.clone()], given);
+    bench.copier = Copier::begin(lowest_only(given, Becomes::AsBefore, 1));
+    let outcome = bench.run(|_, _, _| None);
+    assert!(matches!(outcome, Err(CopyError::NoSource { .. })), "{outcome:?}");
+    assert_eq!(bench.disks[TARGET].rows(), target.rows(), "nothing was retracted");
+
+    let mut bench = Bench::new(vec![source.clone(), source], given);
+    bench.copier = Copier::begin(lowest_only(given, Becomes::AsBefore, 1));
+    let outcome = bench.run(|_, _, request| {
+        assert!(!matches!(request, MemberRequest::Retract { .. }));
+        None
+    });
+    assert!(outcome.is_ok(), "{outcome:?}");
+    let row = bench.disks[TARGET].row(LINEAGE, key(1)).expect("it is there");
+    assert_eq!(row.settled_by, Generation(9), "who has settled it may change below others");
+}
+
+#[test]
+fn a_target_that_dies_while_it_retracts_gets_all_again() {
+    let given = Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) };
+    let (source, target) = with_changed_below();
+    let mut bench = Bench::new(vec![target, source], given);
+    bench.copier = Copier::begin(lowest_only(given, Becomes::AsBefore, 1));
+    let mut deaths = 2;
+    let outcome = bench.run(|disks, _, request| {
+        if matches!(request, MemberRequest::Adopt { .. }) && deaths > 0 {
+            deaths -= 1;
+            disks[TARGET].reopen(0, &mut Random(1));
+        }
+        None
+    });
+    assert!(outcome.is_ok(), "{outcome:?}");
+    assert!(bench.is_equal(1));
+}
+
+#[test]
+fn a_write_between_the_look_and_the_adoption_is_found() {
+    let mut source = with_layers(3);
+    write(&mut source, 1, stamp(5, 1), data(7, 7));
+    for becomes in [
+        Becomes::AsSource,
+        Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) },
+    ] {
+        let target = with_layers(3);
+        let mut bench = Bench::new(vec![target, source.clone()], becomes);
+        let mut copy = order(becomes, 1);
+        copy.layers.truncate(1);
+        bench.copier = Copier::begin(copy);
+        let mut left = 2;
+        let outcome = bench.run(|disks, _, request| {
+            if matches!(request, MemberRequest::Adopt { .. }) && left > 0 {
+                left -= 1;
+                write(&mut disks[TARGET], 1, stamp(4, 9 - left), data(9 + left as u32, 99));
+            }
+            None
+        });
+        assert!(outcome.is_ok() && left == 0, "{outcome:?}");
+        assert!(bench.is_equal(1));
+    }
+}
+
+#[test]
+fn a_write_before_what_lies_above_is_retracted_is_found() {
+    let given = Becomes::Given { stamp: stamp(5, 1), settled_generation: Generation(9) };
+    let (source, target) = with_changed_below();
+    let mut bench = Bench::new(vec![target, source], given);
+    bench.copier = Copier::begin(lowest_only(given, Becomes::AsBefore, 1));
+    let mut is_written = false;
+    let outcome = bench.run(|disks, _, request| {
+        if matches!(request, MemberRequest::Retract { .. }) && !is_written {
+            is_written = true;
+            write(&mut disks[TARGET], 3, stamp(6, 9), data(1, 99));
+        }
+        None
+    });
+    // No source has that, so it stays.
+    assert!(matches!(outcome, Err(CopyError::NoSource { .. })), "{outcome:?}");
+    let row = bench.disks[TARGET].row(LINEAGE, key(3)).expect("it is there");
+    assert_eq!(row.stamp, stamp(6, 9));
 }

@@ -264,6 +264,22 @@ impl ModelDisk {
         }
     }
 
+    /// Whether a layer above has the object: then this layer's content does not change.
+    fn is_covered(&self, lineage: LineageId, key: ObjectKey) -> bool {
+        self.now.rows.keys().any(|&(of, index, layer)| {
+            (of, index) == (lineage, key.index)
+                && layer != key.layer
+                && self.down(layer).any(|at| at == key.layer)
+        })
+    }
+
+    fn vet_covered(&self, lineage: LineageId, key: ObjectKey) -> Result<(), MemberError> {
+        match self.is_covered(lineage, key) {
+            true => Err(MemberError::invalid("a layer above has the object")),
+            false => Ok(()),
+        }
+    }
+
     fn vet_attempt(&mut self, partition: PartitionId, attempt: u64) -> Result<(), MemberError> {
         let known = self.attempts.entry(partition).or_default();
         if known.0 > attempt || (known.0 == attempt && known.1) {
@@ -460,6 +476,7 @@ impl ModelDisk {
             }
             MemberRequest::Stage { permit, lineage, key, ref change } => {
                 self.vet_permit(permit, lineage, key)?;
+                self.vet_covered(lineage, key)?;
                 if self.is_full && matches!(change, Change::Data { .. }) {
                     return Err(MemberError::NoSpace);
                 }
@@ -472,12 +489,31 @@ impl ModelDisk {
                 staged.append(&mut cells);
                 Ok(MemberReply::Done)
             }
-            MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation } => {
+            MemberRequest::Adopt {
+                permit,
+                lineage,
+                key,
+                staged,
+                stamp,
+                settled_generation,
+                replaces,
+            } => {
                 self.vet_permit(permit, lineage, key)?;
                 let mut cells = self.staged.remove(&(lineage, key)).unwrap_or_default();
                 let have = cells.len() as u32;
                 let is = self.row(lineage, key).map(|row| (row.stamp, row.settled_by));
-                if have != staged && (have > 0 || is != Some((stamp, settled_generation))) {
+                if have == 0 && is == Some((stamp, settled_generation)) {
+                    return Ok(MemberReply::Done);
+                }
+                let shown = self.stamp(lineage, key).stamp;
+                if shown != replaces {
+                    return Err(MemberError::WrongStamp { have: shown });
+                }
+                let is_equal = have == 0 && is.is_some_and(|is| is.0 == stamp);
+                if !(is_equal && staged == 0) {
+                    self.vet_covered(lineage, key)?;
+                }
+                if have != staged {
                     return Err(MemberError::NotStaged { have });
                 }
                 self.change_row(lineage, key, |row| {
@@ -486,8 +522,15 @@ impl ModelDisk {
                     row.cells.append(&mut cells);
                 })
             }
-            MemberRequest::Retract { permit, lineage, key } => {
+            MemberRequest::Retract { permit, lineage, key, replaces } => {
                 self.vet_permit(permit, lineage, key)?;
+                self.vet_covered(lineage, key)?;
+                let Some(have) = self.row(lineage, key).map(|row| row.stamp) else {
+                    return Ok(MemberReply::Done);
+                };
+                if have != replaces {
+                    return Err(MemberError::WrongStamp { have });
+                }
                 self.apply(Op::Put((lineage, key.index, key.layer), None));
                 Ok(MemberReply::Done)
             }

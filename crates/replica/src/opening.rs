@@ -419,6 +419,7 @@ impl Coordinator {
                         stamp: best.stamp,
                         settled_generation: self.generation,
                     },
+                    is_above: false,
                 });
                 // The newest layer's are asked first.
                 for (peer, _) in same.iter().rev() {
@@ -430,6 +431,12 @@ impl Coordinator {
         let lacks_source = copies.values().any(|copy| copy.sources.is_empty());
         if lacks_source {
             return false;
+        }
+        if !copies.is_empty() {
+            let layers = self.map.layers().filter(|(lineage, _)| *lineage == self.lineage);
+            let parent = |layer| Some((layer, self.map.parent_in_lineage(layer)?));
+            let layers: Vec<_> = layers.filter_map(|(_, layer)| parent(layer)).collect();
+            copies.values_mut().for_each(|copy| copy.add_above(&layers, |_| Becomes::AsBefore));
         }
         for (key, stamp) in chosen {
             // Where the head has nothing of its own, what counts is the layer that shows through

@@ -576,6 +576,7 @@ impl World {
                     layer: LayerId(1),
                     parent: LayerId(0),
                     becomes: Becomes::Given { stamp, settled_generation },
+                    is_above: false,
                 }],
                 sources,
                 target: DiskId(disk as u128),

@@ -247,12 +247,20 @@ impl Model {
             0 => Stamp::INCOMPLETE,
             _ => Stamp { generation: Generation(generation), sequence: self.step },
         };
+        let replaces = state.shown(layer).map_or(Stamp::default(), |row| row.stamp);
         let settled = Generation(generation + self.random.below(self.generation - generation + 1));
         state.rows[layer] = Some(Row { content, stamp, settled, adopted: self.step });
         self.push(index, state);
         let settled_generation = settled;
-        let adopt =
-            MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation };
+        let adopt = MemberRequest::Adopt {
+            permit,
+            lineage,
+            key,
+            staged,
+            stamp,
+            settled_generation,
+            replaces,
+        };
         self.send(adopt, Asked::Change(index));
     }
 
@@ -261,11 +269,12 @@ impl Model {
         self.step += 1;
         let mut state = self.histories[&index].now().clone();
         let Some(layer) = state.top() else { return };
+        let replaces = state.shown(layer).map_or(Stamp::default(), |row| row.stamp);
         state.rows[layer] = None;
         let (permit, lineage) = (self.permit(), LINEAGE);
         let key = ObjectKey { layer: layer_id(layer), index };
         self.push(index, state);
-        self.send(MemberRequest::Retract { permit, lineage, key }, Asked::Change(index));
+        self.send(MemberRequest::Retract { permit, lineage, key, replaces }, Asked::Change(index));
     }
 
     fn mark(&mut self) {

@@ -59,6 +59,20 @@ fn stage(host: &mut Host, permit: Permit, first: u32, new: &[u64]) -> Result<(),
     host.ask(MemberRequest::Stage { permit, lineage, key: KEY, change }).map(drop)
 }
 
+/// What a disk shows now.
+fn stamp_of(host: &mut Host, key: ObjectKey) -> Stamp {
+    let (lineage, generation) = (LINEAGE, Generation::SEALED);
+    match host.ask(MemberRequest::Stamp { lineage, key, generation }) {
+        Ok(MemberReply::Stamp(found)) => found.stamp,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn retract(host: &mut Host, key: ObjectKey, permit: Permit) -> Result<MemberReply, MemberError> {
+    let replaces = stamp_of(host, key);
+    host.ask(MemberRequest::Retract { permit, lineage: LINEAGE, key, replaces })
+}
+
 fn adopt(
     host: &mut Host,
     permit: Permit,
@@ -67,8 +81,17 @@ fn adopt(
 ) -> Result<(), MemberError> {
     let settled_generation = Generation(settled_by);
     let lineage = LINEAGE;
-    host.ask(MemberRequest::Adopt { permit, lineage, key: KEY, staged, stamp, settled_generation })
-        .map(drop)
+    let (key, replaces) = (KEY, stamp_of(host, KEY));
+    host.ask(MemberRequest::Adopt {
+        permit,
+        lineage,
+        key,
+        staged,
+        stamp,
+        settled_generation,
+        replaces,
+    })
+    .map(drop)
 }
 
 fn fence(host: &mut Host, generation: u64, list: bool) -> Result<MemberReply, MemberError> {
@@ -623,8 +646,7 @@ fn a_permit_must_hold() {
     let have = ConfigurationNumber(2);
     let reply = stage(&mut host, by_session(3), 5, &[1]);
     assert_eq!(reply.err(), Some(MemberError::WrongConfiguration { have }));
-    let retract = |permit| MemberRequest::Retract { permit, lineage: LINEAGE, key: KEY };
-    let reply = host.ask(retract(by_session(3)));
+    let reply = retract(&mut host, KEY, by_session(3));
     assert_eq!(reply.err(), Some(MemberError::WrongConfiguration { have }));
 }
 
@@ -734,11 +756,10 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
     // The upper one borrows from it.
     let reply = stage(&mut host, permit, 0, &[9]);
     assert!(matches!(reply, Err(MemberError::Invalid(_))), "{reply:?}");
-    let retract = |key| MemberRequest::Retract { permit, lineage, key };
-    assert!(matches!(host.ask(retract(KEY)), Err(MemberError::Invalid(_))));
+    assert!(matches!(retract(&mut host, KEY, permit), Err(MemberError::Invalid(_))));
     for round in 0..3 {
-        ask(&mut host, &retract(above));
-        ask(&mut host, &retract(above));
+        retract(&mut host, above, permit).expect("it is retracted");
+        retract(&mut host, above, permit).expect("it was retracted");
         let below = if round == 0 { 3 } else { 9 + round };
         assert_eq!(content(&mut host, above, 3), [1, 2, below]);
         host.store().check();
@@ -751,10 +772,12 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
         adopt(&mut host, permit, 1, (stamp(3 + round), 1)).expect("it is adopted");
         let change = data(0, &[20 + round]);
         host.ask(MemberRequest::Stage { permit, lineage, key: above, change }).expect("staged");
+        let replaces = stamp_of(&mut host, above);
         host.ask(MemberRequest::Adopt {
             permit,
             lineage,
             key: above,
+            replaces,
             staged: 1,
             stamp: stamp(9 + round),
             settled_generation: Generation(1),
@@ -767,7 +790,7 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
             cut_power(&mut host);
         }
     }
-    ask(&mut host, &retract(above));
+    retract(&mut host, above, permit).expect("it is retracted");
     // What replay would copy from it must be in a checkpoint first: it is busy until then.
     ask(&mut host, &retract(KEY));
     host.pass(proto::Duration::from_secs(60));
@@ -890,4 +913,72 @@ fn a_settled_point_costs_no_write_of_its_own() {
     cut_power(&mut host);
     let Ok(MemberReply::Fenced { settled, .. }) = fence(&mut host, 2, true) else { panic!() };
     assert_eq!(settled, stamp(1));
+}
+
+#[test]
+fn who_has_settled_an_object_may_change_though_a_layer_above_has_it() {
+    let mut host = host();
+    let (lineage, generation) = (LINEAGE, GENERATION);
+    host.ask(write(KEY, 1, data(0, &[1, 2, 3]))).expect("it is written");
+    let (layer, parent) = (LayerId(2), LayerId(1));
+    host.ask(MemberRequest::OpenLayer { lineage, generation, layer, parent }).expect("opened");
+    let above = key(2, 0);
+    host.ask(write(above, 2, data(1, &[7]))).expect("it is written");
+    let permit = by_attempt(1);
+    adopt(&mut host, permit, 0, (stamp(1), 5)).expect("no content changes");
+    for again in 0..2 {
+        let settled = match host.ask(MemberRequest::Stamp {
+            lineage,
+            key: KEY,
+            generation: Generation::SEALED,
+        }) {
+            Ok(MemberReply::Stamp(found)) => (found.stamp, found.settled_generation),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(settled, (stamp(1), Generation(5)), "{again}");
+        assert_eq!(content(&mut host, above, 3), [1, 7, 3]);
+        assert_eq!(content(&mut host, KEY, 3), [1, 2, 3]);
+        host.store().check();
+        flush(&mut host, 1);
+        cut_power(&mut host);
+    }
+    // Sent again it is the same; another stamp is other content.
+    adopt(&mut host, permit, 0, (stamp(1), 5)).expect("it is so already");
+    let reply = adopt(&mut host, permit, 0, (stamp(9), 5));
+    assert!(matches!(reply, Err(MemberError::Invalid(_))), "{reply:?}");
+}
+
+#[test]
+fn what_was_changed_since_it_was_looked_at_is_neither_adopted_nor_retracted() {
+    let mut host = host();
+    let (lineage, key, permit) = (LINEAGE, KEY, by_attempt(1));
+    let adopt = |staged, replaces| MemberRequest::Adopt {
+        permit,
+        lineage,
+        key,
+        staged,
+        stamp: stamp(7),
+        settled_generation: Generation(1),
+        replaces,
+    };
+    host.ask(write(KEY, 1, data(0, &[1]))).expect("it is written");
+    // It was looked at; then a write comes.
+    host.ask(write(KEY, 2, data(1, &[2]))).expect("it is written");
+    let have = stamp(2);
+    let wrong = Some(MemberError::WrongStamp { have });
+    assert_eq!(host.ask(adopt(0, stamp(1))).err(), wrong);
+    stage(&mut host, permit, 0, &[9]).expect("it is staged");
+    assert_eq!(host.ask(adopt(1, Stamp::default())).err(), wrong);
+    host.settle();
+    assert_eq!(host.store().status().space.staged_bytes, 0, "all is begun anew");
+    let replaces = stamp(1);
+    let retract = MemberRequest::Retract { permit, lineage, key, replaces };
+    assert_eq!(host.ask(retract).err(), wrong);
+    assert_eq!(content(&mut host, KEY, 2), [1, 2]);
+    assert_eq!(stamp_of(&mut host, KEY), have);
+    stage(&mut host, permit, 0, &[9]).expect("it is staged");
+    host.ask(adopt(1, have)).expect("it is adopted");
+    host.ask(adopt(1, have)).expect("it was adopted");
+    assert_eq!(content(&mut host, KEY, 2), [9, 2]);
+    host.store().check();
 }

@@ -93,6 +93,7 @@ impl Copier {
                     staged: self.parts(),
                     stamp: self.stamp(),
                     settled_generation: Generation(2),
+                    replaces: Stamp::default(),
                 }]
             }
             State::New | State::Again | State::Staged => {

@@ -69,8 +69,9 @@ pub fn request(kind: usize, generation: Generation, size: u8) -> MemberRequest {
             staged: size.into(),
             stamp,
             settled_generation: generation,
+            replaces: stamp,
         },
-        17 => MemberRequest::Retract { permit, lineage, key },
+        17 => MemberRequest::Retract { permit, lineage, key, replaces: stamp },
         18 => MemberRequest::Refuse(batch()),
         _ => MemberRequest::Install {
             batch: batch(),

@@ -47,6 +47,7 @@ struct AdoptBody {
     under: UnderRecord,
     stamp: StampRecord,
     settled_generation: U64,
+    replaces: StampRecord,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -54,6 +55,7 @@ struct AdoptBody {
 struct RetractBody {
     key: KeyRecord,
     under: UnderRecord,
+    replaces: StampRecord,
 }
 
 /// Behind it so many partitions, and then the fences.
@@ -95,7 +97,7 @@ pub(super) const INSTALL_BYTES: (usize, usize) =
     (REFUSE_BYTES.0, REFUSE_BYTES.1 + INSTALL_FENCES_MAX * size_of::<FenceRow>());
 
 const _: () = assert!(size_of::<SurveyHead>() == 16 && size_of::<StageBody>() == 32);
-const _: () = assert!(size_of::<AdoptBody>() == 56 && size_of::<RetractBody>() == 32);
+const _: () = assert!(size_of::<AdoptBody>() == 72 && size_of::<RetractBody>() == 48);
 const _: () = assert!(size_of::<BatchHead>() == 8 && size_of::<PartitionRow>() == 12);
 const _: () = assert!(size_of::<FenceRow>() == 16);
 const _: () = assert!(INSTALL_BYTES.1 <= WIRE_BODY_BYTES_MAX);
@@ -188,7 +190,15 @@ pub(super) fn put<'a>(put: &mut Put<'_>, request: &'a MemberRequest) -> Option<&
             put.blocks(kind, flags | by, *lineage, number, body.as_bytes(), payload);
             return payload;
         }
-        MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation } => {
+        MemberRequest::Adopt {
+            permit,
+            lineage,
+            key,
+            staged,
+            stamp,
+            settled_generation,
+            replaces,
+        } => {
             let (flags, number, under) = permit_parts(permit);
             let body = AdoptBody {
                 layer: key.layer.0.into(),
@@ -197,12 +207,13 @@ pub(super) fn put<'a>(put: &mut Put<'_>, request: &'a MemberRequest) -> Option<&
                 under,
                 stamp: (*stamp).into(),
                 settled_generation: settled_generation.0.into(),
+                replaces: (*replaces).into(),
             };
             put.frame(Kind::Adopt, flags, *lineage, number, body.as_bytes());
         }
-        MemberRequest::Retract { permit, lineage, key } => {
+        MemberRequest::Retract { permit, lineage, key, replaces } => {
             let (flags, number, under) = permit_parts(permit);
-            let body = RetractBody { key: (*key).into(), under };
+            let body = RetractBody { key: (*key).into(), under, replaces: (*replaces).into() };
             put.frame(Kind::Retract, flags, *lineage, number, body.as_bytes());
         }
         MemberRequest::Refuse(batch) => {
@@ -303,11 +314,13 @@ pub(super) fn decode(
                 staged: body.staged.get(),
                 stamp: body.stamp.stamp(),
                 settled_generation: Generation(body.settled_generation.get()),
+                replaces: body.replaces.stamp(),
             }
         }
         Kind::Retract => {
-            let RetractBody { key, under } = record(body);
-            MemberRequest::Retract { permit: permit(under)?, lineage, key: key.key(header)? }
+            let RetractBody { key, under, replaces } = record(body);
+            let (permit, key, replaces) = (permit(under)?, key.key(header)?, replaces.stamp());
+            MemberRequest::Retract { permit, lineage, key, replaces }
         }
         Kind::Refuse => {
             header.nothing(lineage.0)?;

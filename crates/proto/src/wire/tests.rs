@@ -221,7 +221,7 @@ fn an_install_an_adoption_and_a_survey_lie_as_drawn() {
     assert_eq!((flags, words), (vec![0, 0], bytes(&[0xd15c, 0, 3, 7])), "by a session");
     let under = bytes(&[4, 0x0c03]);
     let key = [&bytes(&[5])[..], &[11, 0, 0, 0, 4, 0, 0, 0]].concat();
-    assert_eq!(body, [key, under, bytes(&[6, 20, 7])].concat());
+    assert_eq!(body, [key, under, bytes(&[6, 20, 7, 6, 19])].concat());
 
     let (flags, words, body) = reply(Kind::Surveyed);
     assert_eq!((flags, &words[16..]), (vec![1, 0], &bytes(&[0, 0])[..]), "it goes on");
@@ -461,7 +461,7 @@ fn requests_that_no_frame_can_carry_are_refused() {
         check(read(1, Some(under)), why);
         check(MemberRequest::Settle { lineage, key, generation, under, stamp }, why);
         check(stage(permit, 0, content(1, 0)), why);
-        check(MemberRequest::Retract { permit, lineage, key }, why);
+        check(MemberRequest::Retract { permit, lineage, key, replaces: stamp }, why);
         let batch = Batch { copies: under.copies, bits: under.bits, ..Batch::default() };
         check(MemberRequest::Refuse(batch.clone()), why);
         check(MemberRequest::Install { batch, fences: Vec::new(), last: true }, why);
@@ -485,6 +485,7 @@ fn requests_that_no_frame_can_carry_are_refused() {
         staged: BLOCKS_PER_OBJECT + 1,
         stamp: stamp(1, 1),
         settled_generation: GENERATION,
+        replaces: stamp(1, 1),
     };
     check(adopt, "no object has so many blocks");
     assert_eq!(request::vet(&read(256, Some(UNDER))), Ok(()));

@@ -483,6 +483,8 @@ impl Reconfigurer {
                 staged: 0,
                 stamp,
                 settled_generation: settled,
+                // It is equal, so it has the stamp already.
+                replaces: stamp,
             },
             &Ask::Install { from } => {
                 let fences = self.fences.iter().skip(from).take(INSTALL_FENCES_MAX);
@@ -612,6 +614,12 @@ impl Reconfigurer {
             }
             (Ask::Adopt { place, stamp, settled, again: false }, MemberError::NotStaged { .. }) => {
                 self.ask(disk, Ask::Adopt { place, stamp, settled, again: true })
+            }
+            // It was written since: the next pass finds it again.
+            (Ask::Adopt { place, .. }, MemberError::WrongStamp { .. })
+                if matches!(self.stage, AttemptStage::Copying { .. }) =>
+            {
+                self.work.end_place(place);
             }
             (_, error) => self.fail_disk(disk, error.to_string()),
         }

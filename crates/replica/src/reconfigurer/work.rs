@@ -185,16 +185,24 @@ impl Reconfigurer {
     fn start_copier(&mut self, place: Place, sources: Vec<DiskId>, becomes: Becomes) {
         let layer = place.layer;
         let parent = self.map.parent_in_lineage(layer).unwrap_or(LayerId(0));
-        let copier = Copier::begin(Copy {
+        let mut copy = Copy {
             lineage: place.lineage,
             index: place.index,
-            layers: vec![CopyLayer { layer, parent, becomes }],
+            layers: vec![CopyLayer { layer, parent, becomes, is_above: false }],
             sources,
             target: place.target,
             permit: self.permit(place.lineage, place.index),
             generation: ANY_GENERATION,
+        };
+        let is_early = matches!(self.stage, AttemptStage::Copying { .. });
+        let layers = self.layers.get(&place.lineage).map_or(&[][..], Vec::as_slice);
+        copy.add_above(layers, |layer| match self.work.todo.get(&Place { layer, ..place }) {
+            // A newcomer's own is evidence of nothing.
+            _ if is_early && becomes == Becomes::AsSource => Becomes::AsSource,
+            Some(Task::AsSource { .. } | Task::Given { .. }) => Becomes::Retracted,
+            Some(Task::IfWins { .. } | Task::Adopt { .. }) | None => Becomes::AsBefore,
         });
-        self.work.copiers.insert(self.work.next_copier, (place, copier));
+        self.work.copiers.insert(self.work.next_copier, (place, Copier::begin(copy)));
         self.work.next_copier += 1;
     }
 

@@ -23,7 +23,7 @@ pub(super) enum Queued {
     Stamp(MemberToken, ObjectKey, Generation),
     Stage(MemberToken, ObjectKey, Permit, Change),
     Adopt(MemberToken, Adopt),
-    Retract(MemberToken, ObjectKey, Permit),
+    Retract(MemberToken, ObjectKey, Permit, Stamp),
 }
 
 /// See [`MemberRequest::Settle`].
@@ -193,12 +193,20 @@ impl Serving {
                 let queued = Queued::Stage(token, key, permit, change);
                 self.enqueue(now, (lineage, key.index), queued, effects);
             }
-            MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation } => {
-                let adopt = Adopt { permit, key, staged, stamp, settled_generation };
+            MemberRequest::Adopt {
+                permit,
+                lineage,
+                key,
+                staged,
+                stamp,
+                settled_generation,
+                replaces,
+            } => {
+                let adopt = Adopt { permit, key, staged, stamp, settled_generation, replaces };
                 self.enqueue(now, (lineage, key.index), Queued::Adopt(token, adopt), effects);
             }
-            MemberRequest::Retract { permit, lineage, key } => {
-                let queued = Queued::Retract(token, key, permit);
+            MemberRequest::Retract { permit, lineage, key, replaces } => {
+                let queued = Queued::Retract(token, key, permit, replaces);
                 self.enqueue(now, (lineage, key.index), queued, effects);
             }
             MemberRequest::Refuse(batch) => self.refuse(token, &batch, effects),
@@ -301,8 +309,8 @@ impl Serving {
                 self.stage(now, *token, (history.0, *key), permit, change, effects)
             }
             Queued::Adopt(token, adopt) => self.adopt(now, *token, history.0, adopt, effects),
-            Queued::Retract(token, key, permit) => {
-                self.retract(*token, (history.0, *key), permit, effects)
+            Queued::Retract(token, key, permit, replaces) => {
+                self.retract(*token, (history.0, *key), permit, *replaces, effects)
             }
             Queued::Stamp(token, key, generation) => {
                 let (lineage, key) = (history.0, *key);

@@ -34,6 +34,7 @@ pub(super) struct Adopt {
     pub(super) staged: u32,
     pub(super) stamp: Stamp,
     pub(super) settled_generation: Generation,
+    pub(super) replaces: Stamp,
 }
 
 /// Neighbouring blocks that were staged together.
@@ -131,11 +132,13 @@ impl Serving {
         self.vet_permit(permit, lineage, key.index)
             .or_else(|| self.foreign(lineage, key))
             .or_else(|| invalid(self.drops.contains(key.layer), "the layer is deleted"))
-            .or_else(|| {
-                // Its pages borrow blocks of this one, which would be freed.
-                let covered = self.table.is_covered(self.tree(lineage), lineage, key);
-                invalid(covered, "a layer above has the object: retract that first")
-            })
+    }
+
+    /// The error for a change of content of an object over which a layer above has one of its own:
+    /// that one's pages borrow blocks of this one, which would be freed.
+    fn vet_covered(&self, lineage: LineageId, key: ObjectKey) -> Option<MemberError> {
+        let covered = self.table.is_covered(self.tree(lineage), lineage, key);
+        covered.then_some(MemberError::invalid("a layer above has the object: retract that first"))
     }
 
     /// Makes the attempt known that a permit names; the record that must be durable before what it
@@ -162,7 +165,8 @@ impl Serving {
         change: &Change,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        let vetted = match self.vet_change(permit, lineage, key) {
+        let vetted = self.vet_change(permit, lineage, key);
+        let vetted = match vetted.or_else(|| self.vet_covered(lineage, key)) {
             Some(error) => Err(error),
             None => blocks_of(change),
         };
@@ -329,6 +333,22 @@ impl Serving {
                 return Outcome::Done;
             }
         }
+        // It is not what whoever copies has looked at: what is staged may not fit it.
+        let have = shown.map_or(Stamp::default(), |slot| self.table.row(slot).stamp);
+        if have != adopt.replaces {
+            let error = MemberError::WrongStamp { have };
+            self.drop_staged(object, &error, effects);
+            return self.refuse_change(token, error, effects);
+        }
+        // Who has settled it may change whatever lies above: no content does.
+        let own = shown.map(|slot| self.table.row(slot)).filter(|row| row.key == key);
+        let is_equal = staged.is_none() && own.is_some_and(|row| row.stamp == stamp);
+        if !(is_equal && adopt.staged == 0)
+            && let Some(error) = self.vet_covered(lineage, key)
+        {
+            self.drop_staged(object, &error, effects);
+            return self.refuse_change(token, error, effects);
+        }
         let have = staged.map_or(0, Staged::blocks);
         if have != adopt.staged {
             // All of it is sent again.
@@ -483,9 +503,11 @@ impl Serving {
         token: MemberToken,
         (lineage, key): Object,
         permit: &Permit,
+        replaces: Stamp,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        if let Some(error) = self.vet_change(permit, lineage, key) {
+        let vetted = self.vet_change(permit, lineage, key);
+        if let Some(error) = vetted.or_else(|| self.vet_covered(lineage, key)) {
             return self.refuse_change(token, error, effects);
         }
         let Some(lsn) = self.learn_permit(permit, lineage, key.index, effects) else {
@@ -497,6 +519,10 @@ impl Serving {
             self.answer_adopted(token, last, last.max(lsn), effects);
             return Outcome::Done;
         };
+        let have = self.table.row(slot).stamp;
+        if have != replaces {
+            return self.refuse_change(token, MemberError::WrongStamp { have }, effects);
+        }
         // What replay would copy again must be there then; and pages may not be freed under a
         // write. Neither lasts.
         let copied = self.copied.get(&key).copied();

@@ -91,13 +91,23 @@ pub(super) fn any_request_for_copying() -> impl Strategy<Value = MemberRequest> 
         (object(), any_change()).prop_map(|((permit, lineage, key), change)| {
             MemberRequest::Stage { permit, lineage, key, change }
         }),
-        (object(), 0..=BLOCKS_PER_OBJECT, any_stamp(), any::<u64>()).prop_map(
-            |((permit, lineage, key), staged, stamp, generation)| {
+        (object(), 0..=BLOCKS_PER_OBJECT, any_stamp(), any::<u64>(), any_stamp()).prop_map(
+            |((permit, lineage, key), staged, stamp, generation, replaces)| {
                 let settled_generation = Generation(generation);
-                MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation }
+                MemberRequest::Adopt {
+                    permit,
+                    lineage,
+                    key,
+                    staged,
+                    stamp,
+                    settled_generation,
+                    replaces,
+                }
             }
         ),
-        object().prop_map(|(permit, lineage, key)| MemberRequest::Retract { permit, lineage, key }),
+        (object(), any_stamp()).prop_map(|((permit, lineage, key), replaces)| {
+            MemberRequest::Retract { permit, lineage, key, replaces }
+        }),
         any_batch().prop_map(MemberRequest::Refuse),
         (any_batch(), prop::collection::vec(any::<(u64, u64)>(), 0..40), any::<bool>()).prop_map(
             |(batch, fences, last)| {

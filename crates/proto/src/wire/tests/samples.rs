@@ -106,8 +106,9 @@ pub(super) fn requests_for_copying() -> Vec<MemberRequest> {
             staged: 4,
             stamp: stamp(6, 20),
             settled_generation: GENERATION,
+            replaces: stamp(6, 19),
         },
-        MemberRequest::Retract { permit: attempt, lineage, key },
+        MemberRequest::Retract { permit: attempt, lineage, key, replaces: stamp(6, 18) },
         MemberRequest::Refuse(batch(&[(3, 8), (4095, 9)])),
         MemberRequest::Install {
             batch: batch(&[(3, 8)]),
@@ -194,6 +195,7 @@ pub(super) fn edge_requests() -> Vec<MemberRequest> {
             staged: BLOCKS_PER_OBJECT,
             stamp,
             settled_generation: generation,
+            replaces: stamp,
         },
         MemberRequest::Adopt {
             permit,
@@ -202,8 +204,9 @@ pub(super) fn edge_requests() -> Vec<MemberRequest> {
             staged: 0,
             stamp: Stamp::INCOMPLETE,
             settled_generation: no_generation,
+            replaces: Stamp::default(),
         },
-        MemberRequest::Retract { permit, lineage, key },
+        MemberRequest::Retract { permit, lineage, key, replaces: stamp },
         MemberRequest::Refuse(most.clone()),
         MemberRequest::Refuse(none.clone()),
         MemberRequest::Install {
