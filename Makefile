@@ -85,11 +85,12 @@ check-licences: check-tidy
 
 .PHONY: test-unit
 test-unit: ## tests of the parts: tables, models, crash points, simulation, fuzz corpora
-	nice -n 10 $(CARGO) test --locked --workspace --exclude e2e --no-fail-fast 2>&1 | sed -u 's/^/parts: /'
+	@(nice -n 10 tools/run-tests parts && nice -n 10 timeout 900 $(CARGO) test --locked --workspace --doc --quiet) 2>&1 \
+		| sed -u 's/^/parts: /'
 
 .PHONY: test-e2e
 test-e2e: deps build ## tests with real processes: QEMU, fio, NBD clients, kill -9
-	RUST_LIB_BACKTRACE=0 tools/test-processes 2>&1 | sed -u 's/^/processes: /'
+	RUST_LIB_BACKTRACE=0 tools/run-tests processes 2>&1 | sed -u 's/^/processes: /'
 
 .PHONY: soak
 soak: deps build ## the random tests with fresh seeds, for SOAK_MINUTES (60)

@@ -1,7 +1,8 @@
 use proto::wire::reply::{self, Expected};
 use proto::wire::{HEADER_BYTES, Header, Hello, Kind, Seal, note, request};
 use proto::{
-    BlockRange, Buffer, Crc32c, Duration, LayerId, MemberError, MemberReply, ObjectKey, Payload,
+    BlockRange, Buffer, Crc32c, Duration, LayerId, LineageId, MemberError, MemberReply, ObjectKey,
+    PartitionId, Payload,
 };
 
 /// A frame between nodes as anybody may send it. The first byte says whether its checksums are made
@@ -46,7 +47,7 @@ fn answer(header: &Header, body: &[u8], payload: Option<Payload>, again: &mut Ve
     };
     let covered = || body.chunks(4).map(|run| u32::from(run[0]) | u32::from(run[1]) << 8).sum();
     let expected = match header.kind {
-        Kind::Fenced => Some(Expected::Fenced),
+        Kind::Fenced => Some(Expected::Fenced { list: true, after: ObjectKey::default() }),
         Kind::ObjectStamp => {
             let key = ObjectKey { layer: LayerId(number(0, 8)), index: number(8, 4) as u32 };
             Some(Expected::Stamp(key))
@@ -61,10 +62,19 @@ fn answer(header: &Header, body: &[u8], payload: Option<Payload>, again: &mut Ve
         Kind::Differences => BlockRange::new(0, covered()).map(Expected::Difference),
         Kind::Reclaimed => Some(Expected::Reclaimable),
         Kind::Flushed => Some(Expected::Flushed),
+        Kind::Confirmed => Some(Expected::Confirmed),
+        Kind::LineageStamps => Some(Expected::Lineages { after: LineageId(0) }),
+        Kind::Surveyed => {
+            let (bits, partitions) = (0, vec![PartitionId(0)]);
+            Some(Expected::Survey { bits, partitions, after: Default::default() })
+        }
+        Kind::BlockSums => BlockRange::new(0, body.len() as u32 / 9).map(Expected::Checksums),
+        Kind::Refused => Some(Expected::Refused),
+        Kind::Installed => Some(Expected::Installed),
         _ => Some(Expected::Done),
     };
     let Some(expected) = expected else { return false };
-    let Ok(told) = reply::decode(header, body, payload, expected) else { return false };
+    let Ok(told) = reply::decode(header, body, payload, &expected) else { return false };
     if let Ok(MemberReply::Data { content, .. }) = &told.result {
         let is_aligned = |piece: &Payload| piece.as_slice().as_ptr().addr().is_multiple_of(4096);
         assert!(content.iter().all(is_aligned));
@@ -75,9 +85,8 @@ fn answer(header: &Header, body: &[u8], payload: Option<Payload>, again: &mut Ve
         Err(MemberError::Invalid(text)) => text.as_bytes(),
         _ => body,
     };
-    // A part of a list says that more follows; written by itself it would be the whole. What cannot
-    // be printed is not kept.
-    !told.more && text == body
+    // What cannot be printed is not kept.
+    text == body
 }
 
 /// Decodes and writes what is neither.

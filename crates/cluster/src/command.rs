@@ -1,21 +1,19 @@
 //! Commands: what can be asked of the cluster's state, and how they are written in its log.
 
 use crate::Refusal;
+use crate::attempt::Change;
 use crate::group::check_group_name;
 use crate::machine::check_node_address;
-use crate::membership::Activation;
+use crate::partition::Member;
 use crate::schedule::check_schedule_name;
 use crate::source::check_address;
+use crate::token::{Digest, TokenId};
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{
-    ACTIVATIONS_PER_COMMAND_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX,
-    MEMBERS_MAX, NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX,
-    ZONE_NAME_BYTES_MAX,
+    ATTEMPT_DISKS_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, MEMBERS_MAX,
+    NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
 };
-use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId,
-    PartitionId, VolumeId,
-};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// One change of the cluster's state. Times are the proposer's wall clock, in seconds since 1970,
@@ -428,39 +426,34 @@ pub enum Command {
         /// By which table.
         copies: u8,
     },
-    /// A disk, as it is open now, begins to recover some partitions: it receives their writes and
-    /// catches up. Answered by [`Answer::Done`].
-    Recover {
+    /// Begin an attempt to change the members of some partitions of one table. It takes the place
+    /// of earlier ones at these partitions. Answered by [`Answer::AttemptBegun`].
+    BeginAttempt {
         /// In the table for how many copies.
         copies: u8,
         /// There are 2^this partitions, which says what their numbers mean.
         bits: u8,
-        /// Which disk.
-        disk: DiskId,
-        /// Which partitions, at most `PARTITIONS_PER_COMMAND_MAX`.
-        partitions: Vec<PartitionId>,
+        /// The node that carries it out.
+        owner: NodeId,
+        /// Which partitions, together at most `PARTITIONS_PER_COMMAND_MAX`, and the members wanted;
+        /// at most `ATTEMPT_DISKS_MAX` different disks.
+        changes: Vec<Change>,
     },
-    /// Some partitions have their next members. Answered by [`Answer::Done`].
+    /// The disks that an attempt wants are the members of its partitions, and it is over. Of a
+    /// partition that a newer attempt has taken over nothing changes. Answered by [`Answer::Done`].
     Activate {
-        /// In the table for how many copies.
-        copies: u8,
-        /// There are 2^this partitions, which says what their numbers mean.
-        bits: u8,
-        /// Which, at most `ACTIVATIONS_PER_COMMAND_MAX`.
-        activations: Vec<Activation>,
+        /// Which one.
+        attempt: u64,
+        /// Every disk that it wants, in the opening that did its part; at most
+        /// `ATTEMPT_DISKS_MAX`. Others are passed over.
+        openings: Vec<Member>,
     },
-    /// A disk is no member of some partitions any more, neither a current nor a recovering one.
-    /// Answered by [`Answer::Done`].
-    Exclude {
-        /// In the table for how many copies.
-        copies: u8,
-        /// There are 2^this partitions, which says what their numbers mean.
-        bits: u8,
-        /// Which disk.
-        disk: DiskId,
-        /// Which partitions, each with the number of its present configuration, at most
-        /// `PARTITIONS_PER_COMMAND_MAX`.
-        partitions: Vec<(PartitionId, ConfigurationNumber)>,
+    /// An attempt came to nothing. Done already is done. Answered by [`Answer::Done`].
+    GiveUpAttempt {
+        /// Which one.
+        attempt: u64,
+        /// Whether any disk was asked to refuse a configuration: then another attempt must follow.
+        may_be_refused: bool,
     },
     /// There are twice as many partitions: p becomes 2p and 2p + 1 on the same disks. Done already
     /// is done. Answered by [`Answer::Done`].
@@ -476,6 +469,41 @@ pub enum Command {
         /// As a person would write them (`host:port`), the best first, at most
         /// `NODE_ADDRESSES_MAX`. None: not known.
         addresses: Vec<String>,
+    },
+    /// Machines that show this secret may become nodes. Done already is done. Answered by
+    /// [`Answer::Done`].
+    AddToken {
+        /// Drawn at random.
+        id: TokenId,
+        /// The digest of its secret.
+        secret: Digest,
+        /// How many nodes it lets in.
+        uses: u32,
+        /// Now.
+        unix_s: u64,
+        /// From when on it lets nobody in.
+        expires_unix_s: u64,
+    },
+    /// A token lets nobody in any more. Those that it let in stay. Answered by [`Answer::Done`].
+    RevokeToken {
+        /// Which one.
+        id: TokenId,
+    },
+    /// A machine that has a token becomes a node, and one use of the token is gone. Done already is
+    /// done. Answered by [`Answer::Done`].
+    AdmitNode {
+        /// The token's name.
+        token: TokenId,
+        /// The digest of the secret that was shown.
+        secret: Digest,
+        /// The identity that the machine has chosen.
+        node: NodeId,
+        /// The digest of its public key.
+        key: Digest,
+        /// What people call it; made printable and cut to its limit.
+        name: String,
+        /// Now: the token may not have expired.
+        unix_s: u64,
     },
 }
 
@@ -512,6 +540,11 @@ pub enum Answer {
         /// Its number.
         generation: Generation,
     },
+    /// The attempt is under way.
+    AttemptBegun {
+        /// Its number.
+        attempt: u64,
+    },
 }
 
 /// Why bytes of the log or a snapshot are not what they should be.
@@ -542,7 +575,9 @@ impl Command {
     /// name that is none is refused. Every command goes through here before it is logged.
     pub fn bounded(mut self) -> Result<Command, Refusal> {
         match &mut self {
-            Command::AddNode { name, .. } => *name = printable(name, NODE_NAME_BYTES_MAX),
+            Command::AddNode { name, .. } | Command::AdmitNode { name, .. } => {
+                *name = printable(name, NODE_NAME_BYTES_MAX);
+            }
             Command::Attach { holder, .. } => *holder = printable(holder, HOLDER_BYTES_MAX),
             Command::CreateVolume { name, .. } | Command::RenameVolume { name, .. } => {
                 check_name(name)?;
@@ -592,18 +627,19 @@ impl Command {
                 vet_batch(addresses, NODE_ADDRESSES_MAX)?;
                 addresses.iter().try_for_each(|address| check_node_address(address))?;
             }
-            Command::Recover { partitions, .. } => {
-                vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
-            }
-            Command::Exclude { partitions, .. } => {
-                vet_batch(partitions, PARTITIONS_PER_COMMAND_MAX)?
-            }
-            Command::Activate { activations, .. } => {
-                vet_batch(activations, ACTIVATIONS_PER_COMMAND_MAX)?;
-                for activation in activations {
-                    vet_batch(&activation.current, MEMBERS_MAX)?;
+            Command::BeginAttempt { changes, .. } => {
+                for change in &*changes {
+                    vet_batch(&change.wanted, MEMBERS_MAX)?;
+                }
+                let named = changes.iter().map(|change| change.partitions.len().max(1));
+                let named = named.fold(0usize, |sum, count| sum.saturating_add(count));
+                vet_count(named, PARTITIONS_PER_COMMAND_MAX)?;
+                // With the longest numbers not all of them fit.
+                if self.to_bytes().len() > COMMAND_BYTES_MAX {
+                    return Err(Refusal::AttemptTooLarge);
                 }
             }
+            Command::Activate { openings, .. } => vet_batch(openings, ATTEMPT_DISKS_MAX)?,
             _ => {}
         }
         Ok(self)
@@ -614,10 +650,13 @@ impl Command {
     /// # Panics
     /// If it is longer than `COMMAND_BYTES_MAX`: it has not gone through [`Command::bounded`].
     pub fn encode(&self) -> Vec<u8> {
-        let bytes =
-            postcard::to_extend(self, vec![VERSION]).expect("it only has serializable fields");
-        assert!(bytes.len() <= COMMAND_BYTES_MAX, "command without bounded texts");
+        let bytes = self.to_bytes();
+        assert!(bytes.len() <= COMMAND_BYTES_MAX, "command that was not bounded");
         bytes
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![VERSION]).expect("it only has serializable fields")
     }
 
     /// From bytes of the log.
@@ -638,5 +677,9 @@ impl Command {
 
 /// Whether a command has so few of something that it can be logged.
 fn vet_batch<T>(batch: &[T], max: usize) -> Result<(), Refusal> {
-    if batch.len() > max { Err(Refusal::TooManyInCommand { max }) } else { Ok(()) }
+    vet_count(batch.len(), max)
+}
+
+fn vet_count(count: usize, max: usize) -> Result<(), Refusal> {
+    if count > max { Err(Refusal::TooManyInCommand { max }) } else { Ok(()) }
 }

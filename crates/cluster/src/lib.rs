@@ -9,9 +9,11 @@
 //! of the system ever reads. [`Voter`] is the way a command takes to the state: proposed, written
 //! to the log of a majority, and applied only once they have it durably; it is one member of a Raft
 //! group, or all of it. Life: [`Voter::boot`] with what the journal holds (nothing, for a new
-//! cluster), then [`Voter::propose`] and [`Voter::handle`] for ever.
+//! cluster), then [`Voter::propose`] and [`Voter::handle`] for ever. [`steward::plan`] says what to
+//! propose so that every partition gets the members that it should have.
 #![forbid(unsafe_code)]
 
+mod attempt;
 mod command;
 mod group;
 mod layer;
@@ -28,6 +30,8 @@ mod schedule;
 mod snapshot;
 mod source;
 mod state;
+pub mod steward;
+mod token;
 mod trash;
 mod volume;
 mod voter;
@@ -41,22 +45,26 @@ mod machine_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod steward_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod whole_tests;
 
+pub use attempt::{Attempt, Change};
 pub use command::{Answer, Command, DecodeError};
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot, onto};
 pub use machine::{Disk, DiskState, Node, NodeState, check_node_address};
 pub use map::{LayerFate, Map};
-pub use membership::Activation;
-pub use partition::{Configuration, Member, partition_of};
+pub use partition::{Configuration, Member};
+pub use proto::partition_of;
 pub use redundancy::{Redundancy, min_copies_default};
 pub use refusal::{Refusal, RefusalKind};
 pub use schedule::{Schedule, check_schedule_name};
 pub use source::{Source, check_address};
 pub use state::State;
+pub use token::{Admission, Applicant, Digest, Token, TokenId};
 pub use volume::{
     Attachment, PendingDiscard, SIZE_UNIT, Trash, Volume, check_name, check_size, check_tag,
 };

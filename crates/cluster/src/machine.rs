@@ -145,12 +145,26 @@ impl Map {
     /// # Panics
     /// If there is no such table: a bug of the caller, see [`Map::tables`].
     pub fn wanted_members(&self, copies: u8) -> Vec<Vec<DiskId>> {
+        self.wanted_members_without(copies, |_| false)
+    }
+
+    /// The same as if some disks were not there.
+    ///
+    /// # Panics
+    /// If there is no such table: a bug of the caller, see [`Map::tables`].
+    pub fn wanted_members_without(
+        &self,
+        copies: u8,
+        is_lost: impl Fn(DiskId) -> bool,
+    ) -> Vec<Vec<DiskId>> {
         let table = self.partitions.table(copies).expect("a table of the map");
+        let mut sites = self.sites(copies);
+        sites.retain(|site| !is_lost(site.disk));
         let present: Vec<Vec<DiskId>> = table
             .iter()
             .map(|configuration| configuration.members().map(|member| member.disk).collect())
             .collect();
-        place(&self.sites(copies), copies, &present)
+        place(&sites, copies, &present)
     }
 }
 
@@ -245,6 +259,7 @@ impl State {
             return Err(Refusal::NodeHasAttachments { name, count: attachments });
         }
         let map = self.change();
+        map.end_attempts_of(node);
         Arc::make_mut(&mut map.nodes).remove(&node);
         if map.addresses.contains_key(&node) {
             Arc::make_mut(&mut map.addresses).remove(&node);
@@ -317,10 +332,13 @@ impl State {
         let opened = Disk { incarnation, ..known.unwrap_or(first) };
         let map = self.change();
         Arc::make_mut(&mut map.disks).insert(disk, opened);
-        // With several disks the partitions of one keep its former opening until it is known what
-        // the others have that it has not.
+        // With several disks the partitions of one keep its former opening, which is not current
+        // any more, until an attempt has found out what the others have that it has not. Attempts
+        // that want the disk go on: whoever carries one out sees which opening answers, and none
+        // but the present one can be activated.
         let is_empty = map.configurations().all(|held| held.current.is_empty());
         if map.disks.len() == 1 || is_empty {
+            map.end_attempts_with(disk);
             Arc::make_mut(&mut map.partitions).activate_sole(Member { disk, incarnation });
             map.raise_had();
         }
@@ -358,15 +376,7 @@ impl State {
         let map = self.change();
         let disks = Arc::make_mut(&mut map.disks);
         disks.get_mut(&disk).expect("looked up before").state = DiskState::Gone;
-        // Recovering members count in no quorum.
-        let recovers = |held: &Configuration| held.recovering.iter().any(|m| m.disk == disk);
-        if map.configurations().any(recovers) {
-            Arc::make_mut(&mut map.partitions).replace(|held| {
-                let mut without = held.clone();
-                without.recovering.retain(|member| member.disk != disk);
-                recovers(held).then_some(without)
-            });
-        }
+        map.end_attempts_with(disk);
         map.forget_gone();
         Ok(Answer::Done)
     }

@@ -66,25 +66,29 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
             let generation = generation.unwrap_or_default();
             Command::CopiesMoved { volume, generation, copies }
         }
-        24..27 => Command::Recover { copies, bits, disk, partitions: vec![partition] },
-        27..33 => {
-            let mut current: Vec<Member> =
-                held.members().copied().filter(|_| dice.below(4) > 0).collect();
-            if dice.below(4) == 0 {
-                current.push(Member { disk, incarnation });
-            }
-            for member in &mut current {
-                if let Some(known) = map.disk(member.disk).filter(|_| dice.below(2) == 0) {
-                    member.incarnation = known.incarnation;
-                }
+        24..30 => {
+            let mut wanted: Vec<DiskId> = held.members().map(|member| member.disk).collect();
+            wanted.retain(|_| dice.below(4) > 0);
+            if dice.below(3) == 0 {
+                wanted.push(disk);
             }
             let from = ConfigurationNumber(held.number.0.saturating_sub(dice.below(8) / 7));
-            let activations = vec![Activation { partition, from, current }];
-            Command::Activate { copies, bits, activations }
+            let mut partitions = vec![(partition, from)];
+            if dice.below(3) == 0 {
+                let other = PartitionId(dice.below(1 << bits) as u32);
+                partitions.push((other, map.configuration(copies, other).number));
+            }
+            let changes = vec![Change { wanted, partitions }];
+            Command::BeginAttempt { copies, bits, owner: node, changes }
+        }
+        30..33 => {
+            let numbers: Vec<u64> = map.attempts().map(|attempt| attempt.number).collect();
+            let attempt = one_of(dice, &numbers).unwrap_or(1);
+            activate(dice, map, attempt)
         }
         33..35 => {
-            let partitions = vec![(partition, held.number)];
-            Command::Exclude { copies, bits, disk, partitions }
+            let attempt = 1 + dice.below(map.next_attempt);
+            Command::GiveUpAttempt { attempt, may_be_refused: dice.below(2) == 0 }
         }
         35 if map.partition_bits() < 4 => {
             Command::SplitPartitions { bits: map.partition_bits() + dice.below(3) as u8 }
@@ -93,29 +97,45 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
     }
 }
 
+/// The end of an attempt, with openings that more often than not are those of now.
+fn activate(dice: &mut Dice, map: &Map, attempt: u64) -> Command {
+    let disks = map.attempt(attempt).map(Attempt::disks).unwrap_or_default();
+    let mut openings: Vec<Member> = disks
+        .into_iter()
+        .map(|disk| Member { disk, incarnation: map.disk(disk).expect("wanted").incarnation })
+        .collect();
+    if dice.below(8) == 0
+        && let Some(opening) = openings.first_mut()
+    {
+        opening.incarnation = Incarnation(opening.incarnation.0 - 1);
+    }
+    if dice.below(8) == 0 {
+        openings.pop();
+    }
+    Command::Activate { attempt, openings }
+}
+
 /// A step of a cluster that goes where placement wishes.
 fn towards_the_wish(dice: &mut Dice, map: &Map, copies: u8) -> Command {
+    if let Some(attempt) = map.attempts().next() {
+        return activate(dice, map, attempt.number);
+    }
     let (wish, bits) = (map.wanted_members(copies), map.partition_bits());
     let count = wish.len();
     let first = dice.below(count as u64) as usize;
     for index in (first..count).chain(0..first) {
         let partition = PartitionId(index as u32);
         let held = map.configuration(copies, partition);
-        if held.current.is_empty() {
-            continue;
-        }
-        let is_listed = |disk: &DiskId| held.members().any(|member| member.disk == *disk);
-        if let Some(&disk) = wish[index].iter().find(|disk| !is_listed(disk)) {
-            return Command::Recover { copies, bits, disk, partitions: vec![partition] };
-        }
         let current: Vec<Member> = wish[index]
             .iter()
             .filter_map(|&disk| map.disk(disk))
             .map(|disk| Member { disk: disk.id, incarnation: disk.incarnation })
             .collect();
-        if current != held.current && !current.is_empty() {
-            let activations = vec![Activation { partition, from: held.number, current }];
-            return Command::Activate { copies, bits, activations };
+        if current != held.current && !current.is_empty() && !held.current.is_empty() {
+            let change =
+                Change { wanted: wish[index].clone(), partitions: vec![(partition, held.number)] };
+            let owner = map.nodes().next().expect("of the disks").id;
+            return Command::BeginAttempt { copies, bits, owner, changes: vec![change] };
         }
     }
     Command::SplitPartitions { bits }
@@ -141,13 +161,26 @@ fn compare(before: &Map, command: &Command, after: &Map) {
             assert!(then.current.is_empty() || !now.current.is_empty(), "{command:?}");
             assert!(now.number >= then.number && now.number.0 <= then.number.0 + 1);
             assert!(now.number > then.number || now.current == then.current, "{command:?}");
-            if now.current != then.current && after.disks().len() > 1 && !then.current.is_empty() {
-                // Only members come to count, and too few never do.
-                let listed = |disk| then.members().any(|member| member.disk == disk);
-                assert!(now.current.iter().all(|member| listed(member.disk)));
+            let is_newer = now.number > then.number;
+            if is_newer && after.disks().len() > 1 && !then.current.is_empty() {
+                // Those come to count that an attempt wanted, as they are open now; and too few
+                // never do.
+                let &Command::Activate { attempt, .. } = command else { panic!("{command:?}") };
+                assert_eq!(then.attempt, attempt, "the newest attempt at the partition");
+                let wanted = &before.attempt(attempt).expect("under way").wanted;
+                let wanted = &wanted[&PartitionId(index)];
+                assert!(now.current.iter().map(|member| &member.disk).eq(wanted));
+                assert!(now.current.iter().all(|member| before.is_present(*member)));
+                assert!(!now.may_be_refused && now.attempt == 0);
                 let fewest = then.current.len().min(usize::from(before.floor(copies)));
                 assert!(now.current.len() >= fewest, "{command:?}");
             }
+            // What may be refused stays so until the next members are there.
+            assert!(is_newer || now.may_be_refused || !then.may_be_refused, "{command:?}");
+            let is_over = then.attempt != 0 && now.attempt != then.attempt && !is_newer;
+            let is_harmless =
+                matches!(command, Command::GiveUpAttempt { may_be_refused: false, .. });
+            assert!(!is_over || is_harmless || now.may_be_refused, "{command:?}");
             // Whatever a majority had acknowledged, one that is not gone has.
             let is_gone =
                 |member: &&Member| after.disk(member.disk).expect("known").state == DiskState::Gone;
@@ -190,8 +223,8 @@ fn partitions_keep_members_whatever_comes_and_goes() {
         }
         assert_eq!(replayed.encode(), state.encode());
     }
-    let rare = ["AddDisk", "RemoveDisk", "RemoveNode", "SetCopies", "CopiesMoved", "Exclude"];
-    for name in rare.into_iter().chain(["Recover", "Activate", "SplitPartitions"]) {
+    let rare = ["AddDisk", "RemoveDisk", "RemoveNode", "SetCopies", "CopiesMoved", "GiveUpAttempt"];
+    for name in rare.into_iter().chain(["BeginAttempt", "Activate", "SplitPartitions"]) {
         assert!(accepted.get(name).is_some_and(|&count| count > 50), "{name}: {accepted:?}");
     }
 }

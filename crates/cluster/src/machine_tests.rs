@@ -1,7 +1,9 @@
 //! Nodes, zones, disks, copies and members of partitions: table by table.
 
 use crate::*;
-use proto::limits::{ACTIVATIONS_PER_COMMAND_MAX, COMMAND_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX};
+use proto::limits::{
+    ATTEMPT_DISKS_MAX, ATTEMPTS_MAX, COMMAND_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX,
+};
 use proto::{
     ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, NodeId, PartitionId, VolumeId,
 };
@@ -72,32 +74,42 @@ fn member(disk: u128, incarnation: u64) -> Member {
     Member { disk: DiskId(disk), incarnation: Incarnation(incarnation) }
 }
 
-fn recover(disk: u128, partitions: &[u32]) -> Command {
-    let partitions = partitions.iter().map(|&partition| PartitionId(partition)).collect();
-    Command::Recover { copies: 3, bits: 2, disk: DiskId(disk), partitions }
+fn begin(wanted: &[u128], partitions: &[(u32, u64)]) -> Command {
+    let wanted = wanted.iter().map(|&disk| DiskId(disk)).collect();
+    let numbered = |&(partition, from)| (PartitionId(partition), ConfigurationNumber(from));
+    let partitions = partitions.iter().map(numbered).collect();
+    let changes = vec![Change { wanted, partitions }];
+    Command::BeginAttempt { copies: 3, bits: 2, owner: node(1), changes }
 }
 
-fn activate(partition: u32, from: u64, current: &[Member]) -> Command {
-    let (partition, from) = (PartitionId(partition), ConfigurationNumber(from));
-    let activations = vec![Activation { partition, from, current: current.to_vec() }];
-    Command::Activate { copies: 3, bits: 2, activations }
+fn activate(attempt: u64, openings: &[Member]) -> Command {
+    Command::Activate { attempt, openings: openings.to_vec() }
 }
 
-fn exclude(disk: u128, partition: u32, from: u64) -> Command {
-    let partitions = vec![(PartitionId(partition), ConfigurationNumber(from))];
-    Command::Exclude { copies: 3, bits: 2, disk: DiskId(disk), partitions }
+fn give_up(attempt: u64, may_be_refused: bool) -> Command {
+    Command::GiveUpAttempt { attempt, may_be_refused }
 }
 
-/// All partitions on disks 1 to 3.
+#[track_caller]
+fn begun(state: &mut State, command: Command) -> u64 {
+    let answer = done(state, command);
+    let Answer::AttemptBegun { attempt } = answer else { panic!("{answer:?}") };
+    attempt
+}
+
+/// Begins an attempt and activates it at once.
+#[track_caller]
+fn change(state: &mut State, partitions: &[(u32, u64)], openings: &[Member]) {
+    let wanted: Vec<u128> = openings.iter().map(|member| member.disk.0).collect();
+    let attempt = begun(state, begin(&wanted, partitions));
+    done(state, activate(attempt, openings));
+}
+
+/// All partitions on disks 1 to 3, in configuration 2.
 fn three_copies() -> State {
     let mut state = four();
-    for disk in 2..4 {
-        done(&mut state, recover(disk, &[0, 1, 2, 3]));
-    }
-    for partition in 0..4 {
-        let current = [member(1, 1), member(2, 1), member(3, 1)];
-        done(&mut state, activate(partition, 1, &current));
-    }
+    let all = [(0, 1), (1, 1), (2, 1), (3, 1)];
+    change(&mut state, &all, &[member(1, 1), member(2, 1), member(3, 1)]);
     state
 }
 
@@ -107,58 +119,160 @@ fn redundancy(state: &State) -> Redundancy {
     *map.redundancy(lineage).expect("kept")
 }
 
+fn part(disk: u128, partition: u32, problem: &str) -> String {
+    format!(
+        "disk {disk:032x} cannot change its part in partition {partition} because {problem}; learn \
+         the present map and try again"
+    )
+}
+
+fn over(attempt: u64) -> String {
+    format!(
+        "attempt {attempt} to change who holds some partitions is over, or newer ones have taken \
+         its place; learn the present map and begin another if it is still needed"
+    )
+}
+
 #[test]
 fn a_disk_joins_recovers_and_is_activated() {
     let mut state = state();
     let unknown = "disk 00000000000000000000000000000002 is not part of this cluster; add it \
                    first, or see the list of its disks";
-    refused(&mut state, recover(2, &[0]), RefusalKind::NotFound, unknown);
+    let grow = |number| begin(&[1, 2], &[(0, number), (3, 1)]);
+    refused(&mut state, grow(1), RefusalKind::NotFound, unknown);
     add(&mut state, 2);
     let never = "disk 00000000000000000000000000000002 was never opened; start sheep on its node \
                  first";
-    refused(&mut state, recover(2, &[0]), RefusalKind::Busy, never);
+    refused(&mut state, grow(1), RefusalKind::Busy, never);
     let epoch = state.map().epoch();
     add(&mut state, 2);
     assert_eq!(state.map().epoch(), epoch, "added already");
     done(&mut state, open(2, 7));
     assert_eq!(state.map().configuration(3, P0).current, [member(1, 1)], "it holds nothing yet");
-    done(&mut state, recover(2, &[0, 3]));
+    let first = begun(&mut state, grow(1));
     let held = state.map().configuration(3, P0).clone();
-    assert_eq!((held.number.0, held.quorum()), (1, 1));
-    assert_eq!(held.recovering, [member(2, 7)]);
-    let other = "disk 00000000000000000000000000000002 cannot change its part in partition 1 \
-                 because it is no member that recovers; learn the present map and try again";
-    let both = [member(1, 1), member(2, 7)];
-    refused(&mut state, activate(1, 1, &both), RefusalKind::Busy, other);
-    // Opened anew while it recovers: what it had caught up with counts for nothing.
+    assert_eq!((held.number.0, held.quorum(), held.attempt), (1, 1, first));
+    assert_eq!((&held.recovering[..], held.may_be_refused), (&[member(2, 7)][..], false));
+    let attempt = state.map().attempt(first).expect("under way").clone();
+    assert_eq!((attempt.number, attempt.copies, attempt.owner), (first, 3, node(1)));
+    assert_eq!(attempt.wanted[&P0], [DiskId(1), DiskId(2)]);
+    // Opened anew while it recovers: only what it said in this opening counts.
     done(&mut state, open(2, 8));
-    let anew = "disk 00000000000000000000000000000002 cannot change its part in partition 0 \
-                because it was opened anew or removed meanwhile; learn the present map and try \
-                again";
-    refused(&mut state, activate(0, 1, &both), RefusalKind::Busy, anew);
-    done(&mut state, recover(2, &[0]));
-    assert_eq!(state.map().configuration(3, P0).recovering, [member(2, 8)]);
-    let both = [member(1, 1), member(2, 8)];
+    let both = [member(1, 1), member(2, 7)];
+    let anew = part(2, 0, "it was opened anew meanwhile");
+    refused(&mut state, activate(first, &both), RefusalKind::Busy, &anew);
+    let silent = part(2, 0, "the attempt wants it and it did not answer");
+    refused(&mut state, activate(first, &both[..1]), RefusalKind::Busy, &silent);
+    let twice = [member(1, 1), member(2, 8), member(1, 1)];
+    let named = part(1, 0, "it is named in two openings");
+    refused(&mut state, activate(first, &twice), RefusalKind::Busy, &named);
     let old = "partition 0 has configuration 1 and not 2 any more; learn the present map and try \
                again";
-    refused(&mut state, activate(0, 2, &both), RefusalKind::Busy, old);
-    let twice = [member(1, 1), member(2, 8), member(1, 1)];
-    let once = "disk 00000000000000000000000000000001 cannot change its part in partition 0 \
-                because a partition has a disk once; learn the present map and try again";
-    refused(&mut state, activate(0, 1, &twice), RefusalKind::Busy, once);
-    done(&mut state, activate(0, 1, &both));
+    refused(&mut state, grow(2), RefusalKind::Busy, old);
+    let once = part(1, 0, "a partition has a disk once");
+    refused(&mut state, begin(&[1, 2, 1], &[(0, 1)]), RefusalKind::Busy, &once);
+    // A newer attempt at one of the two: the older one is left with the other.
+    let second = begun(&mut state, begin(&[1, 2], &[(0, 1)]));
+    assert!(second > first);
+    assert_eq!(state.map().configuration(3, P0).recovering, [member(2, 8)]);
+    assert!(state.map().configuration(3, P0).may_be_refused, "by whom the first had asked");
+    let both = [member(1, 1), member(2, 8)];
+    done(&mut state, activate(first, &both));
+    assert_eq!(state.map().configuration(3, P0).number.0, 1, "it was the second's");
+    assert_eq!(state.map().configuration(3, PartitionId(3)).number.0, 2);
+    refused(&mut state, activate(first, &both), RefusalKind::Busy, &over(first));
+    let more = [both[0], both[1], member(3, 4)];
+    done(&mut state, activate(second, &more));
     let held = state.map().configuration(3, P0).clone();
     assert_eq!((held.number.0, held.quorum(), held.recovering.len()), (2, 2, 0));
-    assert_eq!(held.current, both);
+    assert_eq!((&held.current[..], held.attempt, held.may_be_refused), (&both[..], 0, false));
     assert_eq!(redundancy(&state).had, 1, "other partitions have one copy");
-    let current = "disk 00000000000000000000000000000002 cannot change its part in partition 0 \
-                   because it is a current member; learn the present map and try again";
-    refused(&mut state, recover(2, &[0]), RefusalKind::Busy, current);
     let nobody = "there is no partition 4 of volumes with 3 copies; learn the present map and try \
                   again";
-    refused(&mut state, recover(2, &[4]), RefusalKind::NotFound, nobody);
+    refused(&mut state, begin(&[1, 2], &[(4, 1)]), RefusalKind::NotFound, nobody);
     let on: Vec<(u8, PartitionId)> = state.map().partitions_on(DiskId(2)).collect();
     assert_eq!(on, [(3, P0), (3, PartitionId(3))]);
+    // Numbers are never given again.
+    assert!(begun(&mut state, begin(&[1, 2], &[(1, 1)])) > second);
+}
+
+#[test]
+fn an_attempt_that_is_given_up_leaves_a_trace_only_if_somebody_may_refuse() {
+    let mut state = three_copies();
+    let first = begun(&mut state, begin(&[1, 2, 4], &[(0, 2)]));
+    let before = state.map().configuration(3, P0).clone();
+    assert_eq!(before.recovering, [member(4, 1)]);
+    done(&mut state, give_up(first, false));
+    let held = state.map().configuration(3, P0).clone();
+    assert_eq!((held.attempt, held.recovering.len(), held.may_be_refused), (0, 0, false));
+    refused(&mut state, activate(first, &[]), RefusalKind::Busy, &over(first));
+    let epoch = state.map().epoch();
+    done(&mut state, give_up(first, true));
+    assert_eq!(state.map().epoch(), epoch, "given up already");
+    let second = begun(&mut state, begin(&[1, 2, 4], &[(0, 2)]));
+    done(&mut state, give_up(second, true));
+    assert!(state.map().configuration(3, P0).may_be_refused);
+    // And it stays, until something is activated.
+    let third = begun(&mut state, begin(&[1, 2, 4], &[(0, 2)]));
+    done(&mut state, give_up(third, false));
+    assert!(state.map().configuration(3, P0).may_be_refused);
+    change(&mut state, &[(0, 2)], &[member(1, 1), member(2, 1), member(3, 1)]);
+    assert!(!state.map().configuration(3, P0).may_be_refused);
+    assert_eq!(
+        state.map().configuration(3, P0).number.0,
+        3,
+        "the same members, under a new number"
+    );
+    // Who was to carry it out is gone.
+    let fourth = begun(&mut state, begin(&[1, 2, 3], &[(1, 2)]));
+    assert_eq!(state.map().attempt(fourth).expect("under way").owner, node(1));
+    done(&mut state, Command::AddNode { node: NodeId(99), name: "n99".into() });
+    let changes = vec![Change {
+        wanted: vec![DiskId(1), DiskId(2)],
+        partitions: vec![(PartitionId(2), ConfigurationNumber(2))],
+    }];
+    let owner = NodeId(99);
+    let fifth = begun(&mut state, Command::BeginAttempt { copies: 3, bits: 2, owner, changes });
+    done(&mut state, Command::RemoveNode { node: owner });
+    assert!(state.map().attempt(fifth).is_none() && state.map().attempt(fourth).is_some());
+    assert!(state.map().configuration(3, PartitionId(2)).may_be_refused);
+    let nobody = "node 00000000000000000000000000000063 is not part of this cluster; let it join \
+                  first";
+    let changes = vec![];
+    let by_nobody = Command::BeginAttempt { copies: 3, bits: 2, owner, changes };
+    refused(&mut state, by_nobody, RefusalKind::NotFound, nobody);
+    let nothing = "an attempt to change who holds partitions must name some; name one or more";
+    refused(&mut state, begin(&[1, 2], &[]), RefusalKind::Invalid, nothing);
+}
+
+#[test]
+fn there_are_only_so_many_attempts_at_once() {
+    let mut state = State::default();
+    let create = Command::CreateCluster { cluster: ClusterId(1), partition_bits: 9, unix_s: 0 };
+    done(&mut state, create);
+    done(&mut state, Command::AddNode { node: node(1), name: "n1".into() });
+    for disk in [1, 2] {
+        let (disk, node, bytes) = (DiskId(disk), node(1), 4096);
+        done(&mut state, Command::AddDisk { disk, node, bytes });
+        done(&mut state, Command::OpenDisk { disk, node, incarnation: Incarnation(1) });
+    }
+    let begin = |partition: u32| Command::BeginAttempt {
+        copies: 3,
+        bits: 9,
+        owner: node(1),
+        changes: vec![Change {
+            wanted: vec![DiskId(1), DiskId(2)],
+            partitions: vec![(PartitionId(partition), ConfigurationNumber(1))],
+        }],
+    };
+    for partition in 0..ATTEMPTS_MAX as u32 {
+        state.apply(&begin(partition)).expect("there is room");
+    }
+    let many = "256 attempts to change who holds partitions are under way, the most there can be; \
+                wait until one is over";
+    refused(&mut state, begin(500), RefusalKind::Full, many);
+    done(&mut state, begin(0));
+    assert_eq!(state.map().attempts().len(), ATTEMPTS_MAX, "one took another's place");
 }
 
 #[test]
@@ -168,56 +282,63 @@ fn a_disk_opened_anew_among_several_is_current_only_when_that_is_activated() {
     let held = state.map().configuration(3, P0).clone();
     assert_eq!((held.number.0, &held.current[1]), (2, &member(2, 1)));
     assert!(!state.map().is_present(held.current[1]) && state.map().is_present(member(2, 5)));
-    // Another step does not have to wait for it; and everything may be opened anew at once.
-    done(&mut state, activate(0, 2, &[member(1, 1), member(2, 1)]));
+    // A step that does without it does not have to wait for it; one that wants it needs its present
+    // opening. It is no newcomer: nothing but its opening is listed anew.
+    let attempt = begun(&mut state, begin(&[1, 2, 3], &[(0, 2)]));
+    assert!(state.map().configuration(3, P0).recovering.is_empty());
+    let anew = part(2, 0, "it was opened anew meanwhile");
+    let former = [member(1, 1), member(2, 1), member(3, 1)];
+    refused(&mut state, activate(attempt, &former), RefusalKind::Busy, &anew);
+    change(&mut state, &[(1, 2)], &[member(1, 1), member(3, 1)]);
+    // And everything may be opened anew at once.
     done(&mut state, open(1, 6));
-    done(&mut state, activate(0, 3, &[member(1, 6), member(2, 5)]));
-    let stale = "disk 00000000000000000000000000000002 cannot change its part in partition 0 \
-                 because it was opened anew or removed meanwhile; learn the present map and try \
-                 again";
-    refused(&mut state, activate(0, 4, &[member(1, 6), member(2, 4)]), RefusalKind::Busy, stale);
+    done(&mut state, open(3, 6));
+    done(&mut state, activate(attempt, &[member(1, 6), member(2, 5), member(3, 6)]));
+    let held = state.map().configuration(3, P0).clone();
+    assert_eq!(held.current, [member(1, 6), member(2, 5), member(3, 6)]);
 }
 
 #[test]
 fn nobody_is_excluded_below_what_volumes_need() {
     let mut state = three_copies();
     assert_eq!(redundancy(&state), Redundancy { copies: 3, wanted: 3, min_copies: 2, had: 3 });
-    done(&mut state, exclude(3, 0, 2));
+    change(&mut state, &[(0, 2)], &[member(1, 1), member(2, 1)]);
     let few = "that would leave 1 copies, and the volumes there need at least 2; bring disks back \
                or add some, or allow fewer copies (min_copies)";
-    refused(&mut state, exclude(2, 0, 3), RefusalKind::Busy, few);
-    refused(&mut state, activate(0, 3, &[member(1, 1)]), RefusalKind::Busy, few);
+    refused(&mut state, begin(&[1], &[(0, 3)]), RefusalKind::Busy, few);
     let none = "that would leave 0 copies, and the volumes there need at least 2; bring disks \
                 back or add some, or allow fewer copies (min_copies)";
-    refused(&mut state, activate(0, 3, &[]), RefusalKind::Busy, none);
-    let no_member = "disk 00000000000000000000000000000003 cannot change its part in partition 0 \
-                     because it is no member; learn the present map and try again";
-    refused(&mut state, exclude(3, 0, 3), RefusalKind::Busy, no_member);
-    // Whoever recovers can always be sent away, without a new configuration.
-    done(&mut state, recover(4, &[0]));
-    done(&mut state, exclude(4, 0, 3));
-    assert_eq!(state.map().configuration(3, P0).number.0, 3);
+    refused(&mut state, begin(&[], &[(0, 3)]), RefusalKind::Busy, none);
+    let many = part(4, 0, "the partition would have more members than copies");
+    refused(&mut state, begin(&[1, 2, 3, 4], &[(0, 3)]), RefusalKind::Busy, &many);
     // One copy is enough if that is said, and nothing is not.
     done(&mut state, Command::SetCopies { volume: VOLUME, copies: 3, min_copies: Some(1) });
-    done(&mut state, exclude(2, 0, 3));
+    let attempt = begun(&mut state, begin(&[1], &[(0, 3)]));
+    // It is judged again when it is activated.
+    done(&mut state, Command::SetCopies { volume: VOLUME, copies: 3, min_copies: Some(2) });
+    refused(&mut state, activate(attempt, &[member(1, 1)]), RefusalKind::Busy, few);
+    done(&mut state, Command::SetCopies { volume: VOLUME, copies: 3, min_copies: Some(1) });
+    done(&mut state, activate(attempt, &[member(1, 1)]));
     let one = "that would leave 0 copies, and the volumes there need at least 1; bring disks back \
                or add some, or allow fewer copies (min_copies)";
-    refused(&mut state, exclude(1, 0, 4), RefusalKind::Busy, one);
+    refused(&mut state, begin(&[], &[(0, 4)]), RefusalKind::Busy, one);
     // The strictest of the volumes counts, and only what it ever had.
     done(&mut state, Command::CreateVolume { name: "w".into(), bytes: 4096, unix_s: 0 });
     assert_eq!(state.map().floor(3), 1, "the new one never had more than one");
-    done(&mut state, exclude(2, 1, 2));
+    change(&mut state, &[(1, 2)], &[member(1, 1), member(3, 1)]);
     assert_eq!(state.map().configuration(3, PartitionId(1)).current.len(), 2);
 }
 
 #[test]
 fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_nothing_lists_it() {
     let mut state = three_copies();
-    done(&mut state, recover(4, &[0, 1]));
+    let attempt = begun(&mut state, begin(&[1, 2, 4], &[(0, 2), (1, 2)]));
     let remove = |disk| Command::RemoveDisk { disk: DiskId(disk) };
     done(&mut state, remove(4));
     assert!(state.map().disk(DiskId(4)).is_none(), "it was only recovering");
     assert!(state.map().configurations().all(|held| held.recovering.is_empty()));
+    assert!(state.map().attempt(attempt).is_none(), "it can come to nothing any more");
+    assert!(state.map().configuration(3, P0).may_be_refused);
     done(&mut state, remove(3));
     assert_eq!(state.map().disk(DiskId(3)).expect("listed").state, DiskState::Gone);
     assert_eq!(done(&mut state, remove(3)), Answer::Done);
@@ -226,7 +347,7 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
                 as a new disk";
     for command in [
         open(3, 9),
-        recover(3, &[0]),
+        begin(&[1, 2, 3], &[(0, 2)]),
         Command::SetWeight { disk: DiskId(3), bytes: 1 },
         Command::DrainDisk { disk: DiskId(3), wanted: true },
         Command::AddDisk { disk: DiskId(3), node: node(3), bytes: 1 },
@@ -239,15 +360,9 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
                   left to be sure of all that was written; drain it and wait until it is empty, or \
                   bring other disks back first";
     refused(&mut state, remove(2), RefusalKind::Busy, needed);
-    let removed = "disk 00000000000000000000000000000003 cannot change its part in partition 0 \
-                   because it was removed and cannot be a member any more; learn the present map \
-                   and try again";
-    let with_it = activate(0, 2, &[member(1, 1), member(3, 1)]);
-    refused(&mut state, with_it, RefusalKind::Busy, removed);
-    refused(&mut state, exclude(2, 0, 2), RefusalKind::Busy, removed);
     for partition in 0..4 {
         assert!(state.map().disk(DiskId(3)).is_some());
-        done(&mut state, exclude(3, partition, 2));
+        change(&mut state, &[(partition, 2)], &[member(1, 1), member(2, 1)]);
     }
     assert!(state.map().disk(DiskId(3)).is_none());
     // Now all writes are on both.
@@ -278,17 +393,15 @@ fn a_member_that_was_opened_anew_does_not_vouch_for_what_a_removed_disk_had() {
     let mut state = three_copies();
     let remove = |disk| Command::RemoveDisk { disk: DiskId(disk) };
     // Of two, one alone meets all majorities; but it must be open as it is listed.
-    for partition in 0..4 {
-        done(&mut state, exclude(3, partition, 2));
-    }
+    let all = [(0, 2), (1, 2), (2, 2), (3, 2)];
+    change(&mut state, &all, &[member(1, 1), member(2, 1)]);
     done(&mut state, open(1, 2));
     let needed = "without disk 00000000000000000000000000000002 too few copies of 4 partitions are \
                   left to be sure of all that was written; drain it and wait until it is empty, or \
                   bring other disks back first";
     refused(&mut state, remove(2), RefusalKind::Busy, needed);
-    for partition in 0..4 {
-        done(&mut state, activate(partition, 3, &[member(1, 2), member(2, 1)]));
-    }
+    let all = [(0, 3), (1, 3), (2, 3), (3, 3)];
+    change(&mut state, &all, &[member(1, 2), member(2, 1)]);
     done(&mut state, remove(2));
     // Two of three are a majority whatever was opened anew.
     let mut state = three_copies();
@@ -309,7 +422,9 @@ fn a_drained_disk_gets_nothing_and_what_it_has_is_to_go() {
     done(&mut state, Command::DrainDisk { disk: DiskId(2), wanted: true });
     let draining = "disk 00000000000000000000000000000002 is being drained and gets nothing new; \
                     end that first";
-    refused(&mut state, recover(2, &[0]), RefusalKind::Busy, draining);
+    change(&mut state, &[(0, 2)], &[member(1, 1), member(2, 1)]);
+    change(&mut state, &[(0, 3)], &[member(1, 1), member(3, 1)]);
+    refused(&mut state, begin(&[1, 2, 3], &[(0, 4)]), RefusalKind::Busy, draining);
     let drained = wish(&state);
     assert!(!lists(&drained, 2) && drained.iter().all(|members| members.len() == 3));
     // Two at once would take copies away: they wait.
@@ -408,7 +523,12 @@ fn on_one_disk_another_number_of_copies_is_there_at_once() {
 #[test]
 fn partitions_double_where_they_are() {
     let mut state = three_copies();
-    done(&mut state, exclude(3, 1, 2));
+    change(&mut state, &[(1, 2)], &[member(1, 1), member(2, 1)]);
+    let attempt = begun(&mut state, begin(&[1, 2, 4], &[(0, 2)]));
+    let under_way = "1 attempts to change who holds partitions are under way; wait until they are \
+                     over";
+    refused(&mut state, Command::SplitPartitions { bits: 3 }, RefusalKind::Busy, under_way);
+    done(&mut state, give_up(attempt, true));
     let before = state.map();
     let split = |bits| Command::SplitPartitions { bits };
     let double = "there are 4 partitions, and they can only double; choose 8";
@@ -425,52 +545,63 @@ fn partitions_double_where_they_are() {
     // Numbers that were given before mean other partitions now.
     let doubled = "the command is for 2^2 partitions, and there are 2^3; learn the present map and \
                    try again";
-    let two = [member(1, 1), member(2, 1)];
-    for command in [recover(4, &[2]), activate(2, 3, &two), exclude(2, 2, 3)] {
-        refused(&mut state, command, RefusalKind::Busy, doubled);
-    }
-    let (partition, from) = (PartitionId(2), ConfigurationNumber(3));
-    let activations = vec![Activation { partition, from, current: two.to_vec() }];
-    done(&mut state, Command::Activate { copies: 3, bits: 3, activations });
+    refused(&mut state, begin(&[1, 2], &[(2, 3)]), RefusalKind::Busy, doubled);
+    let Command::BeginAttempt { copies, owner, changes, .. } = begin(&[1, 2], &[(2, 3)]) else {
+        panic!("what was begun");
+    };
+    let again = Command::BeginAttempt { copies, bits: 3, owner, changes };
+    let attempt = begun(&mut state, again);
+    done(&mut state, activate(attempt, &[member(1, 1), member(2, 1)]));
+    assert_eq!(state.map().configuration(3, PartitionId(2)).number.0, 4);
     assert_eq!(state.map().configuration(3, PartitionId(3)).number.0, 3, "each by itself");
 }
 
 #[test]
 fn the_longest_batches_fit_into_a_command_and_longer_ones_are_refused() {
-    let disk = DiskId(u128::MAX);
-    let incarnation = Incarnation(u64::MAX);
-    let partitions = |count: usize| vec![PartitionId(65_535); count];
-    let activations = |count: usize| {
-        let (partition, from) = (PartitionId(65_535), ConfigurationNumber(u64::MAX));
-        let current = vec![Member { disk, incarnation }; 8];
-        vec![Activation { partition, from, current }; count]
+    let longest = |disk: u128| DiskId(u128::MAX - disk);
+    let partitions =
+        |count: usize| vec![(PartitionId(65_535), ConfigurationNumber(u64::MAX)); count];
+    let attempt = |changes| {
+        let owner = NodeId(u128::MAX);
+        Command::BeginAttempt { copies: 3, bits: u8::MAX, owner, changes }
     };
-    let numbered = |count: usize| vec![(PartitionId(65_535), ConfigurationNumber(u64::MAX)); count];
-    let (many, some) = (PARTITIONS_PER_COMMAND_MAX, ACTIVATIONS_PER_COMMAND_MAX);
-    let (copies, bits) = (3, u8::MAX);
-    for command in [
-        Command::Recover { copies, bits, disk, partitions: partitions(many) },
-        Command::Exclude { copies, bits, disk, partitions: numbered(many) },
-        Command::Activate { copies, bits, activations: activations(some) },
-    ] {
+    let same = |members: u128, count: usize| {
+        let wanted = (0..members).map(longest).collect();
+        attempt(vec![Change { wanted, partitions: partitions(count) }])
+    };
+    let activate = |count: usize| {
+        let incarnation = Incarnation(u64::MAX);
+        let opening = |disk| Member { disk: longest(disk), incarnation };
+        Command::Activate { attempt: u64::MAX, openings: (0..count as u128).map(opening).collect() }
+    };
+    for command in [same(8, PARTITIONS_PER_COMMAND_MAX), activate(ATTEMPT_DISKS_MAX)] {
         let bounded = command.clone().bounded().expect("short enough");
         assert!(bounded.encode().len() <= COMMAND_BYTES_MAX);
     }
-    let mut members = activations(1);
-    members[0].current.push(Member { disk, incarnation });
+    let (many, some) = (PARTITIONS_PER_COMMAND_MAX, ATTEMPT_DISKS_MAX);
+    let empty = vec![Change { wanted: vec![], partitions: vec![] }; many + 1];
     for (command, max) in [
-        (Command::Recover { copies, bits, disk, partitions: partitions(many + 1) }, many),
-        (Command::Exclude { copies, bits, disk, partitions: numbered(many + 1) }, many),
-        (Command::Activate { copies, bits, activations: activations(some + 1) }, some),
-        (Command::Activate { copies, bits, activations: members }, 8),
+        (same(8, many + 1), many),
+        (same(9, 1), 8),
+        (attempt(empty), many),
+        (activate(some + 1), some),
     ] {
         let refusal = command.bounded().expect_err("too long");
         let sentence = format!("one command changes at most {max} of them; make several");
         assert_eq!(refusal.to_string(), sentence);
     }
+    // Few enough, and yet too long: each of them wants other disks.
+    let other = |at: usize| Change {
+        wanted: (0..3).map(|disk| longest((3 * at + disk) as u128)).collect(),
+        partitions: partitions(1),
+    };
+    let large = "one attempt cannot change so many partitions of so many disks; make several \
+                 attempts";
+    let refusal = attempt((0..80).map(other).collect()).bounded().expect_err("too long");
+    assert_eq!(refusal.to_string(), large);
     let mut state = four();
     let twice = "partition 0 is twice in one command; make two of it";
-    refused(&mut state, recover(2, &[0, 0]), RefusalKind::Invalid, twice);
+    refused(&mut state, begin(&[1, 2], &[(0, 1), (0, 1)]), RefusalKind::Invalid, twice);
 }
 
 #[test]
@@ -482,9 +613,9 @@ fn the_first_disk_that_is_opened_holds_everything() {
         done(&mut state, Command::AddNode { node: node(disk), name: format!("n{disk}") });
         add(&mut state, disk);
     }
-    let empty = "disk 00000000000000000000000000000001 cannot change its part in partition 0 \
-                 because it is no member that recovers; learn the present map and try again";
-    refused(&mut state, activate(0, 0, &[member(1, 0)]), RefusalKind::Busy, empty);
+    let never = "disk 00000000000000000000000000000001 was never opened; start sheep on its node \
+                 first";
+    refused(&mut state, begin(&[1], &[(0, 0)]), RefusalKind::Busy, never);
     done(&mut state, open(2, 1));
     done(&mut state, open(1, 1));
     assert_eq!(state.map().configuration(3, P0).current, [member(2, 1)]);

@@ -1,15 +1,17 @@
 //! The map: one immutable state of the cluster, as everybody but the state machine sees it.
 
+use crate::attempt::Attempt;
 use crate::group::Group;
 use crate::layer::Layer;
 use crate::machine::{Disk, Node};
-use crate::partition::{Configuration, Member, Partitions, partition_of};
+use crate::partition::{Configuration, Member, Partitions};
 use crate::redundancy::Redundancy;
 use crate::source::Source;
+use crate::token::Token;
 use crate::volume::Volume;
 use proto::limits::COPIES_DEFAULT;
 use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Epoch, LayerId, LineageId, NodeId, PartitionId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, LayerId, LineageId, NodeId, PartitionId, Under,
     VolumeId,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -38,6 +40,10 @@ pub struct Map {
     /// Under which addresses nodes are reached; those without any are not listed.
     pub(crate) addresses: Arc<BTreeMap<NodeId, Vec<String>>>,
     pub(crate) partitions: Arc<Partitions>,
+    /// The attempts under way to change members, by number.
+    pub(crate) attempts: Arc<BTreeMap<u64, Arc<Attempt>>>,
+    /// The number of the next one.
+    pub(crate) next_attempt: u64,
     pub(crate) volumes: Arc<BTreeMap<VolumeId, Arc<Volume>>>,
     pub(crate) layers: Arc<BTreeMap<LayerId, Layer>>,
     /// How the lineages of these layers are kept, but for those of source layers.
@@ -45,6 +51,8 @@ pub struct Map {
     /// What the source layers among them show.
     pub(crate) sources: Arc<BTreeMap<LayerId, Source>>,
     pub(crate) groups: Arc<BTreeMap<String, Arc<Group>>>,
+    /// Join tokens, in order of id.
+    pub(crate) tokens: Arc<Vec<Token>>,
     /// Which volume has which name: always exactly the names of `volumes` out of the trash.
     pub(crate) names: Arc<BTreeMap<String, VolumeId>>,
     /// The next ids to issue; every id ever issued is below.
@@ -72,11 +80,14 @@ impl Map {
             disks: Arc::default(),
             addresses: Arc::default(),
             partitions: Arc::new(Partitions::new(0)),
+            attempts: Arc::default(),
+            next_attempt: 1,
             volumes: Arc::default(),
             layers: Arc::default(),
             lineages: Arc::default(),
             sources: Arc::default(),
             groups: Arc::default(),
+            tokens: Arc::default(),
             names: Arc::default(),
             next_volume: VolumeId(1),
             next_layer: LayerId(1),
@@ -206,7 +217,7 @@ impl Map {
 
     /// The partition of the objects `index` of a lineage's layers.
     pub fn partition_of(&self, lineage: LineageId, index: u32) -> PartitionId {
-        partition_of(lineage, index, self.partition_bits())
+        proto::partition_of(lineage, index, self.partition_bits())
     }
 
     /// For which numbers of copies there are tables of partitions.
@@ -230,6 +241,13 @@ impl Map {
         self.configuration(copies, self.partition_of(lineage, index))
     }
 
+    /// The configuration of that partition as requests name it.
+    pub fn under_of(&self, lineage: LineageId, index: u32) -> Under {
+        let copies = self.redundancy(lineage).map_or(COPIES_DEFAULT, |known| known.copies);
+        let number = self.configuration(copies, self.partition_of(lineage, index)).number;
+        Under { copies, bits: self.partition_bits(), number }
+    }
+
     /// The different configurations of all partitions, each at least once: what to go through to
     /// reach every disk that holds anything.
     pub fn configurations(&self) -> impl Iterator<Item = &Configuration> {
@@ -240,9 +258,20 @@ impl Map {
     /// that are shaped for several copies, without the steps that lead there.
     #[doc(hidden)]
     pub fn with_members(&self, number: ConfigurationNumber, current: Vec<Member>) -> Map {
-        let all = Configuration { number, current, recovering: Vec::new() };
+        let all = Configuration { number, current, ..Default::default() };
         let mut partitions = Partitions::clone(&self.partitions);
         partitions.replace(|_| Some(all.clone()));
+        Map { partitions: Arc::new(partitions), ..self.clone() }
+    }
+
+    /// The same map with this configuration of one partition, in all tables; as `with_members`.
+    #[doc(hidden)]
+    pub fn with_configuration(&self, partition: PartitionId, new: Configuration) -> Map {
+        let mut partitions = Partitions::clone(&self.partitions);
+        let new = Arc::new(new);
+        for copies in self.tables() {
+            partitions.set(copies, partition, Arc::clone(&new));
+        }
         Map { partitions: Arc::new(partitions), ..self.clone() }
     }
 

@@ -6,14 +6,15 @@ use crate::group::Group;
 use crate::layer::{Layer, Snapshot};
 use crate::machine::{Disk, DiskState, Node, NodeState};
 use crate::map::Map;
-use crate::partition::{Configuration, Partitions, from_runs};
+use crate::partition::{Configuration, Member, Partitions, from_runs};
 use crate::redundancy::Redundancy;
-use crate::snapshot::{Present, map_of, record};
+use crate::snapshot::{Packed, Present, map_of, partitions_of, record};
 use crate::source::Source;
 use crate::volume::{Attachment, PendingDiscard, Volume};
 use proto::limits::{COPIES_DEFAULT, MEMBERS_MAX, PARTITION_BITS_MAX};
 use proto::{
-    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId,
+    NodeId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -32,7 +33,7 @@ struct Fields1 {
     nodes: Vec<Node2>,
     disks: Vec<Disk2>,
     partition_bits: u8,
-    partitions: Vec<(u32, Configuration)>,
+    partitions: Vec<(u32, Configuration2)>,
     volumes: Vec<Volume1>,
     layers: Vec<(LayerId, Layer)>,
 }
@@ -72,11 +73,45 @@ struct Fields2 {
     nodes: Vec<Node2>,
     disks: Vec<Disk2>,
     partition_bits: u8,
-    partitions: Vec<(u32, Configuration)>,
+    partitions: Vec<(u32, Configuration2)>,
     volumes: Vec<Volume>,
     layers: Vec<(LayerId, Layer)>,
     sources: Vec<(LayerId, Source)>,
     groups: Vec<Group>,
+}
+
+/// As versions 1 and 2 wrote a configuration.
+#[derive(Serialize, Deserialize)]
+struct Configuration2 {
+    number: ConfigurationNumber,
+    current: Vec<Member>,
+    recovering: Vec<Member>,
+}
+
+/// Version 3: no attempts.
+#[derive(Serialize, Deserialize)]
+struct Fields3 {
+    epoch: Epoch,
+    cluster: ClusterId,
+    created_unix_s: u64,
+    next_volume: VolumeId,
+    next_layer: LayerId,
+    nodes: Vec<Node>,
+    disks: Vec<Disk>,
+    partition_bits: u8,
+    tables: Vec<(u8, Vec<(u32, Packed3)>)>,
+    volumes: Vec<Volume>,
+    layers: Vec<(LayerId, Layer)>,
+    sources: Vec<(LayerId, Source)>,
+    groups: Vec<Group>,
+    lineages: Vec<(LineageId, Redundancy)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Packed3 {
+    number: ConfigurationNumber,
+    current: Vec<(u16, u64)>,
+    recovering: Vec<(u16, u64)>,
 }
 
 /// That of version 1 too.
@@ -129,7 +164,8 @@ fn map_of_version_2(fields: Fields2) -> Result<Map, DecodeError> {
     let bits = fields.partition_bits;
     let had = fields.partitions.iter().map(|(_, held)| held.current.len()).min();
     let had = had.map_or(0, |had| had.min(MEMBERS_MAX) as u8);
-    let partitions = from_runs(bits, fields.partitions)
+    let runs = fields.partitions.into_iter().map(|(length, held)| (length, configuration(held)));
+    let partitions = from_runs(bits, runs.collect())
         .and_then(|table| Partitions::from_tables(bits, vec![(COPIES_DEFAULT, table)]))
         .ok_or(contradiction("the number of partitions"))?;
     let sources: BTreeSet<LayerId> = fields.sources.iter().map(|(id, _)| *id).collect();
@@ -150,8 +186,50 @@ fn map_of_version_2(fields: Fields2) -> Result<Map, DecodeError> {
         sources: fields.sources,
         groups: fields.groups,
         lineages: lineages.into_iter().map(|id| (id, Redundancy::new(had))).collect(),
+        next_attempt: 1,
+        attempts: Vec::new(),
+        addresses: Vec::new(),
+        tokens: Vec::new(),
     };
     map_of(present, partitions)
+}
+
+/// The present map, from the body of a snapshot of version 3; not yet judged.
+pub(crate) fn from_version_3(body: &[u8]) -> Result<Map, DecodeError> {
+    let fields: Fields3 = record(body)?;
+    // Nothing but an attempt lets a disk recover, and there was none.
+    let packed = |old: Packed3| Packed::settled(old.number, old.current);
+    let runs = |runs: Vec<(u32, Packed3)>| -> Vec<(u32, Packed)> {
+        runs.into_iter().map(|(length, old)| (length, packed(old))).collect()
+    };
+    let tables = fields.tables.into_iter().map(|(copies, table)| (copies, runs(table))).collect();
+    let present = Present {
+        epoch: fields.epoch,
+        cluster: fields.cluster,
+        created_unix_s: fields.created_unix_s,
+        next_volume: fields.next_volume,
+        next_layer: fields.next_layer,
+        nodes: fields.nodes,
+        disks: fields.disks,
+        partition_bits: fields.partition_bits,
+        tables,
+        volumes: fields.volumes,
+        layers: fields.layers,
+        sources: fields.sources,
+        groups: fields.groups,
+        lineages: fields.lineages,
+        next_attempt: 1,
+        attempts: Vec::new(),
+        addresses: Vec::new(),
+        tokens: Vec::new(),
+    };
+    let partitions = partitions_of(&present)?;
+    map_of(present, partitions)
+}
+
+fn configuration(old: Configuration2) -> Configuration {
+    let Configuration2 { number, current, .. } = old;
+    Configuration { number, current, ..Default::default() }
 }
 
 fn node(old: Node2) -> Node {

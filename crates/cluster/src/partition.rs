@@ -1,7 +1,7 @@
 //! Partitions: the slices that objects hash to, and which disks hold each of them.
 
 use proto::limits::COPIES_DEFAULT;
-use proto::{ConfigurationNumber, DiskId, Incarnation, LineageId, PartitionId};
+use proto::{ConfigurationNumber, DiskId, Incarnation, PartitionId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,14 +15,20 @@ pub struct Member {
 }
 
 /// The disks that hold one partition, as last activated.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Configuration {
     /// Grows with each change of the members; 0 while the partition never had any.
     pub number: ConfigurationNumber,
     /// Who counts in quorums; empty only while the number is 0.
     pub current: Vec<Member>,
-    /// Who receives writes and catches up, and counts in no quorum.
+    /// Who is to become current by the attempt under way and is being made equal, in the opening in
+    /// which it was when that began; counts in no quorum and takes no writes.
     pub recovering: Vec<Member>,
+    /// The attempt under way to change the members; 0: none.
+    pub attempt: u64,
+    /// An attempt at this configuration has ended without activating the next: the members may
+    /// refuse it, and then only another attempt makes the partition serve again.
+    pub may_be_refused: bool,
 }
 
 impl Configuration {
@@ -131,10 +137,10 @@ impl Partitions {
     /// for it (DESIGN D3, "Changing members") may be activated.
     pub(crate) fn activate_sole(&mut self, member: Member) {
         self.replace(|old| {
-            assert!(old.recovering.is_empty(), "recovery needs a second disk");
+            assert!(old.attempt == 0, "attempts need a second disk");
             assert!(old.current.iter().all(|current| current.disk == member.disk));
             let number = ConfigurationNumber(old.number.0 + 1);
-            Some(Configuration { number, current: vec![member], recovering: Vec::new() })
+            Some(Configuration { number, current: vec![member], ..Default::default() })
         });
     }
 
@@ -155,7 +161,7 @@ impl Partitions {
                 old.current.iter().partition(|member| is_leaving(member.disk));
             let current = if staying.is_empty() { leaving } else { staying };
             let current = current.into_iter().take(usize::from(copies)).collect();
-            Some(Configuration { number: old.number, current, recovering: Vec::new() })
+            Some(Configuration { number: old.number, current, ..Default::default() })
         });
         self.tables.extend(added.tables);
     }
@@ -198,26 +204,4 @@ pub(crate) fn runs(table: &Table) -> Vec<(u32, &Configuration)> {
         }
     }
     runs.into_iter().map(|(length, configuration)| (length, &**configuration)).collect()
-}
-
-/// Which of the 2^`bits` partitions the objects `index` of a lineage's layers belong to. A promise:
-/// it never changes, because data lies where it says. It takes the upper bits of a well-spread
-/// hash, so that doubling the partitions turns p into 2p and 2p + 1.
-///
-/// # Panics
-/// If `bits` is more than 32: a bug of the caller.
-pub fn partition_of(lineage: LineageId, index: u32, bits: u8) -> PartitionId {
-    assert!(bits <= 32);
-    if bits == 0 {
-        return PartitionId(0);
-    }
-    let hash = mix(mix(lineage.0 ^ 0x7061_7274_6974_696f).wrapping_add(u64::from(index)));
-    PartitionId((hash >> (64 - u32::from(bits))) as u32)
-}
-
-/// The splitmix64 finaliser: every bit of the input moves about half the bits of the output.
-pub(crate) fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -1,10 +1,10 @@
 //! Why a command was not carried out: each variant one sentence with its cause and remedy.
 
-use crate::PersistError;
+use crate::{PersistError, TokenId};
 use proto::limits::{
-    ATTACHMENTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX, LAYERS_MAX,
-    NODE_ADDRESS_BYTES_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX, SCHEDULE_KEEP_MAX,
-    SNAPSHOTS_MAX, SOURCES_MAX, VOLUMES_MAX,
+    ATTACHMENTS_MAX, ATTEMPTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX,
+    LAYERS_MAX, NODE_ADDRESS_BYTES_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX,
+    SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, TOKEN_USES_MAX, TOKENS_MAX, VOLUMES_MAX,
 };
 use proto::{
     ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId, VolumeId,
@@ -623,6 +623,36 @@ pub enum Refusal {
         /// Why not.
         problem: &'static str,
     },
+    /// It is over, or another took its place.
+    #[error(
+        "attempt {attempt} to change who holds some partitions is over, or newer ones have taken \
+         its place; learn the present map and begin another if it is still needed"
+    )]
+    AttemptOver {
+        /// Which one.
+        attempt: u64,
+    },
+    /// It would change nothing.
+    #[error("an attempt to change who holds partitions must name some; name one or more")]
+    EmptyAttempt,
+    /// Longer than the log takes, or with more disks than one node asks at a time.
+    #[error("one attempt cannot change so many partitions of so many disks; make several attempts")]
+    AttemptTooLarge,
+    /// A limit.
+    #[error(
+        "{max} attempts to change who holds partitions are under way, the most there can be; wait \
+         until one is over",
+        max = ATTEMPTS_MAX
+    )]
+    TooManyAttempts,
+    /// The numbers of partitions mean something to them.
+    #[error(
+        "{count} attempts to change who holds partitions are under way; wait until they are over"
+    )]
+    AttemptsUnderWay {
+        /// How many.
+        count: usize,
+    },
     /// There is nothing that it could be asked for.
     #[error("disk {disk} was never opened; start sheep on its node first")]
     NeverOpened {
@@ -689,6 +719,81 @@ pub enum Refusal {
         /// The address, made printable and cut.
         address: String,
     },
+    /// There is none, its secret is another one, or it was revoked: which of them, only who has the
+    /// secret may know.
+    #[error(
+        "the cluster does not know this token: it was altered, revoked, or is long over; make a \
+         new one with `dog cluster token`"
+    )]
+    TokenUnknown,
+    /// By the clock of the node that was asked.
+    #[error(
+        "the token expired at {expired}, and it is {asked} by the clock of the node that was \
+         asked; make a new one with `dog cluster token`",
+        expired = proto::calendar::date(*.expired_unix_s),
+        asked = proto::calendar::date(*.asked_unix_s)
+    )]
+    TokenExpired {
+        /// When, in seconds since 1970.
+        expired_unix_s: u64,
+        /// Now, in seconds since 1970.
+        asked_unix_s: u64,
+    },
+    /// It has let in as many as it was made for.
+    #[error(
+        "the token has let in all of the {uses} nodes that it was made for; make a new one with \
+         `dog cluster token --uses N`"
+    )]
+    TokenUsedUp {
+        /// How many those are.
+        uses: u32,
+    },
+    /// A machine wants to be a node that there is, and is not the one that was let in as it.
+    #[error(
+        "there is a node {node} in this cluster already; if this machine has a copy of its data \
+         directory, delete the copy, or remove the old node first"
+    )]
+    NodeTaken {
+        /// Which node.
+        node: NodeId,
+    },
+    /// Who was taken out does not come back by the token that once let it in.
+    #[error(
+        "node {node} was removed from this cluster; let the machine join as a new node, with \
+         another data directory"
+    )]
+    NodeWasRemoved {
+        /// Which node.
+        node: NodeId,
+    },
+    /// None, or too many.
+    #[error("a token cannot let in {uses} nodes; choose 1 to {max}", max = TOKEN_USES_MAX)]
+    BadTokenUses {
+        /// What was asked for.
+        uses: u32,
+    },
+    /// Over at once, or hardly ever.
+    #[error("a token cannot hold so long; choose one second to 31 days")]
+    BadTokenSpan,
+    /// Two tokens of one name.
+    #[error("there is a token {id} already; draw another one")]
+    TokenTaken {
+        /// Its name.
+        id: TokenId,
+    },
+    /// Nothing to revoke.
+    #[error("there is no token {id}; `dog cluster token list` shows those there are")]
+    NoSuchToken {
+        /// Its name.
+        id: TokenId,
+    },
+    /// A limit.
+    #[error(
+        "the cluster has {max} tokens that could still let nodes in, the most it can have; revoke \
+         one first",
+        max = TOKENS_MAX
+    )]
+    TooManyTokens,
 }
 
 impl Refusal {
@@ -718,7 +823,13 @@ impl Refusal {
             | PartitionTwice { .. }
             | NotDoubled { .. }
             | TooManyInCommand { .. }
+            | EmptyAttempt
+            | AttemptTooLarge
             | BadNodeAddress { .. }
+            | TokenUnknown
+            | TokenExpired { .. }
+            | BadTokenUses { .. }
+            | BadTokenSpan
             | WouldShrink { .. } => RefusalKind::Invalid,
             NoCluster
             | UnknownNode { .. }
@@ -728,12 +839,16 @@ impl Refusal {
             | UnknownGroupSnapshot { .. }
             | UnknownSchedule { .. }
             | UnknownDisk { .. }
+            | NoSuchToken { .. }
             | UnknownPartition { .. } => RefusalKind::NotFound,
             ClusterExists
             | NameTaken { .. }
             | TagTaken { .. }
             | GroupExists { .. }
             | GroupTagTaken { .. }
+            | NodeTaken { .. }
+            | NodeWasRemoved { .. }
+            | TokenTaken { .. }
             | SlotTaken { .. } => RefusalKind::Exists,
             Sealing { .. }
             | HasSnapshots { .. }
@@ -759,6 +874,8 @@ impl Refusal {
             | NeverOpened { .. }
             | DiskDraining { .. }
             | TooFewCopies { .. }
+            | AttemptOver { .. }
+            | AttemptsUnderWay { .. }
             | TooManyProposals => RefusalKind::Busy,
             TooManyNodes
             | TooManyDisks
@@ -769,6 +886,9 @@ impl Refusal {
             | TooManyInGroup { .. }
             | TooManyGroups
             | TooManySchedules { .. }
+            | TooManyAttempts
+            | TokenUsedUp { .. }
+            | TooManyTokens
             | TooManySources => RefusalKind::Full,
             NotLogged(_) | OutcomeUnknown => RefusalKind::Unavailable,
         }

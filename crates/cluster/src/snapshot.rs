@@ -1,6 +1,7 @@
 //! The whole state as bytes, and back: version, checksum, then the fields in postcard. Older
 //! versions are read too (`migrate`).
 
+use crate::attempt::Attempt;
 use crate::command::DecodeError;
 use crate::group::Group;
 use crate::layer::Layer;
@@ -11,21 +12,22 @@ use crate::partition::{Configuration, Member, Partitions, Table, from_runs, runs
 use crate::redundancy::Redundancy;
 use crate::source::Source;
 use crate::state::State;
+use crate::token::Token;
 use crate::volume::Volume;
 use proto::limits::{PARTITION_BITS_MAX, SNAPSHOT_BYTES_MAX};
 use proto::{
-    ClusterId, ConfigurationNumber, Epoch, Incarnation, LayerId, LineageId, NodeId, VolumeId, crc64,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Incarnation, LayerId, LineageId, NodeId,
+    PartitionId, VolumeId, crc64,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The version of the encoding, the first byte.
 const VERSION: u8 = 4;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 3, in their order. `Of...` are the things themselves or references to
+/// The fields of version 4, in their order. `Of...` are the things themselves or references to
 /// them, which are written alike.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
@@ -44,13 +46,12 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) sources: Vec<(LayerId, OfSource)>,
     pub(crate) groups: Vec<OfGroup>,
     pub(crate) lineages: Vec<(LineageId, Redundancy)>,
-}
-
-/// What version 4 has behind the fields of version 3, in this order.
-#[derive(Serialize, Deserialize, Default)]
-struct Rest {
+    pub(crate) next_attempt: u64,
+    pub(crate) attempts: Vec<PackedAttempt>,
     /// Nodes with addresses, in order of id.
-    addresses: Vec<(NodeId, Vec<String>)>,
+    pub(crate) addresses: Vec<(NodeId, Vec<String>)>,
+    /// Join tokens, in order of id.
+    pub(crate) tokens: Vec<Token>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -60,6 +61,47 @@ pub(crate) struct Packed {
     number: ConfigurationNumber,
     current: Vec<(u16, u64)>,
     recovering: Vec<(u16, u64)>,
+    attempt: u64,
+    may_be_refused: bool,
+}
+
+/// An attempt, a disk being its place in the list of disks.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PackedAttempt {
+    number: u64,
+    copies: u8,
+    owner: NodeId,
+    wanted: Vec<(PartitionId, Vec<u16>)>,
+}
+
+impl PackedAttempt {
+    fn new(attempt: &Attempt, disks: &[&Disk]) -> PackedAttempt {
+        let place = |disk: &DiskId| {
+            let known = disks.binary_search_by_key(disk, |known| known.id);
+            known.expect("attempts name known disks") as u16
+        };
+        let wanted = attempt.wanted.iter().map(|(&partition, wanted)| {
+            let places = wanted.iter().map(place).collect();
+            (partition, places)
+        });
+        PackedAttempt {
+            number: attempt.number,
+            copies: attempt.copies,
+            owner: attempt.owner,
+            wanted: wanted.collect(),
+        }
+    }
+
+    /// Nothing if there is no such disk, or a partition is twice there.
+    fn unpacked(&self, disks: &[DiskId]) -> Option<Attempt> {
+        let disk = |&place: &u16| disks.get(usize::from(place)).copied();
+        let unpack = |(partition, places): &(PartitionId, Vec<u16>)| {
+            Some((*partition, places.iter().map(disk).collect::<Option<_>>()?))
+        };
+        let wanted: BTreeMap<_, _> = self.wanted.iter().map(unpack).collect::<Option<_>>()?;
+        let &PackedAttempt { number, copies, owner, .. } = self;
+        (wanted.len() == self.wanted.len()).then_some(Attempt { number, copies, owner, wanted })
+    }
 }
 
 const _: () = assert!(proto::limits::DISKS_MAX <= u16::MAX as usize);
@@ -75,7 +117,15 @@ impl Packed {
             number: configuration.number,
             current: configuration.current.iter().map(packed).collect(),
             recovering: configuration.recovering.iter().map(packed).collect(),
+            attempt: configuration.attempt,
+            may_be_refused: configuration.may_be_refused,
         }
+    }
+
+    /// A configuration that no attempt concerns.
+    pub(crate) fn settled(number: ConfigurationNumber, current: Vec<(u16, u64)>) -> Packed {
+        let recovering = Vec::new();
+        Packed { number, current, recovering, attempt: 0, may_be_refused: false }
     }
 
     /// Nothing if there is no such disk, or none that was opened so often.
@@ -89,6 +139,8 @@ impl Packed {
             number: self.number,
             current: self.current.iter().map(member).collect::<Option<_>>()?,
             recovering: self.recovering.iter().map(member).collect::<Option<_>>()?,
+            attempt: self.attempt,
+            may_be_refused: self.may_be_refused,
         })
     }
 }
@@ -119,20 +171,21 @@ impl State {
                 .tables()
                 .map(|(copies, table)| (copies, packed(table)))
                 .collect(),
+            next_attempt: map.next_attempt,
+            attempts: map.attempts().map(|held| PackedAttempt::new(held, &disks)).collect(),
             disks,
             volumes: map.volumes().collect(),
             layers: map.layers.iter().map(|(&id, &layer)| (id, layer)).collect(),
             sources: map.sources().collect(),
             groups: map.groups().collect(),
             lineages: map.lineages.iter().map(|(&id, &known)| (id, known)).collect(),
+            addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
+            tokens: map.tokens.to_vec(),
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
-        let rest = Rest {
-            addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
-        };
         let mut bytes =
-            postcard::to_extend(&(fields, rest), header).expect("it only has serializable fields");
+            postcard::to_extend(&fields, header).expect("it only has serializable fields");
         let checksum = checksum(&bytes);
         bytes[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "the limits bound the state");
@@ -155,20 +208,11 @@ impl State {
         let map = match version {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
-            3 => {
+            3 => migrate::from_version_3(body)?,
+            _ => {
                 let fields: Present = record(body)?;
                 let partitions = partitions_of(&fields)?;
                 map_of(fields, partitions)?
-            }
-            _ => {
-                let (fields, rest): (Present, Rest) = record(body)?;
-                let partitions = partitions_of(&fields)?;
-                let count = rest.addresses.len();
-                let addresses: BTreeMap<NodeId, Vec<String>> = rest.addresses.into_iter().collect();
-                if addresses.len() != count {
-                    return Err(DecodeError::Contradiction("two things with one id"));
-                }
-                Map { addresses: Arc::new(addresses), ..map_of(fields, partitions)? }
             }
         };
         let state = State { map: Arc::new(map) };
@@ -191,7 +235,7 @@ pub(crate) fn record<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Decode
 }
 
 /// The tables that the fields describe.
-fn partitions_of(fields: &Present) -> Result<Partitions, DecodeError> {
+pub(crate) fn partitions_of(fields: &Present) -> Result<Partitions, DecodeError> {
     let contradiction = DecodeError::Contradiction;
     let bits = fields.partition_bits;
     if bits > PARTITION_BITS_MAX {
@@ -219,7 +263,16 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         fields.sources.len(),
         fields.groups.len(),
         fields.lineages.len(),
+        fields.attempts.len(),
+        fields.addresses.len(),
     ];
+    let disks: Vec<DiskId> = fields.disks.iter().map(|disk| disk.id).collect();
+    let unpack = |packed: &PackedAttempt| {
+        let attempt = packed.unpacked(&disks)?;
+        Some((attempt.number, Arc::new(attempt)))
+    };
+    let attempts = fields.attempts.iter().map(unpack).collect::<Option<_>>();
+    let attempts = attempts.ok_or(DecodeError::Contradiction("an attempt with unknown disks"))?;
     let named = || fields.volumes.iter().filter(|volume| volume.trash.is_none());
     let names = named().map(|volume| (volume.name.clone(), volume.id)).collect();
     let map = Map {
@@ -227,6 +280,8 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         cluster: fields.cluster,
         created_unix_s: fields.created_unix_s,
         partitions: Arc::new(partitions),
+        attempts: Arc::new(attempts),
+        next_attempt: fields.next_attempt,
         names: Arc::new(names),
         next_volume: fields.next_volume,
         next_layer: fields.next_layer,
@@ -238,7 +293,8 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         groups: Arc::new(
             fields.groups.into_iter().map(|group| (group.name.clone(), Arc::new(group))).collect(),
         ),
-        addresses: Arc::default(),
+        addresses: Arc::new(fields.addresses.into_iter().collect()),
+        tokens: Arc::new(fields.tokens),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),
@@ -255,6 +311,8 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         map.sources.len(),
         map.groups.len(),
         map.lineages.len(),
+        map.attempts.len(),
+        map.addresses.len(),
     ];
     if kept != counted {
         return Err(DecodeError::Contradiction("two things with one id"));

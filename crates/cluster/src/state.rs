@@ -1,5 +1,6 @@
 //! The state machine: applies commands one after the other, each wholly or not at all.
 
+use crate::attempt;
 use crate::command::{Answer, Command};
 use crate::group;
 use crate::layer::{self, Layer, hold};
@@ -12,6 +13,7 @@ use crate::redundancy;
 use crate::refusal::Refusal;
 use crate::schedule;
 use crate::source;
+use crate::token::{self, Applicant};
 use crate::volume::{
     Attachment, PendingDiscard, Volume, check_name, check_size, check_tag, printable,
 };
@@ -176,16 +178,22 @@ impl State {
             &Command::CopiesMoved { volume, generation, copies } => {
                 self.copies_moved(volume, generation, copies)
             }
-            Command::Recover { copies, bits, disk, partitions } => {
-                self.recover(*copies, *bits, *disk, partitions)
+            Command::BeginAttempt { copies, bits, owner, changes } => {
+                self.begin_attempt(*copies, *bits, *owner, changes)
             }
-            Command::Activate { copies, bits, activations } => {
-                self.activate(*copies, *bits, activations)
-            }
-            Command::Exclude { copies, bits, disk, partitions } => {
-                self.exclude(*copies, *bits, *disk, partitions)
+            Command::Activate { attempt, openings } => self.activate(*attempt, openings),
+            &Command::GiveUpAttempt { attempt, may_be_refused } => {
+                Ok(self.give_up_attempt(attempt, may_be_refused))
             }
             &Command::SplitPartitions { bits } => self.split_partitions(bits),
+            &Command::AddToken { id, secret, uses, unix_s, expires_unix_s } => {
+                self.add_token(id, secret, uses, unix_s, expires_unix_s)
+            }
+            &Command::RevokeToken { id } => self.revoke_token(id),
+            Command::AdmitNode { token, secret, node, key, name, unix_s } => {
+                let (token, secret, node, key) = (*token, *secret, *node, *key);
+                self.admit_node(&Applicant { token, secret, node, key }, name, *unix_s)
+            }
             other => unreachable!("{other:?} is applied above"),
         }
     }
@@ -492,6 +500,7 @@ impl State {
         hold(counts.into_iter().all(|count| count <= COUNT_MAX), "a count without end")?;
         machine::contradiction(map)?;
         membership::contradiction(map)?;
+        attempt::contradiction(map)?;
         redundancy::contradiction(map)?;
         let mut provisioned_bytes = 0;
         let (mut attachments, mut snapshots, mut named) = (0, 0, 0);
@@ -513,6 +522,7 @@ impl State {
         layer::contradiction(map)?;
         group::contradiction(map)?;
         source::contradiction(map)?;
+        token::contradiction(map)?;
         let lineages: std::collections::BTreeSet<_> =
             map.volumes().map(|volume| volume.lineage).collect();
         hold(lineages.len() == map.volumes.len(), "two volumes with one lineage")

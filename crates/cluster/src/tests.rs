@@ -367,32 +367,49 @@ fn snapshots_and_commands_keep_their_bytes() {
         (Command::SetCopies { volume, copies: 3, min_copies: Some(2) }, "012b01030102"),
         (Command::CopiesMoved { volume, generation, copies: 2 }, "012c01ac0202"),
         (
-            Command::Recover { copies: 3, bits: 9, disk: DISK, partitions: vec![PartitionId(300)] },
-            "012d03090301ac02",
+            Command::BeginAttempt {
+                copies: 3,
+                bits: 9,
+                owner: node,
+                changes: vec![Change {
+                    wanted: vec![DISK],
+                    partitions: vec![(PartitionId(300), ConfigurationNumber(5))],
+                }],
+            },
+            "012d03090201010301ac0205",
         ),
         (
             Command::Activate {
-                copies: 3,
-                bits: 9,
-                activations: vec![Activation {
-                    partition: PartitionId(300),
-                    from: ConfigurationNumber(5),
-                    current: vec![Member { disk: DISK, incarnation: Incarnation(4) }],
-                }],
+                attempt: 300,
+                openings: vec![Member { disk: DISK, incarnation: Incarnation(4) }],
             },
-            "012e030901ac0205010304",
+            "012eac02010304",
         ),
-        (
-            Command::Exclude {
-                copies: 3,
-                bits: 9,
-                disk: DISK,
-                partitions: vec![(PartitionId(300), ConfigurationNumber(5))],
-            },
-            "012f03090301ac0205",
-        ),
+        (Command::GiveUpAttempt { attempt: 300, may_be_refused: true }, "012fac0201"),
         (Command::SplitPartitions { bits: 13 }, "01300d"),
         (Command::SetAddresses { node, addresses: vec!["h:1".into()] }, "0131020103683a31"),
+        (
+            Command::AddToken {
+                id: TokenId(5),
+                secret: Digest([7; 32]),
+                uses: 300,
+                unix_s: 2,
+                expires_unix_s: 3,
+            },
+            &*["013205", &"07".repeat(32), "ac020203"].concat(),
+        ),
+        (Command::RevokeToken { id: TokenId(5) }, "013305"),
+        (
+            Command::AdmitNode {
+                token: TokenId(5),
+                secret: Digest([7; 32]),
+                node,
+                key: Digest([8; 32]),
+                name: "a".into(),
+                unix_s: 2,
+            },
+            &*["013405", &"07".repeat(32), "02", &"08".repeat(32), "016102"].concat(),
+        ),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
@@ -402,11 +419,12 @@ fn snapshots_and_commands_keep_their_bytes() {
 
 /// Version, checksum; epoch 6, cluster 1, created 77, next ids 2 and 2; the node, in no zone, in
 /// use; the disk, of unknown size, in use; 2^12 partitions in one table, that for three copies, in
-/// one run; the volume with its attachment and its pending discard, out of the trash and without
-/// schedules; its layer; no sources and no groups; how its lineage is kept; no addresses.
-const SNAPSHOT: &str = "04d2f3c52aa788d20006014d0202010205616c70686100000103020400000c01030180\
-    200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
-    8020804063000000010101000001000001010303020100";
+/// one run, without an attempt; the volume with its attachment and its pending discard, out of the
+/// trash and without schedules; its layer; no sources and no groups; how its lineage is kept; no
+/// attempts, of which the first is to be number 1; no addresses and no join tokens.
+const SNAPSHOT: &str = "04ebe5f2c75158e74706014d0202010205616c70686100000103020400000c01030180\
+    2001010000000000010103766d318020010100010102011370726f636573732034373131202871656d752900\
+    05018020804063000000010101000001000001010303020101000000";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

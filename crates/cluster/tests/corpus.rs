@@ -7,7 +7,7 @@ mod cluster_snapshot;
 #[path = "../../../fuzz/inputs/corpus.rs"]
 mod corpus;
 
-use cluster::{Activation, Command, Member, State};
+use cluster::{Change, Command, Digest, Member, State, TokenId};
 use proto::{
     ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId,
     VolumeId,
@@ -128,12 +128,14 @@ fn story() -> Vec<(&'static str, Command)> {
 fn machines() -> Vec<(&'static str, Command)> {
     let (first, second) = (NodeId(8), NodeId(18));
     let (old, new) = (DiskId(9), DiskId(19));
-    let partition = PartitionId(5);
     let member = |disk, incarnation| Member { disk, incarnation: Incarnation(incarnation) };
-    let activate = |from, current| {
-        let activation = Activation { partition, from: ConfigurationNumber(from), current };
-        Command::Activate { copies: 3, bits: 4, activations: vec![activation] }
+    let begin = |wanted: &[DiskId], partitions: &[(u32, u64)]| {
+        let numbered = |&(partition, from)| (PartitionId(partition), ConfigurationNumber(from));
+        let partitions = partitions.iter().map(numbered).collect();
+        let changes = vec![Change { wanted: wanted.to_vec(), partitions }];
+        Command::BeginAttempt { copies: 3, bits: 4, owner: first, changes }
     };
+    let activate = |attempt, openings| Command::Activate { attempt, openings };
     vec![
         ("second-node", Command::AddNode { node: second, name: "two".to_owned() }),
         ("zone", Command::SetZone { node: second, zone: "cellar".to_owned() }),
@@ -146,19 +148,15 @@ fn machines() -> Vec<(&'static str, Command)> {
             Command::OpenDisk { disk: new, node: second, incarnation: Incarnation(3) }
         }),
         ("weight", Command::SetWeight { disk: old, bytes: 1 << 39 }),
-        ("recover", {
-            Command::Recover {
-                copies: 3,
-                bits: 4,
-                disk: new,
-                partitions: vec![partition, PartitionId(6)],
-            }
-        }),
-        ("activate", activate(1, vec![member(old, 1), member(new, 3)])),
+        ("attempt", begin(&[old, new], &[(5, 1), (6, 1)])),
+        ("newer-attempt", begin(&[old, new], &[(5, 1)])),
+        ("activate", activate(2, vec![member(old, 1), member(new, 3)])),
+        ("give-up", Command::GiveUpAttempt { attempt: 1, may_be_refused: true }),
         ("open-anew", {
             Command::OpenDisk { disk: old, node: first, incarnation: Incarnation(2) }
         }),
-        ("activate-anew", activate(2, vec![member(old, 2), member(new, 3)])),
+        ("attempt-anew", begin(&[old, new], &[(5, 2)])),
+        ("activate-anew", activate(3, vec![member(old, 2), member(new, 3)])),
         ("copies", { Command::SetCopies { volume: VolumeId(2), copies: 2, min_copies: Some(1) } }),
         ("attach-to-move", {
             let (volume, holder) = (VolumeId(2), "process 4715".to_owned());
@@ -168,10 +166,8 @@ fn machines() -> Vec<(&'static str, Command)> {
             let (volume, generation) = (VolumeId(2), Generation(2));
             Command::CopiesMoved { volume, generation, copies: 2 }
         }),
-        ("exclude", {
-            let partitions = vec![(partition, ConfigurationNumber(3))];
-            Command::Exclude { copies: 3, bits: 4, disk: old, partitions }
-        }),
+        ("exclude", begin(&[new], &[(5, 3)])),
+        ("excluded", activate(4, vec![member(new, 3)])),
         ("split", Command::SplitPartitions { bits: 5 }),
         ("drain-node", Command::DrainNode { node: first, wanted: true }),
         ("drain-disk", Command::DrainDisk { disk: old, wanted: true }),
@@ -179,6 +175,16 @@ fn machines() -> Vec<(&'static str, Command)> {
         ("remove-disk", Command::RemoveDisk { disk: DiskId(29) }),
         ("third-node", Command::AddNode { node: NodeId(28), name: "three".to_owned() }),
         ("remove-node", Command::RemoveNode { node: NodeId(28) }),
+        ("token", {
+            let (id, secret) = (TokenId(5), Digest([7; 32]));
+            Command::AddToken { id, secret, uses: 2, unix_s: 2000, expires_unix_s: 3000 }
+        }),
+        ("admit", {
+            let (token, secret, key) = (TokenId(5), Digest([7; 32]), Digest([8; 32]));
+            let (node, name) = (NodeId(38), "four".to_owned());
+            Command::AdmitNode { token, secret, node, key, name, unix_s: 2001 }
+        }),
+        ("revoke", Command::RevokeToken { id: TokenId(5) }),
     ]
 }
 
@@ -187,10 +193,16 @@ const VERSION_2: &str = "02d92a915a35925aec06014d0202010205616c706861010302040c0
     00010103766d318020010100010102011370726f636573732034373131202871656d75290005018020804063\
     0000000101010000010000";
 
-/// The same as version 3 wrote it.
+/// A snapshot as version 3 wrote it: the same.
 const VERSION_3: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
     200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
     80208040630000000101010000010000010103030201";
+
+fn digits(text: &str) -> Vec<u8> {
+    let digits: Vec<u32> =
+        text.chars().map(|digit| digit.to_digit(16).expect("hexadecimal")).collect();
+    digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+}
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
     let with = |choice: u8, bytes: &[u8]| [&[choice], bytes].concat();
@@ -209,14 +221,9 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     later[0] = 5;
     let mut spoiled = whole.clone();
     spoiled[20] ^= 1;
-    let of_hex = |text: &str| -> Vec<u8> {
-        let digits: Vec<u32> =
-            text.chars().map(|digit| digit.to_digit(16).expect("hexadecimal")).collect();
-        digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
-    };
     seeds.extend([
-        ("snapshot-of-version-2".to_owned(), with(AS_IT_IS, &of_hex(VERSION_2))),
-        ("snapshot-of-version-3".to_owned(), with(AS_IT_IS, &of_hex(VERSION_3))),
+        ("snapshot-of-version-2".to_owned(), with(AS_IT_IS, &digits(VERSION_2))),
+        ("snapshot-of-version-3".to_owned(), with(AS_IT_IS, &digits(VERSION_3))),
         ("snapshot-cut".to_owned(), with(FITTING, &whole[..whole.len() / 2])),
         ("snapshot-of-a-later-version".to_owned(), with(FITTING, &later)),
         ("snapshot-spoiled".to_owned(), with(AS_IT_IS, &spoiled)),

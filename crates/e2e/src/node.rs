@@ -85,7 +85,9 @@ impl Node {
             .arg(&self.data)
             .args(&self.options)
             .env("NOTIFY_SOCKET", &self.notify_path)
-            .env("NO_COLOR", "1");
+            .env("NO_COLOR", "1")
+            // Tests run side by side, and a machine has the usual port once.
+            .env("SHEEP_LISTEN", "none");
         for (name, value) in &self.environment {
             tool = tool.env(name, value);
         }

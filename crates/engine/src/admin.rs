@@ -1,7 +1,7 @@
 //! What people and programs ask of a node, and what it answers. The HTTP API of `node` carries
 //! these types as JSON and `dog` prints them; every field name here is part of API version 1.
 
-use proto::{DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
+use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// Chosen by the asker; comes back with the reply.
@@ -269,6 +269,25 @@ pub enum AdminRequest {
         #[serde(default)]
         addresses: Vec<String>,
     },
+    /// Machines that have this token may become nodes. Who asks has drawn it and keeps the secret:
+    /// only its digest goes this way. Answered by [`AdminReply::Token`].
+    TokenAdd {
+        /// Its name, drawn at random.
+        id: u64,
+        /// The digest of its secret, in hexadecimal.
+        secret_digest: String,
+        /// How many nodes it lets in.
+        uses: u32,
+        /// How long it holds, in seconds.
+        expires_s: u64,
+    },
+    /// A token lets nobody in any more; who came by it stays. Answered by [`AdminReply::Done`].
+    TokenRevoke {
+        /// Its name.
+        id: u64,
+    },
+    /// The tokens that there are. Answered by [`AdminReply::Tokens`].
+    TokenList,
 }
 
 impl AdminRequest {
@@ -299,6 +318,8 @@ impl AdminRequest {
                 | AdminRequest::GroupRollback { .. }
                 | AdminRequest::VolumeCreateFrom { .. }
                 | AdminRequest::NodeAdd { .. }
+                | AdminRequest::TokenAdd { .. }
+                | AdminRequest::TokenRevoke { .. }
         )
     }
 }
@@ -378,6 +399,32 @@ pub enum AdminReply {
     Groups(Vec<GroupReport>),
     /// One group snapshot.
     GroupSnapshot(GroupSnapshotReport),
+    /// One token.
+    Token(TokenReport),
+    /// Tokens, by id.
+    Tokens(Vec<TokenReport>),
+}
+
+/// A join token, without its secret, which nobody keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenReport {
+    /// Its name.
+    pub id: u64,
+    /// The cluster that it is for.
+    pub cluster: ClusterId,
+    /// How many nodes it lets in.
+    pub uses: u32,
+    /// Those that it has let in.
+    pub admitted: Vec<NodeId>,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_s: u64,
+    /// When it expires.
+    pub expires_unix_s: u64,
+    /// That of the certificate of the cluster's authority, in hexadecimal; empty where many tokens
+    /// are listed.
+    pub authority_digest: String,
+    /// Where nodes of the cluster may be found; empty where many tokens are listed.
+    pub addresses: Vec<String>,
 }
 
 /// Why not: one sentence with cause and remedy, and a kind for programs.

@@ -172,6 +172,7 @@ fn open(
         limit_bytes: settings.limit_bytes,
         map_cache_bytes: settings.map_cache_bytes,
         scrub: store::ScrubRate(settings.scrub_bytes_per_s),
+        boot: node.boot,
     };
     Store::open(now, options, effects)
 }

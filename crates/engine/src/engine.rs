@@ -11,10 +11,12 @@ mod boot;
 mod duties;
 mod errands;
 mod groups;
+mod members;
 mod peers;
 mod schedules;
 mod sources;
 mod surveys;
+mod tokens;
 mod trash;
 
 use crate::{
@@ -26,9 +28,10 @@ use crate::{
     routes::Routes,
     timetable::ScheduleKey,
 };
-use cluster::{Command, Map, ProposalToken, Voter};
+use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
 use groups::{GroupSealing, GroupStep};
+use members::Members;
 use peers::Peers;
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
@@ -65,6 +68,8 @@ enum Work {
     FromJournal(store::journal::Effect),
     /// Propose a command for some purpose.
     Propose(Command, Purpose),
+    /// Attempts to change members may want to ask more.
+    Attempts,
     /// A connection wants a volume or a snapshot (again, after it waited).
     Open(ConnectionId, Client, HeldId),
 }
@@ -80,6 +85,8 @@ enum Purpose {
     DiskOpened(DiskId),
     /// A disk's size is another than is agreed.
     DiskWeight(DiskId),
+    /// An administrator has made a token.
+    AdminToken(AdminToken, TokenId),
     /// An administrator lets a node in; then it gets these addresses.
     AdminNode(AdminToken, NodeId, Vec<String>),
     /// Somebody wants to attach it.
@@ -112,6 +119,8 @@ enum Purpose {
     AdminSnapshot(AdminToken, VolumeId, String),
     /// A volume is to go out of the trash for good.
     Purge(VolumeId),
+    /// Members of partitions are to change.
+    Members,
     /// An administrator asked for something about a group.
     AdminGroup(AdminToken, GroupStep),
     /// A group snapshot that was being taken when the node ended, by group and tag.
@@ -134,6 +143,7 @@ impl Purpose {
             | Purpose::AdminSnapshot(token, ..)
             | Purpose::AdminGroup(token, _)
             | Purpose::AdminNode(token, ..)
+            | Purpose::AdminToken(token, _)
             | Purpose::AdminFrom(token, _) => Some(*token),
             Purpose::Boot(_)
             | Purpose::DiskKnown
@@ -146,7 +156,8 @@ impl Purpose {
             | Purpose::Scheduled(..)
             | Purpose::Surplus(_)
             | Purpose::TornGroup(..)
-            | Purpose::Purge(_) => None,
+            | Purpose::Purge(_)
+            | Purpose::Members => None,
         }
     }
 }
@@ -190,6 +201,13 @@ enum MemberRoute {
     },
     /// A survey of what deleting snapshots would free.
     Survey(u64),
+    /// An attempt to change members, which this node carries out.
+    Attempt {
+        /// Which.
+        number: u64,
+        /// Its question.
+        question: replica::AttemptQuestion,
+    },
     /// Another node.
     Peer {
         /// Which.
@@ -217,6 +235,8 @@ pub struct Engine {
     map: Arc<Map>,
     disks: Disks,
     peers: Peers,
+    /// What it does about the members of partitions.
+    members_here: Members,
     held: BTreeMap<HeldId, Held>,
     /// What each connection has, or waits for.
     links: BTreeMap<ConnectionId, HeldId>,
@@ -296,6 +316,7 @@ impl Engine {
             map: cluster::State::default().map(),
             disks: Disks::new(),
             peers: Peers::new(),
+            members_here: Members::default(),
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             next_reader: 0,
@@ -386,6 +407,9 @@ impl Engine {
             Input::Stop => self.handle_stop(now, outputs),
             Input::Peer { node, input } => self.handle_peer(now, node, input),
             Input::AddDisk(settings) => self.add_disk(now, *settings, outputs),
+            Input::Admit { token, applicant, name, addresses } => {
+                self.handle_applicant(token, applicant, name, addresses, outputs);
+            }
             Input::Source { token, result } => self.handle_source(token, result, outputs),
         }
         self.run(now, outputs);
@@ -429,6 +453,7 @@ impl Engine {
             self.trash.look_at,
             self.creations_deadline(),
             self.peers.deadline(),
+            self.members_here.deadline(),
             self.stop_by,
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
@@ -467,6 +492,7 @@ impl Engine {
             self.check_errands();
             self.check_schedules();
             self.check_trash();
+            self.check_members();
         }
     }
 
@@ -560,6 +586,7 @@ impl Engine {
             self.look_after_flattens(now);
         }
         self.tick_peers(now);
+        self.tick_members(now, outputs);
         self.answer_sealed(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
@@ -576,6 +603,7 @@ impl Engine {
         match self.phase {
             Phase::Serving => {
                 self.phase = Phase::ClosingSessions;
+                self.forget_attempts();
                 let links: Vec<_> = self.links.keys().copied().collect();
                 for connection in links {
                     let reason = "the node stops";
@@ -648,6 +676,7 @@ impl Engine {
                 Work::FromVoter(effect) => self.handle_voter_effect(now, effect, outputs),
                 Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
                 Work::Propose(command, purpose) => self.propose(now, command, purpose),
+                Work::Attempts => self.pump_attempts(now, outputs),
                 Work::Open(connection, client, id) => {
                     self.open(connection, client, id, outputs);
                 }
@@ -772,6 +801,9 @@ impl Engine {
                 self.work.push_back(Work::Session(id, generation, event));
             }
             MemberRoute::Survey(number) => self.survey_answered(now, number, result),
+            MemberRoute::Attempt { number, question } => {
+                self.attempt_answered(now, number, question, result);
+            }
             MemberRoute::Peer { node, number, question } => {
                 self.answer_peer(now, (node, number, question), result);
             }

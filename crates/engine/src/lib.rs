@@ -80,6 +80,8 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing is deleted for good because it has expired.
     pub trash_grace: Duration,
+    /// The machine's boot, as the system names it: see [`store::Options::boot`].
+    pub boot: [u8; 16],
     /// The program's version, for reports.
     pub version: String,
     /// How many bytes a second are copied into each volume that is being filled or flattened; 0:
@@ -257,6 +259,17 @@ pub enum Input {
     /// One more disk of this node, to be opened, or made one where its medium is blank and that is
     /// wanted. Answered by [`Output::DiskAdded`]. Its medium is there from now on.
     AddDisk(Box<DiskSettings>),
+    /// A machine has asked to become a node. Answered by [`Output::Admin`], done once it is one.
+    Admit {
+        /// Comes back with the answer.
+        token: admin::AdminToken,
+        /// Who, and what it shows for it.
+        applicant: cluster::Applicant,
+        /// What people call it.
+        name: String,
+        /// Under which addresses the others reach it, the best first.
+        addresses: Vec<String>,
+    },
     /// A source answers, or the reason in a few words why it does not.
     Source {
         /// That of the question.

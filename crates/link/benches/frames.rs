@@ -8,13 +8,14 @@ use proto::wire::{HEADER_BYTES, Header, Identity, Seal, request};
 use proto::{
     BlockRange, Buffer, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
     Incarnation, LayerId, LineageId, MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey,
-    Payload, Stamp, Time, Write,
+    Payload, Stamp, Time, Under, Write,
 };
 use std::time::Instant;
 
 const DEPTH: u64 = 32;
 const ROUNDS: u64 = 500_000;
 const KEY: ObjectKey = ObjectKey { layer: LayerId(1), index: 2 };
+const UNDER: Under = Under { copies: 3, bits: 12, number: ConfigurationNumber(1) };
 
 fn main() {
     let best = |measure: &dyn Fn() -> u128| (0..5).map(|_| measure()).min().unwrap_or(0);
@@ -31,7 +32,7 @@ fn write(sequence: u64, payload: &Payload) -> MemberRequest {
     MemberRequest::Write(Write {
         lineage: LineageId(1),
         key: KEY,
-        configuration: ConfigurationNumber(1),
+        under: UNDER,
         previous: Stamp { generation, sequence: sequence - 1 },
         stamp: Stamp { generation, sequence },
         settled: Stamp::default(),
@@ -116,7 +117,8 @@ fn both_ends(is_write: bool) -> u128 {
                 write(asked, &payload)
             } else {
                 let (lineage, generation) = (LineageId(1), Generation(1));
-                MemberRequest::Read { lineage, key: KEY, generation, blocks }
+                let under = Some(UNDER);
+                MemberRequest::Read { lineage, key: KEY, generation, under, blocks }
             };
             let (token, disk) = (MemberToken(asked), DiskId(1));
             asker.handle(now, Event::Ask { token, disk, request }, &mut effects);

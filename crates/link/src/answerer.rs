@@ -4,7 +4,6 @@
 use crate::event::Question;
 use crate::output::{Mark, Output};
 use crate::{CloseReason, Effect};
-use proto::limits::FENCED_OBJECTS_MAX;
 use proto::wire::{Header, note, reply, request};
 use proto::{Duration, MemberError, MemberReply, Payload, Time};
 use std::collections::BTreeMap;
@@ -150,26 +149,19 @@ impl Answerer {
     /// Takes the answer of a disk, and sends it if who asked is still there.
     ///
     /// # Panics
-    /// If the question is not open.
+    /// If the question is not open, or its answer longer than any may be.
     pub fn answer(
         &mut self,
         now: Time,
         question: Question,
         promise: Duration,
-        mut result: Result<MemberReply, MemberError>,
+        result: Result<MemberReply, MemberError>,
         output: &mut Output,
     ) {
         let open = self.open.remove(&question).expect("only open questions are answered");
         if self.connection != Some(open.connection) {
             self.orphans.remove(open.cost);
             return;
-        }
-        if let Ok(MemberReply::Fenced { unsettled, .. }) = &result
-            && unsettled.len() > FENCED_OBJECTS_MAX
-        {
-            let count = unsettled.len();
-            let why = format!("{count} objects are to be settled, more than can be told");
-            result = Err(MemberError::Invalid(why.into()));
         }
         output.put(now, |out, seal| reply::put(out, seal, question.id, promise, &result));
         if let Ok(MemberReply::Data { content, .. }) = result {
@@ -202,7 +194,6 @@ impl Answerer {
             self.granted = may;
             output.put(now, |out, seal| {
                 note::put_credit(out, seal, may.requests, may.bytes);
-                seal.next()
             });
         }
     }

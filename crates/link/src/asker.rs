@@ -2,15 +2,10 @@
 
 use crate::output::Output;
 use crate::{CloseReason, Effect};
-use proto::limits::{
-    FENCED_OBJECTS_MAX, LINK_DISK_SHARE_DIVISOR, LINK_OUTPUT_BYTES_MAX, LINK_PENDING_MAX,
-};
+use proto::limits::{LINK_DISK_SHARE_DIVISOR, LINK_OUTPUT_BYTES_MAX, LINK_PENDING_MAX};
 use proto::wire::reply::{self, Expected};
 use proto::wire::{Header, request};
-use proto::{
-    DiskId, Duration, MemberError, MemberReply, MemberRequest, MemberToken, ObjectStamp, Payload,
-    Time,
-};
+use proto::{DiskId, Duration, MemberError, MemberRequest, MemberToken, Payload, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
@@ -55,8 +50,6 @@ pub struct Asker {
     /// What is in flight.
     requests: u64,
     bytes: u64,
-    /// The parts of an answer that are here, and of which request: of one at a time.
-    partial: Option<(u64, Vec<ObjectStamp>)>,
     /// Whether something may be sent that could not be before.
     changed: bool,
     /// Requests that were sent once more, in all.
@@ -74,7 +67,6 @@ impl Asker {
             credit: (0, 0),
             requests: 0,
             bytes: 0,
-            partial: None,
             changed: false,
             resent: 0,
         }
@@ -167,7 +159,6 @@ impl Asker {
     pub fn disconnected(&mut self) {
         self.credit = (0, 0);
         (self.requests, self.bytes) = (0, 0);
-        self.partial = None;
         self.pending.retain(|_, pending| !pending.cancelled);
         self.queues.clear();
         for (&id, pending) in &mut self.pending {
@@ -206,7 +197,6 @@ impl Asker {
             let mut payload = None;
             output.put(now, |out, seal| {
                 payload = request::put(out, seal, id, *disk, request).cloned();
-                seal.next()
             });
             if let Some(payload) = payload {
                 output.put_payload(now, payload);
@@ -249,13 +239,7 @@ impl Asker {
     ) -> Result<(), CloseReason> {
         self.admit(header)?;
         let pending = &self.pending[&header.id];
-        let reply = reply::decode(header, body, payload, pending.expected)?;
-        let mut result = reply.result;
-        if let Ok(MemberReply::Fenced { unsettled, .. }) = &mut result
-            && self.is_partial(header.id, unsettled, reply.more)?
-        {
-            return Ok(());
-        }
+        let reply = reply::decode(header, body, payload, &pending.expected)?;
         let pending = self.pending.remove(&header.id).expect("admitted");
         self.requests -= 1;
         self.bytes -= pending.cost;
@@ -267,43 +251,10 @@ impl Asker {
         if !pending.cancelled {
             self.tokens.remove(&pending.token);
             let asked_at = pending.sent.expect("admitted");
-            let (token, promise) = (pending.token, reply.promise);
+            let (token, promise, result) = (pending.token, reply.promise, reply.result);
             effects.push(Effect::Answered { token, asked_at, promise, result });
         }
         Ok(())
-    }
-
-    /// Puts the parts of an answer together: whether more follow. If not, `rows` becomes all of
-    /// them. The parts of one answer come one after the other, so that no more is held than one.
-    fn is_partial(
-        &mut self,
-        id: u64,
-        rows: &mut Vec<ObjectStamp>,
-        more: bool,
-    ) -> Result<bool, CloseReason> {
-        if !more && self.partial.is_none() {
-            return Ok(false);
-        }
-        let (begun, all) = self.partial.get_or_insert((id, Vec::new()));
-        if *begun != id {
-            return Err(CloseReason::Protocol("two answers come in parts at once"));
-        }
-        let last = all.last().map(|object| object.key);
-        if rows.first().is_some_and(|first| Some(first.key) <= last) {
-            return Err(CloseReason::Protocol("the parts of an answer are not in order"));
-        }
-        if rows.is_empty() {
-            return Err(CloseReason::Protocol("a part of an answer is empty"));
-        }
-        if all.len() + rows.len() > FENCED_OBJECTS_MAX {
-            return Err(CloseReason::Protocol("a fence lists too many objects"));
-        }
-        all.append(rows);
-        if !more {
-            let (_, all) = self.partial.take().expect("just filled");
-            *rows = all;
-        }
-        Ok(more)
     }
 
     fn drop_if_idle(&mut self, disk: DiskId) {
@@ -316,7 +267,6 @@ impl Asker {
     /// Asserts what must hold between two events.
     pub fn check(&self) {
         assert!(self.pending.len() <= LINK_PENDING_MAX);
-        assert!(self.partial.as_ref().is_none_or(|(id, _)| self.pending.contains_key(id)));
         let in_flight = || self.pending.values().filter(|pending| pending.sent.is_some());
         assert_eq!(self.requests, in_flight().count() as u64);
         assert_eq!(self.bytes, in_flight().map(|pending| pending.cost).sum::<u64>());

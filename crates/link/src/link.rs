@@ -408,9 +408,8 @@ impl Link {
             bytes,
         };
         self.output = Output::new();
-        self.output.put(now, |out, seal| {
+        self.output.put(now, |out, _| {
             hello.put(out);
-            seal.next()
         });
     }
 
@@ -509,7 +508,9 @@ impl Link {
         match (self.is_up(), header.kind) {
             (false, _) => Err(CloseReason::BeforeHello),
             (true, Kind::Data) => self.asker.admit(header),
-            (true, Kind::WriteData) => self.answerer.admit(header.payload_bytes as u64),
+            (true, kind) if kind.brings_blocks() => {
+                self.answerer.admit(header.payload_bytes as u64)
+            }
             (true, _) => Ok(()),
         }
     }
@@ -591,7 +592,6 @@ impl Link {
         self.beat_at = now + Duration::from_millis(limits::LINK_BEAT_MS);
         self.output.put(now, |out, seal| {
             note::put_beat(out, seal, beat);
-            seal.next()
         });
     }
 
@@ -601,7 +601,6 @@ impl Link {
         if is_there && self.promises < LINK_BEATS_KEPT_MAX {
             self.output.put(now, |out, seal| {
                 note::put_promises(out, seal, beat.number, promises);
-                seal.next()
             });
             self.output.mark(Mark::Promises);
             self.promises += 1;
@@ -618,7 +617,6 @@ impl Link {
         }
         self.output.put(now, |out, seal| {
             note::put_control(out, seal, channel, &message);
-            seal.next()
         });
         self.output.put_payload(now, message);
         self.output.mark(Mark::Control(bytes));

@@ -77,9 +77,8 @@ impl Output {
         self.seal
     }
 
-    /// Puts in heads: `put` appends them, the first one with the seal it is given, and gives back
-    /// that of the frame after the last.
-    pub fn put(&mut self, now: Time, put: impl FnOnce(&mut Vec<u8>, Seal) -> Seal) {
+    /// Puts in a head: `put` appends it, with the seal it is given.
+    pub fn put(&mut self, now: Time, put: impl FnOnce(&mut Vec<u8>, Seal)) {
         let has_room = |segment: &Segment| match segment {
             Segment::Bytes(bytes) => bytes.len() < SEGMENT_BYTES,
             Segment::Payload(_) => false,
@@ -92,7 +91,8 @@ impl Output {
             unreachable!("the last segment was made one of bytes");
         };
         let before = bytes.len();
-        self.seal = put(bytes, self.seal);
+        put(bytes, self.seal);
+        self.seal = self.seal.next();
         let count = bytes.len() - before;
         self.count(now, count);
     }

@@ -130,6 +130,17 @@ pub enum CloseReason {
     /// The peer broke the protocol in another way.
     #[error("the node broke the protocol ({0}); report this bug")]
     Protocol(&'static str),
+    /// The certificate of the other side is that of another node than its hello names.
+    #[error(
+        "the other side has the certificate of node {shown} and says that it is node {said}; if \
+         its data directory is a mixture of two, restore it"
+    )]
+    OtherCertificate {
+        /// Whose certificate it is.
+        shown: NodeId,
+        /// Who it says it is.
+        said: NodeId,
+    },
 }
 
 impl CloseReason {
@@ -148,6 +159,7 @@ impl CloseReason {
             | MeantForAnother { .. }
             | NoCommonVersion { .. }
             | ShouldListen { .. }
+            | OtherCertificate { .. }
             | Twin { .. } => Some(Farewell::Refused),
             Frame(_) | BeforeHello | BeyondCredit | Protocol(_) => Some(Farewell::Broken),
         }

@@ -5,23 +5,27 @@
 
 use crate::{
     asker::Asker,
+    belonging,
     data::{DataThread, Listener, Parts},
     directory::{self, DataDirectory},
     disk::{Driver, Medium, OpenHow},
-    http, log,
-    settings::{Settings, Stop},
+    http,
+    identity::{Identity, Neighbour, Seed},
+    log,
+    peers::{self, PORT_DEFAULT, Peers},
+    settings::{Listen, Plain, Settings, Stop},
     sockets,
     source::Sources,
     systemd::{self, notify},
 };
 use engine::Founding;
 use mio::Poll;
-use proto::limits::DESCRIPTORS_WANTED;
+use proto::{NodeId, limits::DESCRIPTORS_WANTED};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use std::{
     fs,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
     process::ExitCode,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -77,6 +81,9 @@ struct Opened {
     directory: DataDirectory,
     media: Vec<Medium>,
     engine: engine::Settings,
+    identity: Identity,
+    /// Where other nodes come in.
+    peers: Option<TcpListener>,
 }
 
 /// Runs a daemon until it is told to stop. The error is one sentence with cause and remedy.
@@ -99,8 +106,19 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let nbd_tcp = settings.nbd_listen.map(|address| tcp(address, "nbd-listen")).transpose()?;
     let metrics =
         settings.metrics_listen.map(|address| tcp(address, "metrics-listen")).transpose()?;
-    let directory = DataDirectory::open(&settings.data, settings.disk.as_deref())?;
-    let opened = open_in(settings, &directory);
+    let peers = open_peers(settings)?;
+    let addresses = advertised(settings, peers.as_ref());
+    let seeds: Vec<Seed> =
+        addresses.iter().filter_map(|address| address.to_string().parse().ok()).collect();
+    let mut directory = DataDirectory::open(&settings.data, settings.disk.as_deref())?;
+    let identity = belonging::settle(settings.join.as_ref(), &mut directory, &seeds)?;
+    if peers.is_none() && settings.listen == Listen::Usual && directory.record().joined {
+        return Err(format!(
+            "another process listens on port {PORT_DEFAULT}, at which the other nodes expect this \
+             one; stop it, or choose another address with --listen"
+        ));
+    }
+    let opened = open_in(settings, &directory, &identity);
     let (nbd_unix, admin, media) = match opened {
         Ok(opened) => opened,
         Err(sentence) => {
@@ -112,18 +130,58 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     };
     let mut nbd = vec![Listener::Unix(mio::net::UnixListener::from_std(nbd_unix))];
     nbd.extend(nbd_tcp.map(|listener| Listener::Tcp(mio::net::TcpListener::from_std(listener))));
-    let engine = engine_settings(settings, &directory, &media)?;
-    Ok(Opened { nbd, admin, metrics, directory, media, engine })
+    let engine = engine_settings(settings, &directory, &media, (&identity, &addresses))?;
+    Ok(Opened { nbd, admin, metrics, directory, media, engine, identity, peers })
+}
+
+/// Opens the place where other nodes come in.
+fn open_peers(settings: &Settings) -> Result<Option<TcpListener>, String> {
+    let is_loopback = matches!(settings.listen, Listen::At(at) if at.ip().is_loopback());
+    if settings.plain_peers == Plain::Loopback && !is_loopback {
+        return Err("--plain-peers loopback needs a loopback address to listen on; give --listen \
+                    127.0.0.1:7117, or do without it"
+            .to_string());
+    }
+    match settings.listen {
+        Listen::Nowhere => Ok(None),
+        Listen::At(address) => belonging::open_listener(address).map(Some),
+        Listen::Usual => match belonging::open_usual(PORT_DEFAULT) {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => {
+                tracing::info!(
+                    "not listening for other nodes: port {PORT_DEFAULT}: {error}; choose another \
+                     one with --listen if there are to be any"
+                );
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Where other nodes reach this one.
+fn advertised(settings: &Settings, peers: Option<&TcpListener>) -> Vec<SocketAddr> {
+    if !settings.advertise.is_empty() {
+        return settings.advertise.clone();
+    }
+    let listening = peers.and_then(|listener| listener.local_addr().ok());
+    listening.map(belonging::reachable).into_iter().collect()
 }
 
 /// Opens what lies in the data directory: the sockets, and the media with the journal first.
 fn open_in(
     settings: &Settings,
     directory: &DataDirectory,
+    identity: &Identity,
 ) -> Result<(UnixListener, UnixListener, Vec<Medium>), String> {
     let nbd = sockets::open_unix(&directory.nbd_socket(), NBD_SOCKET_MODE, settings.socket_group)?;
     let admin = sockets::open_unix(&directory.admin_socket(), ADMIN_SOCKET_MODE, None)?;
     directory.begin()?;
+    let keys = directory.identity();
+    if !keys.exists() {
+        identity.write(&keys).map_err(|error| {
+            format!("cannot write {}: {error}; free some space", keys.display())
+        })?;
+    }
     let how =
         |kind| OpenHow { kind, create: directory.record().founding, direct: settings.direct_io };
     let mut media = vec![Medium::open(&directory.journal(), how(MediumKind::File))?];
@@ -148,6 +206,7 @@ fn engine_settings(
     settings: &Settings,
     directory: &DataDirectory,
     media: &[Medium],
+    (identity, addresses): (&Identity, &[SocketAddr]),
 ) -> Result<engine::Settings, String> {
     let record = directory.record();
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -165,26 +224,70 @@ fn engine_settings(
     Ok(engine::Settings {
         cluster: record.cluster,
         node: record.node,
-        founding: record.founding.then_some(Founding::Here),
+        founding: match (record.founding, record.joined) {
+            (false, _) => None,
+            (true, false) => Some(Founding::Here),
+            (true, true) => Some(Founding::Elsewhere),
+        },
         instance: directory::draw()? as u64,
         seed: directory::draw()? as u64,
-        addresses: Vec::new(),
-        seeds: Vec::new(),
+        addresses: addresses.iter().map(SocketAddr::to_string).collect(),
+        seeds: identity.neighbours.iter().map(seeds_of).collect(),
         journal_bytes: media[0].bytes(),
         disks: disks.collect(),
         unix_s: since_1970.as_secs(),
         trash_expiry_s: settings.trash_expiry_s,
         trash_grace: settings.trash_grace,
+        boot: boot(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         fill_bytes_per_s: settings.fill_rate,
+    })
+}
+
+/// The kernel's name for the time since the machine was switched on; all zero if it has none, as
+/// where /proc is not there.
+fn boot() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    match u128::from_str_radix(&digits, 16) {
+        Ok(number) if digits.len() == 32 => number.to_be_bytes(),
+        _ => [0; 16],
+    }
+}
+
+fn seeds_of(neighbour: &Neighbour) -> (NodeId, Vec<String>) {
+    (neighbour.node, neighbour.addresses.iter().map(Seed::to_string).collect())
+}
+
+/// What the sockets of other nodes are made of.
+fn peers_parts(
+    settings: &Settings,
+    engine: &engine::Settings,
+    identity: Identity,
+    listener: Option<TcpListener>,
+) -> Result<peers::Parts, String> {
+    let credentials = identity.credentials().ok_or("this node was not let in yet")?;
+    let Some(member) = identity.membership else { unreachable!("it has credentials") };
+    let (cluster, node, instance) = (engine.cluster, engine.node, engine.instance);
+    if settings.plain_peers != Plain::No {
+        tracing::warn!("links to other nodes are not protected (--plain-peers)");
+    }
+    Ok(peers::Parts {
+        identity: proto::wire::Identity { cluster, node, instance },
+        credentials,
+        authority: member.authority,
+        plain: settings.plain_peers != Plain::No,
+        listeners: listener.into_iter().collect(),
     })
 }
 
 /// Starts the data thread, serves HTTP and signals beside it, and ends with it.
 async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(), String> {
     let cannot = |error: std::io::Error| format!("cannot start: {error}");
-    let Opened { nbd, admin, metrics, directory, media, engine } = opened;
+    let Opened { nbd, admin, metrics, directory, media, engine, identity, peers } = opened;
     let poll = Poll::new().map_err(cannot)?;
+    let parts = peers_parts(settings, &engine, identity, peers)?;
+    let peers = Peers::new(parts, poll.registry()).map_err(cannot)?;
     let (asker, commands) = Asker::new(DataThread::waker(&poll).map_err(cannot)?);
     let (ready, mut readied) = oneshot::channel();
     let (end, mut ended) = oneshot::channel();
@@ -204,6 +307,7 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
                 commands,
                 ready,
                 sources,
+                peers,
             };
             let data = DataThread::new(parts).map_err(|error| format!("cannot start: {error}"))?;
             data.run()
@@ -323,7 +427,8 @@ impl Places {
             Listener::Unix(_) => None,
         });
         let metrics = opened.metrics.as_ref().and_then(|listener| listener.local_addr().ok());
-        let listening = [("NBD", nbd), ("metrics", metrics)];
+        let peers = opened.peers.as_ref().and_then(|listener| listener.local_addr().ok());
+        let listening = [("NBD", nbd), ("metrics", metrics), ("other nodes", peers)];
         Places {
             nbd: opened.directory.nbd_socket(),
             admin: opened.directory.admin_socket(),

@@ -9,6 +9,7 @@
 
 pub mod api;
 mod asker;
+mod belonging;
 pub mod client;
 pub mod daemon;
 mod data;
@@ -16,8 +17,11 @@ mod directory;
 mod disk;
 pub mod dog;
 mod http;
+pub mod identity;
+pub mod join;
 mod log;
 mod nbd_client;
+pub mod peers;
 pub mod settings;
 pub mod size;
 mod sockets;

@@ -2,9 +2,9 @@
 //! file, default, limit and documentation come from [`SETTINGS`]. A flag wins over the environment,
 //! that over the file.
 
-use crate::{api, disk::Performer, size::Size, span::Span};
+use crate::{api, disk::Performer, identity::TokenText, size::Size, span::Span};
 use clap::{Arg, ArgAction, Command, error::ErrorKind};
-use proto::limits::{MAP_CACHE_BYTES_MIN, TRASH_KEEP_S_MAX};
+use proto::limits::{MAP_CACHE_BYTES_MIN, NODE_ADDRESSES_MAX, TRASH_KEEP_S_MAX};
 use std::{
     ffi::OsString,
     net::SocketAddr,
@@ -60,6 +60,36 @@ pub struct Settings {
     /// How many bytes a second are copied into a volume that is filled, flattened or shortened; 0:
     /// no bound.
     pub fill_rate: u64,
+    /// Where other nodes come in.
+    pub listen: Listen,
+    /// Where other nodes reach this one, the best first; nothing: found out.
+    pub advertise: Vec<SocketAddr>,
+    /// The token of the cluster to join.
+    pub join: Option<TokenText>,
+    /// Whether links to other nodes do without TLS.
+    pub plain_peers: Plain,
+}
+
+/// Where other nodes come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// At all addresses, on the port that all nodes use; not at all where another process does.
+    Usual,
+    /// Nowhere.
+    Nowhere,
+    /// Here.
+    At(SocketAddr),
+}
+
+/// Whether links to other nodes do without TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// Never.
+    No,
+    /// On this machine.
+    Loopback,
+    /// Everywhere: whoever is on a network between nodes reads and changes all data.
+    Everywhere,
 }
 
 /// One setting.
@@ -329,6 +359,78 @@ pub const SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    Setting {
+        name: "listen",
+        value: "ADDRESS:PORT",
+        default: "",
+        limit: "an address, or none",
+        doc: "Where other nodes of the cluster, and machines that want to join it, come in: with \
+              TLS and a certificate or a token. Without it, all addresses with port 7117; if \
+              another process has that, a node that is alone goes on without.",
+        hidden: false,
+        take: |settings, text| {
+            settings.listen = parse_listen(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "advertise",
+        value: "ADDRESS:PORT,...",
+        default: "",
+        limit: "at most 4 addresses",
+        doc: "Where other nodes reach this one, the best first. Without it, the address that \
+              --listen names, or that of the way out of this machine.",
+        hidden: false,
+        take: |settings, text| {
+            settings.advertise = parse_advertise(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "join",
+        value: "TOKEN",
+        default: "",
+        limit: "what `dog cluster token` prints",
+        doc: "Join the cluster that the token is for, with a new data directory. Later starts need \
+              it no more, and it does no harm. Other users of this machine can see it in the list \
+              of processes: --token-file hides it.",
+        hidden: false,
+        take: |settings, text| {
+            settings.join = Some(TokenText::parse(text)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "token-file",
+        value: "FILE",
+        default: "",
+        limit: "a file with what `dog cluster token` prints",
+        doc: "Join with the token in this file.",
+        hidden: false,
+        take: |settings, text| {
+            settings.join = Some(read_token(text)?);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "plain-peers",
+        value: "WHERE",
+        default: "",
+        limit: "loopback, or anybody-on-the-network-may-read-and-write-all-data",
+        doc: "Do without TLS between nodes: for measurements on one machine, or, if it is said at \
+              length, everywhere. Machines still join with TLS.",
+        hidden: false,
+        take: |settings, text| {
+            settings.plain_peers = match text {
+                PLAIN_LOOPBACK => Plain::Loopback,
+                PLAIN_EVERYWHERE => Plain::Everywhere,
+                _ => {
+                    return Err(format!("is none of {PLAIN_LOOPBACK} and {PLAIN_EVERYWHERE}"));
+                }
+            };
+            Ok(())
+        },
+    },
 ];
 
 /// Why there are no settings to start with.
@@ -360,6 +462,10 @@ impl Settings {
             trash_expiry_s: 0,
             trash_grace: Duration::ZERO,
             fill_rate: 0,
+            listen: Listen::Usual,
+            advertise: Vec::new(),
+            join: None,
+            plain_peers: Plain::No,
         };
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             (setting.take)(&mut settings, setting.default).expect("defaults are right");
@@ -414,6 +520,46 @@ impl Settings {
         }
         Ok(settings)
     }
+}
+
+/// What the values of `--plain-peers` are.
+const PLAIN_LOOPBACK: &str = "loopback";
+const PLAIN_EVERYWHERE: &str = "anybody-on-the-network-may-read-and-write-all-data";
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    if text == "none" {
+        return Ok(Listen::Nowhere);
+    }
+    text.parse().map(Listen::At).map_err(|_| {
+        "is no address with port; write it like 192.0.2.7:7117 or [::]:7117, or none".to_string()
+    })
+}
+
+fn parse_advertise(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let one = |text: &str| {
+        let address = text.trim().parse().ok();
+        let fits = |address: &SocketAddr| !address.ip().is_unspecified() && address.port() != 0;
+        address.filter(fits).ok_or_else(|| {
+            "holds no address with port that others could reach; write it like 192.0.2.7:7117, \
+             several with commas between them"
+                .to_string()
+        })
+    };
+    let addresses: Vec<SocketAddr> = text.split(',').map(one).collect::<Result<_, _>>()?;
+    if addresses.len() > NODE_ADDRESSES_MAX {
+        return Err(format!("holds more than {NODE_ADDRESSES_MAX} addresses; give the best ones"));
+    }
+    Ok(addresses)
+}
+
+fn read_token(path: &str) -> Result<TokenText, String> {
+    let cannot = |what: String| format!("cannot be read: {what}; check the path and its rights");
+    let metadata = std::fs::metadata(path).map_err(|error| cannot(error.to_string()))?;
+    if metadata.len() > CONFIG_BYTES_MAX {
+        return Err(cannot("it is too long for a token".to_string()));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
+    TokenText::parse(&text).map_err(|what| format!("holds something that {what}"))
 }
 
 /// The command line, for help, manual page and completions.
@@ -596,6 +742,13 @@ mod tests {
         Settings::gather(arguments, &variables, &path)
     }
 
+    fn token() -> String {
+        let (cluster, id) = (proto::ClusterId(1), cluster::TokenId(2));
+        let (secret, authority) = ([3; 16], cluster::Digest([4; 32]));
+        let (expires_unix_s, uses, seeds) = (5, 6, Vec::new());
+        TokenText { cluster, id, secret, authority, expires_unix_s, uses, seeds }.print()
+    }
+
     fn refused(result: Result<Settings, Stop>) -> String {
         match result {
             Err(Stop::Usage(sentence)) => sentence,
@@ -622,6 +775,9 @@ mod tests {
 
     #[test]
     fn every_setting_is_documented_and_works_from_every_source() {
+        let token = token();
+        let token_file = tempfile::NamedTempFile::new().expect("a scratch file");
+        std::fs::write(token_file.path(), format!("{token}\n")).expect("written");
         let samples = [
             ("data", "/tmp/x"),
             ("config", ""),
@@ -640,6 +796,11 @@ mod tests {
             ("trash-expiry", "7d"),
             ("trash-grace", "0"),
             ("fill-rate", "1M"),
+            ("listen", "127.0.0.1:3"),
+            ("advertise", "192.0.2.7:7117,[2001:db8::7]:1"),
+            ("join", &token),
+            ("token-file", token_file.path().to_str().expect("text")),
+            ("plain-peers", "loopback"),
         ];
         assert_eq!(samples.map(|(name, _)| name).to_vec(), {
             SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>()
@@ -674,6 +835,12 @@ mod tests {
         flag(&["--nbd-listen", "0.0.0.0:10809"], "there is no TLS yet");
         flag(&["--nbd-listen", "localhost"], "write it like 127.0.0.1:10809");
         flag(&["--metrics-listen", "192.0.2.1:1"], "not a loopback address");
+        flag(&["--listen", "7117"], "or none");
+        flag(&["--advertise", "0.0.0.0:7117"], "that others could reach");
+        flag(&["--advertise", "h:1"], "like 192.0.2.7:7117");
+        flag(&["--join", "sheepdog-join-AAAA"], "is damaged; copy the whole line");
+        flag(&["--token-file", "/nonexistent/token"], "check the path");
+        flag(&["--plain-peers", "on"], "is none of");
         flag(&["--socket-group", "no-such-group-here"], "groupadd");
         flag(&["--stop-timeout", "0"], "from 1 to 3600");
         flag(&["--trash-expiry", "1y"], "--trash-expiry: `1y` is wrong: `1y` is no span of time");

@@ -270,6 +270,7 @@ impl Sheep {
         let child = Command::new(env!("CARGO_BIN_EXE_sheep"))
             .env_clear()
             .env("SHEEP_CONFIG", "/dev/null")
+            .env("SHEEP_LISTEN", "none")
             .arg("--data")
             .arg(directory.path().join("data"))
             .stderr(Stdio::null())

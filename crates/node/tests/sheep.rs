@@ -29,7 +29,7 @@ struct Sheep {
 fn command(data: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sheep"));
     // Neither the machine's configuration nor the caller's environment counts here.
-    command.env_clear().env("SHEEP_CONFIG", "/dev/null");
+    command.env_clear().env("SHEEP_CONFIG", "/dev/null").env("SHEEP_LISTEN", "none");
     command.arg("--data").arg(data).args(options);
     command
 }

@@ -146,3 +146,9 @@ pub struct Stamp {
     /// The write's number within that attachment, from 1.
     pub sequence: u64,
 }
+
+impl Stamp {
+    /// That of an object which was copied while it was being written: it has parts of more than
+    /// one of its states and counts for nothing. No write has this stamp.
+    pub const INCOMPLETE: Stamp = Stamp { generation: Generation(0), sequence: 1 };
+}

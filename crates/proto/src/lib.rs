@@ -13,6 +13,7 @@ mod disk;
 mod ids;
 pub mod limits;
 mod member;
+mod partition;
 mod time;
 mod units;
 pub mod wire;
@@ -26,8 +27,10 @@ pub use ids::{
     NodeId, ObjectKey, PartitionId, Stamp, VolumeId,
 };
 pub use member::{
-    BlockState, Change, MemberError, MemberReply, MemberRequest, MemberToken, ObjectStamp, Write,
+    Batch, BlockState, BlockSum, Change, LineageStamp, MemberError, MemberReply, MemberRequest,
+    MemberToken, ObjectStamp, Permit, Refused, Under, Write,
 };
+pub use partition::{mix, partition_of};
 pub use time::{Duration, Time};
 pub use units::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, OBJECT_SIZE, SECTOR_SIZE};
 pub use words::{SIZE_UNITS, counted, size_in_words};

@@ -55,6 +55,29 @@ pub const NODE_NAME_BYTES_MAX: usize = 255;
 pub const NODE_ADDRESSES_MAX: usize = 4;
 /// Length of one of them in bytes, with its port.
 pub const NODE_ADDRESS_BYTES_MAX: usize = 128;
+/// Join tokens that could still let nodes in.
+pub const TOKENS_MAX: usize = 32;
+/// Nodes that one join token lets in.
+pub const TOKEN_USES_MAX: u32 = 64;
+/// How long a join token holds, in seconds.
+pub const TOKEN_SPAN_S_MAX: u64 = 31 * 24 * 3600;
+/// How long a connection may take until it has shown who it is, TLS and all, in milliseconds.
+pub const PEER_GREETING_MS_MAX: u64 = 10_000;
+/// Connections that have not shown who they are, in all.
+pub const PEER_GREETINGS_MAX: usize = 64;
+/// Connections of one address that have not shown who they are.
+pub const PEER_GREETINGS_PER_ADDRESS_MAX: usize = 16;
+/// How long a connection between nodes is kept after the last was said on it, in milliseconds.
+pub const PEER_CLOSING_MS_MAX: u64 = 2_000;
+/// How long a machine that wants to join may take to say so, in milliseconds.
+pub const JOIN_REQUEST_MS_MAX: u64 = PEER_GREETING_MS_MAX;
+/// How long the cluster may take to decide on it, in milliseconds.
+pub const JOIN_DECIDE_MS_MAX: u64 = 30_000;
+/// After how long it is refused, whatever for, in milliseconds: a machine that guesses gets no
+/// further than so many guesses a second.
+pub const JOIN_REFUSE_MS: u64 = 1_000;
+/// Machines that the cluster decides on at once.
+pub const JOINS_MAX: usize = 8;
 /// Attachments of all volumes together, writers and readers.
 pub const ATTACHMENTS_MAX: usize = VOLUMES_MAX;
 /// Length of the text that says who holds an attachment, in bytes; longer ones are cut.
@@ -149,16 +172,71 @@ pub const COPIES_MAX: u8 = 5;
 pub const COPIES_DEFAULT: u8 = 3;
 /// Length of a zone's name, in bytes.
 pub const ZONE_NAME_BYTES_MAX: usize = 64;
-/// Partitions in one command that changes who holds them without naming all of their members.
+/// Partitions whose members one command changes.
 pub const PARTITIONS_PER_COMMAND_MAX: usize = 256;
-/// Partitions in one command that names all of their members.
-pub const ACTIVATIONS_PER_COMMAND_MAX: usize = 16;
+/// Disks that one attempt to change members wants.
+pub const ATTEMPT_DISKS_MAX: usize = 128;
+/// Attempts to change members that are under way at once.
+pub const ATTEMPTS_MAX: usize = 256;
 /// Objects whose stamp a session remembers; beyond, stamps of idle objects are asked for again.
 pub const SESSION_STAMPS_MAX: usize = 1 << 20;
 /// Questions in flight to a disk that was opened anew, or while an attachment opens.
 pub const MEMBER_CHECKS_MAX: usize = 64;
 /// After how long a busy disk is asked again, in milliseconds.
 pub const MEMBER_RETRY_MS: u64 = 5;
+/// After how long a disk that did not serve is asked whether it does again, in milliseconds.
+pub const PEER_PROBE_MS: u64 = 1_000;
+/// Partitions that one request about a change of members names.
+pub const BATCH_PARTITIONS_MAX: usize = 256;
+/// Fences that one request raises.
+pub const INSTALL_FENCES_MAX: usize = 1024;
+/// Rows of one answer to a question for fences, refusals, lineages or objects.
+pub const MEMBER_ROWS_MAX: usize = 1024;
+/// Questions that the copying of one object has under way: with the longest reads, the object.
+pub const COPY_QUESTIONS_MAX: usize = 8;
+/// How often the copying of one object begins anew because the target has lost what was staged.
+pub const COPY_RESTARTS_MAX: u32 = 4;
+/// Objects that an opening session makes equal on its disks at a time.
+pub const OPENING_COPIERS_MAX: usize = 16;
+/// How long a session that opens waits for members beyond a quorum, in milliseconds.
+pub const OPENING_WAIT_MS: u64 = 200;
+/// Bytes of writes that a session keeps in memory for one disk that does not take them; beyond,
+/// the disk is behind. As much as a fast disk takes in a moment, and a short absence fits.
+pub const SESSION_BEHIND_BYTES_MAX: usize = 16 << 20;
+/// Writes that a session keeps in memory for one disk that does not take them.
+pub const SESSION_BEHIND_WRITES_MAX: usize = 16_384;
+/// Writes above the settled point after which a session flushes by itself: a new session looks at
+/// the objects of all of them.
+pub const SESSION_UNSETTLED_MAX: u64 = 65_536;
+/// After how long a read that a disk has not answered is asked of another one, in milliseconds.
+pub const READ_HEDGE_MS: u64 = 500;
+/// Objects that one attempt to change members copies at a time.
+pub const ATTEMPT_COPIERS_MAX: usize = 16;
+/// Questions that one attempt has under way, without those of its copiers.
+pub const ATTEMPT_QUESTIONS_MAX: usize = 64;
+/// A pass over the newcomers of an attempt that copies no more than so many pieces of objects is
+/// the last before the members refuse: it is what sessions wait for then.
+pub const ATTEMPT_SHORT_PASS: usize = 64;
+/// Passes after which the members refuse in any case.
+pub const ATTEMPT_PASSES_MAX: u32 = 16;
+/// After how long an attempt asks again a disk that does not answer, in milliseconds.
+pub const ATTEMPT_RETRY_MS: u64 = 100;
+/// How often a node looks whether the members of partitions should change.
+pub const STEWARD_LOOK_MS: u64 = 500;
+/// How long a disk may be away before the partitions that it holds go on without it, in
+/// milliseconds.
+pub const STEWARD_MOMENT_MS: u64 = 5_000;
+/// How long a disk may be away before what it holds is built anew on others, in milliseconds,
+/// unless something else is set: ten minutes, in which most machines start again.
+pub const STEWARD_GRACE_MS: u64 = 600_000;
+/// Attempts under way at once that only leave members out or list them anew.
+pub const STEWARD_URGENT_MAX: usize = 16;
+/// Attempts under way at once that copy to newcomers.
+pub const STEWARD_COPYING_MAX: usize = 4;
+/// Partitions of one attempt that copies to newcomers: each batch counts when it is done.
+pub const STEWARD_COPYING_PARTITIONS_MAX: usize = 32;
+/// Objects of one disk for which content may be staged at a time.
+pub const STAGED_OBJECTS_MAX: usize = 64;
 /// After how long the discard that a shrink left is tried again when it failed, in milliseconds.
 pub const SHRINK_RETRY_MS: u64 = 1_000;
 /// After how long a new head is reported again while the map does not show it as opened, in
@@ -195,12 +273,8 @@ pub const WIRE_HELLO_BYTES_MAX: usize = 1024;
 pub const WIRE_TEXT_BYTES_MAX: usize = 512;
 /// One control message (Raft) between nodes, in bytes, its version included.
 pub const WIRE_CONTROL_BYTES_MAX: usize = 1 << 20;
-/// Objects that one frame of the answer to a fence lists.
-pub const WIRE_FENCED_ROWS_MAX: usize = 1_600;
 /// Disks of one node that promise something in one frame.
 pub const WIRE_PROMISES_MAX: usize = 256;
-/// Objects that the answer to a fence lists in all: more than a session remembers are not settled.
-pub const FENCED_OBJECTS_MAX: usize = SESSION_STAMPS_MAX;
 /// Requests that a node lets one peer have in flight.
 pub const LINK_REQUESTS_MAX: u32 = 1024;
 /// Bytes of blocks that a node lets one peer have in flight, in requests and answers together.
@@ -481,18 +555,27 @@ const _: () = assert!(
         + NODES_MAX * (NODE_NAME_BYTES_MAX + ZONE_NAME_BYTES_MAX + 128)
         + NODES_MAX * (NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 32)
         + DISKS_MAX * 128
-        // A table for each number of copies. Of each partition its run and number, and of each
-        // member which disk and how many openings ago: this many bytes are enough for a partition
-        // that was changed 2^34 times, with members of 2^21 openings ago.
-        + COPIES_MAX as usize * (1 << PARTITION_BITS_MAX) * (8 + MEMBERS_MAX * 5)
+        + TOKENS_MAX * (64 + TOKEN_USES_MAX as usize * 52)
+        // A table for each number of copies. Of each partition its run, its number and whether it
+        // may be refused, and of each member which disk and how many openings ago: this many bytes
+        // are enough for a partition that was changed 2^34 times, with members of 2^21 openings
+        // ago.
+        + COPIES_MAX as usize * (1 << PARTITION_BITS_MAX) * (11 + COPIES_MAX as usize * 5)
+        // An attempt has an owner, and its partitions have its number, the disks that are wanted,
+        // and members that recover.
+        + ATTEMPTS_MAX * (64 + PARTITIONS_PER_COMMAND_MAX * (10 + COPIES_MAX as usize * 8))
         <= SNAPSHOT_BYTES_MAX
 );
 const _: () = assert!(
-    // An id and a number take 29 bytes at most, a partition with a configuration's number 13.
-    ACTIVATIONS_PER_COMMAND_MAX * (MEMBERS_MAX * 29 + 16) + 64 <= COMMAND_BYTES_MAX
-        && PARTITIONS_PER_COMMAND_MAX * 13 + 64 <= COMMAND_BYTES_MAX
+    // An id and a number take 29 bytes at most, a partition with a configuration's number 13: all
+    // the partitions of an attempt fit if they want the same members.
+    ATTEMPT_DISKS_MAX * 29 + 64 <= COMMAND_BYTES_MAX
+        && PARTITIONS_PER_COMMAND_MAX * 13 + MEMBERS_MAX * 19 + 64 <= COMMAND_BYTES_MAX
+        && PARTITIONS_PER_COMMAND_MAX <= BATCH_PARTITIONS_MAX
 );
 const _: () = assert!(NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 64 <= COMMAND_BYTES_MAX);
+const _: () = assert!(STEWARD_URGENT_MAX + STEWARD_COPYING_MAX <= ATTEMPTS_MAX);
+const _: () = assert!(STEWARD_MOMENT_MS < STEWARD_GRACE_MS);
 const _: () = assert!(COPIES_DEFAULT <= COPIES_MAX && (COPIES_MAX as usize) < MEMBERS_MAX);
 const _: () = assert!(
     2 * VOLUME_NAME_BYTES_MAX
@@ -529,7 +612,6 @@ const _: () = assert!(SOURCE_OPEN_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(SOURCE_CONNECT_MS_MAX < SOURCE_OPEN_MS_MAX);
 const _: () = assert!(SOURCE_PIECES_MAX <= SOURCE_QUESTIONS_MAX);
 const _: () = assert!(WIRE_BODY_BYTES_MAX <= u16::MAX as usize);
-const _: () = assert!(WIRE_FENCED_ROWS_MAX * 40 <= WIRE_BODY_BYTES_MAX);
 const _: () = assert!(WIRE_PROMISES_MAX * 32 <= WIRE_BODY_BYTES_MAX);
 const _: () = assert!(WIRE_HELLO_BYTES_MAX <= WIRE_BODY_BYTES_MAX);
 // Half of a credit brings the longest request, and twice a credit is counted without overflow.
@@ -545,3 +627,6 @@ const _: () =
     assert!(LINK_SILENT_MS_MAX < LINK_FRAME_MS_MAX && LINK_FRAME_MS_MAX < LINK_HELLO_MS_MAX);
 const _: () = assert!(LINK_RETRY_MS < LINK_RETRY_MS_MAX && LINK_RETRY_MS_MAX < LINK_STEADY_MS);
 const _: () = assert!(WIRE_CONTROL_BYTES_MAX < LINK_CONTROL_QUEUE_BYTES_MAX);
+const _: () = assert!(JOIN_REFUSE_MS < JOIN_REQUEST_MS_MAX);
+const _: () = assert!(JOIN_REQUEST_MS_MAX < JOIN_DECIDE_MS_MAX && JOINS_MAX < PEER_GREETINGS_MAX);
+const _: () = assert!(LINK_HELLO_MS_MAX <= PEER_GREETING_MS_MAX);

@@ -3,13 +3,61 @@
 
 use crate::{
     BlockRange, ConfigurationNumber, Generation, Incarnation, LayerId, LineageId, ObjectKey,
-    Payload, Stamp,
+    PartitionId, Payload, Stamp,
 };
 use std::borrow::Cow;
 
 /// Chosen by the asker, unique among its requests in flight; comes back with the reply.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct MemberToken(pub u64);
+
+/// Under which configuration of an object's partition a request is made. The partition follows from
+/// the object: see [`crate::partition_of`]. A disk that has refused it answers
+/// [`MemberError::WrongConfiguration`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Under {
+    /// The table by which the lineage lies: its number of copies.
+    pub copies: u8,
+    /// There are 2^this partitions.
+    pub bits: u8,
+    /// The configuration's number.
+    pub number: ConfigurationNumber,
+}
+
+/// Some partitions of one table, each with a configuration, that are handled together.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Batch {
+    /// The table: a number of copies.
+    pub copies: u8,
+    /// There are 2^this partitions.
+    pub bits: u8,
+    /// The partitions, ascending, and the number of the configuration that is left; at most
+    /// `BATCH_PARTITIONS_MAX`.
+    pub partitions: Vec<(PartitionId, ConfigurationNumber)>,
+    /// The attempt to change their members, numbered by the agreed state. What an older one than
+    /// the disk knows asks is refused with [`MemberError::Superseded`].
+    pub attempt: u64,
+}
+
+/// By what right an object is made equal to a peer's copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Permit {
+    /// A session settles it while it opens: its fence must be the disk's newest.
+    Session {
+        /// The session.
+        generation: Generation,
+        /// The configuration it settles under.
+        under: Under,
+    },
+    /// An attempt to change the members. It ends on a disk when the disk has been asked to
+    /// [`MemberRequest::Install`] what it came to.
+    Attempt {
+        /// The table of the lineage, the number of partitions, and the configuration to be left.
+        under: Under,
+        /// Its number.
+        attempt: u64,
+    },
+}
 
 /// What a session asks of one disk. Every request of a session carries the generation of its
 /// attachment; a disk that has promised a newer one answers [`MemberError::Fenced`].
@@ -22,6 +70,10 @@ pub enum MemberRequest {
         lineage: LineageId,
         /// The new attachment.
         generation: Generation,
+        /// Whether to list what is not settled: not wanted of a sole member.
+        list: bool,
+        /// List what comes after this key; the default begins.
+        after: ObjectKey,
     },
     /// Mark the object as settled by this generation at the stamp it has, durably with the next
     /// flush. Answered by [`MemberReply::Done`].
@@ -32,6 +84,8 @@ pub enum MemberRequest {
         key: ObjectKey,
         /// The settling attachment.
         generation: Generation,
+        /// The configuration it settles under.
+        under: Under,
         /// What the object's stamp must be; another is [`MemberError::WrongStamp`].
         stamp: Stamp,
     },
@@ -69,6 +123,9 @@ pub enum MemberRequest {
         key: ObjectKey,
         /// The asking attachment.
         generation: Generation,
+        /// The configuration of the object's partition that the session knows; nothing for a sealed
+        /// layer, whose content is the same under all.
+        under: Option<Under>,
         /// Which blocks, at most `MEMBER_REQUEST_BLOCKS_MAX`.
         blocks: BlockRange,
     },
@@ -81,6 +138,9 @@ pub enum MemberRequest {
         key: ObjectKey,
         /// The asking attachment.
         generation: Generation,
+        /// The configuration of the object's partition that the session knows; nothing for a sealed
+        /// layer, whose content is the same under all.
+        under: Option<Under>,
         /// Which blocks.
         blocks: BlockRange,
     },
@@ -93,6 +153,9 @@ pub enum MemberRequest {
         key: ObjectKey,
         /// The asking attachment.
         generation: Generation,
+        /// The configuration of the object's partition that the session knows; nothing for a sealed
+        /// layer, whose content is the same under all.
+        under: Option<Under>,
         /// The older layer: an ancestor of the newer one. Layer 0: nothing at all.
         base: LayerId,
         /// Which blocks.
@@ -116,6 +179,117 @@ pub enum MemberRequest {
         lineage: LineageId,
         /// The asking attachment.
         generation: Generation,
+        /// The settled point: below it everything is stable on every current member.
+        settled: Stamp,
+    },
+    /// Mark every object of the lineage at or below the settled point as settled by this
+    /// generation, durably with the next flush, if the disk has refused no configuration since it
+    /// counted so many refusals; else [`MemberError::RefusedMore`]. Answered by
+    /// [`MemberReply::Done`].
+    Mark {
+        /// Whose objects.
+        lineage: LineageId,
+        /// The settling attachment.
+        generation: Generation,
+        /// The settled point.
+        settled: Stamp,
+        /// [`MemberReply::Confirmed::refusals`] when the session last looked.
+        refusals: u64,
+    },
+    /// Confirm that no newer attachment has fenced this one, and say which configurations the disk
+    /// has refused. Answered by [`MemberReply::Confirmed`].
+    Confirm {
+        /// Whose.
+        lineage: LineageId,
+        /// The asking attachment.
+        generation: Generation,
+        /// How many refusals of this opening of the disk the asker knows; 0 begins.
+        refusals: u64,
+    },
+    /// Which lineages the disk knows, with their fences. Answered by [`MemberReply::Lineages`].
+    Lineages {
+        /// Those after this one; 0 begins.
+        after: LineageId,
+    },
+    /// Where the objects of some partitions stand, whatever their lineages. Answered by
+    /// [`MemberReply::Survey`].
+    Survey {
+        /// There are 2^this partitions.
+        bits: u8,
+        /// Which of them, ascending; at most `BATCH_PARTITIONS_MAX`.
+        partitions: Vec<PartitionId>,
+        /// Whether only those not below their lineage's settled point are wanted.
+        unsettled: bool,
+        /// Those after this one, by lineage, layer and index; the default begins.
+        after: (LineageId, ObjectKey),
+    },
+    /// The checksum of each block, as the key's layer shows it. Answered by
+    /// [`MemberReply::Checksums`].
+    Checksums {
+        /// Whose object.
+        lineage: LineageId,
+        /// Which object.
+        key: ObjectKey,
+        /// Which blocks.
+        blocks: BlockRange,
+    },
+    /// Take content that a later [`MemberRequest::Adopt`] puts into the object, all of it at once.
+    /// Until then nothing of it is seen, and it is gone when the disk is opened anew. Answered by
+    /// [`MemberReply::Done`].
+    Stage {
+        /// By what right.
+        permit: Permit,
+        /// Whose object.
+        lineage: LineageId,
+        /// Which object.
+        key: ObjectKey,
+        /// What to change. No two parts staged for one object may overlap, but one that comes once
+        /// more: it is staged once.
+        change: Change,
+    },
+    /// Put what was staged into the object and give it this stamp, in one. Answered by
+    /// [`MemberReply::Done`]; so it is, without effect, if nothing is staged and the object has
+    /// this stamp and this settled generation already. An object over which a
+    /// layer above has one of its own is not changed: that is retracted first.
+    Adopt {
+        /// By what right.
+        permit: Permit,
+        /// Whose object.
+        lineage: LineageId,
+        /// Which object.
+        key: ObjectKey,
+        /// How many blocks were staged; if it is another number, what was staged is dropped, and
+        /// the answer is [`MemberError::NotStaged`].
+        staged: u32,
+        /// The stamp it has afterwards.
+        stamp: Stamp,
+        /// Who has settled it then, whatever the disk knew before.
+        settled_generation: Generation,
+    },
+    /// Forget what this layer has of the object, which then shows what lies below. Those of layers
+    /// above go first. Answered by [`MemberReply::Done`].
+    Retract {
+        /// By what right.
+        permit: Permit,
+        /// Whose object.
+        lineage: LineageId,
+        /// Which object.
+        key: ObjectKey,
+    },
+    /// Refuse these configurations from now on, and all before them. Durable before it is answered,
+    /// by [`MemberReply::Refused`].
+    Refuse(Batch),
+    /// The attempt has made the objects of these partitions what the next configurations begin
+    /// with: refuse the present ones and all that the attempt asks later, and make everything
+    /// durable. Answered by [`MemberReply::Installed`].
+    Install {
+        /// Which, and by which attempt.
+        batch: Batch,
+        /// Fences to raise; at most `INSTALL_FENCES_MAX`. More go with earlier requests of an
+        /// attempt, which is not over if `last` is not set.
+        fences: Vec<(LineageId, Generation)>,
+        /// Whether the attempt ends with this.
+        last: bool,
     },
 }
 
@@ -127,12 +301,13 @@ pub struct Write {
     /// Which object.
     pub key: ObjectKey,
     /// The configuration of the object's partition that the session knows.
-    pub configuration: ConfigurationNumber,
+    pub under: Under,
     /// The stamp the object must have; another is [`MemberError::WrongStamp`].
     pub previous: Stamp,
     /// The stamp it has afterwards. Its generation is the writer's.
     pub stamp: Stamp,
-    /// Below this stamp every current member has everything: what need not be settled anew.
+    /// Below this stamp everything is stable on every current member: what need not be settled
+    /// anew.
     pub settled: Stamp,
     /// What to change.
     pub change: Change,
@@ -172,8 +347,12 @@ pub enum MemberReply {
     Fenced {
         /// Which opening of the disk answers.
         incarnation: Incarnation,
-        /// The objects not below the settled point, in key order.
+        /// The settled point it knows.
+        settled: Stamp,
+        /// Objects not below the settled point, in key order, if they are wanted.
         unsettled: Vec<ObjectStamp>,
+        /// Whether there are more after the last of them.
+        more: bool,
     },
     /// Done; nothing to tell.
     Done,
@@ -209,6 +388,82 @@ pub enum MemberReply {
         /// Which opening of the disk answers.
         incarnation: Incarnation,
     },
+    /// The asker is not fenced.
+    Confirmed {
+        /// Which opening of the disk answers.
+        incarnation: Incarnation,
+        /// How many refusals the asker knows with these.
+        refusals: u64,
+        /// The configurations that were refused since, in the order in which they were; of one
+        /// partition only the last.
+        refused: Vec<Refused>,
+        /// Whether there are more: ask again.
+        more: bool,
+    },
+    /// Lineages, ascending.
+    Lineages {
+        /// How each stands.
+        lineages: Vec<LineageStamp>,
+        /// Whether there are more after the last of them.
+        more: bool,
+    },
+    /// Objects by lineage, layer and index.
+    Survey {
+        /// Which opening of the disk answers.
+        incarnation: Incarnation,
+        /// Whose, and how each stands.
+        objects: Vec<(LineageId, ObjectStamp)>,
+        /// Whether there are more after the last of them.
+        more: bool,
+    },
+    /// One for each block asked for.
+    Checksums(Vec<BlockSum>),
+    /// The configurations are refused.
+    Refused {
+        /// Which opening of the disk answers.
+        incarnation: Incarnation,
+        /// What openings from this one on acknowledged is all there: the disk's machine has not
+        /// lost power since it.
+        lossless_from: Incarnation,
+    },
+    /// Everything is durable.
+    Installed {
+        /// Which opening of the disk answers.
+        incarnation: Incarnation,
+    },
+}
+
+/// A configuration that a disk has refused, with all of the partition before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// The table, the number of partitions, and the configuration.
+    pub under: Under,
+    /// Which partition.
+    pub partition: PartitionId,
+}
+
+/// Where a lineage stands on one disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LineageStamp {
+    /// Which lineage.
+    pub lineage: LineageId,
+    /// Generations below are refused.
+    pub fence: Generation,
+    /// The settled point that the disk knows.
+    pub settled: Stamp,
+    /// Who has settled everything at or below it.
+    pub marked_by: Generation,
+}
+
+/// What a block has, for comparing copies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlockSum {
+    /// See [`BlockState::Absent`].
+    Absent,
+    /// See [`BlockState::Zero`].
+    Zero,
+    /// Its checksum: see [`crate::block_checksum`].
+    Data(u64),
 }
 
 /// Where one object stands on one disk.
@@ -218,7 +473,8 @@ pub struct ObjectStamp {
     pub key: ObjectKey,
     /// The last write applied; the default if there was none.
     pub stamp: Stamp,
-    /// The attachment that last settled it; 0 if none did.
+    /// The attachment that last settled it; 0 if none did. A write of a generation, and a mark at
+    /// or above the stamp, count as settling.
     pub settled_generation: Generation,
 }
 
@@ -253,6 +509,24 @@ pub enum MemberError {
     WrongConfiguration {
         /// The number the disk knows.
         have: ConfigurationNumber,
+    },
+    /// Look what the disk has refused since.
+    #[error("the disk has refused configurations {refusals} times")]
+    RefusedMore {
+        /// How often it has.
+        refusals: u64,
+    },
+    /// Give up: a newer attempt to change the members exists, or this one is over.
+    #[error("the partition's members are being changed by attempt {newer}")]
+    Superseded {
+        /// The newest attempt that the disk knows.
+        newer: u64,
+    },
+    /// Stage everything again: what was staged is not what was sent, and was dropped.
+    #[error("{have} blocks were staged")]
+    NotStaged {
+        /// How many were.
+        have: u32,
     },
     /// Report: there is no space for new data. Overwrites, discards and deletes still work.
     #[error("no space left for new data")]

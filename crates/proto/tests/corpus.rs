@@ -34,7 +34,8 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
         if name == "hello" {
             seeds.push((format!("{name}-as-it-is"), [&[AS_IT_IS], &frame[..]].concat()));
         }
-        if ["writedata", "fenced-0", "read"].contains(&name.as_str()) {
+        if ["writedata-1", "fenced-1", "read-1", "install-1", "surveyed-1"].contains(&name.as_str())
+        {
             let cut = &frame[..frame.len() - 5];
             seeds.push((format!("{name}-cut"), [&[FITTING], cut].concat()));
             frame[6..8].fill(0xff);

@@ -1,25 +1,28 @@
-//! Writes: one chain per object, in which each write names the one before it, sent to every
-//! current member and acknowledged when a quorum has it.
+//! Writes: one chain per object, in which each write names the one before it, sent to every member
+//! that is not behind and acknowledged when a quorum has it.
 //!
 //! A link is one member's side of a chain. While it flows, writes are sent as they come. When a
 //! write is refused for whatever reason, those sent after it name a stamp that the member never
 //! had, so they come back too: the link halts, waits until all answers are in, asks for the stamp
 //! that the member has, takes everything up to it as done and sends the rest again, in order.
+//!
+//! When the members of the partition change, all links begin anew, after one of the new members
+//! was asked what is there: see `verify`.
 
 use crate::coordinator::{Coordinator, Pending, is_only_absent};
 use crate::event::{Answer, Effect, Error};
 use crate::peer::{PeerIndex, PeerSet, PeerState};
 use proto::limits::SESSION_STAMPS_MAX;
 use proto::{Change, DiskId, LayerId, MemberError, MemberRequest, ObjectKey, Stamp, Write};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What is known of one object.
 #[derive(Debug)]
 pub(crate) struct Object {
     /// The last write acknowledged, or what a member said it has.
     pub(crate) last: Stamp,
-    /// The epoch of its member's acknowledgements that contains it; see `Peer::epoch`.
-    pub(crate) dirty_epoch: u64,
+    /// The number of the first flush that covers it; see `Coordinator::flushed`.
+    pub(crate) dirty: u64,
     /// Its chain, if changes are under way.
     pub(crate) chain: Option<u64>,
 }
@@ -28,10 +31,10 @@ pub(crate) struct Object {
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
     pub(crate) index: u32,
-    /// The stamp before the first entry, which every member has.
-    base: Stamp,
+    /// The stamp before the first entry, which every member has, once that is known.
+    base: Option<Stamp>,
     entries: VecDeque<Entry>,
-    /// One for each current member.
+    /// One for each current member that is not behind.
     links: Vec<Link>,
 }
 
@@ -44,11 +47,13 @@ struct Entry {
     change: Change,
     /// Of the request.
     token: u64,
+    /// Some member was sent it.
+    is_sent: bool,
     acked: PeerSet,
     refused: PeerSet,
     /// A quorum has it and the request has ended.
     answered: bool,
-    /// Every member has it.
+    /// Every link's member has it.
     finished: bool,
 }
 
@@ -78,6 +83,13 @@ enum LinkState {
     Learning,
 }
 
+impl Link {
+    fn halted(peer: PeerIndex) -> Link {
+        let (state, have) = (LinkState::Halted, Stamp::default());
+        Link { peer, state, have, in_flight: 0, wrong_stamps: 0 }
+    }
+}
+
 impl Chain {
     /// The requests that have not ended.
     pub(crate) fn unanswered(&self) -> impl Iterator<Item = u64> {
@@ -102,8 +114,19 @@ impl Chain {
         is_member && self.next_layer(peer).is_some_and(|next| next < layer)
     }
 
+    /// Whether the peer has everything that was acknowledged.
+    pub(crate) fn has_answered(&self, peer: PeerIndex) -> bool {
+        let mut answered = self.entries.iter().filter(|entry| entry.answered && !entry.finished);
+        answered.all(|entry| entry.acked.contains(peer))
+    }
+
     fn position(&self, sequence: u64) -> Option<usize> {
         self.entries.binary_search_by_key(&sequence, |entry| entry.stamp.sequence).ok()
+    }
+
+    /// Whether this stamp is one that a member may have.
+    fn is_in_history(&self, stamp: Stamp) -> bool {
+        self.base == Some(stamp) || self.entries.iter().any(|entry| entry.stamp == stamp)
     }
 }
 
@@ -128,6 +151,7 @@ impl Coordinator {
             layer: self.layer,
             change,
             token,
+            is_sent: false,
             acked: PeerSet::default(),
             refused: PeerSet::default(),
             answered: false,
@@ -138,6 +162,7 @@ impl Coordinator {
             self.send_or_skip(number, link, entry, effects);
         }
         self.settle_chain(number, effects);
+        self.flush_by_itself(effects);
     }
 
     /// Starts an object's chain: flowing where the stamp is known and the member serves.
@@ -145,22 +170,22 @@ impl Coordinator {
         if last.is_none() {
             self.make_room();
         }
+        let last = last.filter(|_| !self.checks.contains(index));
         let mut chain = self.spare_chains.pop().unwrap_or_default();
         chain.index = index;
-        chain.base = last.unwrap_or_default();
-        for peer in self.members_of(index).iter() {
-            let flows = last.is_some() && self.peers[usize::from(peer)].is_up();
-            let state = if flows { LinkState::Flowing } else { LinkState::Halted };
-            chain.links.push(Link {
-                peer,
-                state,
-                have: last.unwrap_or_default(),
-                in_flight: 0,
-                wrong_stamps: 0,
-            });
+        chain.base = last;
+        for peer in self.partition_at(index).whole.iter() {
+            let mut link = Link::halted(peer);
+            if let Some(last) = last {
+                link.have = last;
+                if self.peers[usize::from(peer)].is_up() {
+                    link.state = LinkState::Flowing;
+                }
+            }
+            chain.links.push(link);
         }
         let number = self.chains.insert(chain);
-        let unknown = Object { last: Stamp::default(), dirty_epoch: 0, chain: None };
+        let unknown = Object { last: Stamp::default(), dirty: 0, chain: None };
         self.objects.entry(index).or_insert(unknown).chain = Some(number);
         number
     }
@@ -170,52 +195,61 @@ impl Coordinator {
         if self.objects.len() < SESSION_STAMPS_MAX {
             return;
         }
-        let stable = self.peers.iter().map(|peer| peer.stable_epoch).min().unwrap_or(0);
-        self.objects.retain(|_, object| object.chain.is_some() || object.dirty_epoch > stable);
+        let (flushed, checks) = (self.flushed, &self.checks);
+        let is_needed = |index: u32, object: &Object| {
+            object.chain.is_some() || object.dirty > flushed || checks.contains(index)
+        };
+        self.objects.retain(|index, object| is_needed(*index, object));
         if self.objects.len() < SESSION_STAMPS_MAX / 4 * 3 {
             return;
         }
-        // What was not flushed cannot be compared any more if a disk is opened anew before the
-        // next flush: that counts as a loss then.
-        self.objects.retain(|_, object| object.chain.is_some());
-        self.peers.iter_mut().for_each(|peer| peer.forgotten_epoch = peer.epoch);
+        // What was not flushed cannot be compared any more if the members change before the next
+        // flush: with one member that counts as a loss then.
+        let checks = &self.checks;
+        self.objects.retain(|index, object| object.chain.is_some() || checks.contains(*index));
+        self.forgotten = self.flush_number;
     }
 
     /// Sends one entry to one member, if its link flows. A discard of what was never written is
     /// done without a word, so that discarding an empty volume leaves no trace.
     fn send_or_skip(&mut self, number: u64, link: usize, entry: usize, effects: &mut Vec<Effect>) {
         let chain = self.chains.at_mut(number).expect("its chain is there");
-        let alone = chain.links.len() == 1;
+        let index = chain.index;
         let link = &mut chain.links[link];
-        if link.state != LinkState::Flowing {
+        if link.state != LinkState::Flowing || chain.entries[entry].finished {
             return;
         }
-        let entry = &mut chain.entries[entry];
-        if entry.layer > self.peers[usize::from(link.peer)].layer {
+        if chain.entries[entry].layer > self.peers[usize::from(link.peer)].layer {
             // It goes on when the disk has opened the layer.
             link.state = LinkState::Halted;
             return;
         }
-        if alone && link.have == Stamp::default() && is_only_absent(&entry.change) {
+        let is_empty = link.have == Stamp::default() && !chain.entries[entry].is_sent;
+        let is_first = chain.entries.iter().take(entry).all(|earlier| earlier.finished);
+        let entry = &mut chain.entries[entry];
+        if is_empty && is_first && is_only_absent(&entry.change) {
             entry.answered = true;
             entry.finished = true;
             self.sequence.finish(entry.stamp.sequence);
             effects.push(Effect::Done { token: entry.token, result: Ok(Answer::Done) });
             return;
         }
-        let write = Write {
-            lineage: self.lineage,
-            key: ObjectKey { layer: entry.layer, index: chain.index },
-            configuration: self.map.configuration_of(self.lineage, chain.index).number,
-            previous: link.have,
-            stamp: entry.stamp,
-            settled: Stamp { generation: self.generation, sequence: self.sequence.settled() },
-            change: entry.change.clone(),
-        };
+        let (previous, peer) = (link.have, link.peer);
         link.have = entry.stamp;
         link.in_flight += 1;
-        let pending =
-            Pending::Write { peer: link.peer, chain: number, sequence: entry.stamp.sequence };
+        entry.is_sent = true;
+        let (stamp, layer, change) = (entry.stamp, entry.layer, entry.change.clone());
+        let write = Write {
+            lineage: self.lineage,
+            key: ObjectKey { layer, index },
+            under: self.partition_at(index).under,
+            previous,
+            stamp,
+            settled: self.settled,
+            change,
+        };
+        let (sequence, sent) = (stamp.sequence, self.clock);
+        let pending = Pending::Write { peer, chain: number, sequence, sent };
         self.ask(pending, MemberRequest::Write(write), effects);
     }
 
@@ -239,36 +273,41 @@ impl Coordinator {
         let Some(position) = chain.position(sequence) else { return };
         chain.entries[position].acked.insert(peer);
         self.evaluate(number, position, effects);
-        if self.peers[usize::from(peer)].lagging.remove(&sequence) {
+        if self.peers[usize::from(peer)].end_lag(sequence) {
             self.lag_ended(peer, sequence, effects);
         }
     }
 
-    /// Ends an entry's request when a quorum has it, and the entry when every member has it.
+    /// Ends an entry's request when a quorum has it, and the entry when every link's member has it.
     fn evaluate(&mut self, number: u64, position: usize, effects: &mut Vec<Effect>) {
-        let chain = self.chains.at_mut(number).expect("its chain is there");
+        let chain = self.chains.at(number).expect("its chain is there");
         let index = chain.index;
+        let quorum = self.partition_at(index).quorum();
+        let chain = self.chains.at_mut(number).expect("its chain is there");
         let entry = &mut chain.entries[position];
         let sequence = entry.stamp.sequence;
         let have = chain.links.iter().filter(|link| entry.acked.contains(link.peer)).count();
-        let members = chain.links.len();
-        let quorum =
-            if members == 1 { 1 } else { self.map.configuration_of(self.lineage, index).quorum() };
         if !entry.answered && have >= quorum {
             entry.answered = true;
             effects.push(Effect::Done { token: entry.token, result: Ok(Answer::Done) });
             let object = self.objects.get_mut(&index).expect("a chain has its object");
             object.last = object.last.max(entry.stamp);
+            object.dirty = self.flush_number;
+            let bytes = match &entry.change {
+                Change::Data { payload, .. } => payload.len(),
+                Change::Zero { .. } | Change::Absent { .. } => 0,
+            };
             for link in &chain.links {
-                let peer = &mut self.peers[usize::from(link.peer)];
-                if entry.acked.contains(link.peer) {
-                    object.dirty_epoch = peer.epoch;
-                } else {
-                    peer.lagging.insert(sequence);
+                if !entry.acked.contains(link.peer) {
+                    let peer = &mut self.peers[usize::from(link.peer)];
+                    peer.begin_lag(sequence, bytes);
+                    if peer.lags_too_much() {
+                        self.overdue.insert(link.peer);
+                    }
                 }
             }
         }
-        if entry.answered && have == members && !entry.finished {
+        if entry.answered && have == chain.links.len() && !entry.finished {
             entry.finished = true;
             self.sequence.finish(sequence);
         }
@@ -282,8 +321,8 @@ impl Coordinator {
         while let Some(entry) = chain.entries.front()
             && entry.finished
         {
-            if !entry.acked.is_empty() {
-                chain.base = entry.stamp;
+            if entry.is_sent {
+                chain.base = Some(entry.stamp);
             }
             chain.entries.pop_front();
         }
@@ -309,7 +348,7 @@ impl Coordinator {
             let agrees = link.have == object.last;
             assert!(link.state != LinkState::Flowing || agrees, "a chain ends where it was acked");
         }
-        if object.last == Stamp::default() {
+        if object.last == Stamp::default() && !self.checks.contains(chain.index) {
             // Discarding an empty volume must not fill the table.
             self.objects.remove(&chain.index);
         }
@@ -343,8 +382,12 @@ impl Coordinator {
     /// Whether there is something that this member could be sent now.
     fn may_learn(&self, chain: &Chain, peer: PeerIndex) -> bool {
         let knows = self.peers[usize::from(peer)].layer;
-        let next = chain.next_layer(peer).unwrap_or_default();
-        !chain.entries.is_empty() && self.is_ready(peer) && knows != LayerId(0) && next <= knows
+        let Some(next) = chain.next_layer(peer) else { return false };
+        self.is_ready(peer)
+            && knows != LayerId(0)
+            && next <= knows
+            && !self.checks.contains(chain.index)
+            && !self.has_refused(peer, chain.index)
     }
 
     /// A member told where the object stands: the rest is sent again.
@@ -355,43 +398,113 @@ impl Coordinator {
         have: Stamp,
         effects: &mut Vec<Effect>,
     ) {
-        let index = self.chains.at(number).expect("its chain is there").index;
+        let chain = self.chains.at_mut(number).expect("its chain is there");
+        let index = chain.index;
+        chain.link(peer).expect("its link is there").state = LinkState::Halted;
+        let is_known = chain.base.is_some();
+        let fits = chain.is_in_history(have);
+        let is_sole = self.partition_at(index).members.len() == 1;
+        if is_sole && (!is_known || !fits) {
+            // What the only member has is what there is.
+            if self.accept(peer, index, have, effects) {
+                self.go_on(index, have, effects);
+            }
+            return;
+        }
         let limit = Stamp { generation: self.generation, sequence: self.sequence.next() };
         if have >= limit {
-            self.peer_lost(peer, format!("it has a write {have:?} that was never sent"));
-            return;
+            let reason = format!("it has a write {have:?} that was never sent");
+            return self.peer_lost(peer, reason, effects);
         }
-        if !self.compare_with_acknowledged(peer, index, have, effects) {
-            return;
+        if is_known && !fits {
+            let reason = "it misses writes that only its peers have".to_string();
+            return self.fall_behind(peer, reason, effects);
         }
-        let chain = self.chains.at_mut(number).expect("its chain is there");
-        let position = chain.links.iter().position(|link| link.peer == peer).expect("its link");
-        let link = &mut chain.links[position];
-        link.state = LinkState::Flowing;
-        link.have = have;
-        let has_it = |entry: &Entry| entry.stamp <= have && !entry.acked.contains(peer);
-        let had: Vec<u64> = chain
-            .entries
-            .iter()
-            .filter(|entry| has_it(entry))
-            .map(|entry| entry.stamp.sequence)
-            .collect();
-        if chain.links.len() == 1 {
+        if !is_known {
+            let chain = self.chains.at_mut(number).expect("its chain is there");
+            chain.base = Some(have);
             let object = self.objects.get_mut(&index).expect("a chain has its object");
             object.last = object.last.max(have);
         }
+        self.flow_from(number, peer, have, effects);
+        self.settle_chain(number, effects);
+    }
+
+    /// The member has everything up to a stamp: it gets the rest.
+    fn flow_from(&mut self, number: u64, peer: PeerIndex, have: Stamp, effects: &mut Vec<Effect>) {
+        let Some(chain) = self.chains.at_mut(number) else { return };
+        let Some(position) = chain.links.iter().position(|link| link.peer == peer) else { return };
+        let link = &mut chain.links[position];
+        link.state = LinkState::Flowing;
+        link.have = have;
+        let has_it = |entry: &&Entry| entry.stamp <= have && !entry.acked.contains(peer);
+        let had: Vec<u64> =
+            chain.entries.iter().filter(has_it).map(|entry| entry.stamp.sequence).collect();
         for sequence in had {
             self.acknowledge(number, sequence, peer, effects);
         }
         let count = self.chains.at(number).expect("its chain is there").entries.len();
         for entry in 0..count {
             let chain = self.chains.at(number).expect("its chain is there");
-            let missing = &chain.entries[entry];
-            if !missing.finished && !missing.acked.contains(peer) {
+            if !chain.entries[entry].acked.contains(peer) {
                 self.send_or_skip(number, position, entry, effects);
             }
         }
+    }
+
+    /// What there is of the object is known: all its members have this.
+    pub(crate) fn go_on(&mut self, index: u32, have: Stamp, effects: &mut Vec<Effect>) {
+        let Some(number) = self.objects.get(&index).and_then(|object| object.chain) else { return };
+        let chain = self.chains.at_mut(number).expect("its chain is there");
+        chain.base = Some(have);
+        // Whoever does not serve just now learns for itself later, but has it.
+        let members: Vec<PeerIndex> = chain.links.iter().map(|link| link.peer).collect();
+        let had = chain.entries.iter().filter(|entry| entry.stamp <= have);
+        let had: Vec<u64> = had.map(|entry| entry.stamp.sequence).collect();
+        for entry in chain.entries.iter_mut().filter(|entry| entry.stamp <= have) {
+            entry.is_sent = true;
+        }
+        for sequence in had {
+            for &peer in &members {
+                self.acknowledge(number, sequence, peer, effects);
+            }
+        }
+        for &peer in &members {
+            if self.is_ready(peer) {
+                self.flow_from(number, peer, have, effects);
+            }
+        }
         self.settle_chain(number, effects);
+    }
+
+    /// Acknowledged writes of the object are lost: those that are in memory are forgotten, what was
+    /// in flight comes again as new writes.
+    pub(crate) fn renew_chain(&mut self, index: u32, have: Stamp) {
+        let Some(number) = self.objects.get(&index).and_then(|object| object.chain) else { return };
+        let chain = self.chains.at_mut(number).expect("its chain is there");
+        let links: Vec<PeerIndex> = chain.links.iter().map(|link| link.peer).collect();
+        for entry in std::mem::take(&mut chain.entries) {
+            if entry.stamp <= have {
+                chain.entries.push_back(entry);
+                continue;
+            }
+            for peer in &links {
+                self.peers[usize::from(*peer)].end_lag(entry.stamp.sequence);
+            }
+            if !entry.finished {
+                self.sequence.finish(entry.stamp.sequence);
+            }
+            if entry.answered {
+                continue;
+            }
+            let stamp = Stamp { generation: self.generation, sequence: self.sequence.issue() };
+            let (acked, refused) = (PeerSet::default(), PeerSet::default());
+            chain.entries.push_back(Entry { stamp, acked, refused, is_sent: false, ..entry });
+        }
+        let is_empty = chain.entries.is_empty();
+        if is_empty {
+            chain.links.iter_mut().for_each(|link| link.state = LinkState::Halted);
+        }
     }
 
     /// A member would not tell where the object stands.
@@ -431,7 +544,8 @@ impl Coordinator {
     }
 
     /// A member refused a write for good. If nobody has it and all refused, its request fails and
-    /// it has never been; otherwise some member has it, and this one must take it sooner or later.
+    /// it has never been; otherwise some member may have it, and this one must take it sooner or
+    /// later.
     fn refuse(
         &mut self,
         number: u64,
@@ -440,12 +554,14 @@ impl Coordinator {
         error: Error,
         effects: &mut Vec<Effect>,
     ) {
+        let index = self.chains.at(number).expect("its chain is there").index;
+        let members = self.partition_at(index).members.len();
         let chain = self.chains.at_mut(number).expect("its chain is there");
         let Some(position) = chain.position(sequence) else { return };
         let entry = &mut chain.entries[position];
         entry.refused.insert(peer);
-        let refused = chain.links.iter().all(|link| entry.refused.contains(link.peer));
-        if !refused || !entry.acked.is_empty() {
+        let refused = chain.links.iter().filter(|link| entry.refused.contains(link.peer)).count();
+        if refused < members || !entry.acked.is_empty() {
             self.back_off(peer);
             return;
         }
@@ -454,8 +570,8 @@ impl Coordinator {
         effects.push(Effect::Done { token: entry.token, result: Err(error) });
     }
 
-    /// Answers of this peer do not come any more.
-    pub(crate) fn halt_links(&mut self, peer: PeerIndex) {
+    /// Answers of this peer do not come any more: its questions are forgotten already.
+    pub(crate) fn halt_links(&mut self, peer: PeerIndex, effects: &mut Vec<Effect>) {
         for number in self.chain_numbers() {
             let chain = self.chains.at_mut(number).expect("listed just now");
             if let Some(link) = chain.link(peer) {
@@ -463,8 +579,52 @@ impl Coordinator {
                 link.state = LinkState::Halted;
             }
             if chain.entries.is_empty() {
-                self.close_chain(number);
+                self.settle_chain(number, effects);
             }
+        }
+    }
+
+    /// The peer is behind: chains go on without it, where it is not the only member.
+    pub(crate) fn drop_links(&mut self, peer: PeerIndex, effects: &mut Vec<Effect>) {
+        let mut dropped = BTreeSet::new();
+        for number in self.chain_numbers() {
+            let index = self.chains.at(number).expect("listed just now").index;
+            if self.partition_at(index).whole.contains(peer) {
+                continue;
+            }
+            let chain = self.chains.at_mut(number).expect("listed just now");
+            let before = chain.links.len();
+            chain.links.retain(|link| link.peer != peer);
+            if chain.links.len() < before {
+                dropped.insert(number);
+                for entry in &chain.entries {
+                    self.peers[usize::from(peer)].end_lag(entry.stamp.sequence);
+                }
+            }
+        }
+        let is_gone = |pending: &Pending| pending.peer() == peer;
+        self.forget_link_questions(|pending, chain| is_gone(pending) && dropped.contains(&chain));
+        for number in dropped {
+            let count = self.chains.at(number).map_or(0, |chain| chain.entries.len());
+            for entry in 0..count {
+                self.evaluate(number, entry, effects);
+            }
+            self.settle_chain(number, effects);
+        }
+    }
+
+    fn forget_link_questions(&mut self, is_gone: impl Fn(&Pending, u64) -> bool) {
+        let of = |(token, pending): (u64, &Pending)| match pending {
+            Pending::Write { chain, .. } | Pending::Learn { chain, .. }
+                if is_gone(pending, *chain) =>
+            {
+                Some(token)
+            }
+            _ => None,
+        };
+        let gone: Vec<u64> = self.tokens.iter().filter_map(of).collect();
+        for token in gone {
+            self.tokens.remove(token);
         }
     }
 
@@ -474,56 +634,63 @@ impl Coordinator {
             let chain = self.chains.at(number);
             let links = chain.map_or(0, |chain| chain.links.len());
             for link in 0..links {
-                if self.chains.at(number).is_some_and(|chain| chain.links[link].peer == peer) {
+                let is_there =
+                    |chain: &Chain| chain.links.get(link).is_some_and(|l| l.peer == peer);
+                if self.chains.at(number).is_some_and(is_there) {
                     self.try_learn(number, link, effects);
                 }
             }
         }
     }
 
-    /// Gives every chain the links of its partition's present members.
-    pub(crate) fn relink_chains(&mut self, effects: &mut Vec<Effect>) {
-        for number in self.chain_numbers() {
-            let index = self.chains.at(number).expect("listed just now").index;
-            let members = self.members_of(index);
-            let chain = self.chains.at_mut(number).expect("listed just now");
-            let before = chain.links.len();
-            chain.links.retain(|link| members.contains(link.peer));
-            let mut changed = chain.links.len() != before;
-            for peer in members.iter() {
-                if chain.link(peer).is_none() {
-                    changed = true;
-                    let state = LinkState::Halted;
-                    let have = Stamp::default();
-                    chain.links.push(Link { peer, state, have, in_flight: 0, wrong_stamps: 0 });
+    /// The members of some partitions are others: what is under way there begins anew, once it is
+    /// known what is there.
+    pub(crate) fn reset_objects(&mut self, is_changed: impl Fn(&Coordinator, u32) -> bool) {
+        let flushed = self.flushed;
+        let mut reset = BTreeSet::new();
+        let mut checked = Vec::new();
+        for (&index, object) in &self.objects {
+            if is_changed(self, index) {
+                reset.extend(object.chain);
+                if object.chain.is_some() || object.dirty > flushed || self.checks.contains(index) {
+                    checked.push(index);
                 }
-            }
-            if changed {
-                for entry in 0..chain.entries.len() {
-                    self.evaluate(number, entry, effects);
-                }
-                self.settle_chain(number, effects);
             }
         }
-    }
-
-    /// Drops what is known of idle objects of this peer that are stable: it is asked for again.
-    pub(crate) fn forget_idle_objects(&mut self, peer: PeerIndex, stable: u64) {
-        let mut objects = std::mem::take(&mut self.objects);
-        objects.retain(|index, object| {
-            object.chain.is_some()
-                || object.dirty_epoch > stable
-                || !self.members_of(*index).contains(peer)
-        });
-        self.objects = objects;
-    }
-
-    /// Below which stamp a member of this object must not be.
-    pub(crate) fn floor_of(&self, index: u32, alone: bool) -> Option<Stamp> {
-        let object = self.objects.get(&index)?;
-        match object.chain.and_then(|number| self.chains.at(number)) {
-            Some(chain) if !alone => Some(chain.base),
-            _ => Some(object.last),
+        // What is idle and flushed is asked for again before it is changed.
+        let idle = |index: &u32, object: &Object| {
+            object.chain.is_none() && checked.binary_search(index).is_err()
+        };
+        let forgotten = self.objects.iter().filter(|(index, object)| idle(index, object));
+        let forgotten: Vec<u32> = forgotten.map(|(index, _)| *index).collect();
+        for index in forgotten {
+            if is_changed(self, index) {
+                self.objects.remove(&index);
+            }
+        }
+        self.forget_link_questions(|_, chain| reset.contains(&chain));
+        for &number in &reset {
+            let index = self.chains.at(number).expect("an object has its chain").index;
+            let whole = self.partition_at(index).whole;
+            let chain = self.chains.at_mut(number).expect("an object has its chain");
+            chain.base = None;
+            for entry in &mut chain.entries {
+                for link in &chain.links {
+                    self.peers[usize::from(link.peer)].end_lag(entry.stamp.sequence);
+                }
+                entry.acked = PeerSet::default();
+                entry.refused = PeerSet::default();
+            }
+            chain.links = whole.iter().map(Link::halted).collect();
+        }
+        let again: BTreeSet<u32> = checked.iter().copied().collect();
+        self.forget_checks(|index| again.contains(&index));
+        checked.into_iter().for_each(|index| self.begin_check(index));
+        for number in reset {
+            let chain = self.chains.at(number).expect("an object has its chain");
+            if chain.entries.is_empty() {
+                self.close_chain(number);
+            }
         }
     }
 
@@ -539,20 +706,36 @@ impl Coordinator {
             }
         }
         let mut unfinished = 0;
+        let mut lagging: BTreeMap<PeerIndex, BTreeSet<u64>> = BTreeMap::new();
         for (number, chain) in self.chains.iter() {
             assert!(!chain.entries.is_empty(), "a chain without changes");
             assert_eq!(self.objects.get(&chain.index).and_then(|o| o.chain), Some(number));
             let stamps = chain.entries.iter().map(|entry| entry.stamp);
             assert!(stamps.is_sorted(), "changes keep their order");
             unfinished += chain.entries.iter().filter(|entry| !entry.finished).count();
+            let whole = self.partition_at(chain.index).whole;
+            let linked: PeerSet = chain.links.iter().map(|link| link.peer).collect();
+            assert!(linked.len() == whole.len() && linked.iter().all(|peer| whole.contains(peer)));
             for link in &chain.links {
-                let asked = asked.get(&(number, link.peer)).copied().unwrap_or(0);
+                let asked = asked.remove(&(number, link.peer)).unwrap_or(0);
                 assert_eq!(asked, link.in_flight, "questions of a link");
                 let state = &self.peers[usize::from(link.peer)].state;
                 assert!(link.state == LinkState::Halted || *state == PeerState::Up);
                 let idle = link.state == LinkState::Halted && link.in_flight == 0;
                 assert!(!idle || !self.may_learn(chain, link.peer), "a link was forgotten");
+                let lags = |entry: &&Entry| entry.answered && !entry.acked.contains(link.peer);
+                if !self.checks.contains(chain.index) {
+                    let lags = chain.entries.iter().filter(|entry| !entry.finished).filter(lags);
+                    let lags = lags.map(|entry| entry.stamp.sequence);
+                    lagging.entry(link.peer).or_default().extend(lags);
+                }
             }
+        }
+        assert!(asked.is_empty(), "questions of no link");
+        for (index, peer) in self.peers.iter().enumerate() {
+            let lags = lagging.remove(&(index as PeerIndex)).unwrap_or_default();
+            assert!(peer.lagging.keys().copied().eq(lags), "what disk {} lacks", peer.disk);
+            assert_eq!(peer.lagging.values().sum::<usize>(), peer.lagging_bytes);
         }
         assert_eq!(unfinished, self.sequence.outstanding(), "changes under way");
         let chained = self.objects.values().filter(|object| object.chain.is_some()).count();
@@ -571,6 +754,9 @@ fn refusal(error: &MemberError, disk: DiskId) -> Option<Error> {
         MemberError::Fenced { .. }
         | MemberError::WrongStamp { .. }
         | MemberError::WrongConfiguration { .. }
+        | MemberError::RefusedMore { .. }
+        | MemberError::Superseded { .. }
+        | MemberError::NotStaged { .. }
         | MemberError::Busy
         | MemberError::Retired => None,
     }

@@ -179,9 +179,10 @@ pub enum Effect {
         /// How it ended.
         result: Result<Answer, Error>,
     },
-    /// Changes that were acknowledged and not flushed are gone with their disk. The flushes under
-    /// way fail, and so does the next one. A change of the session of which a part had been
-    /// acknowledged must be done again before it is reported as done.
+    /// Changes that were acknowledged and not flushed are gone with their disk, or with the power
+    /// of too many machines. The flushes under way fail, and so does the next one. A change of the
+    /// session of which a part had been acknowledged must be done again before it is reported as
+    /// done.
     Lost,
     /// A newer attachment exists: every request has ended with [`Error::Fenced`], and so will all
     /// later ones. Comes once.

@@ -5,11 +5,12 @@
 //! closed. Until then it is read at the layer that it knows, which shows the same, for nothing was
 //! written to the new one yet.
 
-use crate::coordinator::{Coordinator, Group, Pending, Phase};
+use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Answer, Effect, Error, View};
-use crate::peer::{Peer, PeerIndex, PeerState};
+use crate::partitions::Group;
+use crate::peer::{Peer, PeerIndex};
 use cluster::{Configuration, Map, Origin};
-use proto::{DiskId, Incarnation, LayerId, LineageId, MemberError, MemberRequest, OBJECT_SIZE};
+use proto::{LayerId, LineageId, MemberError, MemberRequest, OBJECT_SIZE};
 use std::collections::BTreeSet;
 
 /// A layer that this session opens on the disks.
@@ -62,24 +63,26 @@ impl Coordinator {
     }
 
     /// The members of what shows through: they need no fence.
-    pub(crate) fn take_origins(&mut self) -> BTreeSet<(DiskId, Incarnation)> {
+    pub(crate) fn take_origins(&mut self) -> BTreeSet<PeerIndex> {
         let map = self.map.clone();
-        let mut listed = BTreeSet::new();
-        self.origin_groups.clear();
-        let mut seen = BTreeSet::new();
+        let mut groups = BTreeSet::new();
         // A source is no disk's.
         let of_disks = |origin: &Origin| map.source(origin.layer).is_none();
         for origin in map.chain(self.layer).into_iter().filter(of_disks) {
             for configuration in configurations(&map, origin.lineage, origin.bytes) {
                 let members = configuration.current.iter();
-                let disks: Vec<DiskId> = members.clone().map(|member| member.disk).collect();
-                listed.extend(members.map(|member| (member.disk, member.incarnation)));
-                if !disks.is_empty() && seen.insert(disks.clone()) {
-                    self.origin_groups.push(disks);
-                }
+                let members = members.map(|member| (member.disk, member.incarnation));
+                groups.insert(members.collect::<Vec<_>>());
             }
         }
-        listed
+        groups.retain(|members| !members.is_empty());
+        let peers = groups.into_iter().map(|members| {
+            let peer = |(disk, incarnation)| self.peer_at(disk, incarnation);
+            members.into_iter().map(peer).collect()
+        });
+        let peers: Vec<Vec<PeerIndex>> = peers.collect();
+        self.origin_groups = peers;
+        self.origin_groups.iter().flatten().copied().collect()
     }
 
     /// Changes that come from now on belong to another layer.
@@ -112,8 +115,7 @@ impl Coordinator {
             return;
         }
         let peer = &self.peers[usize::from(index)];
-        let serves = matches!(peer.state, PeerState::Up | PeerState::Checking);
-        if !peer.own || !serves || peer.layer_asked || peer.retry_at.is_some() {
+        if !peer.own || !peer.is_up() || peer.layer_asked || peer.retry_at.is_some() {
             return;
         }
         let next = self.rungs.iter().find(|rung| rung.layer > peer.layer);
@@ -162,9 +164,31 @@ impl Coordinator {
         self.layer_known(index, layer, effects);
     }
 
-    fn layer_known(&mut self, index: PeerIndex, layer: LayerId, effects: &mut Vec<Effect>) {
+    /// A disk does not know this layer: it knows the next one below that it does not have to open.
+    pub(crate) fn layer_unknown(&mut self, index: PeerIndex, layer: LayerId) {
+        let Some(rung) = self.rungs.iter().find(|rung| rung.layer == layer) else { return };
+        let parent = rung.parent;
+        let is_rung = self.rungs.iter().any(|rung| rung.layer == parent);
         let peer = &mut self.peers[usize::from(index)];
-        peer.layer = peer.layer.max(layer);
+        if is_rung {
+            peer.layer_tried = Some(parent);
+        } else {
+            peer.layer = parent;
+        }
+    }
+
+    /// A disk knows a layer.
+    pub(crate) fn layer_known(
+        &mut self,
+        index: PeerIndex,
+        layer: LayerId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let peer = &mut self.peers[usize::from(index)];
+        if layer <= peer.layer {
+            return;
+        }
+        peer.layer = layer;
         let own = || self.peers.iter().filter(|peer| peer.own);
         let lowest = own().map(|peer| peer.layer).min().unwrap_or_default();
         let last = self.rungs.last().map(|rung| rung.layer).unwrap_or_default();
@@ -176,12 +200,17 @@ impl Coordinator {
     }
 
     /// A disk would not open a layer.
-    pub(crate) fn handle_layer_error(&mut self, index: PeerIndex, error: &MemberError) {
+    pub(crate) fn handle_layer_error(
+        &mut self,
+        index: PeerIndex,
+        error: &MemberError,
+        effects: &mut Vec<Effect>,
+    ) {
         self.peers[usize::from(index)].layer_asked = false;
         match error {
             MemberError::Invalid(why) => {
                 let reason = format!("it refused to open a layer ({why}); report this bug");
-                self.peer_lost(index, reason);
+                self.peer_lost(index, reason, effects);
             }
             _ => self.back_off(index),
         }
@@ -193,6 +222,7 @@ impl Coordinator {
         let peer = &mut self.peers[usize::from(index)];
         if peer.own && (peer.layer >= first.layer || peer.layer_asked) {
             peer.layer = LayerId(0);
+            peer.layer_tried = None;
             self.is_switching = true;
         }
     }
@@ -200,8 +230,8 @@ impl Coordinator {
     /// Whether a quorum of every member set knows the layer.
     pub(crate) fn is_layer_known(&self, layer: LayerId) -> bool {
         let knows = |peer: &PeerIndex| self.peers[usize::from(*peer)].layer >= layer;
-        let has_quorum = |group: &Group| group.members.iter().filter(knows).count() >= group.quorum;
-        !self.groups.is_empty() && self.groups.iter().all(has_quorum)
+        let has_quorum = |group: &Group| group.whole.iter().filter(knows).count() >= group.quorum();
+        !self.partitions.groups.is_empty() && self.partitions.groups.iter().all(has_quorum)
     }
 
     /// Ends the switches whose layer is known.
@@ -224,11 +254,8 @@ impl Coordinator {
 
     /// Whether no disk can be asked that has some part of what shows through.
     pub(crate) fn is_origin_away(&self) -> bool {
-        let is_away = |disk: &DiskId| {
-            let peer = self.peer_of(*disk).map(|peer| &self.peers[usize::from(peer)]);
-            peer.is_none_or(|peer| matches!(peer.state, PeerState::Away(_)))
-        };
-        self.origin_groups.iter().any(|disks| disks.iter().all(is_away))
+        let is_away = |peer: &PeerIndex| self.peers[usize::from(*peer)].is_away();
+        self.origin_groups.iter().any(|peers| peers.iter().all(is_away))
     }
 
     /// Asserts what is known of layers.

@@ -15,27 +15,50 @@
 //! shows through from another lineage ([`cluster::Map::chain`]) is read like the
 //! volume's own, but without a fence: it is sealed.
 //!
-//! Built for one copy, shaped for several: fan-out, quorums, chains and flush accounting count
-//! members. What several copies need beyond that is not here yet: pulling what a member missed
-//! from its peers, changing members under a running session, and read promises.
+//! With several members per partition it goes by decisions 0008 and 0009: what members have is
+//! compared and made equal while the session opens ([`Copier`] does the copying), a read is shown
+//! when a write quorum has confirmed after it came, the settled point moves with flushes, and after
+//! a change of the members it is looked what is still there. A disk that missed too much is
+//! [`Coordinator::behind`] until the members are changed: [`Reconfigurer`] carries out one attempt
+//! at that, which the agreed state has numbered.
+//!
+//! Not here yet: a lineage whose number of copies changes is written by its present table only; a
+//! session that only reads a head fences nobody, settles nothing, and shows what one member has;
+//! and a switch of the head ends when a quorum knows the new one, not when all members have what
+//! the sealed one shows.
 #![forbid(unsafe_code)]
 
 mod chain;
+mod confirm;
 mod coordinator;
+mod copier;
 mod event;
 mod flush;
 mod layers;
 mod opening;
+mod partitions;
 mod peer;
 mod read;
+mod reconfigurer;
 mod sequence;
 mod settle;
 mod slots;
+mod verify;
 
 #[cfg(test)]
+mod copier_tests;
+#[cfg(test)]
+mod disk_model;
+#[cfg(test)]
 mod model;
+#[cfg(test)]
+mod world_model;
 
 pub use coordinator::Coordinator;
+pub use copier::{Becomes, Copied, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 pub use event::{Answer, Effect, Error, Event, Request, Source, View};
+pub use reconfigurer::{
+    AttemptOutcome, AttemptProgress, AttemptQuestion, AttemptStage, GiveUp, Reconfigurer,
+};
 pub use settle::settle;
 pub use slots::Slots;

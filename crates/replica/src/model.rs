@@ -2,8 +2,9 @@
 
 use crate::{Answer, Coordinator, Effect, Error, Event, Request, Source, View};
 use cluster::{Command, Map, Member, State};
+use proto::limits::{OPENING_WAIT_MS, SESSION_BEHIND_BYTES_MAX, SESSION_UNSETTLED_MAX};
 use proto::{
-    BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Generation,
+    BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
     Incarnation, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey,
     ObjectStamp, Payload, Stamp, Time, VolumeId,
 };
@@ -70,22 +71,29 @@ impl Stage {
     /// Open, with nothing to settle, everything flushed once, and the stamp of object 0 known.
     fn open(members: usize) -> Stage {
         let mut stage = Stage::begin(members);
-        for disk in 0..members {
-            stage.answer(disk, Ok(fenced(1, &[])));
-        }
+        stage.answer_usually();
         assert!(stage.opened);
-        stage.flush(999);
-        for disk in 0..members {
-            stage.answer(disk, Ok(flushed(1)));
+        for token in [999, 998, 997] {
+            match token {
+                998 => stage.write(token),
+                _ => stage.flush(token),
+            }
+            stage.answer_usually();
         }
-        stage.write(998);
-        stage.answer_all(|_| Ok(MemberReply::Stamp(at(0, 0))));
-        stage.answer_all(|_| Ok(written(1)));
-        stage.flush(997);
-        stage.answer_all(|_| Ok(flushed(1)));
         assert_eq!(stage.ended(), [999, 998, 997]);
         stage.done.clear();
         stage
+    }
+
+    /// Answers everything until nothing is asked any more: nobody has or refuses anything.
+    fn answer_usually(&mut self) {
+        for _ in 0..20 {
+            if self.asked.is_empty() {
+                return;
+            }
+            self.answer_all(|request| Ok(usual(request)));
+        }
+        panic!("questions without end");
     }
 
     fn take(&mut self, effects: Vec<Effect>) {
@@ -185,6 +193,10 @@ impl Stage {
                 MemberRequest::Difference { .. } => "difference".to_string(),
                 MemberRequest::Reclaimable { .. } => "reclaimable".to_string(),
                 MemberRequest::Flush { .. } => "flush".to_string(),
+                MemberRequest::Mark { .. } => "mark".to_string(),
+                MemberRequest::Confirm { .. } => "confirm".to_string(),
+                MemberRequest::Checksums { .. } => "checksums".to_string(),
+                other => format!("{other:?}"),
             })
             .collect()
     }
@@ -211,7 +223,8 @@ fn at(generation: u64, sequence: u64) -> ObjectStamp {
 
 fn fenced(incarnation: u64, unsettled: &[ObjectStamp]) -> MemberReply {
     let unsettled = unsettled.to_vec();
-    MemberReply::Fenced { incarnation: Incarnation(incarnation), unsettled }
+    let (settled, more) = (Stamp::default(), false);
+    MemberReply::Fenced { incarnation: Incarnation(incarnation), settled, unsettled, more }
 }
 
 fn written(incarnation: u64) -> MemberReply {
@@ -220,6 +233,24 @@ fn written(incarnation: u64) -> MemberReply {
 
 fn flushed(incarnation: u64) -> MemberReply {
     MemberReply::Flushed { incarnation: Incarnation(incarnation) }
+}
+
+fn confirmed() -> MemberReply {
+    let (incarnation, refused) = (Incarnation(1), Vec::new());
+    MemberReply::Confirmed { incarnation, refusals: 0, refused, more: false }
+}
+
+/// What a disk answers that never had anything.
+fn usual(request: &MemberRequest) -> MemberReply {
+    match request {
+        MemberRequest::Fence { .. } => fenced(1, &[]),
+        MemberRequest::Stamp { .. } => MemberReply::Stamp(at(0, 0)),
+        MemberRequest::Write(_) => written(1),
+        MemberRequest::Flush { .. } => flushed(1),
+        MemberRequest::Read { .. } => data(),
+        MemberRequest::Confirm { .. } => confirmed(),
+        _ => MemberReply::Done,
+    }
 }
 
 fn data() -> MemberReply {
@@ -245,42 +276,76 @@ fn a_write_is_acknowledged_when_a_quorum_has_it() {
 }
 
 #[test]
-fn an_attachment_opens_when_a_quorum_is_fenced() {
+fn an_attachment_opens_when_a_quorum_is_fenced_and_the_others_had_a_moment() {
     for (members, quorum) in [(1, 1), (2, 2), (3, 2), (5, 3)] {
         let mut stage = Stage::begin(members);
-        for disk in 0..members {
-            assert_eq!(stage.opened, disk >= quorum, "{disk} of {members}");
+        for disk in 0..quorum {
+            assert!(!stage.opened && stage.coordinator.obstacle().is_some(), "{disk}");
             stage.answer(disk, Ok(fenced(1, &[])));
         }
+        if quorum < members {
+            assert!(stage.questions(0).is_empty(), "the others have a moment");
+            stage.tick();
+            assert_eq!(stage.now, Time(1) + Duration::from_millis(OPENING_WAIT_MS));
+        }
+        for _ in 0..10 {
+            let late: Vec<_> = stage.asked.extract_if(.., |(disk, ..)| *disk >= quorum).collect();
+            stage.answer_all(|request| Ok(usual(request)));
+            stage.asked.extend(late);
+        }
         assert!(stage.opened, "of {members}");
+        let behind: Vec<DiskId> = stage.coordinator.behind().iter().map(|it| it.0).collect();
+        let late: Vec<DiskId> = (quorum..members).map(|disk| DiskId(disk as u128)).collect();
+        assert_eq!(behind, late);
+        // Whoever comes later is not written to.
+        (quorum..members).for_each(|disk| drop(stage.answer(disk, Ok(fenced(1, &[])))));
+        stage.write(1);
+        let is_asked = |disk: &usize| !stage.questions(*disk).is_empty();
+        assert_eq!((0..members).filter(is_asked).count(), quorum);
     }
 }
 
 #[test]
-fn what_one_disk_lists_the_others_are_asked_about_before_it_is_settled() {
+fn what_one_disk_lists_the_others_are_asked_about_before_it_is_settled_and_flushed() {
     let mut stage = Stage::begin(3);
     stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
     stage.answer(1, Ok(fenced(1, &[])));
-    assert!(!stage.opened);
-    assert_eq!(stage.questions(1), ["stamp"]);
-    stage.answer(1, Ok(MemberReply::Stamp(at(6, 5))));
-    assert_eq!(
-        (stage.questions(0), stage.questions(1)),
-        (vec!["settle 5".into()], vec!["settle 5".into()])
-    );
-    stage.answer(0, Ok(MemberReply::Done));
-    assert!(!stage.opened);
-    stage.answer(1, Ok(MemberReply::Done));
-    assert!(stage.opened);
+    stage.answer(2, Ok(fenced(1, &[])));
+    for disk in 0..3 {
+        stage.answer(disk, Ok(confirmed()));
+    }
+    for disk in 1..3 {
+        assert_eq!(stage.questions(disk), ["stamp"]);
+        stage.answer(disk, Ok(MemberReply::Stamp(at(6, 5))));
+    }
+    for question in ["settle 5", "mark"] {
+        for disk in 0..3 {
+            assert_eq!(stage.questions(disk)[0], question);
+            stage.answer(disk, Ok(MemberReply::Done));
+        }
+    }
+    for disk in 0..3 {
+        assert!(!stage.opened, "it is not stable yet");
+        assert_eq!(stage.questions(disk), ["flush"]);
+        stage.answer(disk, Ok(flushed(1)));
+    }
+    assert!(stage.opened && stage.coordinator.behind().is_empty());
 }
 
 #[test]
-fn disks_that_disagree_are_not_served_before_a_quorum_agrees() {
-    let mut stage = Stage::begin(3);
+fn disks_that_disagree_are_not_served_before_they_are_equal() {
+    let mut stage = Stage::begin(2);
     stage.answer(0, Ok(fenced(1, &[at(6, 5)])));
     stage.answer(1, Ok(fenced(1, &[at(6, 4)])));
+    (0..2).for_each(|disk| drop(stage.answer(disk, Ok(confirmed()))));
     assert!(!stage.opened);
-    assert!(stage.questions(0).is_empty() && stage.questions(1).is_empty());
+    // A copier looks at both.
+    assert_eq!(
+        (stage.questions(0), stage.questions(1)),
+        (vec!["stamp".into()], vec!["stamp".into()])
+    );
+    let obstacle = stage.coordinator.obstacle().expect("it waits");
+    assert!(obstacle.contains("to get what others have"), "{obstacle}");
 }
 
 #[test]
@@ -451,7 +516,12 @@ fn writes_wait_for_a_disk_out_of_service_and_are_not_done_twice() {
         stage.write(token);
     }
     stage.answer(0, Err(MemberError::Retired));
-    assert!(stage.coordinator.is_stalled() && stage.coordinator.deadline().is_none());
+    assert!(stage.coordinator.is_stalled());
+    // Now and then it is asked whether it serves again.
+    stage.asked.clear();
+    stage.tick();
+    assert_eq!(stage.questions(0), ["fence"]);
+    stage.answer(0, Err(MemberError::Retired));
     assert!(stage.coordinator.obstacle().expect("it waits").contains("out of service"));
     stage.reopen(0);
     stage.answer(0, Ok(fenced(2, &[at(7, 2)])));
@@ -468,11 +538,20 @@ fn a_damaged_copy_is_read_elsewhere_and_the_last_one_is_reported() {
     let mut stage = Stage::open(2);
     let damaged = || Err(MemberError::Corrupt { key: key(), block: 0 });
     stage.read(1);
+    assert_eq!(
+        (stage.questions(0), stage.questions(1)),
+        (vec!["read".into()], vec!["confirm".into()])
+    );
+    stage.answer(1, Ok(confirmed()));
     stage.answer(0, damaged());
     stage.answer(1, Ok(data()));
+    assert!(stage.done.is_empty(), "the damaged one has confirmed nothing");
+    stage.answer(0, Ok(confirmed()));
     assert!(matches!(stage.done.pop(), Some((1, Ok(Answer::Data { .. })))));
     stage.read(2);
-    (0..2).for_each(|disk| drop(stage.answer(disk, damaged())));
+    stage.answer(1, Ok(confirmed()));
+    stage.answer(0, damaged());
+    stage.answer(1, damaged());
     assert!(matches!(stage.done[..], [(2, Err(Error::Corrupt { block: 0, .. }))]));
 }
 
@@ -483,7 +562,7 @@ fn a_disk_that_misses_an_acknowledged_write_is_not_read() {
     stage.answer(1, Ok(written(1)));
     stage.answer(2, Ok(written(1)));
     stage.read(2);
-    assert_eq!(stage.questions(0), ["write 1>2"]);
+    assert_eq!(stage.questions(0), ["write 1>2", "confirm"]);
     assert_eq!(stage.questions(1), ["read"]);
 }
 
@@ -588,4 +667,259 @@ fn a_session_that_only_reads_fences_nobody() {
         effects[..],
         [Effect::Member { request: MemberRequest::Read { generation: GENERATION, .. }, .. }]
     ));
+}
+
+/// Its answer does not say which opening of the disk it is: one that lost power may have answered
+/// for one that had acknowledged more.
+#[test]
+fn what_is_not_stable_is_shown_when_the_disk_proved_which_opening_it_is() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer_usually();
+    stage.done.clear();
+    stage.read(2);
+    stage.answer(0, Ok(data()));
+    stage.answer(1, Ok(confirmed()));
+    stage.answer(2, Ok(confirmed()));
+    assert!(stage.done.is_empty());
+    assert_eq!(stage.questions(0), ["confirm"]);
+    let (incarnation, refused) = (Incarnation(2), Vec::new());
+    let reply = MemberReply::Confirmed { incarnation, refusals: 0, refused, more: false };
+    stage.answer(0, Ok(reply));
+    assert!(stage.done.is_empty(), "it was opened anew");
+    assert_eq!(stage.coordinator.behind()[0].0, DiskId(0));
+}
+
+#[test]
+fn reads_share_a_confirmation_of_each_disk_and_one_of_a_quorum_is_enough() {
+    let mut stage = Stage::open(3);
+    for token in 1..=3 {
+        stage.read(token);
+    }
+    assert_eq!(stage.questions(1), ["confirm"]);
+    stage.answer(1, Ok(confirmed()));
+    // It was sent before the other two came.
+    assert_eq!(stage.questions(1), ["confirm"]);
+    (0..3).for_each(|_| drop(stage.answer(0, Ok(data()))));
+    assert_eq!(stage.ended(), [1]);
+    stage.answer(1, Ok(confirmed()));
+    assert_eq!(stage.ended(), [1, 2, 3]);
+    assert!(stage.questions(1).is_empty());
+}
+
+#[test]
+fn a_sole_member_is_asked_for_no_confirmation() {
+    let mut stage = Stage::open(1);
+    stage.write(1);
+    stage.read(2);
+    assert_eq!(stage.questions(0), ["write 1>2", "read"]);
+    stage.answer_usually();
+    assert_eq!(stage.ended(), [1, 2]);
+}
+
+#[test]
+fn a_refused_configuration_makes_the_read_wait_for_the_map() {
+    let mut stage = Stage::open(3);
+    stage.read(1);
+    stage.answer(0, Ok(data()));
+    let under = stage.coordinator.partition_at(0).under;
+    let partition = stage.coordinator.partition_id(0);
+    for disk in 1..3 {
+        let refused = vec![proto::Refused { under, partition }];
+        let incarnation = Incarnation(1);
+        let reply = MemberReply::Confirmed { incarnation, refusals: 1, refused, more: false };
+        stage.answer(disk, Ok(reply));
+    }
+    assert!(stage.done.is_empty() && stage.asked.is_empty());
+    let obstacle = stage.coordinator.obstacle().expect("it waits");
+    assert!(obstacle.contains("to be changed"), "{obstacle}");
+    // The next configuration has the same members.
+    let members = vec![1; 3];
+    let map = with(&stage.base, &members);
+    let next = ConfigurationNumber(under.number.0 + 1);
+    let current = map.configurations().next().expect("there are some").current.clone();
+    stage.tell(Event::Map(Arc::new(map.with_members(next, current))));
+    stage.answer_usually();
+    assert_eq!(stage.ended(), [1]);
+}
+
+#[test]
+fn a_disk_that_does_not_answer_a_read_is_not_waited_for() {
+    let mut stage = Stage::open(3);
+    stage.read(1);
+    assert_eq!(stage.questions(0), ["read"]);
+    stage.answer(1, Ok(confirmed()));
+    stage.answer(2, Ok(confirmed()));
+    stage.tick();
+    assert_eq!(stage.questions(1), ["read"]);
+    stage.answer(1, Ok(data()));
+    assert_eq!(stage.ended(), [1]);
+    // The late answer finds nothing.
+    stage.answer(0, Ok(data()));
+    assert_eq!(stage.ended(), [1]);
+}
+
+#[test]
+fn near_disks_are_read_first() {
+    let mut stage = Stage::open(3);
+    stage.coordinator.set_near([DiskId(2)].into());
+    stage.read(1);
+    assert_eq!(stage.questions(2), ["read"]);
+}
+
+#[test]
+fn a_disk_that_takes_nothing_falls_behind_and_frees_what_was_kept_for_it() {
+    let mut stage = Stage::open(3);
+    let bytes = 256 * BLOCK_SIZE;
+    let writes = SESSION_BEHIND_BYTES_MAX / bytes + 1;
+    for token in 0..writes as u64 {
+        assert!(stage.coordinator.behind().is_empty(), "write {token}");
+        let payload = Payload::zeroed(bytes);
+        let change = Change::Data { first: 0, payload, detect_zeroes: true };
+        stage.request(token, Request::Change { index: 0, change });
+        stage.answer(0, Ok(written(1)));
+        if token + 1 == writes as u64 {
+            break;
+        }
+        stage.answer(1, Ok(written(1)));
+    }
+    stage.answer(1, Ok(written(1)));
+    let behind = stage.coordinator.behind();
+    assert!(matches!(&behind[..], [(DiskId(2), why)] if why.contains("slowly")), "{behind:?}");
+    assert!(stage.coordinator.chains.is_empty(), "nothing is kept");
+    assert!(!stage.coordinator.is_stalled());
+    // It gets nothing more, and the settled point stands still.
+    stage.asked.clear();
+    let settled = stage.coordinator.settled;
+    stage.write(1000);
+    assert!(stage.questions(2).is_empty());
+    stage.answer_usually();
+    stage.flush(1001);
+    stage.answer_usually();
+    assert_eq!((stage.ended().last(), stage.coordinator.settled), (Some(&1001), settled));
+}
+
+#[test]
+fn a_short_absence_is_made_up_for() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(2, Err(MemberError::Retired));
+    stage.answer(0, Ok(written(1)));
+    stage.answer(1, Ok(written(1)));
+    stage.write(2);
+    assert!(stage.questions(2).is_empty());
+    stage.answer(0, Ok(written(1)));
+    stage.answer(1, Ok(written(1)));
+    assert_eq!(stage.ended(), [1, 2]);
+    stage.tick();
+    assert_eq!(stage.questions(2), ["fence"]);
+    stage.answer(2, Ok(fenced(1, &[])));
+    stage.answer(2, Ok(MemberReply::Stamp(at(7, 1))));
+    assert_eq!(stage.questions(2), ["write 1>2", "write 2>3"]);
+    stage.answer_usually();
+    assert!(stage.coordinator.behind().is_empty() && stage.coordinator.chains.is_empty());
+}
+
+#[test]
+fn a_stamp_of_no_history_leaves_a_member_behind_and_nothing_else() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(0, Ok(written(1)));
+    stage.answer(1, Ok(written(1)));
+    stage.answer(2, Err(MemberError::WrongStamp { have: at(5, 5).stamp }));
+    stage.answer(2, Ok(MemberReply::Stamp(at(5, 5))));
+    let behind = stage.coordinator.behind();
+    assert!(matches!(&behind[..], [(DiskId(2), _)]), "{behind:?}");
+    assert!(!stage.coordinator.is_stalled() && stage.coordinator.chains.is_empty());
+    stage.write(2);
+    stage.answer_usually();
+    assert_eq!(stage.ended(), [1, 2]);
+}
+
+#[test]
+fn the_settled_point_moves_with_what_a_flush_made_stable_on_every_member() {
+    let mut stage = Stage::open(3);
+    let before = stage.coordinator.settled;
+    stage.write(1);
+    stage.answer_usually();
+    assert_eq!(stage.coordinator.settled, before, "acknowledged is not stable");
+    stage.flush(2);
+    stage.answer(0, Ok(flushed(1)));
+    stage.answer(1, Ok(flushed(1)));
+    assert_eq!(stage.ended(), [1, 2]);
+    assert_eq!(stage.coordinator.settled, before, "one may still lose it");
+    stage.answer(2, Ok(flushed(1)));
+    assert_eq!(stage.coordinator.settled.sequence, before.sequence + 1);
+    stage.write(3);
+    let is_told = |request: &MemberRequest| match request {
+        MemberRequest::Write(write) => write.settled.sequence == before.sequence + 1,
+        _ => false,
+    };
+    assert!(stage.asked.iter().all(|(_, _, request)| is_told(request)));
+}
+
+#[test]
+fn a_session_flushes_by_itself_when_too_much_is_not_settled() {
+    let mut stage = Stage::open(1);
+    for token in 0..=SESSION_UNSETTLED_MAX {
+        stage.write(token);
+        assert!(stage.asked.len() <= 2);
+        stage.answer_usually();
+    }
+    assert_eq!(stage.ended().len() as u64, SESSION_UNSETTLED_MAX + 1);
+    let above = stage.coordinator.sequence.next() - stage.coordinator.settled.sequence;
+    assert!(above < SESSION_UNSETTLED_MAX, "{above} writes");
+}
+
+#[test]
+fn what_was_lost_with_too_many_machines_is_reported_and_the_rest_comes_under_new_stamps() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer_usually();
+    stage.write(2);
+    assert_eq!(stage.questions(0), ["write 2>3"]);
+    stage.asked.clear();
+    stage.incarnations = vec![2; 3];
+    let map = with(&stage.base, &stage.incarnations);
+    stage.tell(Event::Map(map));
+    stage.answer_all(|_| Ok(fenced(2, &[])));
+    let asked: Vec<usize> = (0..3).map(|disk| stage.questions(disk).len()).collect();
+    assert_eq!(asked.iter().sum::<usize>(), 1, "one of them is asked what there is");
+    stage.answer_all(|_| Ok(MemberReply::Stamp(at(7, 1))));
+    assert!(stage.lost);
+    for disk in 0..3 {
+        assert_eq!(stage.questions(disk), ["write 1>4"]);
+        stage.answer(disk, Ok(written(2)));
+    }
+    stage.flush(3);
+    stage.answer_all(|_| Ok(flushed(2)));
+    stage.flush(4);
+    stage.answer_all(|_| Ok(flushed(2)));
+    let failed: Vec<bool> = stage.done.iter().map(|(_, result)| result.is_err()).collect();
+    assert_eq!((stage.ended(), failed), (vec![1, 2, 3, 4], vec![false, false, true, false]));
+}
+
+#[test]
+fn what_the_new_members_have_is_done_and_the_rest_is_sent_again() {
+    let mut stage = Stage::open(3);
+    for token in 1..=3 {
+        stage.write(token);
+    }
+    stage.asked.clear();
+    let number = ConfigurationNumber(stage.coordinator.partition_at(0).under.number.0 + 1);
+    let member = |disk: u128| Member { disk: DiskId(disk), incarnation: Incarnation(1) };
+    let map = stage.base.with_members(number, [1, 2, 3].map(member).to_vec());
+    stage.tell(Event::Map(Arc::new(map)));
+    // A new one is fenced before it is asked for anything.
+    assert_eq!(stage.questions(3), ["fence"]);
+    stage.answer(3, Ok(fenced(1, &[])));
+    stage.answer_all(|_| Ok(MemberReply::Stamp(at(7, 3))));
+    assert_eq!(stage.ended(), [1, 2]);
+    for disk in 1..4 {
+        assert_eq!(stage.questions(disk), ["write 3>4"]);
+    }
+    assert!(stage.questions(0).is_empty());
+    assert!(!stage.lost);
+    stage.answer_usually();
+    assert_eq!(stage.ended(), [1, 2, 3]);
 }

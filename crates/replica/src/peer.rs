@@ -1,28 +1,41 @@
 //! The disks a coordinator talks to: whether each is fenced and reachable, and what of its
 //! acknowledgements is stable.
 
-use crate::coordinator::{Coordinator, Pending};
+use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;
-use proto::limits::{MEMBER_CHECKS_MAX, MEMBER_RETRY_MS, MEMBERS_MAX};
-use proto::{DiskId, Duration, Incarnation, LayerId, MemberRequest, ObjectStamp, Stamp, Time};
-use std::collections::{BTreeSet, VecDeque};
+use proto::limits::{
+    MEMBER_RETRY_MS, MEMBERS_MAX, PEER_PROBE_MS, SESSION_BEHIND_BYTES_MAX,
+    SESSION_BEHIND_WRITES_MAX,
+};
+use proto::{
+    ConfigurationNumber, DiskId, Duration, Incarnation, LayerId, MemberReply, MemberRequest,
+    ObjectKey, PartitionId, Time,
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Number of a peer within its coordinator.
 pub(crate) type PeerIndex = u16;
 
 /// A few peers: those of one partition that did something.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct PeerSet {
+    /// Beyond `count` zeros, so that equal sets compare as equal.
     peers: [PeerIndex; MEMBERS_MAX],
     count: u8,
 }
 
 impl PeerSet {
+    pub(crate) const EMPTY: PeerSet = PeerSet { peers: [0; MEMBERS_MAX], count: 0 };
+
     pub(crate) fn insert(&mut self, peer: PeerIndex) {
         if !self.contains(peer) {
             self.peers[usize::from(self.count)] = peer;
             self.count += 1;
         }
+    }
+
+    pub(crate) fn remove(&mut self, peer: PeerIndex) {
+        *self = self.iter().filter(|other| *other != peer).collect();
     }
 
     pub(crate) fn contains(&self, peer: PeerIndex) -> bool {
@@ -45,7 +58,7 @@ impl PeerSet {
 
 impl FromIterator<PeerIndex> for PeerSet {
     fn from_iter<I: IntoIterator<Item = PeerIndex>>(peers: I) -> PeerSet {
-        let mut set = PeerSet::default();
+        let mut set = PeerSet::EMPTY;
         peers.into_iter().for_each(|peer| set.insert(peer));
         set
     }
@@ -56,36 +69,37 @@ impl FromIterator<PeerIndex> for PeerSet {
 pub(crate) enum PeerState {
     /// The fence has been, or is to be, asked for.
     Fencing,
-    /// It was opened anew: it is being asked which acknowledged writes it still has.
-    Checking,
     /// It takes requests.
     Up,
-    /// It takes none until the map shows a new incarnation; the text says why.
-    Away(String),
+    /// It takes none; the text says why.
+    Away {
+        reason: String,
+        /// It may come back as it was: it is asked now and then.
+        may_return: bool,
+    },
+    /// Nothing lists it any more; its place is free.
+    Gone,
 }
 
-/// One disk.
+/// One opening of one disk.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) disk: DiskId,
-    /// Which opening of it the map lists as current; answers of another do not count.
+    /// Which opening of it; answers of another do not count.
     pub(crate) incarnation: Incarnation,
     pub(crate) state: PeerState,
-    /// Whether it holds objects of the volume itself, not only of what shows through.
+    /// Whether it is a member of the volume's own partitions, not only of what shows through.
     pub(crate) own: bool,
     /// The newest layer that this opening of it is known to know; 0: none is.
     pub(crate) layer: LayerId,
+    /// A layer that it is to be asked for next, while it is not known which it knows.
+    pub(crate) layer_tried: Option<LayerId>,
     /// Whether the question about the next layer is under way.
     pub(crate) layer_asked: bool,
-    /// It has had everything since the session opened: it may be read from.
-    pub(crate) complete: bool,
     /// It has been told to come back later; nothing is repeated before this.
     pub(crate) retry_at: Option<Time>,
-    /// Whether the question of the state (fence) is under way.
+    /// Whether the question for the fence is under way.
     pub(crate) asked: bool,
-    /// Objects still to be checked, and how many questions about that are under way.
-    pub(crate) checks: VecDeque<u32>,
-    pub(crate) checks_asked: usize,
     /// Acknowledgements are counted in epochs: each flush that is sent ends one.
     pub(crate) epoch: u64,
     /// The last epoch with an acknowledgement.
@@ -94,51 +108,67 @@ pub(crate) struct Peer {
     pub(crate) stable_epoch: u64,
     /// Whether a flush is under way.
     pub(crate) flushing: bool,
-    /// The last epoch with acknowledgements of objects that are not known any more.
-    pub(crate) forgotten_epoch: u64,
-    /// Writes that were acknowledged to the guest and that this disk does not have yet.
-    pub(crate) lagging: BTreeSet<u64>,
+    /// The lowest write that was not everywhere when that was sent; all below were on this disk.
+    pub(crate) flushing_below: u64,
+    /// Below this every write of the session is stable here.
+    pub(crate) stable_below: u64,
+    /// Writes that were acknowledged to the guest and that this disk does not have yet, with the
+    /// bytes that are kept in memory for it.
+    pub(crate) lagging: BTreeMap<u64, usize>,
+    pub(crate) lagging_bytes: usize,
+    /// Why it is behind in some partition, if it is.
+    pub(crate) behind: Option<String>,
+    /// How many refusals of configurations by it are known, ..
+    pub(crate) refusals: u64,
+    /// .. and of each table, number of partitions and partition the last.
+    pub(crate) refused: BTreeMap<(u8, u8, PartitionId), ConfigurationNumber>,
+    /// Whether a confirmation is under way.
+    pub(crate) confirming: bool,
+    /// What the last confirmation was sent after: see `Coordinator::clock`.
+    pub(crate) confirmed: u64,
+    /// What a confirmation is wanted of.
+    pub(crate) confirm_wanted: u64,
+    /// What the last answer was sent after that proved which opening of the disk it is.
+    pub(crate) proved: u64,
 }
 
 impl Peer {
-    /// A disk of the volume.
-    pub(crate) fn new(
-        disk: DiskId,
-        incarnation: Incarnation,
-        state: PeerState,
-        layer: LayerId,
-    ) -> Peer {
+    /// A disk that was just seen.
+    pub(crate) fn new(disk: DiskId, incarnation: Incarnation) -> Peer {
         Peer {
             disk,
             incarnation,
-            state,
-            own: true,
-            layer,
+            state: PeerState::Up,
+            own: false,
+            layer: LayerId(0),
+            layer_tried: None,
             layer_asked: false,
-            complete: true,
             retry_at: None,
             asked: false,
-            checks: VecDeque::new(),
-            checks_asked: 0,
-            // What earlier sessions wrote may not be stable: every member starts dirty.
             epoch: 1,
-            dirty_epoch: 1,
+            dirty_epoch: 0,
             stable_epoch: 0,
             flushing: false,
-            forgotten_epoch: 0,
-            lagging: BTreeSet::new(),
+            flushing_below: 0,
+            stable_below: 0,
+            lagging: BTreeMap::new(),
+            lagging_bytes: 0,
+            behind: None,
+            refusals: 0,
+            refused: BTreeMap::new(),
+            confirming: false,
+            confirmed: 0,
+            confirm_wanted: 0,
+            proved: 0,
         }
-    }
-
-    /// A disk that holds only what shows through: nothing of it is changed, so it needs no fence
-    /// and no flush.
-    pub(crate) fn of_origin(disk: DiskId, incarnation: Incarnation) -> Peer {
-        let peer = Peer::new(disk, incarnation, PeerState::Up, LayerId(0));
-        Peer { own: false, dirty_epoch: 0, ..peer }
     }
 
     pub(crate) fn is_up(&self) -> bool {
         self.state == PeerState::Up
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self.state, PeerState::Away { .. })
     }
 
     /// Whether it can be asked about the volume's objects at all.
@@ -149,15 +179,103 @@ impl Peer {
     pub(crate) fn mark_dirty(&mut self) {
         self.dirty_epoch = self.epoch;
     }
+
+    /// A write was acknowledged without it.
+    pub(crate) fn begin_lag(&mut self, sequence: u64, bytes: usize) {
+        if self.lagging.insert(sequence, bytes).is_none() {
+            self.lagging_bytes += bytes;
+        }
+    }
+
+    /// It has the write, or need not have it any more. Gives back whether it was waited for.
+    pub(crate) fn end_lag(&mut self, sequence: u64) -> bool {
+        let Some(bytes) = self.lagging.remove(&sequence) else { return false };
+        self.lagging_bytes -= bytes;
+        true
+    }
+
+    /// Whether more is kept for it than may be.
+    pub(crate) fn lags_too_much(&self) -> bool {
+        self.lagging_bytes > SESSION_BEHIND_BYTES_MAX
+            || self.lagging.len() > SESSION_BEHIND_WRITES_MAX
+    }
 }
 
 impl Coordinator {
+    /// The peer that is this opening of a disk of the volume.
+    pub(crate) fn own_peer(&mut self, disk: DiskId, incarnation: Incarnation) -> PeerIndex {
+        let index = self.peer_at(disk, incarnation);
+        if !self.peers[usize::from(index)].own {
+            let known = self.first_known();
+            let read_only = self.read_only;
+            let peer = &mut self.peers[usize::from(index)];
+            peer.own = true;
+            peer.layer = known;
+            // What earlier sessions wrote may not be stable: every member starts dirty.
+            peer.mark_dirty();
+            if !read_only {
+                peer.state = PeerState::Fencing;
+            }
+        }
+        index
+    }
+
+    /// The peer that is this opening of a disk, an old one or a new.
+    pub(crate) fn peer_at(&mut self, disk: DiskId, incarnation: Incarnation) -> PeerIndex {
+        if let Some(&index) = self.by_opening.get(&(disk, incarnation)) {
+            return index;
+        }
+        let peer = Peer::new(disk, incarnation);
+        let index = match self.free_peers.pop() {
+            Some(index) => {
+                self.peers[usize::from(index)] = peer;
+                index
+            }
+            None => {
+                self.peers.push(peer);
+                PeerIndex::try_from(self.peers.len() - 1).expect("disks are bounded")
+            }
+        };
+        for flush in &mut self.flushes {
+            flush.forget_peer(index);
+        }
+        self.by_opening.insert((disk, incarnation), index);
+        index
+    }
+
+    /// Forgets openings of disks that nothing lists any more.
+    pub(crate) fn drop_peers(&mut self, origins: &BTreeSet<PeerIndex>, effects: &mut Vec<Effect>) {
+        for index in 0..self.peers.len() as PeerIndex {
+            let listed = self.partitions.groups.iter().any(|group| group.members.contains(index));
+            let peer = &mut self.peers[usize::from(index)];
+            if peer.state == PeerState::Gone || listed {
+                continue;
+            }
+            peer.own = false;
+            peer.behind = None;
+            if origins.contains(&index) {
+                peer.layer = LayerId(0);
+                peer.lagging.clear();
+                peer.lagging_bytes = 0;
+                if peer.state == PeerState::Fencing {
+                    peer.state = PeerState::Up;
+                }
+                continue;
+            }
+            let opening = (peer.disk, peer.incarnation);
+            self.forget_questions(index, effects);
+            let peer = &mut self.peers[usize::from(index)];
+            *peer = Peer { state: PeerState::Gone, ..Peer::new(opening.0, opening.1) };
+            self.by_opening.remove(&opening);
+            self.free_peers.push(index);
+        }
+    }
+
     /// The disk wants to be left alone for a while.
     pub(crate) fn back_off(&mut self, peer: PeerIndex) {
+        let retry_at = self.now + Duration::from_millis(MEMBER_RETRY_MS);
         let peer = &mut self.peers[usize::from(peer)];
-        if peer.retry_at.is_none() {
-            peer.retry_at = Some(self.now + Duration::from_millis(MEMBER_RETRY_MS));
-        }
+        peer.retry_at.get_or_insert(retry_at);
     }
 
     /// Whether the disk may be asked again now.
@@ -166,132 +284,156 @@ impl Coordinator {
         peer.is_up() && peer.retry_at.is_none()
     }
 
-    /// The disk does not serve any more. What it was asked is asked again when it comes back.
-    pub(crate) fn peer_lost(&mut self, index: PeerIndex, reason: String) {
-        self.forget_questions(index);
-        let peer = &mut self.peers[usize::from(index)];
-        peer.state = PeerState::Away(reason);
-        peer.retry_at = None;
-        if peer.own {
-            self.opening_lost();
+    /// The disk cannot be trusted any more, or is another than the one that is listed.
+    pub(crate) fn peer_lost(
+        &mut self,
+        index: PeerIndex,
+        reason: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.peer_away(index, reason.clone(), false, effects);
+        if self.peers[usize::from(index)].own && matches!(self.phase, Phase::Open) {
+            self.fall_behind(index, reason, effects);
         }
     }
 
-    /// The map lists a new opening of the disk.
-    pub(crate) fn peer_reopened(
+    /// The disk does not serve. What it was asked is asked again when it comes back.
+    pub(crate) fn peer_away(
         &mut self,
         index: PeerIndex,
-        incarnation: Incarnation,
+        reason: String,
+        may_return: bool,
         effects: &mut Vec<Effect>,
     ) {
-        self.forget_questions(index);
+        self.forget_questions(index, effects);
+        self.is_changed = true;
+        let probe_at = self.now + Duration::from_millis(PEER_PROBE_MS);
         let peer = &mut self.peers[usize::from(index)];
-        peer.incarnation = incarnation;
-        peer.retry_at = None;
-        // Writes that this disk acknowledged may be gone; with other copies around it is read
-        // again only by a later session.
-        peer.complete = false;
-        let is_fenced = peer.own && !self.read_only;
-        peer.state = if is_fenced { PeerState::Fencing } else { PeerState::Up };
+        peer.state = PeerState::Away { reason, may_return };
+        peer.retry_at = may_return.then_some(probe_at);
         if peer.own {
-            self.opening_lost();
+            self.opening_lost(effects);
         }
-        self.resume(index, effects);
     }
 
     /// Answers to what was asked so far do not count any more.
-    fn forget_questions(&mut self, index: PeerIndex) {
-        let gone: Vec<u64> = self
-            .tokens
-            .iter()
-            .filter(|(_, pending)| pending.peer() == index)
-            .map(|(token, _)| token)
-            .collect();
+    pub(crate) fn forget_questions(&mut self, index: PeerIndex, effects: &mut Vec<Effect>) {
+        let of_peer =
+            |(token, pending): (u64, &Pending)| (pending.peer() == index).then_some(token);
+        let gone: Vec<u64> = self.tokens.iter().filter_map(of_peer).collect();
         for token in gone {
-            if let Some(Pending::Read { read, .. }) = self.tokens.remove(token) {
-                self.park_read(read);
+            match self.tokens.remove(token) {
+                Some(Pending::Read { read, .. }) => self.read_unanswered(read, index),
+                Some(Pending::Check { object, .. }) => self.check_again(object),
+                _ => {}
             }
         }
-        self.halt_links(index);
+        self.halt_links(index, effects);
         self.forget_layer(index);
         let peer = &mut self.peers[usize::from(index)];
         peer.asked = false;
         peer.layer_asked = false;
-        peer.checks.clear();
-        peer.checks_asked = 0;
         peer.flushing = false;
+        peer.confirming = false;
     }
 
     /// Goes on with whatever the disk has to be asked, in the state it is in.
     pub(crate) fn resume(&mut self, index: PeerIndex, effects: &mut Vec<Effect>) {
+        let may_fence = !self.read_only;
         let peer = &mut self.peers[usize::from(index)];
         if peer.retry_at.is_some() {
             return;
         }
         match peer.state {
-            PeerState::Away(_) => {}
-            PeerState::Fencing if peer.asked => {}
-            PeerState::Fencing => {
-                peer.asked = true;
-                let request =
-                    MemberRequest::Fence { lineage: self.lineage, generation: self.generation };
-                self.ask(Pending::Fence { peer: index }, request, effects);
+            PeerState::Gone | PeerState::Away { may_return: false, .. } => {}
+            PeerState::Away { .. } if !peer.own || !may_fence => {
+                peer.state = PeerState::Up;
+                self.resume(index, effects);
             }
-            PeerState::Checking => {
-                self.pump_layer(index, effects);
-                self.pump_checks(index, effects);
-            }
+            PeerState::Fencing | PeerState::Away { .. } => self.ask_fence(index, effects),
             PeerState::Up => {
                 self.pump_opening(effects);
                 self.pump_layer(index, effects);
+                self.pump_checks(effects);
                 self.restart_links(index, effects);
                 self.retry_reads(effects);
                 self.kick_flush(index, effects);
+                self.kick_confirm(index, effects);
             }
         }
+    }
+
+    fn ask_fence(&mut self, index: PeerIndex, effects: &mut Vec<Effect>) {
+        // With one member there is nothing to compare with; later than that it is too late.
+        let list = self.is_opening() && !self.partitions.are_sole();
+        let peer = &mut self.peers[usize::from(index)];
+        if peer.asked {
+            return;
+        }
+        peer.asked = true;
+        let list = list && peer.state == PeerState::Fencing;
+        self.ask_fence_after(index, list, ObjectKey::default(), effects);
+    }
+
+    fn ask_fence_after(
+        &mut self,
+        peer: PeerIndex,
+        list: bool,
+        after: ObjectKey,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (lineage, generation) = (self.lineage, self.generation);
+        let request = MemberRequest::Fence { lineage, generation, list, after };
+        self.ask(Pending::Fence { peer, list }, request, effects);
     }
 
     /// The fence holds.
     pub(crate) fn handle_fenced(
         &mut self,
         index: PeerIndex,
-        incarnation: Incarnation,
-        unsettled: Vec<ObjectStamp>,
+        list: bool,
+        reply: MemberReply,
         effects: &mut Vec<Effect>,
     ) {
-        self.peers[usize::from(index)].asked = false;
-        if !self.is_listed(index, incarnation) {
+        let MemberReply::Fenced { incarnation, settled, unsettled, more } = reply else { return };
+        if !self.is_listed(index, incarnation, effects) {
             return;
         }
-        if self.is_opening() {
-            self.peers[usize::from(index)].state = PeerState::Up;
-            self.opening_fenced(index, unsettled, effects);
-            return;
+        if list
+            && more
+            && let Some(last) = unsettled.last()
+        {
+            let after = last.key;
+            self.opening_listed(index, unsettled, effects);
+            return self.ask_fence_after(index, list, after, effects);
         }
-        // Whatever was written since the last flush may be gone: look at each such object.
-        let Peer { disk, stable_epoch: stable, forgotten_epoch, .. } =
-            self.peers[usize::from(index)];
-        if forgotten_epoch > stable {
-            let what = "was interrupted and may have lost writes that had not been flushed";
-            self.writes_lost(format!("disk {disk} {what}"), effects);
-        }
-        let checks: VecDeque<u32> = self
-            .objects
-            .iter()
-            .filter(|(object, entry)| {
-                entry.dirty_epoch > stable && self.members_of(**object).contains(index)
-            })
-            .map(|(object, _)| *object)
-            .collect();
-        self.forget_idle_objects(index, stable);
         let peer = &mut self.peers[usize::from(index)];
-        peer.state = PeerState::Checking;
-        peer.checks = checks;
-        self.resume(index, effects);
+        peer.asked = false;
+        if !list && peer.is_away() && self.is_opening() {
+            // It may be heard: now for what it has.
+            let peer = &mut self.peers[usize::from(index)];
+            peer.state = PeerState::Fencing;
+            if !self.partitions.are_sole() {
+                return self.resume(index, effects);
+            }
+        }
+        self.peers[usize::from(index)].state = PeerState::Up;
+        if self.is_opening() {
+            self.opening_listed(index, unsettled, effects);
+            self.opening_fenced(index, settled, effects);
+        } else {
+            self.resume(index, effects);
+        }
     }
 
-    /// Whether this opening of the disk is the one that counts; if not, the disk waits for the map.
-    pub(crate) fn is_listed(&mut self, index: PeerIndex, incarnation: Incarnation) -> bool {
+    /// Whether this opening of the disk is the one that counts; if not, it is of no use before the
+    /// map shows the new one.
+    pub(crate) fn is_listed(
+        &mut self,
+        index: PeerIndex,
+        incarnation: Incarnation,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
         let peer = &self.peers[usize::from(index)];
         if peer.incarnation == incarnation {
             return true;
@@ -300,89 +442,57 @@ impl Coordinator {
             "it was opened as incarnation {incarnation} and the cluster still lists {listed}",
             listed = peer.incarnation
         );
-        self.peer_lost(index, reason);
+        self.peer_lost(index, reason, effects);
         false
     }
 
-    fn pump_checks(&mut self, index: PeerIndex, effects: &mut Vec<Effect>) {
-        loop {
-            let peer = &mut self.peers[usize::from(index)];
-            let is_busy = peer.retry_at.is_some() || peer.checks_asked >= MEMBER_CHECKS_MAX;
-            if is_busy || !peer.knows_a_layer() {
-                return;
-            }
-            let Some(object) = peer.checks.pop_front() else { break };
-            peer.checks_asked += 1;
-            let request = MemberRequest::Stamp {
-                lineage: self.lineage,
-                key: self.key_at(index, object),
-                generation: self.generation,
-            };
-            self.ask(Pending::Check { peer: index, object }, request, effects);
-        }
-        let peer = &mut self.peers[usize::from(index)];
-        if peer.checks_asked == 0 {
-            peer.state = PeerState::Up;
-            peer.mark_dirty();
-            self.resume(index, effects);
-        }
-    }
-
-    /// A reopened disk says where an object stands.
-    pub(crate) fn handle_checked(
+    /// The disk has missed too much, or something else than its peers have: where it has peers, it
+    /// is not written to any more and not read from until the members are changed.
+    pub(crate) fn fall_behind(
         &mut self,
         index: PeerIndex,
-        object: u32,
-        have: Stamp,
+        reason: String,
         effects: &mut Vec<Effect>,
     ) {
-        self.peers[usize::from(index)].checks_asked -= 1;
-        self.compare_with_acknowledged(index, object, have, effects);
-        if self.peers[usize::from(index)].state == PeerState::Checking {
-            self.pump_checks(index, effects);
+        if !self.partitions.leave_behind(index) {
+            return;
         }
+        self.peers[usize::from(index)].behind = Some(reason);
+        self.drop_links(index, effects);
+        let of_peer = |(token, pending): (u64, &Pending)| match pending {
+            Pending::Read { peer, .. } | Pending::Check { peer, .. } if *peer == index => {
+                Some(token)
+            }
+            _ => None,
+        };
+        let gone: Vec<u64> = self.tokens.iter().filter_map(of_peer).collect();
+        for token in gone {
+            match self.tokens.remove(token) {
+                Some(Pending::Read { read, .. }) => self.read_unanswered(read, index),
+                Some(Pending::Check { object, .. }) => self.check_again(object),
+                _ => {}
+            }
+        }
+        self.pump_checks(effects);
+        self.retry_reads(effects);
+        self.end_flushes(effects);
+        self.end_switches(effects);
     }
 
-    /// A check was not answered for the moment: once more later.
-    pub(crate) fn check_again(&mut self, index: PeerIndex, object: u32) {
-        let peer = &mut self.peers[usize::from(index)];
-        peer.checks_asked -= 1;
-        peer.checks.push_front(object);
+    /// Current members that do not have everything: of which partition of which table, and on
+    /// which disk.
+    pub fn behind_in(&self) -> impl Iterator<Item = (u8, PartitionId, DiskId)> {
+        let disk = |peer: PeerIndex| self.peers[usize::from(peer)].disk;
+        self.partitions
+            .behind()
+            .map(move |(copies, partition, peer)| (copies, partition, disk(peer)))
     }
 
-    /// Notices when a disk has less of an object than was acknowledged. With one copy what it has
-    /// is all there is: the loss is legal for what was never flushed, and the next flush reports
-    /// it. Gives back whether the disk still serves.
-    pub(crate) fn compare_with_acknowledged(
-        &mut self,
-        index: PeerIndex,
-        object: u32,
-        have: Stamp,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let alone = self.members_of(object).len() == 1;
-        let floor = self.floor_of(object, alone);
-        let peer = &self.peers[usize::from(index)];
-        let Some(entry) = self.objects.get_mut(&object) else { return true };
-        if floor.is_none_or(|floor| have >= floor) {
-            return true;
-        }
-        let disk = peer.disk;
-        if !alone {
-            let reason = "it misses writes that only its peers have".to_string();
-            self.peer_lost(index, reason);
-            return false;
-        }
-        if entry.dirty_epoch <= peer.stable_epoch {
-            let reason = "it lost writes that it had reported as stable, as if an old copy of it \
-                          had been put back; restore it or delete the volume"
-                .to_string();
-            self.peer_lost(index, reason);
-            return false;
-        }
-        entry.last = have;
-        let what = "was interrupted and lost writes that had not been flushed";
-        self.writes_lost(format!("disk {disk} {what}"), effects);
-        true
+    /// Disks that some partition lists as current and that do not have everything, each with the
+    /// reason: they become whole by a change of its members.
+    pub fn behind(&self) -> Vec<(DiskId, String)> {
+        let is_behind = |index: &usize| self.partitions.is_behind(*index as PeerIndex);
+        let found = (0..self.peers.len()).filter(is_behind).map(|index| &self.peers[index]);
+        found.map(|peer| (peer.disk, peer.behind.clone().unwrap_or_default())).collect()
     }
 }

@@ -6,17 +6,20 @@ use proto::{ObjectStamp, Stamp};
 /// the highest settled generation the highest stamp. An older settled generation means that the
 /// member missed a settling, and what it holds beyond was discarded by that. A member that took a
 /// write of a generation has the object settled by it, whether or not it was told so: the write
-/// named what was settled as the one before it.
+/// named what was settled as the one before it. What is incomplete counts for nothing.
 ///
-/// Nothing if there is no answer.
+/// Nothing if there is no answer that counts.
 pub fn settle(answers: impl IntoIterator<Item = ObjectStamp>) -> Option<Stamp> {
-    answers
-        .into_iter()
-        .max_by_key(|answer| {
-            let settled = answer.settled_generation.max(answer.stamp.generation);
-            (settled, answer.stamp)
-        })
-        .map(|answer| answer.stamp)
+    settle_among(answers).map(|answer| answer.stamp)
+}
+
+/// The answer that an object settles at.
+pub(crate) fn settle_among(answers: impl IntoIterator<Item = ObjectStamp>) -> Option<ObjectStamp> {
+    let counts = |answer: &ObjectStamp| answer.stamp != Stamp::INCOMPLETE;
+    answers.into_iter().filter(counts).max_by_key(|answer| {
+        let settled = answer.settled_generation.max(answer.stamp.generation);
+        (settled, answer.stamp)
+    })
 }
 
 #[cfg(test)]
@@ -28,7 +31,7 @@ mod tests {
     fn an_object_settles_at_the_newest_history() {
         // Answers as (settled generation, generation and sequence of the stamp).
         type Answers = &'static [(u64, u64, u64)];
-        let table: [(Answers, Option<(u64, u64)>); 7] = [
+        let table: [(Answers, Option<(u64, u64)>); 9] = [
             (&[], None),
             (&[(0, 0, 0)], Some((0, 0))),
             (&[(1, 1, 5)], Some((1, 5))),
@@ -40,6 +43,9 @@ mod tests {
             (&[(3, 2, 7), (2, 3, 1)], Some((3, 1))),
             // A later generation beats a higher sequence.
             (&[(3, 2, 9), (3, 3, 1)], Some((3, 1))),
+            // A copy that was not finished says nothing, whoever marked it.
+            (&[(9, 0, 1), (2, 2, 5)], Some((2, 5))),
+            (&[(9, 0, 1)], None),
         ];
         for (answers, wanted) in table {
             let chosen =

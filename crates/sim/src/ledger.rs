@@ -13,7 +13,7 @@ use crate::{
 use proto::{
     BLOCK_SIZE, BlockRange, BlockState, Buffer, Change, ConfigurationNumber, Generation, LayerId,
     LineageId, MemberError, MemberReply, MemberRequest, ObjectKey, Payload, SECTOR_SIZE, Stamp,
-    Write,
+    Under, Write,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use store::{Event, Usage};
@@ -127,7 +127,12 @@ impl Ledger {
     pub fn prepare(&mut self, disk: &mut OneDisk) -> Result<(), String> {
         let (lineage, generation) = (self.lineage, self.generation);
         if !self.fenced {
-            match disk.call(MemberRequest::Fence { lineage, generation }) {
+            match disk.call(MemberRequest::Fence {
+                lineage,
+                generation,
+                list: true,
+                after: ObjectKey::default(),
+            }) {
                 Ok(MemberReply::Fenced { .. }) => self.fenced = true,
                 other => return Err(format!("the fence was answered {other:?}")),
             }
@@ -156,7 +161,7 @@ impl Ledger {
     /// A layer leaves the map once the disks know for good what lies above it.
     pub fn seal(&self, disk: &mut OneDisk) -> Result<(), String> {
         let (lineage, generation) = (self.lineage, self.generation);
-        match disk.call(MemberRequest::Flush { lineage, generation }) {
+        match disk.call(MemberRequest::Flush { lineage, generation, settled: Stamp::default() }) {
             Ok(MemberReply::Flushed { .. }) => Ok(()),
             other => Err(format!("the flush was answered {other:?}")),
         }
@@ -191,7 +196,8 @@ impl Ledger {
         let (index, change) = match step {
             Step::Flush => {
                 let covers = self.objects.iter().map(|(key, h)| (*key, h.acknowledged)).collect();
-                let request = MemberRequest::Flush { lineage, generation };
+                let request =
+                    MemberRequest::Flush { lineage, generation, settled: Stamp::default() };
                 return (Asked::Flush(covers), Some(request));
             }
             Step::Open => {
@@ -254,7 +260,7 @@ impl Ledger {
         let write = Write {
             lineage,
             key,
-            configuration: ConfigurationNumber(1),
+            under: Under { copies: 1, bits: 12, number: ConfigurationNumber(1) },
             previous,
             stamp,
             settled: Stamp::default(),
@@ -323,7 +329,12 @@ impl Ledger {
         let generation = self.generation;
         let mut unsettled = Vec::new();
         for lineage in lineages {
-            match disk.call(MemberRequest::Fence { lineage, generation }) {
+            match disk.call(MemberRequest::Fence {
+                lineage,
+                generation,
+                list: true,
+                after: ObjectKey::default(),
+            }) {
                 Ok(MemberReply::Fenced { unsettled: more, .. }) => unsettled.extend(more),
                 other => return Err(format!("the fence was answered {other:?}")),
             }
@@ -413,7 +424,13 @@ impl Ledger {
     fn compare(&self, disk: &mut OneDisk, key: ObjectKey, blocks: &Blocks) -> Result<(), String> {
         let (lineage, generation) = (self.lineage_of(key.layer), self.generation);
         let whole = range(0, BLOCKS_SEEN);
-        let map = MemberRequest::Map { lineage, key, generation, blocks: BlockRange::whole() };
+        let map = MemberRequest::Map {
+            lineage,
+            key,
+            generation,
+            under: None,
+            blocks: BlockRange::whole(),
+        };
         let runs = match disk.call(map) {
             Ok(MemberReply::Map(runs)) => runs,
             other => return Err(format!("the question for a map was answered {other:?}")),
@@ -432,7 +449,7 @@ impl Ledger {
                 block += 1;
             }
         }
-        let read = MemberRequest::Read { lineage, key, generation, blocks: whole };
+        let read = MemberRequest::Read { lineage, key, generation, under: None, blocks: whole };
         let data = match disk.call(read) {
             Ok(MemberReply::Data { content, .. }) => content,
             other => return Err(format!("the read of {key} was answered {other:?}")),
@@ -492,14 +509,24 @@ impl Ledger {
         let mut survey = Survey::default();
         for (key, history) in &self.objects {
             let (key, lineage) = (*key, self.lineage_of(key.layer));
-            match disk.call(MemberRequest::Fence { lineage, generation }) {
+            match disk.call(MemberRequest::Fence {
+                lineage,
+                generation,
+                list: true,
+                after: ObjectKey::default(),
+            }) {
                 Ok(MemberReply::Fenced { .. }) => {}
                 other => return Err(format!("the fence was answered {other:?}")),
             }
             let (_, blocks) = history.states.last().expect("never empty");
             for block in 0..BLOCKS_SEEN {
-                let read =
-                    MemberRequest::Read { lineage, key, generation, blocks: range(block, 1) };
+                let read = MemberRequest::Read {
+                    lineage,
+                    key,
+                    generation,
+                    under: None,
+                    blocks: range(block, 1),
+                };
                 let data = match disk.call(read) {
                     Ok(MemberReply::Data { content, .. }) => content,
                     Err(MemberError::Corrupt { .. }) => {

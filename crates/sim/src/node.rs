@@ -51,6 +51,10 @@ const JOURNAL_BYTES: u64 = 1 << 40;
 /// What a node takes for the present when it starts, unless told otherwise.
 const UNIX_S: u64 = 1_700_000_000;
 
+/// How often time may have come for a node at one and the same moment: more is a machine that
+/// spins.
+const TICKS_AT_ONCE_MAX: u32 = 100_000;
+
 /// A running node. See the module.
 pub struct SimNode {
     engine: Engine,
@@ -60,6 +64,8 @@ pub struct SimNode {
     life: Life,
     outputs: Vec<Output>,
     said: VecDeque<Said>,
+    /// When time came last, and how often it did at that moment.
+    ticked: (Time, u32),
 }
 
 impl Media {
@@ -129,6 +135,7 @@ impl SimNode {
             unix_s,
             trash_expiry_s: 24 * 3600,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
+            boot: [0; 16],
             version: "simulated".into(),
             fill_bytes_per_s: 0,
         };
@@ -142,7 +149,8 @@ impl SimNode {
         let mut outputs = Vec::new();
         let engine = Engine::new(now, settings, &mut outputs);
         let said = VecDeque::new();
-        let mut node = SimNode { engine, disk, media, life: Life::Starting, outputs, said };
+        let (life, ticked) = (Life::Starting, (now, 0));
+        let mut node = SimNode { engine, disk, media, life, outputs, said, ticked };
         node.perform(now);
         node.poll(now);
         node
@@ -253,6 +261,9 @@ impl SimNode {
 
     /// Lets one thing happen that is due: the end of an operation, or time that has come. Returns
     /// what ended, or nothing if nothing was due.
+    ///
+    /// # Panics
+    /// If time has come over and over without passing.
     pub fn advance(&mut self, now: Time) -> Option<Happened> {
         for medium in [Medium::Disk, Medium::Journal] {
             if let Some(done) = self.media.get_mut(medium).complete_due(now) {
@@ -262,6 +273,9 @@ impl SimNode {
             }
         }
         if self.engine.deadline().is_some_and(|deadline| deadline <= now) {
+            let (since, ticks) = self.ticked;
+            self.ticked = (now, if since == now { ticks + 1 } else { 0 });
+            assert!(self.ticked.1 < TICKS_AT_ONCE_MAX, "the node spins at {now:?}");
             self.input(now, Input::Tick);
             self.poll(now);
             return Some(Happened::Tick);

@@ -182,6 +182,10 @@ impl Check<'_> {
     fn object(&mut self, offline: &Offline, slot: Slot, row: &Row) {
         let replay = &offline.replay;
         self.report.objects.insert(row.key, row.stamp);
+        let known = replay.lineages.get(&row.lineage);
+        if row.unmarked && known.is_none_or(|known| known.mark.is_none()) {
+            self.problem(format!("object {} was adopted after a mark that is not there", row.key));
+        }
         let usage = self.report.usage.entry(row.key.layer).or_default();
         usage.objects += 1;
         for page in 0..PAGES_PER_OBJECT {

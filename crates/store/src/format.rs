@@ -159,6 +159,8 @@ impl Format {
             durable_lsn: 0,
             root: None,
             agreed_incarnation: Incarnation(0),
+            boot: [0; 16],
+            lossless_from: Incarnation(0),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::layout::{
     BATCH_HEADER_BYTES, PageName, encode_record, parse_batch, parse_bitmap, parse_drops,
-    parse_layers, parse_lineages, parse_map_page, parse_records, parse_root, parse_state,
-    parse_superblock, parse_table,
+    parse_layers, parse_lineages, parse_map_page, parse_marks, parse_partitions, parse_records,
+    parse_root, parse_state, parse_superblock, parse_table,
 };
 use proto::{BLOCK_SIZE, LayerId, LineageId, ObjectKey};
 
@@ -83,7 +83,9 @@ fn checkpoint_page(kind: u8, bytes: &mut Vec<u8>, fitting: bool) {
         8 | 9 => drop(parse_lineages(bytes, number, sum)),
         10 => drop(parse_drops(bytes, number, sum)),
         11 => drop(parse_layers(bytes, number, sum)),
-        12 | 13 => drop(parse_state(bytes, sum).is_some()),
+        12 => drop(parse_state(bytes, sum).is_some()),
+        13 => drop(parse_marks(bytes, number, sum)),
+        15 => drop(parse_partitions(bytes, number, sum)),
         _ => drop(parse_root(bytes, number, sum)),
     }
 }

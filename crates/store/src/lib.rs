@@ -21,6 +21,7 @@ mod layout;
 mod log;
 mod open;
 mod options;
+mod refusals;
 mod space;
 mod status;
 mod store;

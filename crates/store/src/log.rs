@@ -2,8 +2,8 @@
 //! batches under way.
 
 use crate::layout::{
-    BATCH_HEADER_BYTES, BatchHeader, LOG_FIRST, RECORD_BYTES_MAX, Record, WriteRecord,
-    encode_record, encode_write, seal_batch,
+    BATCH_HEADER_BYTES, BatchHeader, LOG_FIRST, LONG_RECORD_BYTES_MAX, RECORD_BYTES_MAX, Record,
+    WriteRecord, encode_adopt, encode_record, encode_write, seal_batch,
 };
 use proto::{BLOCK_SIZE, Buffer, DiskId, Incarnation, Payload};
 use std::collections::VecDeque;
@@ -20,6 +20,12 @@ const SHORT_RECORD_BYTES: usize = 64;
 
 const _: () =
     assert!(RECORD_BYTES_MAX + BATCH_HEADER_BYTES <= BATCH_BLOCKS_MIN as usize * BLOCK_SIZE);
+/// Blocks of the longest record in a batch of its own.
+const LONG_BLOCKS: u64 =
+    ((LONG_RECORD_BYTES_MAX + BATCH_HEADER_BYTES) as u64).div_ceil(BLOCK_SIZE as u64);
+// It finds room in the shortest log once that is empty, wherever its head is.
+const _: () =
+    assert!(2 * LONG_BLOCKS - 1 + UNASKED_BLOCKS < crate::LOG_BYTES_MIN / BLOCK_SIZE as u64);
 
 /// A place in the log. `position` counts blocks since the disk was opened and never wraps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,6 +150,23 @@ impl Log {
         self.used_blocks() + 3 * self.batch_blocks_max + UNASKED_BLOCKS < self.blocks
     }
 
+    /// Whether a long record of so many bytes finds room in a batch of its own, behind what waits,
+    /// leaving room for the few that never wait.
+    pub(crate) fn has_room_for_long(&self, bytes: usize) -> bool {
+        let pending = if self.has_pending() { self.pending.len() } else { 0 };
+        let (mut block, mut used) = (self.head.block, self.used_blocks());
+        for bytes in [pending, BATCH_HEADER_BYTES + bytes] {
+            let blocks = bytes.div_ceil(BLOCK_SIZE) as u64;
+            if block + blocks > self.blocks {
+                used += self.blocks - block;
+                block = 0;
+            }
+            block = (block + blocks) % self.blocks;
+            used += blocks;
+        }
+        used + UNASKED_BLOCKS < self.blocks
+    }
+
     /// Whether one short record surely finds room. Growth asks this: without it there may be no
     /// space for the checkpoint that makes room for all others.
     pub(crate) fn has_room_for_growth(&self) -> bool {
@@ -173,6 +196,11 @@ impl Log {
     /// Adds a write; returns its number.
     pub(crate) fn append_write(&mut self, write: &WriteRecord) -> u64 {
         self.append_with(|out| encode_write(write, out))
+    }
+
+    /// Adds an adopted object; returns its number.
+    pub(crate) fn append_adopt(&mut self, adopted: &WriteRecord) -> u64 {
+        self.append_with(|out| encode_adopt(adopted, out))
     }
 
     fn append_with(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {

@@ -87,6 +87,11 @@ pub struct Options {
     pub map_cache_bytes: usize,
     /// How fast scrub reads.
     pub scrub: ScrubRate,
+    /// The machine's boot, as the system names it. While it is the same from one opening to the
+    /// next the machine has not lost power, and what was acknowledged before is all there. All
+    /// zero: not known, which counts as a loss of power. Whoever saw the disk fail in this boot
+    /// gives zeros too: the disk was told that it did, but may have failed at that as well.
+    pub boot: [u8; 16],
 }
 
 impl Options {
@@ -99,6 +104,7 @@ impl Options {
             limit_bytes: None,
             map_cache_bytes: limits::MAP_CACHE_BYTES_DEFAULT,
             scrub: ScrubRate::default(),
+            boot: [0; 16],
         }
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Space {
     freed_by_checkpoint_blocks: u64,
     /// Blocks of the checkpoint's pages, present and under way.
     checkpoint: BTreeSet<u64>,
+    /// Blocks of content that is staged: no map names them.
+    staged: BTreeSet<u64>,
     /// The chunk that each filler fills.
     cursors: [Option<u32>; FILLERS],
     /// Pages of the bitmap that differ from the last checkpoint.
@@ -88,6 +90,7 @@ impl Space {
             freed_by_checkpoint: Vec::new(),
             freed_by_checkpoint_blocks: 0,
             checkpoint: BTreeSet::new(),
+            staged: BTreeSet::new(),
             cursors: [None; FILLERS],
             dirty: BTreeSet::new(),
         }
@@ -373,6 +376,36 @@ impl Space {
         }
     }
 
+    /// Takes blocks for content that is staged. A checkpoint stores them as free.
+    pub(crate) fn allocate_staged(&mut self, count: u32, runs: &mut Vec<Run>) {
+        let from = runs.len();
+        self.allocate(Purpose::Data, count, runs);
+        for run in &runs[from..] {
+            self.staged.extend(run.iter());
+        }
+    }
+
+    /// A map names what was staged, from now on.
+    pub(crate) fn adopt_staged(&mut self, run: Run) {
+        for address in run.iter() {
+            assert!(self.staged.remove(&address), "only what is staged is adopted");
+        }
+        self.mark_dirty(run);
+    }
+
+    /// What was staged is not wanted any more, and no write of it is under way.
+    pub(crate) fn give_staged(&mut self, run: Run) {
+        for address in run.iter() {
+            assert!(self.staged.remove(&address), "only what is staged is given up");
+        }
+        self.give(run);
+    }
+
+    /// Blocks of content that is staged.
+    pub(crate) fn staged_blocks(&self) -> u64 {
+        self.staged.len() as u64
+    }
+
     /// A page of the present checkpoint is superseded by the one under way.
     pub(crate) fn supersede_checkpoint(&mut self, run: Run) {
         self.freed_by_checkpoint_blocks += u64::from(run.count);
@@ -430,6 +463,7 @@ impl Space {
             chunks[chunk as usize].1[at as usize / 64] &= !(1 << (at % 64));
         };
         self.checkpoint.range(start..stop).for_each(|&address| clear(address));
+        self.staged.range(start..stop).for_each(|&address| clear(address));
         let from = hidden.partition_point(|run| run.end() <= start);
         for run in hidden[from..].iter().take_while(|run| run.address < stop) {
             run.iter().filter(|address| (start..stop).contains(address)).for_each(&mut clear);
@@ -456,5 +490,6 @@ impl Space {
             assert!(entry.run.iter().all(|a| self.is_taken(a)), "a quarantined block is available");
         }
         assert!(self.checkpoint.iter().all(|&a| self.is_taken(a)), "a checkpoint block is free");
+        assert!(self.staged.iter().all(|&a| self.is_taken(a)), "a staged block is available");
     }
 }

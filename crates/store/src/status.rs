@@ -67,6 +67,13 @@ pub struct Status {
     /// Blocks that belong to nobody any more because the map page that named them is lost. Only a
     /// new disk gets them back.
     pub lost_blocks: u64,
+    /// What openings from this one on acknowledged is all there: the machine has not lost power
+    /// since.
+    #[serde(default)]
+    pub lossless_from: Incarnation,
+    /// Partitions of which a configuration is refused.
+    #[serde(default)]
+    pub partitions_refused: u64,
 }
 
 /// What requests wait for.
@@ -94,6 +101,9 @@ pub struct SpaceStatus {
     pub map_bytes: u64,
     /// Used by the checkpoint.
     pub checkpoint_bytes: u64,
+    /// Used by content that is staged, not part of any object yet.
+    #[serde(default)]
+    pub staged_bytes: u64,
     /// Freed, waiting for a flush or for a read to end.
     pub quarantined_bytes: u64,
     /// Allocated and free.
@@ -130,6 +140,12 @@ pub struct Counters {
     pub writes: u64,
     /// Bytes of data written for them.
     pub write_bytes: u64,
+    /// Bytes of data staged for objects.
+    #[serde(default)]
+    pub staged_bytes: u64,
+    /// Objects that became what was staged for them.
+    #[serde(default)]
+    pub adopted: u64,
     /// Flushes of the medium.
     pub flushes: u64,
     /// Batches written to the log.

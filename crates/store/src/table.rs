@@ -35,6 +35,8 @@ pub(crate) struct Row {
     pages: [PageReference; PAGES_PER_OBJECT],
     /// Bit n: page n of the map belongs to this row.
     owned: u8,
+    /// The mark of the lineage does not count: the object was adopted after it.
+    pub(crate) unmarked: bool,
     /// The row of the next older layer with this index.
     older: Slot,
     /// Data blocks that each page of the map owns.
@@ -62,6 +64,7 @@ impl Row {
             settled_generation: Generation(0),
             pages: [PageReference::default(); PAGES_PER_OBJECT],
             owned: 0,
+            unmarked: false,
             older: NO_SLOT,
             counts: [0; PAGES_PER_OBJECT],
             cached: [NOT_CACHED; PAGES_PER_OBJECT],
@@ -131,6 +134,7 @@ impl Row {
             counts: self.counts,
             lsn: self.lsn,
             owned: self.owned,
+            unmarked: self.unmarked,
         }
     }
 }
@@ -148,6 +152,7 @@ impl From<TableRow> for Row {
         }
         row.counts = stored.counts;
         row.lsn = stored.lsn;
+        row.unmarked = stored.unmarked;
         row
     }
 }
@@ -313,11 +318,16 @@ impl Table {
         Next::None
     }
 
-    /// All rows of a lineage.
-    pub(crate) fn rows_of(&self, lineage: LineageId) -> impl Iterator<Item = &Row> {
-        let leaves = self.leaves.range((lineage, 0)..=(lineage, u32::MAX));
-        let lists = leaves.flat_map(|(_, leaf)| leaf.iter().copied());
-        lists.flat_map(|first| self.list(first)).map(|slot| self.row(slot))
+    /// The slots of the next neighbouring indexes of a lineage from a place on, index by index, and
+    /// the place behind them. The first place is 0; without any slots there is none behind.
+    pub(crate) fn walk(&self, lineage: LineageId, place: u32) -> (Vec<Slot>, Option<u32>) {
+        let Some((&(_, leaf), slots)) =
+            self.leaves.range((lineage, place)..=(lineage, u32::MAX)).next()
+        else {
+            return (Vec::new(), None);
+        };
+        let slots = slots.iter().flat_map(|&first| self.list(first)).collect();
+        (slots, leaf.checked_add(1))
     }
 
     /// The row in a slot that must be occupied.

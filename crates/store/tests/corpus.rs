@@ -77,6 +77,18 @@ fn merge_body() -> Vec<u8> {
     body
 }
 
+/// An attempt with a partition that is refused, one that is not, and a fence.
+fn attempt_body() -> Vec<u8> {
+    let mut body = vec![3, 12]; // copies, bits
+    body.extend(9u64.to_le_bytes());
+    body.extend([1, 2, 0]); // it has ended; two partitions
+    body.extend([7, 0, 0, 0, 1, 4, 0, 0, 0, 0, 0, 0, 0]);
+    body.extend([8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    body.extend([1, 0]);
+    body.extend([7u64, 5].map(u64::to_le_bytes).concat());
+    body
+}
+
 fn disk_seeds() -> Seeds {
     let with = |choice: u8, bytes: Vec<u8>| [vec![choice], bytes].concat();
     let ids = [7u64, 1].map(u64::to_le_bytes).concat();
@@ -133,6 +145,19 @@ fn disk_seeds() -> Seeds {
             body[8] = 10;
             records(1, record(11, &body))
         }),
+        ("records-settled-and-mark", {
+            let settled = record(12, &[7u64, 1, 5].map(u64::to_le_bytes).concat());
+            let mark = record(13, &[7u64, 2, 1, 5].map(u64::to_le_bytes).concat());
+            records(2, [settled, mark].concat())
+        }),
+        ("records-attempt", records(1, record(14, &attempt_body()))),
+        ("records-attempt-of-no-table", {
+            let mut body = attempt_body();
+            body[1] = 200;
+            records(1, record(14, &body))
+        }),
+        ("records-adopt", records(1, record(15, &copying_write_body()))),
+        ("records-adopt-settled-by-nobody", records(1, record(15, &write_body()))),
         ("records-of-no-type", records(1, record(99, &ids))),
         ("records-all-ones", records(255, vec![0xff; 300])),
         ("map-page-empty", with(3, map.clone())),
@@ -142,6 +167,8 @@ fn disk_seeds() -> Seeds {
         ("lineages-page", page(8, 3, 3)),
         ("drops-page", page(10, 6, 3)),
         ("layers-page", page(11, 7, 3)),
+        ("marks-page", page(13, 9, 3)),
+        ("partitions-page", page(15, 8, 3)),
         ("state-page", page(12, 4, 1)),
         ("root", page(14, 5, 2)),
         ("root-count-too-large", page(14, 5, u32::MAX)),

@@ -4,7 +4,7 @@ mod support;
 
 use proto::{
     BLOCK_SIZE, BlockRange, Change, Duration, Generation, LayerId, MemberError, MemberReply,
-    MemberRequest, ObjectKey,
+    MemberRequest, ObjectKey, Stamp,
 };
 use std::collections::BTreeSet;
 use store::{DamagedPart, Event, Notice, OpenError, ScrubRate, State, check};
@@ -12,11 +12,11 @@ use support::{GENERATION, Host, KEY, LINEAGE, Medium, Random, data, stamp, value
 
 fn read(key: ObjectKey, first: u32, count: u32) -> MemberRequest {
     let blocks = BlockRange::new(first, count).expect("inside");
-    MemberRequest::Read { lineage: LINEAGE, key, generation: GENERATION, blocks }
+    MemberRequest::Read { lineage: LINEAGE, key, generation: GENERATION, under: None, blocks }
 }
 
 fn flush() -> MemberRequest {
-    MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION }
+    MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION, settled: Stamp::default() }
 }
 
 fn new_host() -> Host {
@@ -466,7 +466,12 @@ fn full_is_an_error_and_not_an_end() {
 #[test]
 fn a_fence_is_durable_and_refuses_the_older_generation() {
     let mut host = with_data();
-    let fence = |generation| MemberRequest::Fence { lineage: LINEAGE, generation };
+    let fence = |generation| MemberRequest::Fence {
+        lineage: LINEAGE,
+        generation,
+        list: true,
+        after: ObjectKey::default(),
+    };
     let Ok(MemberReply::Fenced { unsettled, .. }) = host.ask(fence(Generation(5))) else {
         panic!("it is fenced")
     };
@@ -497,7 +502,12 @@ fn a_fence_lists_the_write_at_the_settled_point_and_none_before() {
         (first.previous, first.settled) = (support::stamp(0), stamp(settled));
         host.ask(MemberRequest::Write(first)).expect("written");
     }
-    let fence = MemberRequest::Fence { lineage: LINEAGE, generation: Generation(5) };
+    let fence = MemberRequest::Fence {
+        lineage: LINEAGE,
+        generation: Generation(5),
+        list: true,
+        after: ObjectKey::default(),
+    };
     let Ok(MemberReply::Fenced { unsettled, .. }) = host.ask(fence) else { panic!("it is fenced") };
     let stamps: Vec<_> = unsettled.iter().map(|object| object.stamp).collect();
     assert_eq!(stamps, [stamp(2), stamp(3)]);

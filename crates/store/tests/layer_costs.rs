@@ -5,7 +5,7 @@ mod support;
 
 use proto::{
     BLOCK_SIZE, BlockRange, Change, ConfigurationNumber, Duration, Generation, LayerId,
-    MemberError, MemberRequest, ObjectKey, Stamp, Write,
+    MemberError, MemberRequest, ObjectKey, Stamp, Under, Write,
 };
 use store::{Event, check};
 use support::{GENERATION, Host, LINEAGE, Random, data, stamp, values};
@@ -24,7 +24,7 @@ fn write(layer: u64, sequence: u64, change: Change) -> MemberRequest {
     MemberRequest::Write(Write {
         lineage: LINEAGE,
         key: key(layer),
-        configuration: ConfigurationNumber(1),
+        under: Under { copies: 1, bits: 12, number: ConfigurationNumber(1) },
         previous: stamp(sequence - 1),
         stamp: stamp(sequence),
         settled: Stamp::default(),
@@ -35,7 +35,7 @@ fn write(layer: u64, sequence: u64, change: Change) -> MemberRequest {
 fn read(layer: u64, first: u32, count: u32) -> MemberRequest {
     let blocks = BlockRange::new(first, count).expect("inside");
     let (lineage, generation) = (LINEAGE, Generation::SEALED);
-    MemberRequest::Read { lineage, key: key(layer), generation, blocks }
+    MemberRequest::Read { lineage, key: key(layer), generation, under: None, blocks }
 }
 
 fn open(layer: u64, parent: u64) -> MemberRequest {
@@ -44,7 +44,7 @@ fn open(layer: u64, parent: u64) -> MemberRequest {
 }
 
 fn flush() -> MemberRequest {
-    MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION }
+    MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION, settled: Stamp::default() }
 }
 
 fn drop_layer(layer: u64) -> Event {
@@ -120,7 +120,12 @@ fn a_layer_is_opened_once_above_one_parent_by_who_holds_the_attachment() {
     assert_eq!(values(&host.ask(read(4, 0, 2)).expect("read")), [1, 2]);
     host.ask(write(1, 1, data(0, &[1, 2]))).expect("sent again is the same");
     invalid(&mut host, write(4, 2, data(0, &[9])), "a layer above has the object");
-    let fence = MemberRequest::Fence { lineage: LINEAGE, generation: Generation(9) };
+    let fence = MemberRequest::Fence {
+        lineage: LINEAGE,
+        generation: Generation(9),
+        list: true,
+        after: ObjectKey::default(),
+    };
     host.ask(fence).expect("fenced");
     let fenced = Err(MemberError::Fenced { newer: Generation(9) });
     assert_eq!(host.ask(open(8, 6)).map(drop), fenced);

@@ -6,7 +6,7 @@ mod support;
 
 use proto::{
     BLOCKS_PER_OBJECT, BlockRange, BlockState, Change, ConfigurationNumber, Duration, Generation,
-    LayerId, MemberError, MemberReply, MemberRequest, ObjectKey, Stamp, Write,
+    LayerId, MemberError, MemberReply, MemberRequest, ObjectKey, Stamp, Under, Write,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -147,7 +147,7 @@ impl Model {
         let number = self.host.request(MemberRequest::Write(Write {
             lineage: LINEAGE,
             key,
-            configuration: ConfigurationNumber(1),
+            under: Under { copies: 1, bits: 12, number: ConfigurationNumber(1) },
             previous: stamp(previous as u64),
             stamp: stamp(step as u64),
             settled: Stamp::default(),
@@ -170,14 +170,19 @@ impl Model {
         }
         let (_, expected) = self.now(key);
         let generation = if layer == self.head { GENERATION } else { Generation::SEALED };
-        let request = MemberRequest::Read { lineage: LINEAGE, key, generation, blocks };
+        let request =
+            MemberRequest::Read { lineage: LINEAGE, key, generation, under: None, blocks };
         let number = self.host.request(request);
         self.asked.insert(number, Asked::Read { key, blocks, expected });
     }
 
     fn flush(&mut self) {
         let acknowledged = self.histories.iter().map(|(&i, h)| (i, h.acknowledged)).collect();
-        let request = MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION };
+        let request = MemberRequest::Flush {
+            lineage: LINEAGE,
+            generation: GENERATION,
+            settled: Stamp::default(),
+        };
         let number = self.host.request(request);
         self.asked.insert(number, Asked::Flush { acknowledged });
     }
@@ -229,7 +234,7 @@ impl Model {
         if layer != self.head && above <= 1 && self.asked.is_empty() {
             // The map lets a layer go when the disks know for good what lies above it.
             let (lineage, generation) = (LINEAGE, GENERATION);
-            self.ask(MemberRequest::Flush { lineage, generation });
+            self.ask(MemberRequest::Flush { lineage, generation, settled: Stamp::default() });
             self.drop_layer(layer);
             if self.random.chance(3) {
                 self.crash_after = Some(self.random.below(80));
@@ -387,12 +392,13 @@ impl Model {
         let mut found = View::new();
         for first in (0..BLOCKS_PER_OBJECT).step_by(256) {
             let blocks = BlockRange::new(first, 256).expect("inside");
-            let reply = self.ask(MemberRequest::Read { lineage, key, generation, blocks });
+            let reply =
+                self.ask(MemberRequest::Read { lineage, key, generation, under: None, blocks });
             found.append(&mut shown(&reply, &blocks));
         }
         assert_eq!(found, wanted, "{key}");
         let blocks = BlockRange::whole();
-        let map = self.ask(MemberRequest::Map { lineage, key, generation, blocks });
+        let map = self.ask(MemberRequest::Map { lineage, key, generation, under: None, blocks });
         let MemberReply::Map(map) = map else { panic!("{map:?}") };
         let state = |block: u32| match wanted.get(&block) {
             None => BlockState::Absent,
@@ -408,8 +414,14 @@ impl Model {
             } else {
                 self.now(ObjectKey { layer: base, ..key }).1
             };
-            let reply =
-                self.ask(MemberRequest::Difference { lineage, key, generation, base, blocks });
+            let reply = self.ask(MemberRequest::Difference {
+                lineage,
+                key,
+                generation,
+                under: None,
+                base,
+                blocks,
+            });
             let MemberReply::Difference(runs) = reply else { panic!("{reply:?}") };
             let wanted =
                 blocks.iter().map(|at| (wanted.get(&at) != old.get(&at)).then(|| state(at)));

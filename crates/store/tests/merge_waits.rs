@@ -6,6 +6,7 @@ mod support;
 
 use proto::{
     BlockRange, Duration, Generation, LayerId, MemberError, MemberReply, MemberRequest, ObjectKey,
+    Stamp,
 };
 use std::collections::BTreeSet;
 use store::{Event, Usage, check};
@@ -37,7 +38,14 @@ fn ask(host: &mut Host, request: MemberRequest) -> MemberReply {
 }
 
 fn flush(host: &mut Host) {
-    ask(host, MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION });
+    ask(
+        host,
+        MemberRequest::Flush {
+            lineage: LINEAGE,
+            generation: GENERATION,
+            settled: Stamp::default(),
+        },
+    );
 }
 
 fn open_upper(host: &mut Host) {
@@ -83,7 +91,11 @@ fn run(host: &mut Host, steps: u64) -> Option<u64> {
         host.request(write(key, 1, data(0, &[1000 + u64::from(round); 40])));
         host.poll();
         if round % 2 == 1 {
-            host.request(MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION });
+            host.request(MemberRequest::Flush {
+                lineage: LINEAGE,
+                generation: GENERATION,
+                settled: Stamp::default(),
+            });
         }
     }
     Some(done)
@@ -92,7 +104,7 @@ fn run(host: &mut Host, steps: u64) -> Option<u64> {
 fn read(host: &mut Host) -> Vec<u64> {
     let (lineage, key, generation) = (LINEAGE, KEY, Generation::SEALED);
     let blocks = BlockRange::new(0, 5).expect("inside");
-    values(&ask(host, MemberRequest::Read { lineage, key, generation, blocks }))
+    values(&ask(host, MemberRequest::Read { lineage, key, generation, under: None, blocks }))
 }
 
 fn check_after_cut(mut host: Host, known: Known, seed: u64) -> BTreeSet<u64> {

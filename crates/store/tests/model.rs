@@ -133,14 +133,24 @@ impl Model {
         let object = self.objects.entry(key).or_default();
         let content = object.content(object.history.len());
         let expected = content[blocks.first() as usize..blocks.end() as usize].to_vec();
-        let request = MemberRequest::Read { lineage: LINEAGE, key, generation: GENERATION, blocks };
+        let request = MemberRequest::Read {
+            lineage: LINEAGE,
+            key,
+            generation: GENERATION,
+            under: None,
+            blocks,
+        };
         let number = self.host.request(request);
         self.asked.insert(number, Asked::Read { key, blocks, expected });
     }
 
     fn flush(&mut self) {
         let acknowledged = self.objects.iter().map(|(&key, o)| (key, o.acknowledged)).collect();
-        let request = MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION };
+        let request = MemberRequest::Flush {
+            lineage: LINEAGE,
+            generation: GENERATION,
+            settled: Stamp::default(),
+        };
         let number = self.host.request(request);
         self.asked.insert(number, Asked::Flush { acknowledged });
     }
@@ -280,8 +290,13 @@ impl Model {
         let mut content = Vec::new();
         for first in (0..BLOCKS_PER_OBJECT).step_by(256) {
             let blocks = BlockRange::new(first, 256).expect("inside");
-            let request =
-                MemberRequest::Read { lineage: LINEAGE, key, generation: GENERATION, blocks };
+            let request = MemberRequest::Read {
+                lineage: LINEAGE,
+                key,
+                generation: GENERATION,
+                under: None,
+                blocks,
+            };
             content.extend(values(&self.host.ask(request).expect("a read does not fail")));
         }
         content

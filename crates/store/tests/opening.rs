@@ -5,6 +5,7 @@ mod support;
 
 use proto::{
     BLOCK_SIZE, BlockRange, Change, DiskError, Duration, MemberError, MemberRequest, ObjectKey,
+    Stamp,
 };
 use store::{Damage, DamagedPart, Notice, OpenError, check};
 use support::{GENERATION, Host, KEY, LINEAGE, Medium, data, values, write};
@@ -13,8 +14,13 @@ const EIO: DiskError = DiskError::Io(5);
 
 fn read(host: &mut Host, first: u32, count: u32) -> Result<Vec<u64>, MemberError> {
     let blocks = BlockRange::new(first, count).expect("inside");
-    let request =
-        MemberRequest::Read { lineage: LINEAGE, key: KEY, generation: GENERATION, blocks };
+    let request = MemberRequest::Read {
+        lineage: LINEAGE,
+        key: KEY,
+        generation: GENERATION,
+        under: None,
+        blocks,
+    };
     host.ask(request).map(|reply| values(&reply))
 }
 
@@ -109,8 +115,12 @@ fn flushed() -> (Host, [u64; 2]) {
     for (at, batch) in written.iter_mut().enumerate() {
         let number = at as u64 + 1;
         *batch = batch_of(&mut host, write(KEY, number, data(at as u32, &[number])));
-        host.ask(MemberRequest::Flush { lineage: LINEAGE, generation: GENERATION })
-            .expect("flushed");
+        host.ask(MemberRequest::Flush {
+            lineage: LINEAGE,
+            generation: GENERATION,
+            settled: Stamp::default(),
+        })
+        .expect("flushed");
     }
     host.pass(Duration::from_millis(200));
     host.crash(&mut support::Random::new(1), false);
@@ -232,7 +242,8 @@ fn an_unreadable_map_page_damages_none_of_its_neighbours() {
         .map(|&key| {
             let blocks = BlockRange::new(0, 2).expect("inside");
             let generation = GENERATION;
-            let read = MemberRequest::Read { lineage: LINEAGE, key, generation, blocks };
+            let read =
+                MemberRequest::Read { lineage: LINEAGE, key, generation, under: None, blocks };
             host.ask(read).map(|reply| assert_eq!(values(&reply), [7, 9])).is_err()
         })
         .collect();

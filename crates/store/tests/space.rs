@@ -43,7 +43,13 @@ impl Written {
                 let key = ObjectKey { index, ..KEY };
                 let blocks = BlockRange::new(first, 256).expect("inside");
                 let (lineage, generation) = (LINEAGE, GENERATION);
-                self.host.request(MemberRequest::Read { lineage, key, generation, blocks });
+                self.host.request(MemberRequest::Read {
+                    lineage,
+                    key,
+                    generation,
+                    under: None,
+                    blocks,
+                });
                 pieces += self.host.in_flight();
                 while self.host.complete(0) {}
             }

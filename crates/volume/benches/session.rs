@@ -97,7 +97,12 @@ fn measure(share_of_writes: u64) -> u128 {
 fn answer(request: MemberRequest, content: &Payload) -> MemberReply {
     let incarnation = Incarnation(1);
     match request {
-        MemberRequest::Fence { .. } => MemberReply::Fenced { incarnation, unsettled: Vec::new() },
+        MemberRequest::Fence { .. } => MemberReply::Fenced {
+            incarnation,
+            settled: proto::Stamp::default(),
+            unsettled: Vec::new(),
+            more: false,
+        },
         MemberRequest::Stamp { key, .. } => {
             let settled_generation = Generation(0);
             MemberReply::Stamp(ObjectStamp { key, stamp: Stamp::default(), settled_generation })

@@ -18,7 +18,8 @@ use proto::limits::{
     SESSION_BYTES_MAX, SESSION_PIECES_MAX, SESSION_REQUESTS_MAX, STATUS_OBJECTS_MAX,
 };
 use proto::{
-    BLOCK_SIZE, BlockRange, Duration, Generation, LayerId, OBJECT_SIZE, Payload, Time, VolumeId,
+    BLOCK_SIZE, BlockRange, DiskId, Duration, Generation, LayerId, OBJECT_SIZE, PartitionId,
+    Payload, Time, VolumeId,
 };
 use replica::{Answer, Coordinator, Slots, Source, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -258,6 +259,12 @@ impl Session {
         let sources = self.sources.deadline();
         let all = own.into_iter().chain([self.coordinator.deadline(), closing, sources]);
         all.flatten().min()
+    }
+
+    /// Current members of the volume's partitions that do not have everything: of which partition
+    /// of which table, and on which disk. They become whole by a change of the members.
+    pub fn behind(&self) -> impl Iterator<Item = (u8, PartitionId, DiskId)> {
+        self.coordinator.behind_in()
     }
 
     /// Why the oldest unfinished request has not ended, and since when it has not; or why the

@@ -79,7 +79,7 @@ impl Session {
             Stage::Sealing => {}
             Stage::Draining { layer } => self.try_switch(layer, effects),
             // The next session opens it.
-            _ if self.is_closing() => {}
+            _ if self.is_closing() => self.switch.stage = Stage::Idle,
             _ if head != self.switch.head => {
                 self.switch.stage = Stage::Draining { layer: head };
                 self.try_switch(head, effects);

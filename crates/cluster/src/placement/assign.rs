@@ -25,7 +25,7 @@ pub(super) fn assign(layout: &Layout, targets: &[u32], present: &[Vec<u16>]) -> 
 
 /// A number that looks random: the same for the same place.
 fn dice(a: u64, b: u64) -> u64 {
-    crate::partition::mix(crate::partition::mix(a ^ 0x706c_6163_6500).wrapping_add(b))
+    proto::mix(proto::mix(a ^ 0x706c_6163_6500).wrapping_add(b))
 }
 
 struct Table<'a> {

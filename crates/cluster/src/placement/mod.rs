@@ -1,8 +1,8 @@
 //! Placement: which disks each partition should come to lie on, as a pure function of where it lies
 //! now and of the disks there are. `docs/decisions/0007-placement.md` explains it on a page.
 //!
-//! It decides nothing: what it gives is a wish, that is come to by agreed steps (`Recover`,
-//! `Activate`, `Exclude`), each of which is judged by itself. So it may get better from version to
+//! It decides nothing: what it gives is a wish, that is come to by agreed steps (attempts,
+//! see `BeginAttempt`), each of which is judged by itself. So it may get better from version to
 //! version, and nodes of two versions still agree on the map.
 
 mod assign;

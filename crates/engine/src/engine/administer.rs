@@ -13,7 +13,7 @@ use crate::{
     attach::HeldId,
     layers, names, report,
 };
-use cluster::{Command, Refusal, RefusalKind};
+use cluster::{Command, Refusal, RefusalKind, TokenId};
 use proto::{DiskId, LayerId, Time, VolumeId};
 
 impl Engine {
@@ -58,6 +58,16 @@ impl Engine {
                 self.work.push_back(Work::Propose(Command::AddNode { node, name }, purpose));
                 return Ok(None);
             }
+            AdminRequest::TokenAdd { id, secret_digest, uses, expires_s } => {
+                self.add_token(token, id, &secret_digest, uses, expires_s)?;
+                return Ok(None);
+            }
+            AdminRequest::TokenRevoke { id } => {
+                let command = Command::RevokeToken { id: TokenId(id) };
+                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                return Ok(None);
+            }
+            AdminRequest::TokenList => AdminReply::Tokens(self.token_reports()),
             AdminRequest::VolumeList => AdminReply::Volumes(self.volume_reports(now)),
             AdminRequest::VolumeInfo { name } => AdminReply::Volume(self.volume_named(now, &name)?),
             AdminRequest::VolumeReconnect { name } => {

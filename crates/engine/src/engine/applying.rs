@@ -61,6 +61,7 @@ impl Engine {
             self.begin(now, outputs);
         }
         self.release_parked(now);
+        self.learn_attempts(now, &old, outputs);
         if self.is_among_others() {
             self.learn_from_others(now, &old, outputs);
         }
@@ -132,6 +133,10 @@ impl Engine {
             }
             // Given up by a node that stops.
             (Purpose::Attach(id) | Purpose::Detach(id), _) if !self.held.contains_key(&id) => {}
+            (Purpose::AdminToken(token, id), Ok(_)) => {
+                let result = Box::new(self.token_report(id));
+                outputs.push(Output::Admin { token, result });
+            }
             (Purpose::AdminNode(token, node, addresses), Ok(_)) => {
                 let command = Command::SetAddresses { node, addresses };
                 self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
@@ -163,6 +168,8 @@ impl Engine {
                 self.torn_group_dropped((&name, &tag), result, outputs);
             }
             (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
+            // What was refused is looked at anew.
+            (Purpose::Members, _) => self.members_proposed(),
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (Purpose::AdminGroup(token, step), Err(refusal)) => {
                 self.group_step_refused(token, step, refused(&refusal), outputs);

@@ -271,6 +271,7 @@ impl Engine {
         for id in self.disks.keys().copied().collect::<Vec<_>>() {
             self.weigh(id);
         }
+        self.begin_members();
     }
 
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a

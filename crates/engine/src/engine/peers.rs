@@ -591,6 +591,21 @@ impl Engine {
         self.tell_link(now, node, number, link::Event::Answer { question, promise, result });
     }
 
+    // -- what is seen of others --
+
+    /// Since when a node does not answer; nothing while it does.
+    pub(super) fn away_since(&self, node: NodeId) -> Option<Time> {
+        let peer = self.peers.all.get(&node)?;
+        (!peer.link.is_up()).then_some(peer.since)
+    }
+
+    /// Since when a node that answers has not had a disk open; nothing while it has.
+    pub(super) fn closed_since(&self, node: NodeId, disk: DiskId) -> Option<Time> {
+        let peer = self.peers.all.get(&node)?;
+        let is_open = peer.openings.as_ref().is_some_and(|openings| openings.contains_key(&disk));
+        (!is_open).then_some(peer.since)
+    }
+
     // -- what people see --
 
     /// The other nodes.

@@ -213,7 +213,8 @@ impl Question {
             Step::Replaced { heir, .. } => (*heir, layer),
         };
         let (key, blocks) = (ObjectKey { layer, index }, BlockRange::whole());
-        MemberRequest::Difference { lineage, key, generation, base, blocks }
+        let under = None;
+        MemberRequest::Difference { lineage, key, generation, under, base, blocks }
     }
 
     /// Takes in the answer: how many more blocks would be free, and whether that was the last one.

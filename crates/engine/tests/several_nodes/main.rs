@@ -1,6 +1,7 @@
 //! Several nodes: they form a cluster, agree, lose one another and come back, and use the disks of
 //! one another.
 
+mod copies;
 mod support;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};

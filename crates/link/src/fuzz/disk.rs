@@ -1,8 +1,11 @@
 //! A disk of a few numbers: answers as a store would, and knows every byte by its place.
 
+use super::copying::{COPIED, Copied};
+use proto::limits::MEMBER_ROWS_MAX;
 use proto::{
-    BLOCK_SIZE, BlockRange, BlockState, Buffer, Change, Incarnation, LayerId, MemberError,
-    MemberReply, MemberRequest, ObjectKey, ObjectStamp, Payload, Stamp,
+    BLOCK_SIZE, BlockRange, BlockState, BlockSum, Buffer, Change, Generation, Incarnation, LayerId,
+    LineageId, LineageStamp, MemberError, MemberReply, MemberRequest, ObjectKey, ObjectStamp,
+    PartitionId, Payload, Refused, Stamp, Under, partition_of,
 };
 
 /// Where the last write of the disk's one chain stands, and how often it was asked what.
@@ -11,6 +14,8 @@ pub struct Disk {
     pub have: Stamp,
     /// Writes that were applied: each once.
     pub applied: u64,
+    /// The object that is copied over and over.
+    pub copied: Copied,
 }
 
 /// What a write of this number brings, or a read at this place.
@@ -22,7 +27,7 @@ pub fn content(seed: u64, blocks: u32) -> Payload {
     buffer.freeze()
 }
 
-/// The object that all requests are about.
+/// The object that all requests are about, but for those of a copier.
 pub const KEY: ObjectKey = ObjectKey { layer: LayerId(3), index: 4 };
 
 impl Disk {
@@ -32,26 +37,38 @@ impl Disk {
         let object =
             ObjectStamp { key: KEY, stamp: self.have, settled_generation: Default::default() };
         Ok(match request {
-            MemberRequest::Fence { .. } => {
-                // Three frames of rows, now and then.
-                let count = if self.have.sequence % 16 == 5 { 3_300 } else { 1 };
-                let rows = (0..count).map(|index| {
+            MemberRequest::Fence { list, after, .. } => {
+                let first = if after.layer < KEY.layer { 0 } else { after.index + 1 };
+                let rows = (first..).take(if *list { self.rows() } else { 0 }).map(|index| {
                     let key = ObjectKey { index, ..KEY };
                     ObjectStamp { key, ..object }
                 });
-                MemberReply::Fenced { incarnation, unsettled: rows.collect() }
+                let (unsettled, more) = (rows.collect(), *list && self.goes_on());
+                MemberReply::Fenced { incarnation, settled: self.have, unsettled, more }
             }
-            MemberRequest::Settle { .. } | MemberRequest::OpenLayer { .. } => MemberReply::Done,
+            MemberRequest::Stage { key: COPIED, change, .. } => {
+                let Change::Data { first, payload, .. } = change else { panic!("{change:?}") };
+                self.copied.stage(*first, payload);
+                MemberReply::Done
+            }
+            MemberRequest::Adopt { key: COPIED, staged, stamp, .. } => {
+                return self.copied.adopt(*staged, *stamp);
+            }
+            MemberRequest::Settle { .. }
+            | MemberRequest::OpenLayer { .. }
+            | MemberRequest::Mark { .. }
+            | MemberRequest::Adopt { .. }
+            | MemberRequest::Retract { .. } => MemberReply::Done,
+            MemberRequest::Stage { change, .. } => {
+                if let Change::Data { first, payload, .. } = change {
+                    check_content(payload, (*first).into());
+                }
+                MemberReply::Done
+            }
             MemberRequest::Stamp { .. } => MemberReply::Stamp(object),
             MemberRequest::Write(write) => {
                 if let Change::Data { payload, .. } = &write.change {
-                    let blocks = (payload.len() / BLOCK_SIZE) as u32;
-                    let told = content(write.stamp.sequence, blocks);
-                    assert!(
-                        payload.as_slice() == told.as_slice(),
-                        "the content of a write changed"
-                    );
-                    assert_eq!(payload.as_slice().as_ptr() as usize % BLOCK_SIZE, 0);
+                    check_content(payload, write.stamp.sequence);
                 }
                 if self.have != write.stamp {
                     if self.have != write.previous {
@@ -81,6 +98,65 @@ impl Disk {
                 MemberReply::Reclaimable { blocks: 5, next_index: Some(index + 1) }
             }
             MemberRequest::Flush { .. } => MemberReply::Flushed { incarnation },
+            MemberRequest::Confirm { refusals, .. } => {
+                let partitions = (0..self.rows() as u32).map(PartitionId);
+                let under = Under { copies: 3, bits: 12, ..Under::default() };
+                let refused = partitions.map(|partition| Refused { under, partition }).collect();
+                let (refusals, more) = (refusals + 1, self.goes_on());
+                MemberReply::Confirmed { incarnation, refusals, refused, more }
+            }
+            MemberRequest::Lineages { after } => {
+                let lineage = |number| LineageStamp {
+                    lineage: LineageId(number),
+                    fence: Generation(1),
+                    settled: self.have,
+                    marked_by: Generation(1),
+                };
+                let lineages = (after.0 + 1..).take(self.rows()).map(lineage).collect();
+                MemberReply::Lineages { lineages, more: self.goes_on() }
+            }
+            MemberRequest::Survey { bits, partitions, after: (lineage, after), .. } => {
+                let first = if after.layer < KEY.layer { 0 } else { after.index + 1 };
+                let is_asked = |index: &u32| {
+                    partitions.binary_search(&partition_of(*lineage, *index, *bits)).is_ok()
+                };
+                let rows = (first..first + 5000).filter(is_asked).take(self.rows());
+                let rows = rows.map(|index| {
+                    let key = ObjectKey { index, ..KEY };
+                    (*lineage, ObjectStamp { key, ..object })
+                });
+                let objects: Vec<_> = rows.collect();
+                let more = self.goes_on() && !objects.is_empty();
+                MemberReply::Survey { incarnation, objects, more }
+            }
+            MemberRequest::Checksums { blocks, .. } => {
+                let sum = |place: u32| match place % 3 {
+                    0 => BlockSum::Absent,
+                    1 => BlockSum::Zero,
+                    _ => BlockSum::Data(place.into()),
+                };
+                MemberReply::Checksums(blocks.iter().map(sum).collect())
+            }
+            MemberRequest::Refuse(_) => {
+                MemberReply::Refused { incarnation, lossless_from: incarnation }
+            }
+            MemberRequest::Install { .. } => MemberReply::Installed { incarnation },
         })
     }
+
+    /// Rows of a list: as many as it may have, now and then.
+    fn rows(&self) -> usize {
+        if self.goes_on() { MEMBER_ROWS_MAX } else { 1 }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.have.sequence % 16 == 5
+    }
+}
+
+/// Asserts that the content is that of this seed, and lies as a disk wants it.
+fn check_content(payload: &Payload, seed: u64) {
+    let told = content(seed, (payload.len() / BLOCK_SIZE) as u32);
+    assert!(payload.as_slice() == told.as_slice(), "the content of a request changed");
+    assert_eq!(payload.as_slice().as_ptr() as usize % BLOCK_SIZE, 0);
 }

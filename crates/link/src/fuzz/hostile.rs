@@ -4,15 +4,16 @@
 //! no more in its hands than its limits allow.
 
 use super::disk::{Disk, KEY, content};
+use super::requests::{KINDS, LINEAGE, UNDER, request as other_request};
 use super::{Steps, settings};
 use crate::{Beat, CloseReason, Effect, Event, Greeter, Link, Question};
 use proto::limits::{self, LINK_OUTPUT_BYTES_MAX};
 use proto::wire::note::{self, Channel, Farewell, Promise};
 use proto::wire::{Hello, Identity, Seal, connection_key, reply, request};
 use proto::{
-    BLOCK_SIZE, BlockRange, BlockState, Buffer, Change, ConfigurationNumber, DiskId, Duration,
-    Generation, Incarnation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    MemberToken, NodeId, Payload, Stamp, Time, Write,
+    BLOCK_SIZE, BlockRange, BlockState, BlockSum, Buffer, Change, DiskId, Duration, Generation,
+    Incarnation, MemberError, MemberReply, MemberRequest, MemberToken, NodeId, Payload, Stamp,
+    Time, Write,
 };
 use std::collections::BTreeMap;
 
@@ -182,7 +183,7 @@ impl Hostile {
             + (1 << 20)
             + limits::LINK_CONTROL_QUEUE_BYTES_MAX
             + CREDIT.1 as usize
-            + CREDIT.0 as usize * 3 * limits::WIRE_BODY_BYTES_MAX
+            + CREDIT.0 as usize * limits::WIRE_BODY_BYTES_MAX
             + (1 << 20);
         assert!(unsent <= most, "{unsent} bytes wait for a peer that does not read");
     }
@@ -285,15 +286,11 @@ impl Hostile {
     }
 
     /// One frame, mostly whole and well sealed.
-    fn say_frame(
-        &mut self,
-        put: impl FnOnce(&mut Vec<u8>, Seal) -> (Seal, Vec<Payload>),
-        spoil: u8,
-    ) {
+    fn say_frame(&mut self, put: impl FnOnce(&mut Vec<u8>, Seal) -> Vec<Payload>, spoil: u8) {
         let Some(talk) = &mut self.talk else { return };
         let mut bytes = Vec::new();
-        let (seal, payload) = put(&mut bytes, talk.seal);
-        talk.seal = seal;
+        let payload = put(&mut bytes, talk.seal);
+        talk.seal = talk.seal.next();
         payload.iter().for_each(|piece| bytes.extend(piece.as_slice()));
         match spoil {
             250 => bytes.truncate(bytes.len() / 2),
@@ -308,41 +305,22 @@ impl Hostile {
 
     fn say_request(&mut self, steps: &mut Steps<'_>) {
         let (kind, id, size, spoil) =
-            (steps.below(12), steps.number() & 0xfff, steps.byte(), steps.byte());
-        let (lineage, generation, key) = (LineageId(1), Generation(size.into()), KEY);
+            (steps.below(8 + KINDS), steps.number() & 0xfff, steps.byte(), steps.byte());
+        let generation = Generation(size.into());
         let count = if size > 200 { 256 } else { 1 + u32::from(size % 8) };
         let blocks = BlockRange::new(u32::from(size), count).expect("inside");
-        let write = |change| {
-            MemberRequest::Write(Write {
-                lineage,
-                key,
-                configuration: ConfigurationNumber(1),
-                previous: Stamp::default(),
-                stamp: Stamp { generation, sequence: id },
-                settled: Stamp::default(),
-                change,
-            })
-        };
         let request = match kind {
             0..=3 => {
                 let payload = content(id, count);
-                write(Change::Data { first: size.into(), payload, detect_zeroes: false })
+                write(id, Change::Data { first: size.into(), payload, detect_zeroes: false })
             }
-            4 => write(Change::Zero { blocks }),
-            5..=7 => MemberRequest::Read { lineage, key, generation, blocks },
-            8 => MemberRequest::Fence { lineage, generation },
-            9 => MemberRequest::Map { lineage, key, generation, blocks },
-            10 => MemberRequest::OpenLayer {
-                lineage,
-                generation,
-                layer: LayerId(2),
-                parent: LayerId(1),
-            },
-            _ => MemberRequest::Flush { lineage, generation },
+            4 => write(id, Change::Zero { blocks }),
+            5..=7 => read(blocks),
+            _ => other_request(kind - 8, generation, size),
         };
         let put = |out: &mut Vec<u8>, seal: Seal| {
             let payload = request::put(out, seal, id, DiskId(1), &request).cloned();
-            (seal.next(), payload.into_iter().collect())
+            payload.into_iter().collect()
         };
         self.say_frame(put, spoil);
     }
@@ -350,7 +328,7 @@ impl Hostile {
     /// Answers to what was asked, or not; of the right kind, or not.
     fn say_reply(&mut self, steps: &mut Steps<'_>) {
         let (kind, id, size, spoil) =
-            (steps.below(10), u64::from(steps.byte() % 64), steps.byte(), steps.byte());
+            (steps.below(15), u64::from(steps.byte() % 64), steps.byte(), steps.byte());
         // Requests are numbered as they are asked. Not every one was sent.
         let right = self.asked.iter().nth(usize::from(size) % 4);
         if let Some((token, request)) = right.filter(|_| spoil >= 16) {
@@ -365,19 +343,33 @@ impl Hostile {
                 Ok(MemberReply::Data { content, absent: Vec::new() })
             }
             4 => {
-                // Perhaps with more rows than one frame has.
-                let count = if size > 200 { 2_000 } else { size.into() };
+                let count = if size > 200 { limits::MEMBER_ROWS_MAX as u32 } else { size.into() };
                 let stamps = (0..count).map(|index| proto::ObjectStamp {
                     key: proto::ObjectKey { index, ..KEY },
                     stamp: Stamp::default(),
                     settled_generation: generation_of(size),
                 });
-                Ok(MemberReply::Fenced { incarnation, unsettled: stamps.collect() })
+                let (settled, unsettled, more) =
+                    (Stamp::default(), stamps.collect(), size.is_multiple_of(2));
+                Ok(MemberReply::Fenced { incarnation, settled, unsettled, more })
             }
             5 => Ok(MemberReply::Map(vec![(u32::from(size) + 1, BlockState::Data)])),
             6 => Ok(MemberReply::Done),
             7 => Ok(MemberReply::Flushed { incarnation }),
-            8 => Err(MemberError::Busy),
+            8 => Ok(MemberReply::Confirmed {
+                incarnation,
+                refusals: size.into(),
+                refused: Vec::new(),
+                more: size % 8 == 0,
+            }),
+            9 => Ok(MemberReply::Lineages { lineages: Vec::new(), more: size % 8 == 0 }),
+            10 => {
+                let (objects, more) = (Vec::new(), size % 8 == 0);
+                Ok(MemberReply::Survey { incarnation, objects, more })
+            }
+            11 => Ok(MemberReply::Checksums(vec![BlockSum::Zero; usize::from(size) + 1])),
+            12 => Ok(MemberReply::Refused { incarnation, lossless_from: incarnation }),
+            13 => Err(MemberError::Busy),
             _ => Err(MemberError::Fenced { newer: generation_of(size) }),
         };
         self.say_answer(id, size, &result, spoil);
@@ -391,10 +383,10 @@ impl Hostile {
         spoil: u8,
     ) {
         let put = |out: &mut Vec<u8>, seal: Seal| {
-            let after = reply::put(out, seal, id, Duration::from_millis(promise.into()), result);
+            reply::put(out, seal, id, Duration::from_millis(promise.into()), result);
             match result {
-                Ok(MemberReply::Data { content, .. }) => (after, content.clone()),
-                _ => (after, Vec::new()),
+                Ok(MemberReply::Data { content, .. }) => content.clone(),
+                _ => Vec::new(),
             }
         };
         self.say_frame(put, spoil);
@@ -421,7 +413,7 @@ impl Hostile {
                     payload.push(long);
                 }
             }
-            (seal.next(), payload)
+            payload
         };
         self.say_frame(put, spoil);
     }
@@ -448,11 +440,10 @@ impl Hostile {
         }
         let place = place % self.questions.len();
         let question = self.questions.swap_remove(place);
-        // What was asked is of no matter to the link: a fence has the longest answer.
-        let (lineage, generation) = (LineageId(1), Generation(1));
+        // What was asked is of no matter to the link: a survey has the longest answer.
         self.disk.have.sequence = 5;
         let result = match place % 3 {
-            0 => self.disk.answer(&MemberRequest::Fence { lineage, generation }),
+            0 => self.disk.answer(&other_request(11, Generation(1), 254)),
             1 => Ok(MemberReply::Written { incarnation: Incarnation(1) }),
             _ => Err(MemberError::Busy),
         };
@@ -469,23 +460,16 @@ impl Hostile {
         }
         self.next_token += 1;
         let token = MemberToken(self.next_token);
-        let (lineage, generation, key) = (LineageId(1), Generation(1), KEY);
-        let size = u32::from(steps.byte() % 8) + 1;
-        let blocks = BlockRange::new(0, size).expect("inside");
-        let request = match steps.below(5) {
-            0 => MemberRequest::Fence { lineage, generation },
-            1 => MemberRequest::Read { lineage, key, generation, blocks },
-            2 => MemberRequest::Map { lineage, key, generation, blocks },
-            3 => MemberRequest::Write(Write {
-                lineage,
-                key,
-                configuration: ConfigurationNumber(1),
-                previous: Stamp::default(),
-                stamp: Stamp { generation, sequence: 1 },
-                settled: Stamp::default(),
-                change: Change::Data { first: 0, payload: content(1, size), detect_zeroes: true },
-            }),
-            _ => MemberRequest::Flush { lineage, generation },
+        let size = steps.byte();
+        let count = u32::from(size % 8) + 1;
+        let blocks = BlockRange::new(0, count).expect("inside");
+        let request = match steps.below(2 + KINDS) {
+            0 => read(blocks),
+            1 => {
+                let payload = content(1, count);
+                write(1, Change::Data { first: 0, payload, detect_zeroes: true })
+            }
+            kind => other_request(kind - 2, Generation(1), size),
         };
         let disk = DiskId(1 + u128::from(steps.byte() % 2));
         self.asked.insert(token, request.clone());
@@ -529,4 +513,21 @@ impl Hostile {
 
 fn generation_of(size: u8) -> Generation {
     Generation(size.into())
+}
+
+fn read(blocks: BlockRange) -> MemberRequest {
+    let (lineage, key, generation, under) = (LINEAGE, KEY, Generation(1), Some(UNDER));
+    MemberRequest::Read { lineage, key, generation, under, blocks }
+}
+
+fn write(sequence: u64, change: Change) -> MemberRequest {
+    MemberRequest::Write(Write {
+        lineage: LINEAGE,
+        key: KEY,
+        under: UNDER,
+        previous: Stamp::default(),
+        stamp: Stamp { generation: Generation(1), sequence },
+        settled: Stamp::default(),
+        change,
+    })
 }

@@ -1,9 +1,11 @@
 //! What the fuzz targets, the replay of their corpora and the random tests run: two links over a
 //! network that does what networks do, and one link against a peer that does what it likes.
 
+mod copying;
 mod disk;
 pub mod hostile;
 pub mod pair;
+mod requests;
 
 use crate::Settings;
 use proto::wire::{Identity, VERSION};

@@ -3,18 +3,19 @@
 //!
 //! * Every request ends exactly once, and only with the answer to it.
 //! * Each disk sees the requests of one process in the order in which they were asked; a write is
-//!   applied once.
+//!   applied once, and what is adopted is what was staged.
 //! * Up and down come in turns; what is held stays within its limits.
 
+use super::copying::{COPIED, Copier};
 use super::disk::{Disk, KEY, content};
+use super::requests::{KINDS, LINEAGE, UNDER, request as other_request};
 use super::{Steps, settings};
 use crate::{Beat, CloseReason, Effect, Event, Greeter, Link, Question};
 use proto::limits::{LINK_INPUT_BYTES_MAX, LINK_SILENT_MS_MAX};
 use proto::wire::note::{Channel, Promise};
 use proto::{
-    BLOCK_SIZE, BlockRange, Buffer, Change, ConfigurationNumber, DiskId, Duration, Generation,
-    Incarnation, LayerId, LineageId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId,
-    Stamp, Time, Write,
+    BLOCK_SIZE, BlockRange, Buffer, Change, DiskId, Duration, Generation, Incarnation, MemberError,
+    MemberReply, MemberRequest, MemberToken, NodeId, Stamp, Time, Write,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -52,6 +53,7 @@ struct Side {
     instance: u64,
     disks: [Disk; DISKS],
     chains: [Chain; DISKS],
+    copiers: [Copier; DISKS],
     /// What was asked and has not ended.
     asked: BTreeMap<MemberToken, (DiskId, MemberRequest)>,
     cancelled: Vec<MemberToken>,
@@ -97,6 +99,10 @@ pub struct Marks {
     pub forgotten: u64,
     /// Writes that a disk had already when they came.
     pub seen_twice: u64,
+    /// Adoptions that a disk had already made when they came.
+    pub adopted_twice: u64,
+    /// Adoptions of something else than was staged.
+    pub not_staged: u64,
     /// Of links that are gone: what they counted.
     pub resent: u64,
     /// Likewise.
@@ -275,9 +281,14 @@ impl Pair {
         result: Result<MemberReply, MemberError>,
     ) {
         self.marks.answered += 1;
-        let side = &mut self.sides[side];
+        let [first, second] = &mut self.sides;
+        let (side, other) = if side == 0 { (first, second) } else { (second, first) };
         assert!(!side.cancelled.contains(&token), "a cancelled request is answered");
-        let (_, request) = side.asked.remove(&token).expect("a request ends once");
+        let (disk, request) = side.asked.remove(&token).expect("a request ends once");
+        if is_of_copier(&request) {
+            let place = disk.0 as usize - 1;
+            return side.copiers[place].answered(&result, &other.disks[place].copied);
+        }
         match (&request, &result) {
             (MemberRequest::Write(write), Err(MemberError::WrongStamp { have })) => {
                 // It was seen twice, and later ones in between.
@@ -287,9 +298,6 @@ impl Pair {
                 let told = content(blocks.first().into(), blocks.count());
                 let got: Vec<u8> = got.iter().flat_map(|piece| piece.as_slice().to_vec()).collect();
                 assert!(got == told.as_slice(), "the content of an answer changed");
-            }
-            (MemberRequest::Fence { .. }, Ok(MemberReply::Fenced { unsettled, .. })) => {
-                assert!([1, 3_300].contains(&unsettled.len()));
             }
             (_, Ok(_)) => {}
             (_, Err(error)) => panic!("{request:?} is answered {error}"),
@@ -303,10 +311,13 @@ impl Pair {
         if matches!(request, MemberRequest::Write(_)) {
             side.chains[disk.0 as usize - 1].broken = true;
         }
+        if is_of_copier(&request) {
+            side.copiers[disk.0 as usize - 1].forgotten();
+        }
     }
 
     fn ask(&mut self, side: usize, steps: &mut Steps<'_>) {
-        let (place, kind, size) = (steps.below(DISKS), steps.byte() % 16, steps.byte());
+        let (place, kind, size) = (steps.below(DISKS), steps.byte() % 20, steps.byte());
         let this = &mut self.sides[side];
         // In small pieces many long requests would be all the time there is.
         let is_slow = self.piece_bytes < 1000;
@@ -318,7 +329,7 @@ impl Pair {
             251.. if !is_slow => 249 + u32::from(size % 8),
             _ => 1 + u32::from(size % if is_slow { 2 } else { 8 }),
         };
-        let (lineage, generation, key) = (LineageId(1), Generation(2), KEY);
+        let (lineage, generation, key) = (LINEAGE, Generation(2), KEY);
         let blocks = BlockRange::new(u32::from(size), count).expect("inside");
         let request = match kind {
             0..=7 if chain.broken => return,
@@ -334,25 +345,23 @@ impl Pair {
                     _ => Change::Absent { blocks },
                 };
                 let previous = std::mem::replace(&mut chain.last, stamp);
-                let configuration = ConfigurationNumber(1);
-                let settled = Stamp::default();
+                let (under, settled) = (UNDER, Stamp::default());
                 MemberRequest::Write(Write {
                     lineage,
                     key,
-                    configuration,
+                    under,
                     previous,
                     stamp,
                     settled,
                     change,
                 })
             }
-            8 | 9 => MemberRequest::Read { lineage, key, generation, blocks },
-            10 => MemberRequest::Fence { lineage, generation },
-            11 => MemberRequest::Stamp { lineage, key, generation },
-            12 => MemberRequest::Map { lineage, key, generation, blocks },
-            13 => MemberRequest::Difference { lineage, key, generation, base: LayerId(1), blocks },
-            14 => MemberRequest::Reclaimable { lineage, generation, layer: LayerId(2), index: 3 },
-            _ => MemberRequest::Flush { lineage, generation },
+            8 | 9 => MemberRequest::Read { lineage, key, generation, under: Some(UNDER), blocks },
+            16.. => return (0..DISKS).for_each(|place| self.copy(side, place)),
+            // Long ones would be all the time there is.
+            _ => {
+                other_request(steps.below(KINDS), generation, if is_slow { size % 4 } else { size })
+            }
         };
         this.next_token += 1;
         let (token, disk) = (MemberToken(this.next_token), DiskId(place as u128 + 1));
@@ -360,11 +369,22 @@ impl Pair {
         self.handle(side, Event::Ask { token, disk, request });
     }
 
+    /// Whatever the copier of this disk wants to ask now.
+    fn copy(&mut self, side: usize, place: usize) {
+        for request in self.sides[side].copiers[place].next_requests() {
+            let this = &mut self.sides[side];
+            this.next_token += 1;
+            let (token, disk) = (MemberToken(this.next_token), DiskId(place as u128 + 1));
+            this.asked.insert(token, (disk, request.clone()));
+            self.handle(side, Event::Ask { token, disk, request });
+        }
+    }
+
     fn cancel(&mut self, side: usize, steps: &mut Steps<'_>) {
         let this = &mut self.sides[side];
-        // A write that is not asked would break its chain.
+        // A write that is not asked would break its chain, and a copier waits for its answers.
         let may = |(_, (_, request)): &(&MemberToken, &(DiskId, MemberRequest))| {
-            !matches!(request, MemberRequest::Write(_))
+            !matches!(request, MemberRequest::Write(_)) && !is_of_copier(request)
         };
         let place = usize::from(steps.byte());
         let Some((&token, _)) = this.asked.iter().filter(may).nth(place % 4) else { return };
@@ -427,6 +447,8 @@ impl Pair {
         let before = std::mem::replace(&mut self.sides[side], Side::new(link, instance));
         let this = &mut self.sides[side];
         this.disks = before.disks;
+        this.disks.iter_mut().for_each(|disk| disk.copied.reopen());
+        this.copiers = before.copiers.map(Copier::restarted);
         this.next_token = before.next_token;
         this.control_seen = before.control_seen;
         this.control_sent = before.control_sent;
@@ -638,6 +660,8 @@ impl Pair {
             for (disk, chain) in self.sides[other].disks.iter().zip(&self.sides[side].chains) {
                 assert!(chain.broken || chain.last == disk.have, "writes were lost");
                 assert!(disk.applied <= disk.have.sequence);
+                self.marks.adopted_twice += disk.copied.adopted_before;
+                self.marks.not_staged += disk.copied.not_staged;
             }
             self.count_link(side);
             let this = &self.sides[side];
@@ -653,6 +677,7 @@ impl Side {
             instance,
             disks: Default::default(),
             chains: Default::default(),
+            copiers: Default::default(),
             asked: BTreeMap::new(),
             cancelled: Vec::new(),
             next_token: 0,
@@ -664,6 +689,13 @@ impl Side {
             control_sent: 0,
         }
     }
+}
+
+fn is_of_copier(request: &MemberRequest) -> bool {
+    matches!(
+        request,
+        MemberRequest::Stage { key: COPIED, .. } | MemberRequest::Adopt { key: COPIED, .. }
+    )
 }
 
 const _: () = assert!(PIPE_BYTES_MAX > 16 * BLOCK_SIZE);

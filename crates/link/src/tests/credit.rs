@@ -1,10 +1,10 @@
 //! What may be in flight, and what is refused beyond it.
 
 use super::*;
+use proto::MemberError;
 use proto::limits::*;
 use proto::wire::note::{self, Channel};
 use proto::wire::request;
-use proto::{MemberError, ObjectStamp};
 
 /// The credit of the tests: eight requests, 2 MiB; half of it for one disk.
 const ONE_DISK: usize = 4;
@@ -83,10 +83,17 @@ fn a_peer_that_asks_for_more_is_cut_off() {
     assert_eq!(say(&many(3, || read(256))), (false, 2));
     assert_eq!(say(&many(2, || write(1, 256))), (true, 2));
     assert_eq!(say(&many(3, || write(1, 256))), (false, 2));
+    assert_eq!(say(&many(2, || stage(256))), (true, 2));
+    assert_eq!(say(&many(3, || stage(256))), (false, 2));
 }
 
 #[test]
 fn memory_is_not_given_to_what_was_not_granted() {
+    memory_is_not_given_to(write(1, 256));
+    memory_is_not_given_to(stage(256));
+}
+
+fn memory_is_not_given_to(request: MemberRequest) {
     let (_, mut other) = pair();
     let mut seal = seal();
     let mut say = |other: &mut End, request: MemberRequest, id| {
@@ -98,8 +105,21 @@ fn memory_is_not_given_to_what_was_not_granted() {
     say(&mut other, read(256), 1);
     say(&mut other, read(256), 2);
     // Its content need not come for it to be refused.
-    say(&mut other, write(1, 256), 3);
+    say(&mut other, request, 3);
     assert_eq!(other.closed(), Some(CloseReason::BeyondCredit));
+}
+
+/// Lists count with all the rows that may answer them.
+#[test]
+fn no_more_lists_are_asked_for_than_the_credit_holds() {
+    let (mut one, mut other) = pair();
+    let rows = (MEMBER_ROWS_MAX * 40) as u64;
+    assert_eq!(request::cost(&fence()), rows);
+    one.ask(1, 1, read(256 - (rows / 4096) as u32));
+    one.ask(2, 1, fence());
+    one.ask(3, 1, fence());
+    talk(&mut one, &mut other);
+    assert_eq!(other.questions().len(), 2, "a half of the credit for one disk");
 }
 
 #[test]
@@ -239,39 +259,4 @@ fn promises_do_not_pile_up_for_a_peer_that_only_beats() {
         }
     }
     assert_eq!(other.take().len(), LINK_BEATS_KEPT_MAX * 64);
-}
-
-#[test]
-fn a_fence_lists_a_million_objects_and_not_one_more() {
-    let rows = |count: usize| {
-        let rows = (0..count as u32).map(|index| ObjectStamp {
-            key: ObjectKey { index, ..KEY },
-            stamp: Stamp::default(),
-            settled_generation: Generation(0),
-        });
-        let (incarnation, unsettled) = (Incarnation(1), rows.collect());
-        Ok(MemberReply::Fenced { incarnation, unsettled })
-    };
-    for (count, fits) in [(FENCED_OBJECTS_MAX, true), (FENCED_OBJECTS_MAX + 1, false)] {
-        let (mut one, mut other) = pair();
-        one.ask(1, 1, fence());
-        talk(&mut one, &mut other);
-        let (question, _) = other.questions()[0];
-        let result = rows(count);
-        other.handle(Event::Answer { question, promise: Duration::ZERO, result });
-        talk(&mut one, &mut other);
-        let effects = one.wanted();
-        match effects.last() {
-            Some(Effect::Answered {
-                result: Ok(MemberReply::Fenced { unsettled, .. }), ..
-            }) => {
-                assert!(fits && unsettled.len() == count);
-            }
-            Some(Effect::Answered { result: Err(MemberError::Invalid(why)), .. }) => {
-                assert!(!fits);
-                assert_eq!(why, "1048577 objects are to be settled, more than can be told");
-            }
-            other => panic!("{other:?}"),
-        }
-    }
 }

@@ -12,11 +12,12 @@ use proto::wire::{HEADER_BYTES, Header, Hello, Kind, Seal, connection_key};
 use proto::{
     BLOCK_SIZE, BlockRange, Buffer, Change, ConfigurationNumber, DiskId, Duration, Generation,
     Incarnation, LayerId, LineageId, MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey,
-    Stamp, Time, Write,
+    Permit, Stamp, Time, Under, Write,
 };
 
 const START: Time = Time(5_000_000_000);
 const KEY: ObjectKey = ObjectKey { layer: LayerId(1), index: 2 };
+const UNDER: Under = Under { copies: 3, bits: 12, number: ConfigurationNumber(1) };
 
 /// A link, the clock, and what it wanted.
 struct End {
@@ -180,7 +181,7 @@ fn write(sequence: u64, blocks: u32) -> MemberRequest {
     MemberRequest::Write(Write {
         lineage: LineageId(1),
         key: KEY,
-        configuration: ConfigurationNumber(1),
+        under: UNDER,
         previous: Stamp { generation, sequence: sequence - 1 },
         stamp: Stamp { generation, sequence },
         settled: Stamp::default(),
@@ -199,15 +200,28 @@ fn sequence_of(request: &MemberRequest) -> u64 {
 
 fn read(count: u32) -> MemberRequest {
     let blocks = BlockRange::new(0, count).expect("inside");
-    MemberRequest::Read { lineage: LineageId(1), key: KEY, generation: Generation(1), blocks }
+    let (lineage, generation, under) = (LineageId(1), Generation(1), Some(UNDER));
+    MemberRequest::Read { lineage, key: KEY, generation, under, blocks }
+}
+
+/// Content for an object that is to be made equal to a peer's copy.
+fn stage(blocks: u32) -> MemberRequest {
+    MemberRequest::Stage {
+        permit: Permit::Attempt { under: UNDER, attempt: 4 },
+        lineage: LineageId(1),
+        key: KEY,
+        change: Change::Data { first: 0, payload: content(blocks, 7), detect_zeroes: true },
+    }
 }
 
 fn flush() -> MemberRequest {
-    MemberRequest::Flush { lineage: LineageId(1), generation: Generation(1) }
+    let (lineage, generation, settled) = (LineageId(1), Generation(1), Stamp::default());
+    MemberRequest::Flush { lineage, generation, settled }
 }
 
 fn fence() -> MemberRequest {
-    MemberRequest::Fence { lineage: LineageId(1), generation: Generation(1) }
+    let (lineage, generation, after) = (LineageId(1), Generation(1), ObjectKey::default());
+    MemberRequest::Fence { lineage, generation, list: true, after }
 }
 
 /// The kinds of frames in what one end said, from this seal on.

@@ -10,18 +10,22 @@ fn whatever_a_network_does_each_request_ends_once_and_in_order() {
     for seed in 0..60 {
         println!("seed {seed}"); // shown when it fails
         let pair = fuzz_pair(&random_steps(seed, 3000));
-        let Marks { answered, forgotten, seen_twice, resent, adopted, controls, promises } =
-            pair.marks;
+        let Marks { answered, forgotten, seen_twice, adopted_twice, not_staged, .. } = pair.marks;
         sum.answered += answered;
         sum.forgotten += forgotten;
         sum.seen_twice += seen_twice;
+        sum.adopted_twice += adopted_twice;
+        sum.not_staged += not_staged;
+        let Marks { resent, adopted, controls, promises, .. } = pair.marks;
         sum.resent += resent;
         sum.adopted += adopted;
         sum.controls += controls;
         sum.promises += promises;
     }
     println!("{sum:?}");
-    let Marks { answered, forgotten, seen_twice, resent, adopted, controls, promises } = sum;
+    let Marks { answered, forgotten, seen_twice, resent, adopted, controls, promises, .. } = sum;
+    let Marks { adopted_twice, not_staged, .. } = sum;
+    assert!(adopted_twice > 5 && not_staged > 5, "too little was copied: {sum:?}");
     let rarest = [forgotten, seen_twice, resent, adopted, controls, promises].into_iter().min();
     assert!(answered > 5_000 && rarest > Some(100), "too little happened: {sum:?}");
 }

@@ -6,6 +6,7 @@
 
 mod caps;
 mod link;
+mod peers;
 mod socket;
 
 pub use socket::Listener;
@@ -14,20 +15,23 @@ use crate::{
     asker::{Command, Reply},
     directory::DataDirectory,
     disk::Driver,
+    identity::hex,
+    peers::{ApplicationId, Peers},
     source::Sources,
 };
 use caps::Caps;
 use engine::{
-    ConnectionId, Engine, Input, NoticeLevel, Output, PeerInput,
-    admin::{AdminError, AdminErrorKind, AdminRequest, AdminToken},
+    ConnectionId, Engine, Input, NoticeLevel, Output,
+    admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken},
 };
 use front::nbd;
 use link::Link;
 use mio::{Events, Poll, Token, Waker};
-use proto::{DiskDone, DiskError, DiskId, DiskOp, Duration, Time};
+use proto::{DiskDone, DiskError, DiskId, DiskOp, Duration, NodeId, Time};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::SocketAddr,
     sync::mpsc::Receiver,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -79,6 +83,8 @@ pub struct Parts {
     pub ready: oneshot::Sender<()>,
     /// Reads what lies elsewhere, and wakes this thread.
     pub sources: Sources,
+    /// The sockets of other nodes, registered with the poll.
+    pub peers: Peers,
 }
 
 /// The loop and all it owns.
@@ -109,6 +115,9 @@ pub struct DataThread {
     next_token: u64,
     ready: Option<oneshot::Sender<()>>,
     sources: Sources,
+    peers: Peers,
+    /// Machines that want to join, and which request of the engine is about them.
+    applications: BTreeMap<AdminToken, (ApplicationId, NodeId, SocketAddr)>,
     stopping: bool,
     outputs: Vec<Output>,
     /// Whether the engine was given something since it was polled.
@@ -126,8 +135,10 @@ impl DataThread {
 
     /// Makes the engine, which begins to open journal and disks.
     pub fn new(parts: Parts) -> io::Result<DataThread> {
-        let Parts { directory, settings, driver, poll, listeners, commands, ready, sources } =
-            parts;
+        let Parts {
+            directory, settings, driver, poll, listeners, commands, ready, sources, ..
+        } = parts;
+        let peers = parts.peers;
         driver.register(poll.registry(), DISKS)?;
         let disks: Vec<_> = settings.disks.iter().map(|disk| disk.disk).collect();
         assert_eq!(driver.media().len(), disks.len() + 1, "a medium for each disk and the journal");
@@ -157,6 +168,8 @@ impl DataThread {
             next_token: 1,
             ready: Some(ready),
             sources,
+            peers,
+            applications: BTreeMap::new(),
             stopping: false,
             outputs,
             engine_owes: true,
@@ -183,6 +196,7 @@ impl DataThread {
             self.accept(now);
             self.read(now);
             self.expire(now);
+            self.turn_peers(now);
             self.settle(now);
         }
         let end = self.end.take().expect("the loop has ended");
@@ -205,9 +219,16 @@ impl DataThread {
             return Some(Duration::ZERO);
         }
         let timer = self.timers.first().map(|&(time, _)| time);
-        let deadlines = [self.engine.deadline(), timer, self.accept_again, Some(self.next_space)];
+        let now = time_since(self.started);
+        let deadlines = [
+            self.engine.deadline(),
+            timer,
+            self.accept_again,
+            Some(self.next_space),
+            self.peers.deadline(now),
+        ];
         let next = deadlines.into_iter().flatten().min()?;
-        Some(next.since(time_since(self.started)))
+        Some(next.since(now))
     }
 
     fn take_done(&mut self, now: Time, done: &mut Vec<(usize, DiskDone)>) {
@@ -239,6 +260,7 @@ impl DataThread {
             match event.token() {
                 WAKE => woken = true,
                 DISKS => {}
+                token if Peers::owns(token) => self.peers.handle_event(event),
                 Token(token) if token < LINKS => self.knocked[token - LISTENERS] = true,
                 Token(token) => {
                     let id = (token - LINKS) as u64;
@@ -302,6 +324,7 @@ impl DataThread {
         self.listeners.clear();
         self.knocked.clear();
         self.accept_again = None;
+        self.peers.stop_listening();
         self.tell(now, Input::Stop);
         // Those the engine knows nothing of yet.
         let ids: Vec<_> =
@@ -507,7 +530,8 @@ impl DataThread {
                 self.engine.poll(now, &mut self.outputs);
                 self.perform(now);
             }
-            if self.touched.is_empty() {
+            self.write_peers(now);
+            if self.touched.is_empty() && self.outputs.is_empty() {
                 return;
             }
             // The disks work while the replies are written.
@@ -571,7 +595,11 @@ impl DataThread {
                     link.machine.handle_stop(now, effects);
                 });
             }
-            Output::Admin { token, result } => {
+            Output::Admin { token, mut result } => {
+                self.decide(now, token, &result);
+                if let Ok(AdminReply::Token(report)) = &mut *result {
+                    report.authority_digest = hex(&self.peers.authority_digest().0);
+                }
                 if let Some(reply) = self.asked.remove(&token) {
                     reply.send(*result);
                 }
@@ -581,13 +609,13 @@ impl DataThread {
                 NoticeLevel::Warning => tracing::warn!("{sentence}"),
                 NoticeLevel::Error => tracing::error!("{sentence}"),
             },
-            // This program has no sockets for other nodes, and does not let any in: only a journal
-            // of a later one knows some. They are not reached, which `dog status` says.
-            Output::Dial { node, connection, .. } => {
-                let input = PeerInput::DialFailed { connection };
-                self.tell(now, Input::Peer { node, input });
+            Output::Dial { node, connection, addresses } => {
+                self.dial(now, node, connection, &addresses);
             }
-            Output::Hangup { .. } => {}
+            Output::Hangup { node, connection, farewell, reason } => {
+                tracing::info!(%node, "connection to a node closed: {reason}");
+                self.peers.hang_up(now, node, connection, &farewell);
+            }
             Output::DiskAdded { .. } => unreachable!("all disks are opened at the start"),
             Output::Ready => self.handle_ready(),
             Output::Failed(sentence) => self.end = Some(Err(sentence)),

@@ -167,6 +167,7 @@ mod tests {
             cluster: proto::ClusterId(1),
             node: proto::NodeId(2),
             founding: false,
+            joined: false,
             disks: vec![disk(3)],
         };
         let refused = |part: &str| {

@@ -7,7 +7,7 @@
 mod device;
 mod record;
 
-pub use record::{DiskRecord, Record};
+pub use record::{DiskRecord, Record, replace};
 
 use crate::{api, disk::patiently};
 use proto::{ClusterId, DiskId, NodeId};
@@ -39,7 +39,18 @@ const DISK: &str = "disk";
 const JOURNAL: &str = "cluster";
 /// Names that do not make a directory somebody else's: leftovers of ours, and what file systems
 /// put into their root.
-const HARMLESS: [&str; 5] = [LOCK, "node.new", "nbd.sock", "admin.sock", "lost+found"];
+const HARMLESS: [&str; 7] = [
+    LOCK,
+    "node.new",
+    "nbd.sock",
+    "admin.sock",
+    "lost+found",
+    IDENTITY,
+    // Written before the record by a machine that is joining.
+    "identity.new",
+];
+/// The name of the file with the node's keys.
+const IDENTITY: &str = "identity";
 /// Everybody may pass through, so that QEMU as another user reaches the NBD socket; only the owner
 /// may list.
 const DIRECTORY_MODE: u32 = 0o711;
@@ -161,9 +172,28 @@ impl DataDirectory {
         for path in names.into_iter().chain([self.nbd_socket(), self.admin_socket()]) {
             let _ = fs::remove_file(path);
         }
+        if !self.record.joined {
+            // Who was let in, or may have been, keeps what it was let in as.
+            let _ = fs::remove_file(self.identity());
+        }
         if self.made {
             let _ = fs::remove_dir(&self.path);
         }
+    }
+
+    /// The node is to be this one of this cluster, which it joins. Must come before
+    /// [`DataDirectory::begin`].
+    ///
+    /// # Panics
+    /// If it has served already: a bug of the caller.
+    pub fn become_node(&mut self, cluster: ClusterId, node: NodeId) {
+        assert!(self.record.founding, "a node that has served stays who it is");
+        (self.record.cluster, self.record.node, self.record.joined) = (cluster, node, true);
+    }
+
+    /// Where its keys are.
+    pub fn identity(&self) -> PathBuf {
+        self.path.join(IDENTITY)
     }
 
     /// Who the node is.
@@ -312,6 +342,7 @@ fn new_record(device: Option<&Path>) -> Result<Record, String> {
         cluster: ClusterId(draw()?),
         node: NodeId(draw()?),
         founding: true,
+        joined: false,
         disks: vec![disk],
     })
 }

@@ -6,8 +6,9 @@
 use proto::{ClusterId, DiskId, NodeId, crc64};
 use std::{
     fmt::Write as _,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 use store::MediumKind;
@@ -21,6 +22,25 @@ const BYTES_MAX: u64 = 64 << 10;
 /// Disks a node may have.
 const DISKS_MAX: usize = 64;
 
+/// Everybody may read it; who may reach it is for the directory to say.
+const MODE: u32 = 0o644;
+
+/// Puts a file in place of the one at this path, at once and durably. The mode is right from the
+/// first moment, not only after a chmod.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let directory = path.parent().expect("a file lies in a directory");
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(directory)?.sync_all()
+}
+
 /// Who this node is, and where its disks are.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
@@ -31,6 +51,8 @@ pub struct Record {
     /// Whether the media were still being made when this was written: nothing was ever served from
     /// them, and they are made anew.
     pub founding: bool,
+    /// Whether the node joined a cluster, or founded one.
+    pub joined: bool,
     /// The disks, at least one.
     pub disks: Vec<DiskRecord>,
 }
@@ -75,17 +97,16 @@ impl Record {
 
     /// Writes the record in place of the one at this path, at once and durably.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let directory = path.parent().expect("a record lies in a directory");
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(self.print().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(directory)?.sync_all()
+        replace(path, self.print().as_bytes(), MODE)
     }
 
     fn print(&self) -> String {
-        let state = if self.founding { "founding" } else { "serving" };
+        let state = match (self.founding, self.joined) {
+            (true, false) => "founding",
+            (false, false) => "serving",
+            (true, true) => "joining",
+            (false, true) => "member",
+        };
         let mut text = format!(
             "{TITLE}{VERSION}\ncluster {}\nnode {}\nstate {state}\n",
             self.cluster, self.node
@@ -130,9 +151,11 @@ impl Record {
         let number = |text: &str| u128::from_str_radix(text, 16).ok().filter(|&id| id != 0);
         let cluster = ClusterId(number(lines.next()?.strip_prefix("cluster ")?)?);
         let node = NodeId(number(lines.next()?.strip_prefix("node ")?)?);
-        let founding = match lines.next()?.strip_prefix("state ")? {
-            "founding" => true,
-            "serving" => false,
+        let (founding, joined) = match lines.next()?.strip_prefix("state ")? {
+            "founding" => (true, false),
+            "serving" => (false, false),
+            "joining" => (true, true),
+            "member" => (false, true),
             _ => return None,
         };
         let mut disks = Vec::new();
@@ -148,7 +171,7 @@ impl Record {
             disks.push(DiskRecord { disk, kind, path });
         }
         let fits = (1..=DISKS_MAX).contains(&disks.len());
-        fits.then_some(Record { cluster, node, founding, disks })
+        fits.then_some(Record { cluster, node, founding, joined, disks })
     }
 }
 
@@ -161,6 +184,7 @@ mod tests {
             cluster: ClusterId(0xabc),
             node: NodeId(1 << 100),
             founding: false,
+            joined: false,
             disks: vec![
                 DiskRecord { disk: DiskId(7), kind: MediumKind::File, path: "disk".into() },
                 DiskRecord {
@@ -177,8 +201,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let path = directory.path().join("node");
         assert!(matches!(Record::read(&path), Err(RecordError::Missing)));
-        for founding in [true, false] {
-            let record = Record { founding, ..record() };
+        for (founding, joined) in [(true, false), (false, false), (true, true), (false, true)] {
+            let record = Record { founding, joined, ..record() };
             record.write(&path).expect("written");
             assert_eq!(Record::read(&path).expect("read"), record);
         }

@@ -3,6 +3,7 @@
 
 pub use super::diff::{Diff, ExportDiff, ImportDiff};
 use super::{
+    cluster::{EXPIRES_DEFAULT, TokenName},
     failure::EXIT_CODES_HELP,
     freeze,
     moment::Moment,
@@ -93,6 +94,9 @@ pub enum Noun {
     /// Deleted volumes: list, take out again, delete for good
     #[command(subcommand)]
     Trash(TrashVerb),
+    /// The cluster: let other machines join
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
     /// Print what may stand where the last word does; what the shells' completions ask
     #[command(hide = true)]
     Complete {
@@ -100,6 +104,45 @@ pub enum Noun {
         #[arg(last = true)]
         words: Vec<String>,
     },
+}
+
+/// What to do with the cluster.
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Make a token with which machines join: `sheep --data DIR --token-file FILE`. It is printed
+    /// on one line, once, and kept nowhere
+    #[command(args_conflicts_with_subcommands = true)]
+    Token {
+        /// What to do with tokens that there are.
+        #[command(subcommand)]
+        verb: Option<TokenVerb>,
+        /// What the new one is.
+        #[command(flatten)]
+        options: TokenOptions,
+    },
+}
+
+/// What to do with tokens that there are.
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Let a token let nobody in any more; nodes that came by it stay
+    Revoke {
+        /// Its 16 digits, as `dog cluster token list` shows them, or the whole token
+        token: TokenName,
+    },
+    /// List the tokens that there are, without their secrets
+    List,
+}
+
+/// A new token.
+#[derive(Debug, Args)]
+pub struct TokenOptions {
+    /// How long it holds
+    #[arg(long, value_name = "SPAN", default_value_t = EXPIRES_DEFAULT)]
+    pub expires: Span,
+    /// How many machines it lets in
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub uses: u32,
 }
 
 /// What to do with a volume.

@@ -10,6 +10,7 @@
 mod arguments;
 mod attach;
 mod bench;
+mod cluster;
 mod complete;
 mod content;
 mod diff;
@@ -127,6 +128,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Complete { words } => complete::run(&words)?,
         Noun::Man { directory } => manual::pages(&context, &directory)?,
         Noun::Trash(verb) => trash::run(&context, verb)?,
+        Noun::Cluster(verb) => cluster::run(&context, verb)?,
     }
     Ok(ExitCode::SUCCESS)
 }

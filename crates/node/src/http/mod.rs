@@ -97,6 +97,8 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Group(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Groups(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::GroupSnapshot(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Token(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Tokens(reports)) => json(StatusCode::OK, &reports),
         Err(error) => error_response(&error),
     }
 }

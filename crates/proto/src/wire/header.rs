@@ -1,7 +1,8 @@
 //! The fixed header of every frame, and the bounds of each kind.
 
+use super::{copying, reply};
 use crate::limits::{
-    MEMBER_REQUEST_BLOCKS_MAX, WIRE_BODY_BYTES_MAX, WIRE_CONTROL_BYTES_MAX, WIRE_FENCED_ROWS_MAX,
+    MEMBER_REQUEST_BLOCKS_MAX, MEMBER_ROWS_MAX, WIRE_BODY_BYTES_MAX, WIRE_CONTROL_BYTES_MAX,
     WIRE_HELLO_BYTES_MAX, WIRE_PROMISES_MAX, WIRE_TEXT_BYTES_MAX,
 };
 use crate::{BLOCK_SIZE, BLOCKS_PER_OBJECT, Crc32c, Payload, crc32c};
@@ -115,11 +116,11 @@ kinds! {
     Stamp = 18,
     /// [`crate::MemberRequest::OpenLayer`]
     OpenLayer = 19,
-    /// [`crate::Change::Data`]
+    /// [`crate::MemberRequest::Write`] of [`crate::Change::Data`]
     WriteData = 20,
-    /// [`crate::Change::Zero`]
+    /// [`crate::MemberRequest::Write`] of [`crate::Change::Zero`]
     WriteZero = 21,
-    /// [`crate::Change::Absent`]
+    /// [`crate::MemberRequest::Write`] of [`crate::Change::Absent`]
     WriteAbsent = 22,
     /// [`crate::MemberRequest::Read`]
     Read = 23,
@@ -131,72 +132,124 @@ kinds! {
     Reclaimable = 26,
     /// [`crate::MemberRequest::Flush`]
     Flush = 27,
-    /// [`crate::MemberReply::Fenced`], or a part of it.
-    Fenced = 32,
+    /// [`crate::MemberRequest::Mark`]
+    Mark = 28,
+    /// [`crate::MemberRequest::Confirm`]
+    Confirm = 29,
+    /// [`crate::MemberRequest::Lineages`]
+    Lineages = 30,
+    /// [`crate::MemberRequest::Survey`]
+    Survey = 31,
+    /// [`crate::MemberRequest::Checksums`]
+    Checksums = 32,
+    /// [`crate::MemberRequest::Stage`] of [`crate::Change::Data`]
+    StageData = 33,
+    /// [`crate::MemberRequest::Stage`] of [`crate::Change::Zero`]
+    StageZero = 34,
+    /// [`crate::MemberRequest::Stage`] of [`crate::Change::Absent`]
+    StageAbsent = 35,
+    /// [`crate::MemberRequest::Adopt`]
+    Adopt = 36,
+    /// [`crate::MemberRequest::Retract`]
+    Retract = 37,
+    /// [`crate::MemberRequest::Refuse`]
+    Refuse = 38,
+    /// [`crate::MemberRequest::Install`]
+    Install = 39,
+    /// [`crate::MemberReply::Fenced`]
+    Fenced = 64,
     /// [`crate::MemberReply::Done`]
-    Done = 33,
+    Done = 65,
     /// [`crate::MemberReply::Stamp`]
-    ObjectStamp = 34,
+    ObjectStamp = 66,
     /// [`crate::MemberReply::Written`]
-    Written = 35,
+    Written = 67,
     /// [`crate::MemberReply::Data`]
-    Data = 36,
+    Data = 68,
     /// [`crate::MemberReply::Map`]
-    Blocks = 37,
+    Blocks = 69,
     /// [`crate::MemberReply::Difference`]
-    Differences = 38,
+    Differences = 70,
     /// [`crate::MemberReply::Reclaimable`]
-    Reclaimed = 39,
+    Reclaimed = 71,
     /// [`crate::MemberReply::Flushed`]
-    Flushed = 40,
+    Flushed = 72,
+    /// [`crate::MemberReply::Confirmed`]
+    Confirmed = 73,
+    /// [`crate::MemberReply::Lineages`]
+    LineageStamps = 74,
+    /// [`crate::MemberReply::Survey`]
+    Surveyed = 75,
+    /// [`crate::MemberReply::Checksums`]
+    BlockSums = 76,
+    /// [`crate::MemberReply::Refused`]
+    Refused = 77,
+    /// [`crate::MemberReply::Installed`]
+    Installed = 78,
     /// [`crate::MemberError`]
-    Refused = 41,
+    Error = 79,
 }
 
 impl Kind {
     /// Whether it is a request to a disk.
     pub fn is_request(self) -> bool {
-        (Kind::Fence..=Kind::Flush).contains(&self)
+        (Kind::Fence..=Kind::Install).contains(&self)
     }
 
     /// Whether it is the answer of a disk.
     pub fn is_reply(self) -> bool {
-        (Kind::Fenced..=Kind::Refused).contains(&self)
+        (Kind::Fenced..=Kind::Error).contains(&self)
+    }
+
+    /// Whether it is a request that brings content of blocks.
+    pub fn brings_blocks(self) -> bool {
+        matches!(self, Kind::WriteData | Kind::StageData)
     }
 
     /// Shortest and longest body, and of how many bytes it is a multiple.
     fn body_bounds(self) -> (usize, usize, usize) {
         let exactly = |bytes: usize| (bytes, bytes, 1);
+        let rows = |bytes: usize| (0, MEMBER_ROWS_MAX * bytes, bytes);
         match self {
             Kind::Hello => (super::hello::BODY_BYTES, WIRE_HELLO_BYTES_MAX, 1),
-            Kind::Goodbye | Kind::Refused => (0, WIRE_TEXT_BYTES_MAX, 1),
+            Kind::Goodbye | Kind::Error => (0, WIRE_TEXT_BYTES_MAX, 1),
             Kind::Promise => (0, WIRE_PROMISES_MAX * 32, 32),
-            Kind::Settle => exactly(32),
-            Kind::Stamp | Kind::OpenLayer | Kind::Read | Kind::Map | Kind::Reclaimable => {
-                exactly(16)
-            }
-            Kind::WriteData | Kind::WriteZero | Kind::WriteAbsent => exactly(64),
-            Kind::Difference => exactly(24),
-            Kind::Fenced => (0, WIRE_FENCED_ROWS_MAX * 40, 40),
-            Kind::ObjectStamp => exactly(40),
+            Kind::Confirm => exactly(8),
+            Kind::Fence | Kind::Stamp | Kind::OpenLayer | Kind::Reclaimable => exactly(16),
+            Kind::Flush | Kind::Checksums => exactly(16),
+            Kind::Mark => exactly(24),
+            Kind::Read | Kind::Map | Kind::Retract => exactly(32),
+            Kind::StageData | Kind::StageZero | Kind::StageAbsent => exactly(32),
+            Kind::Difference => exactly(40),
+            Kind::Settle => exactly(48),
+            Kind::Adopt => exactly(56),
+            Kind::WriteData | Kind::WriteZero | Kind::WriteAbsent => exactly(72),
+            Kind::Survey => (copying::SURVEY_BYTES.0, copying::SURVEY_BYTES.1, 4),
+            Kind::Refuse => (copying::REFUSE_BYTES.0, copying::REFUSE_BYTES.1, 4),
+            Kind::Install => (copying::INSTALL_BYTES.0, copying::INSTALL_BYTES.1, 4),
+            Kind::ObjectStamp => exactly(reply::OBJECT_ROW_BYTES),
+            Kind::Fenced => rows(reply::OBJECT_ROW_BYTES),
+            Kind::Confirmed => rows(reply::REFUSED_ROW_BYTES),
+            Kind::LineageStamps => rows(reply::LINEAGE_ROW_BYTES),
+            Kind::Surveyed => rows(reply::SURVEY_ROW_BYTES),
             Kind::Data => (0, MEMBER_REQUEST_BLOCKS_MAX as usize * 4, 4),
             Kind::Blocks | Kind::Differences => (4, BLOCKS_PER_OBJECT as usize * 4, 4),
-            Kind::Beat
-            | Kind::Credit
-            | Kind::Control
-            | Kind::Fence
-            | Kind::Flush
-            | Kind::Done
-            | Kind::Written
-            | Kind::Reclaimed
-            | Kind::Flushed => exactly(0),
+            Kind::BlockSums => {
+                let row = reply::SUM_ROW_BYTES;
+                (row, BLOCKS_PER_OBJECT as usize * row, row)
+            }
+            Kind::Beat | Kind::Credit | Kind::Control | Kind::Lineages => exactly(0),
+            Kind::Done | Kind::Written | Kind::Reclaimed | Kind::Flushed => exactly(0),
+            Kind::Refused | Kind::Installed => exactly(0),
         }
     }
 
     /// Shortest and longest payload, and of how many bytes it is a multiple.
     fn payload_bounds(self) -> (usize, usize, usize) {
         match self {
-            Kind::WriteData | Kind::Data => (BLOCK_SIZE, BLOCKS_BYTES_MAX, BLOCK_SIZE),
+            Kind::WriteData | Kind::StageData | Kind::Data => {
+                (BLOCK_SIZE, BLOCKS_BYTES_MAX, BLOCK_SIZE)
+            }
             Kind::Control => (1, WIRE_CONTROL_BYTES_MAX, 1),
             _ => (0, 0, 1),
         }
@@ -298,6 +351,14 @@ impl Header {
     /// Refuses flags that the kind does not have.
     pub(super) fn only_flags(&self, known: u16) -> Result<(), FrameError> {
         if self.flags & !known == 0 { Ok(()) } else { Err(self.malformed("unknown flags")) }
+    }
+
+    /// Refuses a number where there is to be none.
+    pub(super) fn nothing(&self, number: u64) -> Result<(), FrameError> {
+        match number {
+            0 => Ok(()),
+            _ => Err(self.malformed("something where nothing belongs")),
+        }
     }
 
     /// Refuses words and an id where there are none.

@@ -7,9 +7,11 @@
 //! [`note`]. What goes out is made by the `put_` functions beside them. Nothing here holds state:
 //! the link does (crate `link`).
 
+mod copying;
 mod header;
 mod hello;
 pub mod note;
+mod records;
 pub mod reply;
 pub mod request;
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Every kind there and back, its bytes as they are for ever, and what is refused.
 
+mod random;
+mod samples;
+
 use super::header::Frame;
 use super::note::{self, Channel, Farewell, Promise};
 use super::reply::{self, Expected};
@@ -7,104 +10,11 @@ use super::{FrameError, HEADER_BYTES, Header, Hello, Identity, Kind, Seal, reque
 use crate::limits::*;
 use crate::*;
 use proptest::prelude::*;
+use random::{any_answer, any_request};
+use samples::*;
 
 const SEAL: Seal = Seal { version: 1, key: 0x1234_5678, number: 9 };
 const DISK: DiskId = DiskId(0xd15c);
-const LINEAGE: LineageId = LineageId(3);
-const GENERATION: Generation = Generation(7);
-const KEY: ObjectKey = ObjectKey { layer: LayerId(5), index: 11 };
-
-fn stamp(generation: u64, sequence: u64) -> Stamp {
-    Stamp { generation: Generation(generation), sequence }
-}
-
-fn blocks(first: u32, count: u32) -> BlockRange {
-    BlockRange::new(first, count).expect("inside")
-}
-
-fn content(count: usize, seed: u8) -> Payload {
-    let bytes: Vec<u8> = (0..count * BLOCK_SIZE).map(|at| (at / 13) as u8 ^ seed).collect();
-    Buffer::copy_of(&bytes).freeze()
-}
-
-fn write(change: Change) -> MemberRequest {
-    MemberRequest::Write(Write {
-        lineage: LINEAGE,
-        key: KEY,
-        configuration: ConfigurationNumber(4),
-        previous: stamp(6, 20),
-        stamp: Stamp { generation: GENERATION, sequence: 21 },
-        settled: stamp(6, 19),
-        change,
-    })
-}
-
-fn requests() -> Vec<MemberRequest> {
-    let (lineage, generation, key) = (LINEAGE, GENERATION, KEY);
-    vec![
-        MemberRequest::Fence { lineage, generation },
-        MemberRequest::Settle { lineage, key, generation, stamp: stamp(6, 20) },
-        MemberRequest::Stamp { lineage, key, generation },
-        MemberRequest::OpenLayer { lineage, generation, layer: LayerId(6), parent: LayerId(5) },
-        write(Change::Data { first: 2, payload: content(2, 1), detect_zeroes: true }),
-        write(Change::Zero { blocks: blocks(0, 1024) }),
-        write(Change::Absent { blocks: blocks(1023, 1) }),
-        MemberRequest::Read { lineage, key, generation, blocks: blocks(3, 2) },
-        MemberRequest::Map { lineage, key, generation, blocks: blocks(0, 1024) },
-        MemberRequest::Difference {
-            lineage,
-            key,
-            generation,
-            base: LayerId(4),
-            blocks: blocks(0, 9),
-        },
-        MemberRequest::Reclaimable { lineage, generation, layer: LayerId(5), index: 8 },
-        MemberRequest::Flush { lineage, generation },
-    ]
-}
-
-fn object(index: u32) -> ObjectStamp {
-    let key = ObjectKey { index, ..KEY };
-    ObjectStamp { key, stamp: stamp(6, 20), settled_generation: Generation(6) }
-}
-
-type Answer = Result<MemberReply, MemberError>;
-
-/// Each answer with what it answers.
-fn replies() -> Vec<(Expected, Answer)> {
-    let incarnation = Incarnation(17);
-    let data = MemberReply::Data {
-        content: vec![content(1, 2), content(2, 3)],
-        absent: vec![blocks(4, 1), blocks(6, 1)],
-    };
-    let map = vec![(1, BlockState::Absent), (2, BlockState::Zero), (6, BlockState::Data)];
-    let difference = vec![(1, None), (8, Some(BlockState::Zero))];
-    let refused = |error| (Expected::Written, Err(error));
-    vec![
-        (Expected::Fenced, {
-            Ok(MemberReply::Fenced { incarnation, unsettled: vec![object(1), object(2)] })
-        }),
-        (Expected::Done, Ok(MemberReply::Done)),
-        (Expected::Stamp(KEY), Ok(MemberReply::Stamp(object(11)))),
-        (Expected::Written, Ok(MemberReply::Written { incarnation })),
-        (Expected::Data(blocks(4, 3)), Ok(data)),
-        (Expected::Map(blocks(0, 9)), Ok(MemberReply::Map(map))),
-        (Expected::Difference(blocks(0, 9)), Ok(MemberReply::Difference(difference))),
-        (Expected::Reclaimable, {
-            Ok(MemberReply::Reclaimable { blocks: 99, next_index: Some(12) })
-        }),
-        (Expected::Reclaimable, Ok(MemberReply::Reclaimable { blocks: 1, next_index: None })),
-        (Expected::Flushed, Ok(MemberReply::Flushed { incarnation })),
-        refused(MemberError::Fenced { newer: Generation(8) }),
-        refused(MemberError::WrongStamp { have: stamp(6, 22) }),
-        refused(MemberError::WrongConfiguration { have: ConfigurationNumber(5) }),
-        refused(MemberError::NoSpace),
-        refused(MemberError::Corrupt { key: KEY, block: 1023 }),
-        refused(MemberError::Busy),
-        refused(MemberError::Retired),
-        refused(MemberError::invalid("the layer is deleted")),
-    ]
-}
 
 fn hello() -> Hello {
     Hello {
@@ -180,8 +90,7 @@ fn made_request(request: &MemberRequest) -> Made {
 
 fn made_reply(answer: &Answer) -> Made {
     made(String::new(), SEAL, |out| {
-        let after = reply::put(out, SEAL, 33, Duration::from_millis(900), answer);
-        assert_eq!(after, SEAL.next());
+        reply::put(out, SEAL, 33, Duration::from_millis(900), answer);
         match answer {
             Ok(MemberReply::Data { content, .. }) => {
                 content.iter().flat_map(|piece| piece.as_slice().to_vec()).collect()
@@ -222,8 +131,8 @@ fn frames() -> Vec<Made> {
     ];
     for request in requests() {
         let frame = made_request(&request);
-        let kind = frame.header().expect("sound").kind;
-        frames.push(Made { name: format!("{kind:?}"), ..frame });
+        let header = frame.header().expect("sound");
+        frames.push(Made { name: format!("{:?}-{}", header.kind, header.flags), ..frame });
     }
     for (_, answer) in replies() {
         let frame = made_reply(&answer);
@@ -252,8 +161,8 @@ fn golden_bytes_of_every_kind() {
 fn a_write_and_a_hello_lie_as_drawn() {
     let frame = made_request(&requests()[4]);
     let head = &frame.head;
-    assert_eq!(head.len(), 128);
-    assert_eq!(&head[..8], b"Sd\x01\x14\x01\0\x40\0");
+    assert_eq!(head.len(), 136);
+    assert_eq!(&head[..8], b"Sd\x01\x14\x01\0\x48\0");
     assert_eq!(&head[16..24], &[9, 0, 0, 0, 0, 0x20, 0, 0]);
     assert_eq!(&head[24..32], &33u64.to_le_bytes());
     assert_eq!(&head[32..48], &0xd15c_u128.to_le_bytes());
@@ -264,7 +173,9 @@ fn a_write_and_a_hello_lie_as_drawn() {
     assert_eq!(numbers(48, 64), [3, 7], "lineage, generation");
     assert_eq!(numbers(64, 72), [5], "layer");
     assert_eq!(&head[72..80], &[11, 0, 0, 0, 2, 0, 2, 0], "index, first, count");
-    assert_eq!(numbers(80, 128), [4, 6, 20, 21, 6, 19]);
+    assert_eq!(numbers(80, 88), [4], "configuration");
+    assert_eq!(&head[88..96], &[3, 12, 0, 0, 0, 0, 0, 0], "copies, bits");
+    assert_eq!(numbers(96, 136), [6, 20, 21, 6, 19]);
     let mut zeroed = head[..64].to_vec();
     zeroed[8..12].fill(0);
     let checksum = crc32c(&zeroed) ^ SEAL.key;
@@ -283,6 +194,45 @@ fn a_write_and_a_hello_lie_as_drawn() {
     assert_eq!((body[72], body[80], body[88], body[92], body.len()), (4, 5, 6, 7, 128));
     let nonces = [5u64.to_le_bytes(), 6u64.to_le_bytes()].concat();
     assert_eq!(super::connection_key(5, 6), crc32c(&nonces));
+}
+
+/// By hand, too.
+#[test]
+fn an_install_an_adoption_and_a_survey_lie_as_drawn() {
+    let body_of = |kind: Kind, frames: Vec<Made>| {
+        let is_it = |frame: &Made| frame.header().expect("sound").kind == kind;
+        let frame = frames.into_iter().find(is_it).expect("every kind is there");
+        (frame.head[4..6].to_vec(), frame.head[32..64].to_vec(), frame.body().to_vec())
+    };
+    let request = |kind| body_of(kind, requests().iter().map(made_request).collect());
+    let reply = |kind| body_of(kind, replies().iter().map(|(_, a)| made_reply(a)).collect());
+    let bytes = |numbers: &[u64]| -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    };
+
+    let (flags, words, body) = request(Kind::Install);
+    assert_eq!(flags, [1, 0], "the last");
+    assert_eq!(words, bytes(&[0xd15c, 0, 0, 31]), "disk, no lineage, attempt");
+    assert_eq!(body[..8], [3, 12, 1, 0, 0, 0, 0, 0], "copies, bits, how many partitions");
+    assert_eq!(body[8..20], [&bytes(&[8])[..], &[3, 0, 0, 0]].concat(), "number, partition");
+    assert_eq!(body[20..], bytes(&[3, 7, 1, 2]), "fences");
+
+    let (flags, words, body) = request(Kind::Adopt);
+    assert_eq!((flags, words), (vec![0, 0], bytes(&[0xd15c, 0, 3, 7])), "by a session");
+    let under = bytes(&[4, 0x0c03]);
+    let key = [&bytes(&[5])[..], &[11, 0, 0, 0, 4, 0, 0, 0]].concat();
+    assert_eq!(body, [key, under, bytes(&[6, 20, 7])].concat());
+
+    let (flags, words, body) = reply(Kind::Surveyed);
+    assert_eq!((flags, &words[16..]), (vec![1, 0], &bytes(&[0, 0])[..]), "it goes on");
+    assert_eq!(body.len(), 2 * 48);
+    assert_eq!(body[..48], bytes(&[3, 5, 12, 6, 20, 6]), "lineage, key, stamp, settled by");
+
+    let (_, words, body) = reply(Kind::Confirmed);
+    assert_eq!(words[16..], bytes(&[4, 0]), "refusals");
+    assert_eq!(body[..16], [&bytes(&[4])[..], &[0xff, 0x0f, 0, 0, 3, 12, 0, 0]].concat());
+    let (_, _, body) = reply(Kind::BlockSums);
+    assert_eq!(body[9..], [&[1][..], &bytes(&[0]), &[2], &bytes(&[0x1234_5678])].concat());
 }
 
 #[test]
@@ -337,7 +287,7 @@ fn lengths_beyond_those_of_the_kind_are_refused_before_anything_follows() {
         for bytes in [0, 1, 4096, 4097, 1 << 20, (1 << 20) + 4096, 1 << 31, u32::MAX.into()] {
             if let Ok(header) = check(20, bytes, 4) {
                 let longest = match header.kind {
-                    Kind::WriteData | Kind::Data => 1 << 20,
+                    Kind::WriteData | Kind::StageData | Kind::Data => 1 << 20,
                     Kind::Control => WIRE_CONTROL_BYTES_MAX,
                     _ => 0,
                 };
@@ -350,11 +300,18 @@ fn lengths_beyond_those_of_the_kind_are_refused_before_anything_follows() {
                     Kind::Hello,
                     Kind::Goodbye,
                     Kind::Promise,
+                    Kind::Survey,
+                    Kind::Refuse,
+                    Kind::Install,
                     Kind::Fenced,
                     Kind::Data,
                     Kind::Blocks,
                     Kind::Differences,
-                    Kind::Refused,
+                    Kind::Confirmed,
+                    Kind::LineageStamps,
+                    Kind::Surveyed,
+                    Kind::BlockSums,
+                    Kind::Error,
                 ];
                 let same = other.body_bytes == header.body_bytes;
                 assert!(same || variable.contains(&other.kind), "{other:?}");
@@ -377,21 +334,42 @@ fn check_request(request: &MemberRequest) {
     assert!(frame_again.head == frame.head && frame_again.payload == frame.payload);
 }
 
-fn check_reply(expected: Expected, answer: &Answer) {
+fn check_reply(expected: &Expected, answer: &Answer) {
     let frame = made_reply(answer);
     let header = frame.check().expect("sound");
     assert!(header.kind.is_reply() && !header.kind.is_request());
     let payload = (!frame.payload.is_empty()).then(|| Buffer::copy_of(&frame.payload).freeze());
     let again = reply::decode(&header, frame.body(), payload, expected).expect("sound");
-    assert_eq!((again.promise, again.more), (Duration::from_millis(900), false));
+    assert_eq!(again.promise, Duration::from_millis(900));
+    // Content comes in one piece.
+    if !matches!(answer, Ok(MemberReply::Data { .. }) | Err(MemberError::Invalid(_))) {
+        assert_eq!(format!("{:?}", again.result), format!("{answer:?}"));
+    }
     let frame_again = made_reply(&again.result);
     assert!(frame_again.head == frame.head && frame_again.payload == frame.payload);
 }
 
 #[test]
 fn every_request_and_answer_comes_back_as_it_was() {
-    requests().iter().for_each(check_request);
-    replies().iter().for_each(|(expected, answer)| check_reply(*expected, answer));
+    requests().iter().chain(&edge_requests()).for_each(check_request);
+    replies().iter().for_each(|(expected, answer)| check_reply(expected, answer));
+    for (request, answer) in edge_replies() {
+        check_reply(&Expected::of(&request), &answer);
+    }
+}
+
+/// What is granted to a peer bounds what is held for it.
+#[test]
+fn a_request_counts_for_what_it_brings_and_for_the_longest_answer() {
+    for request in requests().iter().chain(&edge_requests()) {
+        let (frame, cost) = (made_request(request), request::cost(request) as usize);
+        assert!((BLOCK_SIZE..=1 << 20).contains(&cost));
+        assert!(frame.body().len().max(frame.payload.len()) <= cost, "{request:?}");
+    }
+    for (request, answer) in edge_replies() {
+        let (frame, cost) = (made_reply(&answer), request::cost(&request) as usize);
+        assert!(frame.body().len().max(frame.payload.len()) <= cost, "{request:?}");
+    }
 }
 
 #[test]
@@ -431,108 +409,229 @@ fn a_hello_of_a_later_version_is_understood() {
 }
 
 #[test]
-fn a_long_list_of_a_fence_comes_in_parts() {
-    let unsettled: Vec<ObjectStamp> =
-        (0..2 * WIRE_FENCED_ROWS_MAX as u32 + 1).map(object).collect();
-    let incarnation = Incarnation(1);
-    let answer = Ok(MemberReply::Fenced { incarnation, unsettled: unsettled.clone() });
-    let mut out = Vec::new();
-    let after = reply::put(&mut out, SEAL, 1, Duration::ZERO, &answer);
-    assert_eq!(after.number, SEAL.number + 3);
-    let (mut rest, mut seal, mut rows) = (&out[..], SEAL, Vec::new());
-    while seal != after {
-        let header = Header::parse(rest.first_chunk().expect("a header"), seal).expect("sound");
-        let (frame, behind) = rest.split_at(HEADER_BYTES + header.body_bytes);
-        rest = behind;
-        seal = seal.next();
-        let body = &frame[HEADER_BYTES..];
-        header.verify(body, &[]).expect("sound");
-        let part = reply::decode(&header, body, None, Expected::Fenced).expect("sound");
-        assert_eq!(part.more, seal != after);
-        let Ok(MemberReply::Fenced { unsettled, .. }) = part.result else { panic!("{part:?}") };
-        rows.extend(unsettled);
-    }
-    assert!(rest.is_empty());
-    assert_eq!(rows, unsettled);
-}
-
-#[test]
 fn texts_are_cut_at_a_letter() {
     let long = "ü".repeat(WIRE_TEXT_BYTES_MAX);
     let error = MemberError::Invalid(("x".to_owned() + &long).into());
     let frame = made_reply(&Err(error));
     let header = frame.check().expect("sound");
     assert_eq!(header.body_bytes, WIRE_TEXT_BYTES_MAX - 1);
-    let again = reply::decode(&header, frame.body(), None, Expected::Done).expect("sound");
+    let again = reply::decode(&header, frame.body(), None, &Expected::Done).expect("sound");
     assert!(matches!(again.result, Err(MemberError::Invalid(why)) if why.ends_with('ü')));
 }
 
 #[test]
 fn requests_that_no_frame_can_carry_are_refused() {
-    let read = |count| MemberRequest::Read {
-        lineage: LINEAGE,
-        key: KEY,
-        generation: GENERATION,
-        blocks: blocks(0, count),
+    let (lineage, key, generation) = (LINEAGE, KEY, GENERATION);
+    let read = |count, under| {
+        let blocks = blocks(0, count);
+        MemberRequest::Read { lineage, key, generation, under, blocks }
     };
     let data = |first, payload| write(Change::Data { first, payload, detect_zeroes: false });
+    let stage = |permit, first, payload| MemberRequest::Stage {
+        permit,
+        lineage,
+        key,
+        change: Change::Data { first, payload, detect_zeroes: false },
+    };
+    let survey = |bits, partitions: &[u32]| MemberRequest::Survey {
+        bits,
+        partitions: partitions.iter().copied().map(PartitionId).collect(),
+        unsettled: false,
+        after: Default::default(),
+    };
     let check = |request, why| assert_eq!(request::vet(&request), Err(MemberError::invalid(why)));
-    check(read(257), "the read is too long");
+    check(read(257, None), "the read is too long");
     check(data(0, content(257, 0)), "the write is too long");
     check(data(1023, content(2, 0)), "the write leaves its object");
     check(data(0, content(0, 0)), "the write leaves its object");
     check(data(0, content(1, 0).slice(0, 4095)), "the payload is not whole blocks");
-    assert_eq!(request::vet(&read(256)), Ok(()));
-    assert_eq!(request::cost(&read(256)), 1 << 20);
+    let [session, _] = permits();
+    check(stage(session, 0, content(257, 0)), "the write is too long");
+    check(stage(session, 1023, content(2, 0)), "the write leaves its object");
+    // Tables that no cluster has, wherever one is named.
+    for under in [
+        Under { copies: 0, ..UNDER },
+        Under { copies: COPIES_MAX + 1, ..UNDER },
+        Under { bits: PARTITION_BITS_MAX + 1, ..UNDER },
+        Under { bits: 255, ..UNDER },
+    ] {
+        let why = "no table is like that";
+        let stamp = stamp(1, 1);
+        let permit = Permit::Attempt { under, attempt: 1 };
+        check(read(1, Some(under)), why);
+        check(MemberRequest::Settle { lineage, key, generation, under, stamp }, why);
+        check(stage(permit, 0, content(1, 0)), why);
+        check(MemberRequest::Retract { permit, lineage, key }, why);
+        let batch = Batch { copies: under.copies, bits: under.bits, ..Batch::default() };
+        check(MemberRequest::Refuse(batch.clone()), why);
+        check(MemberRequest::Install { batch, fences: Vec::new(), last: true }, why);
+    }
+    check(survey(17, &[]), "no table is like that");
+    check(survey(1, &[0, 2]), "there are not so many partitions");
+    check(survey(16, &[0x1_0000]), "there are not so many partitions");
+    check(survey(2, &[1, 1]), "its partitions are not in order");
+    check(survey(2, &[2, 1]), "its partitions are not in order");
+    let many: Vec<u32> = (0..=BATCH_PARTITIONS_MAX as u32).collect();
+    check(survey(16, &many), "too many partitions at once");
+    check(MemberRequest::Refuse(batch(&[(4096, 1)])), "there are not so many partitions");
+    check(MemberRequest::Refuse(batch(&[(7, 1), (7, 2)])), "its partitions are not in order");
+    let fences = vec![(LINEAGE, GENERATION); INSTALL_FENCES_MAX + 1];
+    let install = MemberRequest::Install { batch: batch(&[]), fences, last: false };
+    check(install, "too many fences at once");
+    let adopt = MemberRequest::Adopt {
+        permit: session,
+        lineage,
+        key,
+        staged: BLOCKS_PER_OBJECT + 1,
+        stamp: stamp(1, 1),
+        settled_generation: GENERATION,
+    };
+    check(adopt, "no object has so many blocks");
+    assert_eq!(request::vet(&read(256, Some(UNDER))), Ok(()));
+    assert_eq!(request::cost(&read(256, None)), 1 << 20);
     assert_eq!(request::cost(&data(0, content(2, 0))), 8192);
-    assert_eq!(request::cost(&requests()[0]), 4096);
+    assert_eq!(request::cost(&stage(session, 0, content(2, 0))), 8192);
+    assert_eq!(request::cost(&requests()[1]), 4096);
 }
 
 /// Fields that make no sense behind checksums that fit.
 #[test]
 fn nonsense_is_refused() {
-    let request_of = |place: usize| (made_request(&requests()[place]), None);
-    let reply_of = |place: usize| {
-        let (expected, answer) = &replies()[place];
-        (made_reply(answer), Some(*expected))
+    let request_of = |kind: Kind| {
+        let made = requests().into_iter().map(|request| made_request(&request));
+        let mut of_kind = made.filter(|frame| frame.header().expect("sound").kind == kind);
+        (of_kind.next().expect("every kind is there"), None)
     };
+    let reply_of = |kind: Kind, flags: u16| {
+        let mut made =
+            replies().into_iter().map(|(expected, answer)| (made_reply(&answer), expected));
+        let (frame, expected) = made
+            .find(|(frame, _)| {
+                let header = frame.header().expect("sound");
+                header.kind == kind && header.flags == flags
+            })
+            .expect("every kind is there");
+        (frame, Some(expected))
+    };
+    use Kind::*;
     // The frame, where in header and body, and what is put there.
     type Row<'a> = ((Made, Option<Expected>), usize, &'a [u8]);
     let table: &[Row<'_>] = &[
-        (request_of(0), 4, &[1]),          // a flag of a fence
-        (request_of(1), 64 + 12, &[1]),    // reserved
-        (request_of(4), 4, &[2]),          // a flag of a write
-        (request_of(4), 64 + 14, &[3]),    // three blocks with content of two
-        (request_of(4), 64 + 14, &[0]),    // no blocks
-        (request_of(5), 64 + 12, &[1]),    // blocks beyond the object
-        (request_of(7), 64 + 14, &[1, 1]), // a read of 257 blocks
-        (request_of(7), 64 + 12, &[0xff, 0xff]),
-        (request_of(8), 64 + 14, &[0, 0]),
-        (request_of(10), 64 + 12, &[1]),
-        (reply_of(0), 32 + 12, &[1]),     // reserved
-        (reply_of(0), 32 + 16, &[1]),     // a word
-        (reply_of(0), 4, &[2]),           // a flag
-        (reply_of(0), 64 + 40 + 8, &[1]), // the same object twice
-        (reply_of(0), 64 + 12, &[1]),     // reserved in a row
-        (reply_of(1), 32, &[1]),          // an incarnation where none belongs
-        (reply_of(2), 64 + 8, &[12]),     // another object
-        (reply_of(4), 64, &[3]),          // absent before what was asked for
-        (reply_of(4), 64 + 6, &[2]),      // absent beyond it
-        (reply_of(4), 64 + 4, &[4]),      // absent twice
-        (reply_of(4), 64 + 2, &[0]),      // an empty run
-        (reply_of(5), 64, &[2]),          // more blocks than asked for
-        (reply_of(5), 64 + 2, &[3]),      // a state only differences have
-        (reply_of(5), 64 + 3, &[1]),      // reserved
-        (reply_of(6), 64 + 2, &[4]),      // an unknown state
-        (reply_of(6), 64, &[0]),          // an empty run
-        (reply_of(7), 4, &[0]),           // an index without its flag
-        (reply_of(7), 60, &[1]),          // an index beyond 32 bits
-        (reply_of(10), 4, &[0]),          // an unknown refusal
-        (reply_of(10), 4, &[9]),
-        (reply_of(10), 63, &[1]),    // a second word where one belongs
-        (reply_of(13), 48, &[1]),    // a word where none belongs
-        (reply_of(17), 64, &[0xff]), // no UTF-8
-        (reply_of(17), 4, &[6]),     // a text of "busy"
+        (request_of(Fence), 4, &[2]),           // an unknown flag
+        (request_of(Fence), 64 + 12, &[1]),     // reserved
+        (request_of(Settle), 64 + 12, &[1]),    // reserved
+        (request_of(Settle), 64 + 24, &[0]),    // no copies
+        (request_of(Settle), 64 + 24, &[6]),    // too many
+        (request_of(Settle), 64 + 25, &[17]),   // too many partitions
+        (request_of(Settle), 64 + 25, &[0xff]), // more than anybody can count
+        (request_of(Settle), 64 + 26, &[1]),    // reserved behind them
+        (request_of(Settle), 64 + 31, &[1]),
+        (request_of(WriteData), 4, &[2]),        // a flag of a stage
+        (request_of(WriteData), 64 + 14, &[3]),  // three blocks with content of two
+        (request_of(WriteData), 64 + 14, &[0]),  // no blocks
+        (request_of(WriteData), 64 + 25, &[17]), // too many partitions
+        (request_of(WriteData), 64 + 31, &[1]),  // reserved
+        (request_of(WriteZero), 64 + 12, &[1]),  // blocks beyond the object
+        (request_of(WriteZero), 4, &[1]),        // a flag of data
+        (request_of(Read), 4, &[2]),             // an unknown flag
+        (request_of(Read), 4, &[0]),             // a configuration without its flag
+        (request_of(Read), 64 + 14, &[1, 1]),    // a read of 257 blocks
+        (request_of(Read), 64 + 12, &[0xff, 0xff]),
+        (request_of(Read), 64 + 24, &[0]), // no copies
+        (request_of(Map), 64 + 14, &[0, 0]),
+        (request_of(Map), 64 + 26, &[1]),
+        (request_of(Difference), 4, &[0]),
+        (request_of(Reclaimable), 64 + 12, &[1]),
+        (request_of(Flush), 4, &[1]),
+        (request_of(Mark), 4, &[1]),
+        (request_of(Confirm), 4, &[1]),
+        (request_of(Lineages), 56, &[1]), // a generation
+        (request_of(Lineages), 4, &[1]),
+        (request_of(Survey), 56, &[1]),
+        (request_of(Survey), 4, &[2]),
+        (request_of(Survey), 64 + 12, &[17]), // too many partitions
+        (request_of(Survey), 64 + 12, &[11]), // fewer than the last one's number
+        (request_of(Survey), 64 + 13, &[1]),  // reserved
+        (request_of(Survey), 64 + 15, &[1]),
+        (request_of(Survey), 64 + 16, &[0xff, 0x0f]), // the same partition twice
+        (request_of(Survey), 64 + 23, &[1]),          // a partition that is not
+        (request_of(Checksums), 56, &[1]),
+        (request_of(Checksums), 64 + 14, &[0]),   // no blocks
+        (request_of(StageData), 4, &[4]),         // an unknown flag
+        (request_of(StageData), 64 + 14, &[2]),   // two blocks with content of one
+        (request_of(StageData), 64 + 24, &[0]),   // no copies
+        (request_of(StageZero), 4, &[1]),         // a flag of data
+        (request_of(StageZero), 64 + 12, &[1]),   // blocks beyond the object
+        (request_of(StageAbsent), 64 + 26, &[1]), // reserved
+        (request_of(Adopt), 4, &[1]),             // a flag of a stage
+        (request_of(Adopt), 64 + 12, &[1, 4]),    // 1025 blocks
+        (request_of(Adopt), 64 + 25, &[17]),
+        (request_of(Retract), 64 + 12, &[1]), // reserved
+        (request_of(Retract), 64 + 31, &[1]),
+        (request_of(Refuse), 48, &[1]),      // a lineage
+        (request_of(Refuse), 4, &[1]),       // a flag of an install
+        (request_of(Refuse), 64, &[0]),      // no copies
+        (request_of(Refuse), 64 + 1, &[17]), // too many partitions
+        (request_of(Refuse), 64 + 2, &[1]),  // fewer rows than there are
+        (request_of(Refuse), 64 + 2, &[3]),  // more
+        (request_of(Refuse), 64 + 2, &[0xff, 0xff]),
+        (request_of(Refuse), 64 + 4, &[1]),           // reserved
+        (request_of(Refuse), 64 + 16, &[0xff, 0x0f]), // the same partition twice
+        (request_of(Refuse), 64 + 19, &[1]),          // a partition that is not
+        (request_of(Install), 48, &[1]),
+        (request_of(Install), 4, &[2]),
+        (request_of(Install), 64 + 2, &[0]), // rows of fences that are not whole
+        (request_of(Install), 64 + 2, &[2]),
+        (request_of(Install), 64 + 7, &[1]),
+        (reply_of(Fenced, 1), 32 + 12, &[1]),     // reserved
+        (reply_of(Fenced, 1), 4, &[2]),           // a flag
+        (reply_of(Fenced, 1), 64 + 40 + 8, &[1]), // the same object twice
+        (reply_of(Fenced, 1), 64 + 8, &[0]),      // one that was told before
+        (reply_of(Fenced, 1), 64 + 12, &[1]),     // reserved in a row
+        (reply_of(Done, 0), 32, &[1]),            // an incarnation where none belongs
+        (reply_of(Done, 0), 4, &[1]),
+        (reply_of(Done, 0), 48, &[1]), // a word where none belongs
+        (reply_of(Done, 0), 56, &[1]),
+        (reply_of(ObjectStamp, 0), 64 + 8, &[12]), // another object
+        (reply_of(Data, 0), 64, &[3]),             // absent before what was asked for
+        (reply_of(Data, 0), 64 + 6, &[2]),         // absent beyond it
+        (reply_of(Data, 0), 64 + 4, &[4]),         // absent twice
+        (reply_of(Data, 0), 64 + 2, &[0]),         // an empty run
+        (reply_of(Blocks, 0), 64, &[2]),           // more blocks than asked for
+        (reply_of(Blocks, 0), 64 + 2, &[3]),       // a state only differences have
+        (reply_of(Blocks, 0), 64 + 3, &[1]),       // reserved
+        (reply_of(Differences, 0), 64 + 2, &[4]),  // an unknown state
+        (reply_of(Differences, 0), 64, &[0]),      // an empty run
+        (reply_of(Reclaimed, 1), 4, &[0]),         // an index without its flag
+        (reply_of(Reclaimed, 1), 60, &[1]),        // an index beyond 32 bits
+        (reply_of(Confirmed, 1), 56, &[1]),        // a second word
+        (reply_of(Confirmed, 1), 4, &[2]),
+        (reply_of(Confirmed, 1), 64 + 11, &[1]), // a partition that is not
+        (reply_of(Confirmed, 1), 64 + 12, &[0]), // no copies
+        (reply_of(Confirmed, 1), 64 + 13, &[17]), // too many partitions
+        (reply_of(Confirmed, 1), 64 + 13, &[11]), // fewer than the partition's number
+        (reply_of(Confirmed, 1), 64 + 14, &[1]), // reserved
+        (reply_of(Confirmed, 1), 64 + 15, &[1]),
+        (reply_of(LineageStamps, 0), 32, &[1]), // an incarnation
+        (reply_of(LineageStamps, 0), 64, &[3]), // one that was told before
+        (reply_of(LineageStamps, 0), 64 + 40, &[4]), // the same twice
+        (reply_of(Surveyed, 1), 48, &[1]),      // a word
+        (reply_of(Surveyed, 1), 64 + 16, &[11]), // an object that was told before
+        (reply_of(Surveyed, 1), 64 + 48, &[2]), // out of order
+        (reply_of(Surveyed, 1), 64 + 20, &[1]), // reserved in a row
+        (reply_of(BlockSums, 0), 64, &[3]),     // an unknown state
+        (reply_of(BlockSums, 0), 64 + 1, &[1]), // a checksum of what is absent
+        (reply_of(BlockSums, 0), 64 + 9, &[0, 1]),
+        (reply_of(BlockSums, 0), 64 + 18, &[1]), // a checksum of zeros
+        (reply_of(Refused, 0), 56, &[1]),        // a second word
+        (reply_of(Installed, 0), 48, &[1]),
+        (reply_of(Error, 1), 4, &[0]), // an unknown error
+        (reply_of(Error, 1), 4, &[12]),
+        (reply_of(Error, 1), 63, &[1]), // a second word where one belongs
+        (reply_of(Error, 4), 48, &[1]), // a word where none belongs
+        (reply_of(Error, 8), 64, &[0xff]), // no UTF-8
+        (reply_of(Error, 8), 4, &[6]),  // a text of "busy"
+        (reply_of(Error, 11), 52, &[1]), // more blocks than 32 bits
     ];
     for ((frame, expected), at, bytes) in table {
         let mut frame = Made {
@@ -547,7 +646,7 @@ fn nonsense_is_refused() {
         let payload = (!frame.payload.is_empty()).then(|| Buffer::copy_of(&frame.payload).freeze());
         let result = match expected {
             None => request::decode(&header, frame.body(), payload).map(drop),
-            Some(expected) => reply::decode(&header, frame.body(), payload, *expected).map(drop),
+            Some(expected) => reply::decode(&header, frame.body(), payload, expected).map(drop),
         };
         let what = format!("{:?} with {bytes:?} at {at}", header.kind);
         assert!(matches!(result, Err(FrameError::Malformed(..))), "{what}: {result:?}");
@@ -563,11 +662,68 @@ fn an_answer_to_another_question_is_refused() {
             .iter()
             .filter(|(_, other)| made_reply(other).header().expect("sound").kind == header.kind)
             .count();
-        // The refusals of the table all answer a write.
-        let refusals = if header.kind == Kind::Written { 8 } else { 0 };
-        assert_eq!(fits, same + refusals, "{header:?}");
+        // The errors of the table all answer a write.
+        let errors = replies().iter().filter(|(_, answer)| answer.is_err()).count();
+        let errors = if header.kind == Kind::Written { errors } else { 0 };
+        assert_eq!(fits, same + errors, "{header:?}");
         let longer = Expected::Data(blocks(4, 4));
         assert!(longer.admit(&header).is_err(), "other blocks than it brings");
+    }
+}
+
+/// Of the right kind, and yet not what was asked for.
+#[test]
+fn a_list_of_something_else_is_refused() {
+    let check = |place: Kind, expected: Expected, why: &str| {
+        let frames = replies().into_iter().map(|(_, answer)| made_reply(&answer));
+        let frame = frames.into_iter().find(|f| f.header().expect("sound").kind == place);
+        let frame = frame.expect("every kind is there");
+        let header = frame.check().expect("sound");
+        let result = reply::decode(&header, frame.body(), None, &expected);
+        let Err(FrameError::Malformed(_, told)) = result else { panic!("{result:?}") };
+        assert_eq!(told, why);
+    };
+    let order = "its rows are not in order";
+    check(Kind::Fenced, Expected::Fenced { list: true, after: KEY }, order);
+    let not_wanted = Expected::Fenced { list: false, after: ObjectKey::default() };
+    check(Kind::Fenced, not_wanted, "it lists what was not wanted");
+    check(Kind::LineageStamps, Expected::Lineages { after: LineageId(4) }, order);
+    let survey = |partitions: &[u32], after| {
+        let partitions = partitions.iter().copied().map(PartitionId).collect();
+        Expected::Survey { bits: 1, partitions, after }
+    };
+    check(Kind::Surveyed, survey(&[0, 1], (LineageId(4), ObjectKey::default())), order);
+    for partitions in [&[][..], &[0], &[1]] {
+        let expected = survey(partitions, Default::default());
+        let rows = [(LINEAGE, 12), (LineageId(4), 1)];
+        let there = rows.map(|(lineage, index)| partition_of(lineage, index, 1).0);
+        if there.iter().any(|partition| !partitions.contains(partition)) {
+            check(Kind::Surveyed, expected, "an object of another partition");
+        }
+    }
+    let other_blocks = Expected::Checksums(blocks(3, 4));
+    check(Kind::BlockSums, other_blocks, "its rows are not the blocks asked for");
+}
+
+/// Else its asker would ask for ever.
+#[test]
+fn a_list_that_goes_on_brings_something() {
+    let incarnation = Incarnation(1);
+    let (settled, more) = (Stamp::default(), true);
+    let lists = [
+        MemberReply::Fenced { incarnation, settled, unsettled: Vec::new(), more },
+        MemberReply::Confirmed { incarnation, refusals: 1, refused: Vec::new(), more },
+        MemberReply::Lineages { lineages: Vec::new(), more },
+        MemberReply::Survey { incarnation, objects: Vec::new(), more },
+    ];
+    for list in lists {
+        let frame = made_reply(&Ok(list));
+        let header = frame.check().expect("sound");
+        let fits = |(expected, _): &(Expected, Answer)| expected.admit(&header).is_ok();
+        let (expected, _) = replies().into_iter().find(fits).expect("every kind is there");
+        let result = reply::decode(&header, frame.body(), None, &expected).map(drop);
+        let why = "a list that goes on is empty";
+        assert_eq!(result, Err(FrameError::Malformed(header.kind, why)));
     }
 }
 
@@ -580,126 +736,6 @@ fn no_frame_is_made_that_nobody_would_take() {
     frame.put(&mut Vec::new(), SEAL);
 }
 
-fn any_blocks(longest: u32) -> impl Strategy<Value = BlockRange> {
-    (0..BLOCKS_PER_OBJECT, 1..=longest).prop_map(|(first, count)| {
-        let count = count.min(BLOCKS_PER_OBJECT - first);
-        BlockRange::new(first, count).expect("inside")
-    })
-}
-
-fn any_stamp() -> impl Strategy<Value = Stamp> {
-    (any::<u64>(), any::<u64>()).prop_map(|(generation, sequence)| stamp(generation, sequence))
-}
-
-fn any_key() -> impl Strategy<Value = ObjectKey> {
-    (any::<u64>(), any::<u32>())
-        .prop_map(|(layer, index)| ObjectKey { layer: LayerId(layer), index })
-}
-
-fn any_change() -> impl Strategy<Value = Change> {
-    prop_oneof![
-        (any_blocks(4), any::<bool>(), any::<u8>()).prop_map(|(blocks, detect_zeroes, seed)| {
-            let payload = content(blocks.count() as usize, seed);
-            Change::Data { first: blocks.first(), payload, detect_zeroes }
-        }),
-        any_blocks(1024).prop_map(|blocks| Change::Zero { blocks }),
-        any_blocks(1024).prop_map(|blocks| Change::Absent { blocks }),
-    ]
-}
-
-fn any_write() -> impl Strategy<Value = MemberRequest> {
-    let stamps = (any_stamp(), any_stamp(), any_stamp());
-    (any::<u64>(), any_key(), any::<u64>(), stamps, any_change()).prop_map(
-        |(lineage, key, configuration, (previous, stamp, settled), change)| {
-            let (lineage, configuration) = (LineageId(lineage), ConfigurationNumber(configuration));
-            let write = Write { lineage, key, configuration, previous, stamp, settled, change };
-            MemberRequest::Write(write)
-        },
-    )
-}
-
-fn any_request() -> impl Strategy<Value = MemberRequest> {
-    let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
-    let others = (0..9, numbers, any_key(), any_stamp(), any_blocks(256)).prop_map(
-        |(kind, (lineage, generation, layer, parent), key, stamp, blocks)| {
-            let (lineage, generation) = (LineageId(lineage), Generation(generation));
-            let (layer, parent) = (LayerId(layer), LayerId(parent));
-            match kind {
-                0 => MemberRequest::Fence { lineage, generation },
-                1 => MemberRequest::Settle { lineage, key, generation, stamp },
-                2 => MemberRequest::Stamp { lineage, key, generation },
-                3 => MemberRequest::OpenLayer { lineage, generation, layer, parent },
-                4 => MemberRequest::Read { lineage, key, generation, blocks },
-                5 => MemberRequest::Map { lineage, key, generation, blocks },
-                6 => MemberRequest::Difference { lineage, key, generation, base: layer, blocks },
-                7 => {
-                    let index = key.index;
-                    MemberRequest::Reclaimable { lineage, generation, layer, index }
-                }
-                _ => MemberRequest::Flush { lineage, generation },
-            }
-        },
-    );
-    prop_oneof![any_write(), others]
-}
-
-fn any_state() -> impl Strategy<Value = BlockState> {
-    prop_oneof![Just(BlockState::Absent), Just(BlockState::Zero), Just(BlockState::Data)]
-}
-
-fn any_error() -> impl Strategy<Value = MemberError> {
-    prop_oneof![
-        any::<u64>().prop_map(|newer| MemberError::Fenced { newer: Generation(newer) }),
-        any_stamp().prop_map(|have| MemberError::WrongStamp { have }),
-        any::<u64>().prop_map(|have| {
-            MemberError::WrongConfiguration { have: ConfigurationNumber(have) }
-        }),
-        Just(MemberError::NoSpace),
-        (any_key(), any::<u32>()).prop_map(|(key, block)| MemberError::Corrupt { key, block }),
-        Just(MemberError::Busy),
-        Just(MemberError::Retired),
-        "\\PC{0,80}".prop_map(|why| MemberError::Invalid(why.into())),
-    ]
-}
-
-fn any_answer() -> impl Strategy<Value = (Expected, Answer)> {
-    let incarnation = any::<u64>().prop_map(Incarnation);
-    prop_oneof![
-        any_error().prop_map(|error| (Expected::Done, Err(error))),
-        (incarnation.clone(), 0..40u32).prop_map(|(incarnation, count)| {
-            let unsettled = (0..count).map(|index| object(index * 3)).collect();
-            (Expected::Fenced, Ok(MemberReply::Fenced { incarnation, unsettled }))
-        }),
-        incarnation.clone().prop_map(|incarnation| {
-            (Expected::Written, Ok(MemberReply::Written { incarnation }))
-        }),
-        incarnation.prop_map(|incarnation| {
-            (Expected::Flushed, Ok(MemberReply::Flushed { incarnation }))
-        }),
-        (any_key(), any_stamp(), any::<u64>()).prop_map(|(key, stamp, generation)| {
-            let settled_generation = Generation(generation);
-            let object = ObjectStamp { key, stamp, settled_generation };
-            (Expected::Stamp(key), Ok(MemberReply::Stamp(object)))
-        }),
-        (any_blocks(8), any::<u8>()).prop_map(|(blocks, seed)| {
-            let absent = blocks.iter().step_by(2).filter_map(|at| BlockRange::new(at, 1)).collect();
-            let content = vec![content(blocks.count() as usize, seed)];
-            (Expected::Data(blocks), Ok(MemberReply::Data { content, absent }))
-        }),
-        prop::collection::vec((1..=8u32, any_state()), 1..128).prop_map(|runs| {
-            let count = runs.iter().map(|(count, _)| count).sum();
-            (Expected::Map(blocks(0, count)), Ok(MemberReply::Map(runs)))
-        }),
-        prop::collection::vec((1..=8u32, prop::option::of(any_state())), 1..128).prop_map(|runs| {
-            let count = runs.iter().map(|(count, _)| count).sum();
-            (Expected::Difference(blocks(0, count)), Ok(MemberReply::Difference(runs)))
-        }),
-        (any::<u64>(), any::<Option<u32>>()).prop_map(|(blocks, next_index)| {
-            (Expected::Reclaimable, Ok(MemberReply::Reclaimable { blocks, next_index }))
-        }),
-    ]
-}
-
 proptest! {
     #[test]
     fn any_request_comes_back_as_it_was(request in any_request()) {
@@ -708,13 +744,13 @@ proptest! {
 
     #[test]
     fn any_answer_comes_back_as_it_was((expected, answer) in any_answer()) {
-        check_reply(expected, &answer);
+        check_reply(&expected, &answer);
     }
 
     /// Whatever a header says behind a checksum that fits, decoding ends with an error or a value.
     #[test]
     fn any_frame_behind_fitting_checksums_is_taken_or_refused(
-        place in 0..30usize,
+        place in 0..80usize,
         patches in prop::collection::vec((0..200usize, any::<u8>()), 1..6),
     ) {
         let mut all = frames();
@@ -738,7 +774,7 @@ proptest! {
                 }
             } else if header.kind.is_reply() {
                 for (expected, _) in replies() {
-                    let _ = reply::decode(&header, body, payload.clone(), expected);
+                    let _ = reply::decode(&header, body, payload.clone(), &expected);
                 }
             }
         }

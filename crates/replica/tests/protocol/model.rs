@@ -11,6 +11,9 @@ mod steps;
 /// Sessions in the model: session s has generation s + 1.
 pub const SESSIONS: usize = 2;
 
+/// The stamp of what was copied while it was being written.
+const INCOMPLETE: u8 = u8::MAX;
+
 /// Configurations there can be.
 const CONFIGURATIONS: usize = 3;
 
@@ -40,15 +43,13 @@ fn items(set: Set) -> impl Iterator<Item = usize> {
 /// The guards of DESIGN section 5, each of which can be taken away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Guard {
-    /// A fence is answered only after the promises to older sessions have run out.
-    PromiseWait,
-    /// A disk that was opened anew waits until promises of before have run out.
-    PromiseWaitAfterReopening,
-    /// A configuration is refused only after the promises given under it have run out.
-    PromiseWaitBeforeRefusal,
-    /// A session reads while it holds promises of a write quorum; those who meet every fence quorum
-    /// are not enough.
-    PromisesOfQuorum,
+    /// A confirmation counts for a read only if it was asked for after the read had come.
+    ConfirmedAfterwards,
+    /// A read is answered when a write quorum has confirmed; those who meet every fence quorum are
+    /// not enough.
+    ConfirmedByQuorum,
+    /// A disk that has refused the configuration does not confirm it.
+    RefusalNoticed,
     /// Settling considers only the answers with the highest last settled generation.
     LastSettledGeneration,
     /// A disk that takes a write of a generation has the object settled by it.
@@ -59,8 +60,16 @@ pub enum Guard {
     Incarnation,
     /// What is settled for a new configuration is stable on its members before it is activated.
     FlushBeforeActivation,
-    /// A recovering member takes new writes apart from its prefix.
-    PatchesApart,
+    /// A disk that is being made a member takes no writes until it is one.
+    NewcomerTakesNoWrites,
+    /// What was copied while it was being written has a stamp that no write has.
+    IncompleteIsMarked,
+    /// A disk that is a member in a former opening gets only whole copies.
+    EvidenceStaysWhole,
+    /// And only of what wins over what it has.
+    EvidenceOnlyGrows,
+    /// Content and stamp of a copy are adopted in one.
+    AdoptedInOne,
     /// Members that meet every write quorum refuse a configuration before the next is activated.
     RefusalBeforeActivation,
     /// A reopened disk is evidence of what it held only if its machine has not lost power since,
@@ -77,17 +86,20 @@ pub enum Guard {
 }
 
 /// All of them.
-pub const GUARDS: [Guard; 16] = [
-    Guard::PromiseWait,
-    Guard::PromiseWaitAfterReopening,
-    Guard::PromiseWaitBeforeRefusal,
-    Guard::PromisesOfQuorum,
+pub const GUARDS: [Guard; 19] = [
+    Guard::ConfirmedAfterwards,
+    Guard::ConfirmedByQuorum,
+    Guard::RefusalNoticed,
     Guard::LastSettledGeneration,
     Guard::WriteSettles,
     Guard::FlushBeforeOpening,
     Guard::Incarnation,
     Guard::FlushBeforeActivation,
-    Guard::PatchesApart,
+    Guard::NewcomerTakesNoWrites,
+    Guard::IncompleteIsMarked,
+    Guard::EvidenceStaysWhole,
+    Guard::EvidenceOnlyGrows,
+    Guard::AdoptedInOne,
     Guard::RefusalBeforeActivation,
     Guard::EvidenceOfReopened,
     Guard::SettledPointIsStable,
@@ -115,6 +127,8 @@ pub struct Bounds {
     pub changes: usize,
     /// Attempts to make them; one may be given up for another at any time.
     pub attempts: usize,
+    /// Copies that disks may get before a configuration is refused.
+    pub copies: usize,
     /// Whether sessions tell disks the settled point.
     pub settled_points: bool,
     /// What is taken away.
@@ -163,8 +177,8 @@ struct Peer {
     got: Set,
     /// Writes that it said to be stable.
     stable: Set,
-    /// The session holds a promise of it.
-    promises: bool,
+    /// It has confirmed the session since the read came that is under way.
+    confirms: bool,
 }
 
 /// Whether something names a disk as it runs now. Incarnations have no numbers here: only whether
@@ -194,8 +208,6 @@ pub struct Disk {
     refused: u8,
     /// Durable: the attempt that installed last.
     installed: u8,
-    /// It has promised something to session 0.
-    has_promised: bool,
     /// The settled point, and how much of that is sure to outlive the power.
     settled: u8,
     settled_stable: u8,
@@ -311,6 +323,9 @@ pub struct State {
     forsaken: Vec<(u8, u8, Chosen)>,
     restarts: u8,
     power_cuts: u8,
+    copies: u8,
+    /// Session 0 reads, and has not shown something that was acknowledged when the read came.
+    reading: bool,
     /// Writes that were acknowledged, or read by a session of later.
     acknowledged: Set,
     /// Writes that a flush covered.
@@ -344,8 +359,14 @@ pub enum Action {
     Settle { session: usize, disk: usize },
     /// A session learns of the newest configuration.
     Learn { session: usize },
-    /// A disk promises session 0 to fence nobody for a while.
-    Promise { disk: usize },
+    /// A guest reads by session 0. Only when that has missed something: what it shows only grows,
+    /// so that a read which comes before shows all there was.
+    Read,
+    /// A disk confirms session 0.
+    Confirm { disk: usize },
+    /// A disk that is to be a member gets a copy of what another has; torn, if a write came between
+    /// its content and its stamp.
+    Copy { source: usize, disk: usize, torn: bool },
     /// `sheep` dies and starts again.
     Restart { disk: usize },
     /// A machine loses power; so many records of its tail were on the medium, and the settled point
@@ -379,6 +400,7 @@ impl State {
     fn order(&self, stamp: u8) -> (u8, u8) {
         match stamp {
             0 => (0, 0),
+            INCOMPLETE => (0, 1),
             write => (self.writes[usize::from(write) - 1].session + 1, write),
         }
     }
@@ -453,14 +475,18 @@ impl State {
         own.into_iter().filter(|write| !has(self.sessions[session].shown, *write)).fold(0, with)
     }
 
-    /// Whether session 0 holds promises enough to read on its own.
-    fn may_read(&self, guard: bool) -> bool {
+    /// Acknowledged writes that session 0 would not show.
+    fn missed(&self) -> Set {
+        self.acknowledged & !self.sessions[0].shown & !self.in_flight(0)
+    }
+
+    /// Whether session 0 has confirmations enough to answer a read.
+    fn is_confirmed(&self, guard: bool) -> bool {
         let session = &self.sessions[0];
         let enough = match guard {
             true => self.quorum(session.number),
             false => self.meeting(session.number),
         };
-        session.phase == Phase::Open
-            && self.members(session.number).filter(|disk| disk.peer[0].promises).count() >= enough
+        self.members(session.number).filter(|disk| disk.peer[0].confirms).count() >= enough
     }
 }

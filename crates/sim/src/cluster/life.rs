@@ -26,6 +26,13 @@ const JOIN_MAX: Duration = Duration::from_secs(180);
 /// Within which a node that is to stop has stopped.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
+/// Within which every partition has all its copies.
+const WHOLE_MAX: Duration = Duration::from_secs(300);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long nothing is asked for before copies are compared.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// How a process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
@@ -49,6 +56,9 @@ impl ClusterWorld {
             self.await_that("joining", JOIN_MAX, |world| {
                 world.has_settled() && world.voters().len() == voters
             })?;
+            if self.mix.whole {
+                self.await_whole(0)?;
+            }
         }
         self.at(self.now, Due::Misfortune);
         self.pass(self.mix.span)
@@ -58,6 +68,7 @@ impl ClusterWorld {
         match due {
             Due::Misfortune => {
                 self.at(self.now + MISFORTUNE, Due::Misfortune);
+                self.forget_losses();
                 self.look_for_waiting()?;
                 if !self.is_healed { self.misfortune() } else { Ok(()) }
             }
@@ -102,11 +113,13 @@ impl ClusterWorld {
         }
         self.net.sweep();
         self.rivals.retain(|_, (_, at)| *at != place);
-        let has_content = self.members[place].disk.is_some();
+        let forgiven = how == End::Power && self.lose(place);
+        // A session of a sole member tells by a flush that its disk was opened anew.
+        let is_sole = self.books.fewest() < 2;
         let mut unheard = Vec::new();
         for tenant in self.tenants.values_mut() {
-            tenant.may_fail |= has_content;
-            if has_content && how == End::Power {
+            tenant.may_fail |= forgiven || is_sole;
+            if forgiven {
                 unheard.extend(tenant.guest.disown());
             }
             if tenant.at == place {
@@ -114,9 +127,42 @@ impl ClusterWorld {
                 tenant.asked.clear();
             }
         }
-        if has_content && how == End::Power {
+        if forgiven {
+            self.trace.line(self.now, format_args!("what is not flushed may be lost"));
             self.oracle.lost_power(unheard);
         }
+    }
+
+    /// A machine has lost its power. True: more have, since all copies were last there, than may
+    /// without losing what was not flushed.
+    fn lose(&mut self, place: Place) -> bool {
+        if self.members[place].disk.is_none() {
+            return false;
+        }
+        self.learn_members();
+        self.losses.lossy.insert(place);
+        self.losses.lossy.len() > atlas::machines_losable(self.books.fewest().max(1))
+    }
+
+    /// Waits until every partition has all its copies.
+    fn await_whole(&mut self, when: usize) -> Result<(), String> {
+        let before = self.now;
+        while !self.is_whole() {
+            if self.now.since(before) > WHOLE_MAX {
+                let lacking = self.books.lacking();
+                let attempts = self.furthest_map().map(|map| {
+                    map.attempts()
+                        .map(|attempt| format!("{attempt:?}").chars().take(200).collect())
+                        .collect::<Vec<String>>()
+                });
+                return Err(format!(
+                    "not all copies are there after {WHOLE_MAX:?}: {lacking}; {attempts:?}"
+                ));
+            }
+            self.pass(LOOK)?;
+        }
+        self.summary.whole_ms[when] = self.now.since(before).as_millis() as u64;
+        Ok(())
     }
 
     /// The same for all, and they start again in any order.
@@ -347,6 +393,7 @@ impl ClusterWorld {
     /// Heals everything, verifies what was promised, stops all nodes, and looks at what they leave.
     pub(super) fn finish(&mut self) -> Result<(), String> {
         self.heal()?;
+        self.await_whole(1)?;
         self.await_that("answering everybody", PATIENCE + PATIENCE, |world| {
             world.tenants.values().all(|tenant| {
                 let opening = matches!(tenant.guest.link, Link::Opening(_));
@@ -359,12 +406,28 @@ impl ClusterWorld {
                 self.verify(volume, place)?;
             }
         }
+        for volume in self.tenants.keys().copied().collect::<Vec<_>>() {
+            self.send_guest(volume, 0)?;
+            self.tenants.get_mut(&volume).expect("listed").guest.next_at = Time(u64::MAX);
+        }
+        self.await_that("detaching everything", PATIENCE, |world| {
+            world.furthest_map().is_some_and(|map| map.volumes().all(|v| v.attachments.is_empty()))
+        })?;
+        self.pass(QUIET)?;
+        self.await_whole(1)?;
+        self.compare_copies()?;
         self.await_that("agreeing in the end", HEAL_MAX, |world| world.has_settled())?;
         for place in (0..self.mix.nodes).rev() {
             self.stop(place)?;
         }
-        let Process::Runs(sim) = &self.members[0].process else { panic!("it has stopped") };
-        check_offline(&sim.media().disk)
+        for member in &self.members {
+            let Process::Runs(sim) = &member.process else { panic!("it has stopped") };
+            if member.disk.is_some() {
+                check_offline(&sim.media().disk)
+                    .map_err(|error| format!("disk of {}: {error}", member.node))?;
+            }
+        }
+        Ok(())
     }
 
     /// Has a volume attached at a node, and reads all that was ever written.

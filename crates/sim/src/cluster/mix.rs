@@ -40,7 +40,7 @@ pub struct Troubles {
 pub struct ClusterMix {
     /// How many nodes, 1 to 7.
     pub nodes: usize,
-    /// The disk of the node that has one.
+    /// The nodes' disks.
     pub setup: Setup,
     /// How long operations of media take.
     pub latency: Latency,
@@ -64,6 +64,10 @@ pub struct ClusterMix {
     pub troubles: Troubles,
     /// Whether faults begin before all nodes have joined.
     pub early: bool,
+    /// Whether faults begin only when every partition has all its copies. Not if they begin early.
+    pub whole: bool,
+    /// Whether the last node has no disk, and only votes.
+    pub witness: bool,
 }
 
 impl ClusterMix {
@@ -110,7 +114,9 @@ impl ClusterMix {
             moves: *random.pick(&[2_000, 20_000, 100_000]),
             rivals: *random.pick(&[0, 10_000, 50_000]),
             troubles: if calm { Troubles::default() } else { troubles },
-            early: random.coin(),
+            early: random.chance(300_000),
+            whole: random.chance(800_000),
+            witness: random.chance(200_000),
         }
     }
 
@@ -123,7 +129,8 @@ impl ClusterMix {
         mix.latency = Latency { low: Duration::from_micros(10), high: Duration::from_micros(300) };
         mix.think = Duration::from_millis(150);
         (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
-        (mix.span, mix.early) = (Duration::from_secs(3), false);
+        (mix.span, mix.early, mix.whole) = (Duration::from_secs(3), false, true);
+        mix.witness = false;
         mix
     }
 }

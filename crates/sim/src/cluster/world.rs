@@ -2,7 +2,8 @@
 
 use super::{
     ClusterMix,
-    atlas::Sight,
+    atlas::{Sight, quorum},
+    copies::{Books, Losses},
     ledger::Ledger,
     member::{Member, address},
     net::{Arrival, Dial, End, Net, Owner, Place},
@@ -44,6 +45,11 @@ pub struct ClusterSummary {
     pub slowest_ms: u64,
     /// How long it took after everything healed until all nodes agreed, in milliseconds.
     pub healed_ms: u64,
+    /// Objects whose copies were compared.
+    pub compared: u64,
+    /// How long it took until every partition had all its copies, in milliseconds: in the beginning,
+    /// and after everything healed.
+    pub whole_ms: [u64; 2],
     /// Simulated time.
     pub simulated: Duration,
 }
@@ -86,6 +92,8 @@ pub struct ClusterWorld {
     pub(super) members: Vec<Member>,
     pub(super) oracle: Oracle,
     pub(super) ledger: Ledger,
+    pub(super) books: Books,
+    pub(super) losses: Losses,
     pub(super) tenants: BTreeMap<u64, Tenant>,
     /// Clients that want what a guest has: which volume, and where.
     pub(super) rivals: BTreeMap<ConnectionId, (u64, Place)>,
@@ -133,8 +141,9 @@ impl ClusterWorld {
         }
         let mut members = Vec::new();
         for (place, id) in ids.into_iter().enumerate() {
-            let disk = (place == 0).then_some(DiskId(0xd1));
-            members.push(Member::new(NodeId(id), disk, &mix.setup, &mut random));
+            let is_witness = mix.witness && place > 0 && place + 1 == mix.nodes;
+            let disk = (!is_witness).then_some(DiskId(0xd1 + place as u128));
+            members.push(Member::new(NodeId(id), disk, place == 0, &mix.setup, &mut random));
         }
         let net = Net::new(random.fork(), mix.network, mix.troubles.ghosts);
         let nodes = mix.nodes;
@@ -148,6 +157,8 @@ impl ClusterWorld {
             members,
             oracle: Oracle::new(),
             ledger: Ledger::default(),
+            books: Books::default(),
+            losses: Losses::default(),
             tenants: BTreeMap::new(),
             rivals: BTreeMap::new(),
             wanted: BTreeMap::new(),
@@ -735,13 +746,21 @@ impl ClusterWorld {
 
     /// Whether anybody waits for what nothing excuses any more.
     pub(super) fn look_for_waiting(&mut self) -> Result<(), String> {
+        self.learn_members();
         let (now, voters) = (self.now, self.voters());
         let serves: Vec<bool> = self.members.iter().map(|member| member.serves(now)).collect();
         let passes = |from: Place, to: Place| self.net.passes(from, to);
-        let sight = Sight { acts: &serves, passes: &passes, voters: &voters, copies: &[0] };
-        let calm = self.net.is_calm();
+        let sight = Sight { acts: &serves, passes: &passes, voters: &voters };
+        let calm = self.net.is_calm() && self.losses.failed.is_empty();
+        let place_of = |disk: &DiskId| self.members.iter().position(|it| it.disk == Some(*disk));
+        let sets: Vec<(Vec<Place>, usize)> = self
+            .books
+            .sets
+            .iter()
+            .map(|(disks, all)| (disks.iter().filter_map(place_of).collect(), quorum(*all)))
+            .collect();
         for place in 0..self.mix.nodes {
-            if !calm || !sight.must_serve(place) {
+            if !calm || !sight.must_serve(place, &sets) {
                 self.excused_at[place] = now;
             }
         }

@@ -4,7 +4,10 @@ use super::ADDRESS_MAX;
 use super::codec::{Cursor, Put, Reader, is_sealed, seal};
 use super::map_page::PAGES_PER_OBJECT;
 use super::parse_root;
-use proto::{BLOCK_SIZE, Generation, LayerId, LineageId, ObjectKey, Stamp};
+use proto::{
+    BLOCK_SIZE, ConfigurationNumber, Generation, LayerId, LineageId, ObjectKey, PartitionId, Stamp,
+    limits,
+};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SCKP");
 const VERSION: u16 = 1;
@@ -15,6 +18,8 @@ const CHUNK_BYTES: usize = 33;
 const LINEAGE_BYTES: usize = 32;
 const DROP_BYTES: usize = 16;
 const LAYER_BYTES: usize = 24;
+const PARTITION_BYTES: usize = 24;
+const MARK_BYTES: usize = 32;
 pub(super) const BODY_BYTES: usize = BLOCK_SIZE - HEADER_BYTES;
 
 /// Rows of the object table in one page.
@@ -27,6 +32,10 @@ pub(crate) const LINEAGES_PER_PAGE: usize = BODY_BYTES / LINEAGE_BYTES;
 pub(crate) const DROPS_PER_PAGE: usize = BODY_BYTES / DROP_BYTES;
 /// Layers in one page.
 pub(crate) const LAYERS_PER_PAGE: usize = BODY_BYTES / LAYER_BYTES;
+/// Partitions in one page.
+pub(crate) const PARTITIONS_PER_PAGE: usize = BODY_BYTES / PARTITION_BYTES;
+/// Marks of lineages in one page.
+pub(crate) const MARKS_PER_PAGE: usize = BODY_BYTES / MARK_BYTES;
 
 const _: () = assert!(BITMAP_CHUNKS_PER_PAGE * CHUNK_BYTES <= BODY_BYTES);
 
@@ -40,6 +49,8 @@ pub(crate) enum CheckpointKind {
     Root = 5,
     Drops = 6,
     Layers = 7,
+    Partitions = 8,
+    Marks = 9,
 }
 
 impl CheckpointKind {
@@ -53,6 +64,8 @@ impl CheckpointKind {
             5 => CheckpointKind::Root,
             6 => CheckpointKind::Drops,
             7 => CheckpointKind::Layers,
+            8 => CheckpointKind::Partitions,
+            9 => CheckpointKind::Marks,
             _ => return None,
         })
     }
@@ -80,6 +93,8 @@ pub(crate) struct TableRow {
     pub(crate) lsn: u64,
     /// Bit n: page n belongs to the row. Others have neither address nor data.
     pub(crate) owned: u8,
+    /// The mark of the lineage does not count: the object was adopted after it.
+    pub(crate) unmarked: bool,
 }
 
 /// One layer above the first of its lineage, as a checkpoint has it.
@@ -96,6 +111,28 @@ pub(crate) struct LayerRow {
 pub(crate) struct LineageRow {
     pub(crate) lineage: LineageId,
     pub(crate) fence: Generation,
+    pub(crate) settled: Stamp,
+}
+
+/// What is known of the members of one partition, as a checkpoint has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PartitionRow {
+    /// The table, and that it has 2^`bits` partitions.
+    pub(crate) copies: u8,
+    pub(crate) bits: u8,
+    pub(crate) partition: PartitionId,
+    /// The newest attempt to change the members, and whether it has ended here.
+    pub(crate) attempt: u64,
+    pub(crate) ended: bool,
+    /// The last configuration that is refused.
+    pub(crate) refused: Option<ConfigurationNumber>,
+}
+
+/// By whom all objects of a lineage at or below a stamp are settled, as a checkpoint has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MarkRow {
+    pub(crate) lineage: LineageId,
+    pub(crate) generation: Generation,
     pub(crate) settled: Stamp,
 }
 
@@ -166,7 +203,7 @@ pub(crate) fn encode_table<'a>(
         }
         out.put_u64(row.lsn);
         out.put_u8(row.owned);
-        out.put_u8(0);
+        out.put_u8(u8::from(row.unmarked));
     }
     let header = PageHeader { kind: CheckpointKind::Table, number };
     finish(page, header, ROWS_PER_PAGE)
@@ -206,6 +243,7 @@ fn parse_row(fields: &mut Reader) -> Option<Option<TableRow>> {
         counts: [0; PAGES_PER_OBJECT],
         lsn: 0,
         owned: 0,
+        unmarked: false,
     };
     for page in &mut row.pages {
         *page = (fields.u40()?, fields.u64()?);
@@ -221,6 +259,11 @@ fn parse_row(fields: &mut Reader) -> Option<Option<TableRow>> {
     }
     row.lsn = fields.u64()?;
     row.owned = fields.u8()?;
+    row.unmarked = match fields.u8()? {
+        0 => false,
+        1 => true,
+        _ => return None,
+    };
     let sound = (0..PAGES_PER_OBJECT).all(|page| {
         row.owned & (1 << page) != 0 || (row.pages[page] == (0, 0) && row.counts[page] == 0)
     });
@@ -349,6 +392,83 @@ pub(crate) fn parse_layers(bytes: &[u8], number: u32, checksum: u64) -> Option<V
         .collect()
 }
 
+/// Writes a page of partitions.
+pub(crate) fn encode_partitions(rows: &[PartitionRow], number: u32, page: &mut [u8]) -> u64 {
+    assert!(rows.len() <= PARTITIONS_PER_PAGE, "partitions of one page");
+    page.fill(0);
+    let mut out = Cursor::new(&mut page[HEADER_BYTES..]);
+    for row in rows {
+        out.put_u8(row.copies);
+        out.put_u8(row.bits);
+        out.put_u8(u8::from(row.ended));
+        out.put_u8(u8::from(row.refused.is_some()));
+        out.put_u32(row.partition.0);
+        out.put_u64(row.attempt);
+        out.put_u64(row.refused.unwrap_or_default().0);
+    }
+    let header = PageHeader { kind: CheckpointKind::Partitions, number };
+    finish(page, header, rows.len())
+}
+
+/// Parses a page of partitions, each of which its table can have.
+pub(crate) fn parse_partitions(
+    bytes: &[u8],
+    number: u32,
+    checksum: u64,
+) -> Option<Vec<PartitionRow>> {
+    let header = PageHeader { kind: CheckpointKind::Partitions, number };
+    let (count, body) = open(bytes, header, checksum)?;
+    let mut fields = Reader::new(body);
+    (0..count.min(PARTITIONS_PER_PAGE))
+        .map(|_| {
+            let (copies, bits) = (fields.u8()?, fields.u8()?);
+            let (ended, is_refused) = (fields.u8()? != 0, fields.u8()? != 0);
+            let partition = fields.u32()?;
+            let (attempt, number) = (fields.u64()?, ConfigurationNumber(fields.u64()?));
+            let sound = bits <= limits::PARTITION_BITS_MAX && partition < 1 << bits;
+            sound.then_some(PartitionRow {
+                copies,
+                bits,
+                partition: PartitionId(partition),
+                attempt,
+                ended,
+                refused: is_refused.then_some(number),
+            })
+        })
+        .collect()
+}
+
+/// Writes a page of marks.
+pub(crate) fn encode_marks(rows: &[MarkRow], number: u32, page: &mut [u8]) -> u64 {
+    assert!(rows.len() <= MARKS_PER_PAGE, "marks of one page");
+    page.fill(0);
+    let mut out = Cursor::new(&mut page[HEADER_BYTES..]);
+    for row in rows {
+        out.put_u64(row.lineage.0);
+        out.put_u64(row.generation.0);
+        out.put_u64(row.settled.generation.0);
+        out.put_u64(row.settled.sequence);
+    }
+    let header = PageHeader { kind: CheckpointKind::Marks, number };
+    finish(page, header, rows.len())
+}
+
+/// Parses a page of marks.
+pub(crate) fn parse_marks(bytes: &[u8], number: u32, checksum: u64) -> Option<Vec<MarkRow>> {
+    let header = PageHeader { kind: CheckpointKind::Marks, number };
+    let (count, body) = open(bytes, header, checksum)?;
+    let mut fields = Reader::new(body);
+    (0..count.min(MARKS_PER_PAGE))
+        .map(|_| {
+            Some(MarkRow {
+                lineage: LineageId(fields.u64()?),
+                generation: Generation(fields.u64()?),
+                settled: Stamp { generation: Generation(fields.u64()?), sequence: fields.u64()? },
+            })
+        })
+        .collect()
+}
+
 /// Writes the page of single values.
 pub(crate) fn encode_state(state: &StatePage, page: &mut [u8]) -> u64 {
     page.fill(0);
@@ -384,6 +504,8 @@ pub(crate) fn parse_checkpoint_page(bytes: &[u8], header: PageHeader, checksum: 
         CheckpointKind::Lineages => parse_lineages(bytes, number, checksum).is_some(),
         CheckpointKind::Drops => parse_drops(bytes, number, checksum).is_some(),
         CheckpointKind::Layers => parse_layers(bytes, number, checksum).is_some(),
+        CheckpointKind::Partitions => parse_partitions(bytes, number, checksum).is_some(),
+        CheckpointKind::Marks => parse_marks(bytes, number, checksum).is_some(),
         CheckpointKind::State => parse_state(bytes, checksum).is_some(),
         CheckpointKind::Root => parse_root(bytes, number, checksum).is_some(),
     }

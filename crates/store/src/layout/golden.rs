@@ -4,7 +4,8 @@
 use super::*;
 use crate::{Identity, MediumKind};
 use proto::{
-    ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, ObjectKey, Stamp, crc64,
+    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId,
+    ObjectKey, PartitionId, Stamp, crc64,
 };
 
 const KEY: ObjectKey = ObjectKey { layer: LayerId(3), index: 4 };
@@ -56,6 +57,31 @@ fn records() -> Vec<Record> {
             owned: vec![BlockRun { first: 512, count: 3 }],
             freed: vec![Run { address: 78, count: 2 }],
         }),
+        Record::Settled { lineage, settled: stamp(5) },
+        Record::Mark { lineage, generation: Generation(9), settled: stamp(5) },
+        Record::Attempt(AttemptRecord {
+            copies: 3,
+            bits: 12,
+            attempt: 21,
+            ended: true,
+            partitions: vec![
+                (PartitionId(7), Some(ConfigurationNumber(4))),
+                (PartitionId(4095), None),
+            ],
+            fences: vec![(lineage, Generation(10))],
+        }),
+        Record::Adopt(WriteRecord {
+            lineage,
+            key: KEY,
+            previous: stamp(2),
+            stamp: Stamp::INCOMPLETE,
+            settled: stamp(1),
+            runs: vec![MapRun { first: 5, count: 1, content: Content::Data(0x07) }],
+            checksums: vec![0x4444],
+            freed: vec![Run { address: 90, count: 1 }],
+            copies: vec![PageCopy { page: 1, source: LayerId(2) }],
+            settled_generation: Some(Generation(8)),
+        }),
     ]
 }
 
@@ -81,6 +107,8 @@ fn superblock() -> Superblock {
             checksum: 99,
         }),
         agreed_incarnation: Incarnation(4),
+        boot: [7; 16],
+        lossless_from: Incarnation(2),
     }
 }
 
@@ -98,10 +126,10 @@ fn every_record_has_the_bytes_it_always_had_and_comes_back() {
         encode_record(&record, &mut bytes);
         sums.push(crc64(&bytes[start..]));
     }
-    assert_eq!(parse_records(&bytes, 11), Some(records()));
-    assert_eq!(parse_records(&bytes, 10), None);
+    assert_eq!(parse_records(&bytes, 15), Some(records()));
+    assert_eq!(parse_records(&bytes, 14), None);
     for cut in 0..bytes.len() {
-        assert_eq!(parse_records(&bytes[..cut], 11), None);
+        assert_eq!(parse_records(&bytes[..cut], 15), None);
     }
     let names = [
         "write",
@@ -115,6 +143,10 @@ fn every_record_has_the_bytes_it_always_had_and_comes_back() {
         "layer",
         "layer gone",
         "merge",
+        "settled",
+        "mark",
+        "attempt",
+        "adopt",
     ];
     let found: Vec<(&str, u64)> = names.into_iter().zip(sums).collect();
     check(&found, &RECORDS);
@@ -124,8 +156,19 @@ fn every_record_has_the_bytes_it_always_had_and_comes_back() {
 fn every_page_has_the_bytes_it_always_had_and_comes_back() {
     let block = || vec![0xaa; proto::BLOCK_SIZE];
     let mut found = Vec::new();
-    let bytes = superblock().encode();
+    let mut bytes = superblock().encode();
     assert_eq!(parse_superblock(bytes.as_slice()), Ok(superblock()));
+    // The one before said nothing of the machine's boots.
+    let old = Superblock { boot: [0; 16], lossless_from: Incarnation(0), ..superblock() };
+    let mut first = old.encode();
+    first.as_mut_slice()[8..12].copy_from_slice(&1u32.to_le_bytes());
+    codec::seal(first.as_mut_slice(), 16);
+    assert_eq!(parse_superblock(first.as_slice()), Ok(old));
+    found.push(("superblock of version 1", crc64(first.as_slice())));
+    bytes.as_mut_slice()[8..12].copy_from_slice(&3u32.to_le_bytes());
+    codec::seal(bytes.as_mut_slice(), 16);
+    assert_eq!(parse_superblock(bytes.as_slice()), Err(SuperblockError::Newer(3)));
+    let bytes = superblock().encode();
     found.push(("superblock", crc64(bytes.as_slice())));
 
     let header = BatchHeader {
@@ -170,13 +213,18 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
         counts: [1, 0, 256, 3],
         lsn: 8,
         owned: 0b1101,
+        unmarked: false,
     };
     let mut bytes = block();
     let mut rows = vec![None; ROWS_PER_PAGE];
     rows[1] = Some(row);
     let sum = encode_table(rows.clone().into_iter(), 7, &mut bytes);
-    assert_eq!(parse_table(&bytes, 7, sum), Some(rows));
+    assert_eq!(parse_table(&bytes, 7, sum).as_ref(), Some(&rows));
     found.push(("table", sum));
+    rows[1].as_mut().expect("it was put there").unmarked = true;
+    let sum = encode_table(rows.clone().into_iter(), 7, &mut bytes);
+    assert_eq!(parse_table(&bytes, 7, sum), Some(rows));
+    found.push(("table with what was adopted", sum));
 
     let chunks = vec![(true, [1, 2, 3, u64::MAX]), (false, [0; 4])];
     let sum = encode_bitmap(&chunks, 1, &mut bytes);
@@ -198,6 +246,24 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
     assert_eq!(parse_layers(&bytes, 0, sum), Some(layers.to_vec()));
     found.push(("layers", sum));
 
+    let row = |ended, refused| PartitionRow {
+        copies: 3,
+        bits: 12,
+        partition: PartitionId(4095),
+        attempt: 21,
+        ended,
+        refused,
+    };
+    let partitions = [row(true, Some(ConfigurationNumber(4))), row(false, None)];
+    let sum = encode_partitions(&partitions, 0, &mut bytes);
+    assert_eq!(parse_partitions(&bytes, 0, sum), Some(partitions.to_vec()));
+    found.push(("partitions", sum));
+
+    let marks = [MarkRow { lineage: LineageId(1), generation: Generation(2), settled: stamp(3) }];
+    let sum = encode_marks(&marks, 0, &mut bytes);
+    assert_eq!(parse_marks(&bytes, 0, sum), Some(marks.to_vec()));
+    found.push(("marks", sum));
+
     let state = StatePage { scrub_pass: 1, lost_blocks: 5, ..StatePage::default() };
     let sum = encode_state(&state, &mut bytes);
     assert_eq!(parse_state(&bytes, sum), Some(state));
@@ -211,7 +277,7 @@ fn every_page_has_the_bytes_it_always_had_and_comes_back() {
     check(&found, &PAGES);
 }
 
-const RECORDS: [(&str, u64); 11] = [
+const RECORDS: [(&str, u64); 15] = [
     ("write", 0x1b07_c120_6bfa_c55a),
     ("fence", 0xf449_cc17_0aa0_46a6),
     ("settle", 0xc4ea_924e_da42_3ccc),
@@ -223,16 +289,24 @@ const RECORDS: [(&str, u64); 11] = [
     ("layer", 0xb53e_dad7_7bb1_00ab),
     ("layer gone", 0x418a_485c_3218_2022),
     ("merge", 0x034f_9885_e11e_2f86),
+    ("settled", 0x8fbe_6442_4518_f322),
+    ("mark", 0x15d4_3cdc_d639_e76c),
+    ("attempt", 0x60ed_127e_8691_fc13),
+    ("adopt", 0x94a9_da43_62a9_42a8),
 ];
-const PAGES: [(&str, u64); 10] = [
-    ("superblock", 0x7eab_34e7_a978_802c),
+const PAGES: [(&str, u64); 14] = [
+    ("superblock of version 1", 0x7eab_34e7_a978_802c),
+    ("superblock", 0x3ca0_12cd_e9b8_00b5),
     ("batch", 0x1d6d_3a79_f0ec_867a),
     ("map page", 0xfd01_0242_b35f_3259),
     ("table", 0x45ff_bdc9_5a1e_f053),
+    ("table with what was adopted", 0x2a2e_fc8a_7626_3f10),
     ("bitmap", 0xa8b9_c322_f999_1e44),
     ("lineages", 0x0463_e8f0_b3f1_8ff7),
     ("drops", 0x8018_0cec_0a64_4527),
     ("layers", 0xe9fc_aed5_a633_19d8),
+    ("partitions", 0x26dd_ad8f_dc15_c6c2),
+    ("marks", 0x0965_8a96_84c7_2036),
     ("state", 0xd45b_80ae_d3de_6849),
     ("root", 0x8536_cce9_50f1_28aa),
 ];

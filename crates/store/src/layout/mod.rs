@@ -14,16 +14,19 @@ mod superblock;
 pub(crate) use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, parse_batch, seal_batch};
 pub(crate) use checkpoint::{
     BITMAP_CHUNKS_PER_PAGE, CheckpointKind, DROPS_PER_PAGE, LAYERS_PER_PAGE, LINEAGES_PER_PAGE,
-    LayerRow, LineageRow, PageHeader, ROWS_PER_PAGE, StatePage, TableRow, encode_bitmap,
-    encode_drops, encode_layers, encode_lineages, encode_state, encode_table, parse_bitmap,
-    parse_checkpoint_page, parse_drops, parse_layers, parse_lineages, parse_state, parse_table,
+    LayerRow, LineageRow, MARKS_PER_PAGE, MarkRow, PARTITIONS_PER_PAGE, PageHeader, PartitionRow,
+    ROWS_PER_PAGE, StatePage, TableRow, encode_bitmap, encode_drops, encode_layers,
+    encode_lineages, encode_marks, encode_partitions, encode_state, encode_table, parse_bitmap,
+    parse_checkpoint_page, parse_drops, parse_layers, parse_lineages, parse_marks,
+    parse_partitions, parse_state, parse_table,
 };
 pub(crate) use map_page::{
     BLOCKS_PER_PAGE, Entry, Kind, MapPage, PAGES_PER_OBJECT, PageName, parse_map_page,
 };
 pub(crate) use record::{
-    BlockRun, Content, MapRun, MergeRecord, MergedPage, PageCopy, RECORD_BYTES_MAX, Record,
-    WriteRecord, encode_record, encode_write, parse_records,
+    AttemptRecord, BlockRun, Content, LONG_RECORD_BYTES_MAX, MapRun, MergeRecord, MergedPage,
+    PageCopy, RECORD_BYTES_MAX, Record, WriteRecord, encode_adopt, encode_record, encode_write,
+    parse_records,
 };
 pub(crate) use root::{
     ROOT_ENTRIES_PER_PAGE, RootEntry, encode_root, may_follow, parse_root, root_pages,

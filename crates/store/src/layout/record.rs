@@ -3,7 +3,10 @@
 use super::codec::{Put, Reader};
 use super::map_page::{BLOCKS_PER_PAGE, PAGES_PER_OBJECT};
 use super::{ADDRESS_MAX, Run};
-use proto::{BLOCKS_PER_OBJECT, Generation, LayerId, LineageId, ObjectKey, Stamp};
+use proto::{
+    BLOCKS_PER_OBJECT, ConfigurationNumber, Generation, LayerId, LineageId, ObjectKey, PartitionId,
+    Stamp, limits,
+};
 
 const VERSION: u8 = 1;
 const TYPE_WRITE: u8 = 1;
@@ -17,10 +20,30 @@ const TYPE_CUT: u8 = 8;
 const TYPE_LAYER: u8 = 9;
 const TYPE_LAYER_GONE: u8 = 10;
 const TYPE_MERGE: u8 = 11;
+const TYPE_SETTLED: u8 = 12;
+const TYPE_MARK: u8 = 13;
+const TYPE_ATTEMPT: u8 = 14;
+const TYPE_ADOPT: u8 = 15;
 
-/// Longest record: a write of single blocks that replaces single blocks, or a dropped or merged
-/// object.
+/// Longest record that is not a long one: a write of single blocks that replaces single blocks, or
+/// a dropped or merged object.
 pub(crate) const RECORD_BYTES_MAX: usize = 8192;
+/// Longest record: an adopted object, or the end of an attempt. Each has a batch of its own.
+pub(crate) const LONG_RECORD_BYTES_MAX: usize = 27 << 10;
+
+/// More than the fields of an adopted object that are there once.
+const ADOPT_FIELDS_BYTES: usize = 256;
+/// A run of one block of data, and a freed one.
+const ADOPT_BLOCK_BYTES: usize = 2 + 2 + 1 + 5 + 8 + 7;
+const _: () = assert!(
+    BLOCKS_PER_OBJECT as usize * ADOPT_BLOCK_BYTES + ADOPT_FIELDS_BYTES <= LONG_RECORD_BYTES_MAX
+);
+const _: () = assert!(
+    limits::BATCH_PARTITIONS_MAX * 13 + limits::INSTALL_FENCES_MAX * 16 + 64
+        <= LONG_RECORD_BYTES_MAX
+);
+// The length of a body has two bytes.
+const _: () = assert!(LONG_RECORD_BYTES_MAX <= u16::MAX as usize);
 
 /// One change of what the disk holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,6 +70,30 @@ pub(crate) enum Record {
     LayerGone { lineage: LineageId, layer: LayerId, parent: LayerId },
     /// An object of a layer becomes part of the one of the layer above.
     Merge(MergeRecord),
+    /// The settled point of a lineage moves.
+    Settled { lineage: LineageId, settled: Stamp },
+    /// All objects of a lineage at or below a stamp are settled by a generation.
+    Mark { lineage: LineageId, generation: Generation, settled: Stamp },
+    /// An attempt to change members is known, and what it has the disk refuse.
+    Attempt(AttemptRecord),
+    /// An object becomes what was staged: like a write, but its settled generation, which is
+    /// always there, is the object's whatever it was before.
+    Adopt(WriteRecord),
+}
+
+/// What is known of some partitions whose members are being changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct AttemptRecord {
+    /// The table, and that there are 2^`bits` partitions.
+    pub(crate) copies: u8,
+    pub(crate) bits: u8,
+    pub(crate) attempt: u64,
+    /// Nothing of the attempt is taken any more.
+    pub(crate) ended: bool,
+    /// With the configuration that is refused, if one is.
+    pub(crate) partitions: Vec<(PartitionId, Option<ConfigurationNumber>)>,
+    /// Fences that move with it.
+    pub(crate) fences: Vec<(LineageId, Generation)>,
 }
 
 /// A change of some blocks of one object.
@@ -65,7 +112,8 @@ pub(crate) struct WriteRecord {
     pub(crate) freed: Vec<Run>,
     /// Pages that are copied from a layer below before anything else.
     pub(crate) copies: Vec<PageCopy>,
-    /// The row is new and goes on with an object of a layer below, settled by this generation.
+    /// The row is new and goes on with an object of a layer below, settled by this generation; of
+    /// an adopted object: what settled it.
     pub(crate) settled_generation: Option<Generation>,
 }
 
@@ -143,6 +191,8 @@ impl WriteRecord {
 pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
     let kind = match record {
         Record::Write(write) => return encode_write(write, out),
+        Record::Adopt(write) => return encode_adopt(write, out),
+        Record::Attempt(attempt) => return encode_attempt(attempt, out),
         Record::Merge(merge) => return encode_merge(merge, out),
         Record::Fence { .. } => TYPE_FENCE,
         Record::Settle { .. } => TYPE_SETTLE,
@@ -153,9 +203,20 @@ pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
         Record::Cut { .. } => TYPE_CUT,
         Record::Layer { .. } => TYPE_LAYER,
         Record::LayerGone { .. } => TYPE_LAYER_GONE,
+        Record::Settled { .. } => TYPE_SETTLED,
+        Record::Mark { .. } => TYPE_MARK,
     };
     framed(kind, out, |out| match record {
-        Record::Write(_) | Record::Merge(_) => {}
+        Record::Write(_) | Record::Merge(_) | Record::Adopt(_) | Record::Attempt(_) => {}
+        Record::Settled { lineage, settled } => {
+            out.put_u64(lineage.0);
+            put_stamp(*settled, out);
+        }
+        Record::Mark { lineage, generation, settled } => {
+            out.put_u64(lineage.0);
+            out.put_u64(generation.0);
+            put_stamp(*settled, out);
+        }
         Record::Fence { lineage, generation } => {
             out.put_u64(lineage.0);
             out.put_u64(generation.0);
@@ -199,36 +260,64 @@ pub(crate) fn encode_record(record: &Record, out: &mut Vec<u8>) {
 
 /// Puts a write record behind `out`, from memory that is used again for the next.
 pub(crate) fn encode_write(write: &WriteRecord, out: &mut Vec<u8>) {
-    framed(TYPE_WRITE, out, |out| {
-        put_object(write.lineage, write.key, out);
-        put_stamp(write.previous, out);
-        put_stamp(write.stamp, out);
-        put_stamp(write.settled, out);
-        out.put_u16(write.runs.len() as u16);
-        let mut checksums = write.checksums.iter();
-        for run in &write.runs {
-            out.put_u16(run.first);
-            out.put_u16(run.count);
-            match run.content {
-                Content::Absent => out.put_u8(0),
-                Content::Zero => out.put_u8(1),
-                Content::Data(address) => {
-                    out.put_u8(2);
-                    out.put_u40(address);
-                    for sum in checksums.by_ref().take(usize::from(run.count)) {
-                        out.put_u64(*sum);
-                    }
+    framed(TYPE_WRITE, out, |out| put_write(write, out));
+}
+
+/// Puts the record of an adopted object behind `out`.
+pub(crate) fn encode_adopt(write: &WriteRecord, out: &mut Vec<u8>) {
+    assert!(write.settled_generation.is_some(), "an adopted object says who settled it");
+    framed(TYPE_ADOPT, out, |out| put_write(write, out));
+}
+
+fn put_write(write: &WriteRecord, out: &mut Vec<u8>) {
+    put_object(write.lineage, write.key, out);
+    put_stamp(write.previous, out);
+    put_stamp(write.stamp, out);
+    put_stamp(write.settled, out);
+    out.put_u16(write.runs.len() as u16);
+    let mut checksums = write.checksums.iter();
+    for run in &write.runs {
+        out.put_u16(run.first);
+        out.put_u16(run.count);
+        match run.content {
+            Content::Absent => out.put_u8(0),
+            Content::Zero => out.put_u8(1),
+            Content::Data(address) => {
+                out.put_u8(2);
+                out.put_u40(address);
+                for sum in checksums.by_ref().take(usize::from(run.count)) {
+                    out.put_u64(*sum);
                 }
             }
         }
-        put_runs(&write.freed, out);
-        out.put_u8(write.copies.len() as u8);
-        for copy in &write.copies {
-            out.put_u8(copy.page);
-            out.put_u64(copy.source.0);
+    }
+    put_runs(&write.freed, out);
+    out.put_u8(write.copies.len() as u8);
+    for copy in &write.copies {
+        out.put_u8(copy.page);
+        out.put_u64(copy.source.0);
+    }
+    out.put_u8(u8::from(write.settled_generation.is_some()));
+    if let Some(generation) = write.settled_generation {
+        out.put_u64(generation.0);
+    }
+}
+
+fn encode_attempt(attempt: &AttemptRecord, out: &mut Vec<u8>) {
+    framed(TYPE_ATTEMPT, out, |out| {
+        out.put_u8(attempt.copies);
+        out.put_u8(attempt.bits);
+        out.put_u64(attempt.attempt);
+        out.put_u8(u8::from(attempt.ended));
+        out.put_u16(attempt.partitions.len() as u16);
+        for (partition, refused) in &attempt.partitions {
+            out.put_u32(partition.0);
+            out.put_u8(u8::from(refused.is_some()));
+            out.put_u64(refused.unwrap_or_default().0);
         }
-        out.put_u8(u8::from(write.settled_generation.is_some()));
-        if let Some(generation) = write.settled_generation {
+        out.put_u16(attempt.fences.len() as u16);
+        for (lineage, generation) in &attempt.fences {
+            out.put_u64(lineage.0);
             out.put_u64(generation.0);
         }
     });
@@ -274,7 +363,9 @@ fn framed(kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     out.put_u8(VERSION);
     out.put_u16(0);
     body(out);
-    assert!(out.len() - start <= RECORD_BYTES_MAX, "a record is longer than it may be");
+    let is_long = matches!(kind, TYPE_ADOPT | TYPE_ATTEMPT);
+    let most = if is_long { LONG_RECORD_BYTES_MAX } else { RECORD_BYTES_MAX };
+    assert!(out.len() - start <= most, "a record is longer than it may be");
     let length = (out.len() - start - 4) as u16;
     out[start + 2..start + 4].copy_from_slice(&length.to_le_bytes());
 }
@@ -368,6 +459,19 @@ fn parse_body(kind: u8, body: &mut Reader) -> Option<Record> {
             }
         }
         TYPE_MERGE => Record::Merge(parse_merge(body)?),
+        TYPE_SETTLED => {
+            Record::Settled { lineage: LineageId(body.u64()?), settled: parse_stamp(body)? }
+        }
+        TYPE_MARK => {
+            let (lineage, generation) = (LineageId(body.u64()?), Generation(body.u64()?));
+            Record::Mark { lineage, generation, settled: parse_stamp(body)? }
+        }
+        TYPE_ATTEMPT => Record::Attempt(parse_attempt(body)?),
+        TYPE_ADOPT => {
+            let write = parse_write(body)?;
+            write.settled_generation?;
+            Record::Adopt(write)
+        }
         _ => return None,
     })
 }
@@ -420,6 +524,29 @@ fn parse_write(body: &mut Reader) -> Option<WriteRecord> {
         write.settled_generation = Some(Generation(body.u64()?));
     }
     Some(write)
+}
+
+fn parse_attempt(body: &mut Reader) -> Option<AttemptRecord> {
+    let mut attempt = AttemptRecord {
+        copies: body.u8()?,
+        bits: body.u8().filter(|&bits| bits <= limits::PARTITION_BITS_MAX)?,
+        attempt: body.u64()?,
+        ended: parse_flag(body)?,
+        ..AttemptRecord::default()
+    };
+    for _ in 0..body.u16()? {
+        let partition = body.u32().filter(|&partition| partition < 1 << attempt.bits)?;
+        let (is_refused, number) = (parse_flag(body)?, body.u64()?);
+        if !is_refused && number != 0 {
+            return None;
+        }
+        let refused = is_refused.then_some(ConfigurationNumber(number));
+        attempt.partitions.push((PartitionId(partition), refused));
+    }
+    for _ in 0..body.u16()? {
+        attempt.fences.push((LineageId(body.u64()?), Generation(body.u64()?)));
+    }
+    Some(attempt)
 }
 
 fn parse_merge(body: &mut Reader) -> Option<MergeRecord> {

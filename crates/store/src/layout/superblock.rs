@@ -6,7 +6,10 @@ use crate::{Damage, DamagedPart, Identity, MediumKind};
 use proto::{BLOCK_SIZE, Buffer, ClusterId, DiskId, Incarnation, NodeId};
 
 const MAGIC: [u8; 8] = *b"SHEEPDSK";
-const VERSION: u32 = 1;
+/// What is written. Version 1 knew nothing of replication: it has zeros where this one says what
+/// the machine's boots were, which means that nothing is known of them.
+const VERSION: u32 = 2;
+const VERSION_MIN: u32 = 1;
 const CHECKSUM_AT: usize = 16;
 /// The log begins behind the two superblocks and a spare block.
 pub(crate) const LOG_FIRST: u64 = 3;
@@ -40,6 +43,12 @@ pub(crate) struct Superblock {
     /// The last opening that the agreed state acknowledged, as far as the disk was told: a map that
     /// has not seen it is an old copy. 0: it was never told.
     pub(crate) agreed_incarnation: Incarnation,
+    /// The machine's boot in which the last opening was; all zero: not known, or the disk failed
+    /// since.
+    pub(crate) boot: [u8; 16],
+    /// What openings from this one on acknowledged is all there. Never above `incarnation`; 0
+    /// before the first opening that was told the boot.
+    pub(crate) lossless_from: Incarnation,
 }
 
 /// Why some bytes are no superblock.
@@ -107,6 +116,8 @@ impl Superblock {
             out.put(&[0; ROOT_PLACE_BYTES]);
         }
         out.put_u64(self.agreed_incarnation.0);
+        out.put(&self.boot);
+        out.put_u64(self.lossless_from.0);
         seal(buffer.as_mut_slice(), CHECKSUM_AT);
         buffer
     }
@@ -124,7 +135,7 @@ pub(crate) fn parse_superblock(bytes: &[u8]) -> Result<Superblock, SuperblockErr
     }
     let mut fields = Reader::new(&bytes[8..]);
     let version = fields.u32().ok_or(SuperblockError::Damaged)?;
-    if version != VERSION {
+    if !(VERSION_MIN..=VERSION).contains(&version) {
         return Err(SuperblockError::Newer(version));
     }
     parse_fields(&mut fields).ok_or(SuperblockError::Damaged)
@@ -166,6 +177,8 @@ fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
         durable_lsn: fields.u64()?,
         root: parse_root_place(fields)?,
         agreed_incarnation: Incarnation(fields.u64()?),
+        boot: fields.u128()?.to_le_bytes(),
+        lossless_from: Incarnation(fields.u64()?),
     };
     let sound = log_first == LOG_FIRST
         && superblock.log_blocks >= crate::LOG_BYTES_MIN / BLOCK_SIZE as u64
@@ -176,6 +189,7 @@ fn parse_fields(fields: &mut Reader) -> Option<Superblock> {
         && superblock.replay_sequence > 0
         && superblock.replay_lsn > 0
         && superblock.agreed_incarnation <= superblock.incarnation
+        && superblock.lossless_from <= superblock.incarnation
         && superblock
             .root
             .iter()
@@ -216,6 +230,8 @@ mod tests {
             durable_lsn: 0,
             root: Some(RootEntry { header, address: 19, twin: 4096, checksum: 7 }),
             agreed_incarnation: Incarnation(1),
+            boot: [5; 16],
+            lossless_from: Incarnation(1),
         }
     }
 
@@ -247,6 +263,8 @@ mod tests {
         assert_eq!(parsed(&without).as_ref(), Ok(&without));
         // Nobody can have acknowledged an opening that never was.
         let ahead = Superblock { agreed_incarnation: Incarnation(2), ..with.clone() };
+        assert_eq!(parsed(&ahead), Err(SuperblockError::Damaged));
+        let ahead = Superblock { lossless_from: Incarnation(2), ..with.clone() };
         assert_eq!(parsed(&ahead), Err(SuperblockError::Damaged));
         let top = with.root.expect("it has one");
         let bad = [

@@ -54,6 +54,7 @@ impl Finishing {
             limit_blocks: common.options.limit_bytes.map_or(0, |limit| limit / BLOCK_SIZE as u64),
             ..replay.superblock.clone()
         };
+        let superblock = since_boot(superblock, common.options.boot);
         let disk = superblock.identity.disk;
         let live = std::mem::take(&mut replay.live);
         let (blocks, incarnation) = (superblock.log_blocks, superblock.incarnation);
@@ -136,6 +137,7 @@ impl Finishing {
 
     /// Everything is durable: what serves from now on.
     pub(super) fn finish(mut self, common: &mut Common) -> (Opened, ServingParts) {
+        self.replay.refusals.begin_count();
         let log = &mut self.log;
         log.complete_all();
         let opened = Opened {
@@ -159,6 +161,7 @@ impl Finishing {
             durable_lsn: self.log.next_lsn() - 1,
             log: self.log,
             lineages: self.replay.lineages,
+            refusals: self.replay.refusals,
             layers: self.layers,
             dropping,
             copied: self.replay.copied,
@@ -170,6 +173,13 @@ impl Finishing {
         };
         (opened, parts)
     }
+}
+
+/// Says of a superblock of a new opening since when the machine has kept its power.
+fn since_boot(superblock: Superblock, boot: [u8; 16]) -> Superblock {
+    let known = boot != [0; 16] && boot == superblock.boot;
+    let lossless_from = if known { superblock.lossless_from } else { superblock.incarnation };
+    Superblock { boot, lossless_from, ..superblock }
 }
 
 /// Counts what each layer and each lineage has. Every object's layer must be known.

@@ -4,11 +4,13 @@
 use super::replay::Replay;
 use super::{Common, Fetched};
 use crate::layout::{
-    CheckpointKind, LayerRow, LineageRow, RootEntry, StatePage, Superblock, TableRow, may_follow,
-    parse_bitmap, parse_drops, parse_layers, parse_lineages, parse_root, parse_state, parse_table,
+    CheckpointKind, LayerRow, LineageRow, MarkRow, PartitionRow, RootEntry, StatePage, Superblock,
+    TableRow, may_follow, parse_bitmap, parse_drops, parse_layers, parse_lineages, parse_marks,
+    parse_partitions, parse_root, parse_state, parse_table,
 };
+use crate::refusals::Refusals;
 use crate::space::Space;
-use crate::store::{Lineage, Listed, Listing, ScrubPlace};
+use crate::store::{Lineage, Listed, Listing, Mark, ScrubPlace};
 use crate::table::Table;
 use crate::{DamagedPart, OpenError};
 use proto::{BLOCK_SIZE, LayerId, LineageId};
@@ -40,6 +42,8 @@ struct Loaded {
     bitmap: BTreeMap<u32, Vec<(bool, [u64; 4])>>,
     lineages: Vec<LineageRow>,
     layers: Vec<LayerRow>,
+    partitions: Vec<PartitionRow>,
+    marks: Vec<MarkRow>,
     drops: Vec<(LineageId, LayerId)>,
     state: StatePage,
 }
@@ -63,6 +67,12 @@ impl Loaded {
             }
             CheckpointKind::Layers => {
                 self.layers.extend(parse_layers(bytes, number, entry.checksum)?);
+            }
+            CheckpointKind::Partitions => {
+                self.partitions.extend(parse_partitions(bytes, number, entry.checksum)?);
+            }
+            CheckpointKind::Marks => {
+                self.marks.extend(parse_marks(bytes, number, entry.checksum)?);
             }
             CheckpointKind::State => self.state = parse_state(bytes, entry.checksum)?,
             CheckpointKind::Root => {
@@ -219,6 +229,13 @@ impl Loading {
         space.clean();
         let mut replay = Replay::new(self.superblock, space, table, self.listing);
         replay.lineages = self.loaded.lineages.into_iter().map(lineage).collect();
+        replay.refusals = Refusals::load(self.loaded.partitions.into_iter());
+        for MarkRow { lineage, generation, settled } in self.loaded.marks {
+            replay.lineages.entry(lineage).or_default().mark = Some(Mark { generation, settled });
+        }
+        for (slot, row) in replay.table.slots().filter(|(_, row)| row.unmarked) {
+            replay.lineages.entry(row.lineage).or_default().unmarked.insert(slot);
+        }
         for LayerRow { lineage, layer, parent } in self.loaded.layers {
             replay.add_layer(lineage, layer, parent);
         }

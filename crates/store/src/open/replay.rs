@@ -5,11 +5,12 @@ use crate::layout::{
     Record, Run, Superblock, WriteRecord,
 };
 use crate::log::{LiveBatch, LogPlace};
+use crate::refusals::Refusals;
 use crate::space::{CHUNK_BLOCKS, ChunkState, Space};
-use crate::store::{Lineage, Listing, ScrubPlace};
+use crate::store::{Lineage, Listing, Mark, ScrubPlace};
 use crate::table::{History, Row, Slot, Table};
 use crate::{MediumKind, OpenError, Options};
-use proto::{BLOCK_SIZE, LayerId, LineageId, ObjectKey};
+use proto::{BLOCK_SIZE, LayerId, LineageId, ObjectKey, Stamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the log says of one block.
@@ -54,6 +55,7 @@ pub(crate) struct Replay {
     pub(crate) table: Table,
     pub(crate) listing: Listing,
     pub(crate) lineages: BTreeMap<LineageId, Lineage>,
+    pub(crate) refusals: Refusals,
     pub(super) dropping: BTreeMap<LayerId, LineageId>,
     pub(super) scrub: ScrubPlace,
     /// Blocks that the checkpoint knows to have no owner any more.
@@ -63,7 +65,7 @@ pub(crate) struct Replay {
     pub(super) copies: BTreeMap<(Slot, u8), Slot>,
     /// Objects that pages were copied from, and the last record that did.
     pub(super) copied: BTreeMap<ObjectKey, u64>,
-    /// Records of objects that were perhaps not flushed, in order.
+    /// Records of objects that were perhaps not flushed, and what others say of them, in order.
     pub(super) held: VecDeque<(u64, Record)>,
     /// All records up to here are durable, with their data, as far as is known.
     pub(super) durable_lsn: u64,
@@ -101,6 +103,7 @@ impl Replay {
             table,
             listing,
             lineages: BTreeMap::new(),
+            refusals: Refusals::default(),
             dropping: BTreeMap::new(),
             scrub: ScrubPlace::default(),
             lost_blocks: 0,
@@ -156,14 +159,16 @@ impl Replay {
             self.records += 1;
             match record {
                 Record::Write(_)
+                | Record::Adopt(_)
+                | Record::Settled { .. }
+                | Record::Mark { .. }
                 | Record::Settle { .. }
                 | Record::DropObject { .. }
                 | Record::Merge(_) => {
                     self.held.push_back((lsn, record));
                 }
                 Record::Cut { lineage, index, from_lsn } => {
-                    let cut = Some((lineage, index));
-                    self.held.retain(|(lsn, held)| *lsn < from_lsn || history_of(held) != cut);
+                    self.cut((lineage, index), from_lsn);
                 }
                 other => self.apply_other(other)?,
             }
@@ -174,6 +179,27 @@ impl Replay {
             self.apply(lsn, record)?;
         }
         Some(())
+    }
+
+    /// The records of a history from one on never happened. What was said after it of all objects
+    /// of the lineage did not either: nothing of it is durable, and it may be about what is cut.
+    pub(super) fn cut(&mut self, history: History, from_lsn: u64) {
+        let (lineage, _) = history;
+        self.held.retain_mut(|(lsn, record)| {
+            if *lsn < from_lsn {
+                return true;
+            }
+            match record {
+                Record::Settled { lineage: of, .. } | Record::Mark { lineage: of, .. } => {
+                    return *of != lineage;
+                }
+                Record::Write(write) | Record::Adopt(write) if write.lineage == lineage => {
+                    write.settled = Stamp::default();
+                }
+                _ => {}
+            }
+            history_of(record) != Some(history)
+        });
     }
 
     /// Notes that a lineage has a layer. One that is known stays where it is: the checkpoint knows
@@ -194,6 +220,13 @@ impl Replay {
             Record::Fence { lineage, generation } => {
                 let known = self.lineages.entry(lineage).or_default();
                 known.fence = known.fence.max(generation);
+            }
+            Record::Attempt(attempt) => {
+                self.refusals.apply(&attempt);
+                for (lineage, generation) in attempt.fences {
+                    let known = self.lineages.entry(lineage).or_default();
+                    known.fence = known.fence.max(generation);
+                }
             }
             Record::Layer { lineage, layer, parent } => self.add_layer(lineage, layer, parent),
             Record::LayerGone { lineage, layer, parent } => {
@@ -230,7 +263,23 @@ impl Replay {
     /// Lets a record of an object happen. `None`: it names space that does not exist.
     pub(super) fn apply(&mut self, lsn: u64, record: Record) -> Option<()> {
         match record {
-            Record::Write(write) => self.apply_write(lsn, &write),
+            Record::Write(write) => self.apply_write(lsn, &write, false).map(drop),
+            Record::Adopt(write) => {
+                let slot = self.apply_write(lsn, &write, true)?;
+                self.lineages.entry(write.lineage).or_default().unmark(slot, &mut self.table);
+                Some(())
+            }
+            Record::Settled { lineage, settled } => {
+                let known = self.lineages.entry(lineage).or_default();
+                known.settled = known.settled.max(settled);
+                Some(())
+            }
+            Record::Mark { lineage, generation, settled } => {
+                let known = self.lineages.entry(lineage).or_default();
+                known.settled = known.settled.max(settled);
+                known.set_mark(lineage, Mark { generation, settled }, &mut self.table);
+                Some(())
+            }
             Record::Settle { lineage, key, generation, .. } => {
                 if let Some(slot) = self.table.find(lineage, key)
                     && self.table.row(slot).lsn < lsn
@@ -249,7 +298,8 @@ impl Replay {
         }
     }
 
-    fn apply_write(&mut self, lsn: u64, write: &WriteRecord) -> Option<()> {
+    /// Returns the slot of the object.
+    fn apply_write(&mut self, lsn: u64, write: &WriteRecord, adopted: bool) -> Option<Slot> {
         let slot = match self.table.find(write.lineage, write.key) {
             Some(slot) => slot,
             None => {
@@ -258,10 +308,16 @@ impl Replay {
                 self.table.insert(row)
             }
         };
-        if self.table.row(slot).lsn < lsn {
+        // A row that has the record says which pages it owns: it may be a later one than that which
+        // the record changed.
+        let is_news = self.table.row(slot).lsn < lsn;
+        if is_news {
             let row = self.table.change(slot);
             row.stamp = write.stamp;
             row.lsn = lsn;
+            if adopted {
+                row.settled_generation = write.settled_generation?;
+            }
         }
         for copy in &write.copies {
             // No object goes while a record to be replayed has copied from it.
@@ -290,12 +346,14 @@ impl Replay {
                     }
                 };
                 let page = (block / BLOCKS_PER_PAGE) as u8;
-                self.table.change(slot).own(usize::from(page));
+                if is_news {
+                    self.table.change(slot).own(usize::from(page));
+                }
                 let patch = &mut self.patches.entry((slot, page)).or_default().0;
                 patch.insert((block % BLOCKS_PER_PAGE) as u8, Patched::Entry(entry));
             }
         }
-        Some(())
+        Some(slot)
     }
 
     fn apply_merge(&mut self, lsn: u64, merge: &MergeRecord) -> Option<()> {
@@ -371,6 +429,8 @@ impl Replay {
             self.copies.remove(&(slot, page as u8));
         }
         if self.table.row(slot).lsn > lsn {
+            // It is there again, after a layer's object was taken back.
+            self.table.change(slot).unmarked = false;
             return Some(());
         }
         // The checkpoint that was under way when the record was written may have moved the pages
@@ -443,7 +503,7 @@ impl Replay {
 /// Whose object a held record changes.
 pub(super) fn history_of(record: &Record) -> Option<History> {
     match record {
-        Record::Write(write) => Some((write.lineage, write.key.index)),
+        Record::Write(write) | Record::Adopt(write) => Some((write.lineage, write.key.index)),
         Record::Settle { lineage, key, .. } | Record::DropObject { lineage, key, .. } => {
             Some((*lineage, key.index))
         }

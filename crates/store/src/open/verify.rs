@@ -5,7 +5,7 @@
 //! Only bytes that were read can prove a block bad. What the medium cannot read stays: the device
 //! may have confirmed it, and cutting it off would silently undo a write that was acknowledged.
 
-use super::replay::{Replay, history_of};
+use super::replay::Replay;
 use super::{Common, Fetched};
 use crate::layout::{Content, LOG_FIRST, Record};
 use crate::table::History;
@@ -66,7 +66,9 @@ impl Verifying {
         let mut live: BTreeMap<(ObjectKey, u32), Wanted> = BTreeMap::new();
         for (lsn, record) in &self.replay.held {
             match record {
-                Record::Write(write) if which((write.lineage, write.key.index)) => {
+                Record::Write(write) | Record::Adopt(write)
+                    if which((write.lineage, write.key.index)) =>
+                {
                     let mut checksums = write.checksums.iter();
                     for run in &write.runs {
                         for at in 0..run.count {
@@ -159,15 +161,12 @@ impl Verifying {
     /// Cuts each of some histories off before its first bad record, and asks for what is live then.
     fn cut(&mut self, common: &mut Common, bad: &BTreeMap<History, u64>) {
         let before = self.replay.held.len();
-        self.replay.held.retain(|(lsn, record)| {
-            let first = history_of(record).and_then(|history| bad.get(&history));
-            first.is_none_or(|first| lsn < first)
-        });
-        self.replay.records_cut += (before - self.replay.held.len()) as u64;
         for (&history, &from_lsn) in bad {
+            self.replay.cut(history, from_lsn);
             self.replay.cuts.retain(|(cut, _)| *cut != history);
             self.replay.cuts.push((history, from_lsn));
         }
+        self.replay.records_cut += (before - self.replay.held.len()) as u64;
         self.unreadable
             .retain(|_, block| bad.get(&block.history()).is_none_or(|&first| block.lsn < first));
         self.fetch(common, |history| bad.contains_key(&history));

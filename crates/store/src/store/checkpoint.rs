@@ -7,12 +7,13 @@
 //! place sets everything to its last state.
 
 use super::root::RootLevel;
-use super::{Lineage, Operation, Serving};
+use super::{Lineage, Mark, Operation, Serving};
 use crate::Effect;
 use crate::layout::{
     CheckpointKind, DROPS_PER_PAGE, LAYERS_PER_PAGE, LINEAGES_PER_PAGE, LayerRow, LineageRow,
-    PageHeader, PageName, RootEntry, Run, StatePage, Superblock, encode_bitmap, encode_drops,
-    encode_layers, encode_lineages, encode_state, encode_table,
+    MARKS_PER_PAGE, MarkRow, PARTITIONS_PER_PAGE, PageHeader, PageName, PartitionRow, RootEntry,
+    Run, StatePage, Superblock, encode_bitmap, encode_drops, encode_layers, encode_lineages,
+    encode_marks, encode_partitions, encode_state, encode_table,
 };
 use crate::log::LogPlace;
 use crate::space::Purpose;
@@ -73,10 +74,12 @@ pub(super) struct Checkpoint {
     maps: VecDeque<(u32, Slot, u8)>,
     pages: VecDeque<PageHeader>,
     hidden: Vec<Run>,
-    /// All lineages, layers and layers being dropped, at one moment: they are packed, so a page
-    /// taken later than its neighbour might miss one that moved.
+    /// All lineages, marks, partitions, layers and layers being dropped, at one moment: they are
+    /// packed, so a page taken later than its neighbour might miss one that moved.
     lineages: Vec<LineageRow>,
     layers: Vec<LayerRow>,
+    marks: Vec<MarkRow>,
+    partitions: Vec<PartitionRow>,
     drops: Vec<(LineageId, LayerId)>,
     /// Pages found damaged: they are written again even if nothing changed.
     again: BTreeSet<PageHeader>,
@@ -102,6 +105,8 @@ impl Checkpoint {
             hidden: Vec::new(),
             lineages: Vec::new(),
             layers: Vec::new(),
+            marks: Vec::new(),
+            partitions: Vec::new(),
             drops: Vec::new(),
             again: BTreeSet::new(),
             writes: 0,
@@ -172,9 +177,11 @@ impl Serving {
     /// Pages of a checkpoint that are made anew each time.
     pub(super) fn small_pages(&self) -> usize {
         self.lineages.len() / LINEAGES_PER_PAGE
+            + self.lineages.len() / MARKS_PER_PAGE
+            + self.configurations.refusals.partitions() / PARTITIONS_PER_PAGE
             + self.drops.count() / DROPS_PER_PAGE
             + self.layers.len() / LAYERS_PER_PAGE
-            + 4
+            + 6
     }
 
     /// Begins a checkpoint when one is due and takes the next steps of the one under way.
@@ -341,12 +348,21 @@ impl Serving {
         let drops = self.drops.count().div_ceil(DROPS_PER_PAGE) as u32;
         self.checkpoint.layers = self.layer_rows();
         let layers = self.checkpoint.layers.len().div_ceil(LAYERS_PER_PAGE) as u32;
+        let marked = |(&lineage, known): (&LineageId, &Lineage)| {
+            known.mark.map(|Mark { generation, settled }| MarkRow { lineage, generation, settled })
+        };
+        self.checkpoint.marks = self.lineages.iter().filter_map(marked).collect();
+        let marks = self.checkpoint.marks.len().div_ceil(MARKS_PER_PAGE) as u32;
+        self.checkpoint.partitions = self.configurations.refusals.rows();
+        let partitions = self.checkpoint.partitions.len().div_ceil(PARTITIONS_PER_PAGE) as u32;
         let mut pages: BTreeSet<PageHeader> = BTreeSet::new();
         pages.extend(self.table.take_dirty().into_iter().map(page(CheckpointKind::Table)));
         pages.extend(bitmap.into_iter().map(page(CheckpointKind::Bitmap)));
         pages.extend((0..lineages).map(page(CheckpointKind::Lineages)));
         pages.extend((0..drops).map(page(CheckpointKind::Drops)));
         pages.extend((0..layers).map(page(CheckpointKind::Layers)));
+        pages.extend((0..marks).map(page(CheckpointKind::Marks)));
+        pages.extend((0..partitions).map(page(CheckpointKind::Partitions)));
         pages.insert(PageHeader { kind: CheckpointKind::State, number: 0 });
         let listing = &self.checkpoint.listing;
         pages.extend(self.checkpoint.again.iter().filter(|&header| listing.contains_key(header)));
@@ -362,6 +378,8 @@ impl Serving {
         self.unlist_from(PageHeader { kind: CheckpointKind::Lineages, number: lineages });
         self.unlist_from(PageHeader { kind: CheckpointKind::Drops, number: drops });
         self.unlist_from(PageHeader { kind: CheckpointKind::Layers, number: layers });
+        self.unlist_from(PageHeader { kind: CheckpointKind::Marks, number: marks });
+        self.unlist_from(PageHeader { kind: CheckpointKind::Partitions, number: partitions });
     }
 
     /// The pages of a kind from a number on are not needed any more.
@@ -445,6 +463,15 @@ impl Serving {
             CheckpointKind::Layers => {
                 let rows = self.checkpoint.layers.chunks(LAYERS_PER_PAGE).nth(number as usize);
                 encode_layers(rows.unwrap_or(&[]), number, block)
+            }
+            CheckpointKind::Marks => {
+                let rows = self.checkpoint.marks.chunks(MARKS_PER_PAGE).nth(number as usize);
+                encode_marks(rows.unwrap_or(&[]), number, block)
+            }
+            CheckpointKind::Partitions => {
+                let all = &self.checkpoint.partitions;
+                let rows = all.chunks(PARTITIONS_PER_PAGE).nth(number as usize);
+                encode_partitions(rows.unwrap_or(&[]), number, block)
             }
             CheckpointKind::State => {
                 let place = self.scrub.place();

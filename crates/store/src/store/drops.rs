@@ -80,11 +80,18 @@ impl Drops {
 
 impl Serving {
     /// Begins to drop a layer, if there is anything of it.
-    pub(super) fn drop_layer(&mut self, now: Time, lineage: LineageId, layer: LayerId) {
+    pub(super) fn drop_layer(
+        &mut self,
+        now: Time,
+        lineage: LineageId,
+        layer: LayerId,
+        effects: &mut Vec<Effect>,
+    ) {
         let here = self.layers.get(&layer).is_some_and(|known| known.lineage == lineage);
         let first = layer.0 == lineage.0 && self.lineages.contains_key(&lineage);
         if here || first {
             self.growth.deleting_goes_on(now);
+            self.drop_staged_of(layer, effects);
             let dropping = Dropping { lineage, logged: false, index: 0, lsn: 0 };
             self.drops.layers.entry(layer).or_insert(dropping);
         }
@@ -206,7 +213,10 @@ impl Serving {
                 all &= self.load_page(slot, page, None, effects);
             }
             return if all {
-                Object::Gone(self.drop_object(now, slot, effects))
+                let history = self.table.row(slot).history();
+                let lsn = self.drop_object(slot, effects);
+                self.run_queue(now, history, effects);
+                Object::Gone(lsn)
             } else {
                 Object::Loading
             };
@@ -250,13 +260,13 @@ impl Serving {
     }
 
     /// Whether a checkpoint is writing a page of the object's map.
-    fn is_being_written(&self, slot: Slot) -> bool {
+    pub(super) fn is_being_written(&self, slot: Slot) -> bool {
         let cached = self.table.row(slot).cached;
         cached.iter().any(|&index| index != NOT_CACHED && self.cache.peek(index).writing)
     }
 
     /// Takes an object out that no layer above shows. All its pages are cached.
-    fn drop_object(&mut self, now: Time, slot: Slot, effects: &mut Vec<Effect>) -> u64 {
+    pub(super) fn drop_object(&mut self, slot: Slot, effects: &mut Vec<Effect>) -> u64 {
         let mut data: Vec<Run> = Vec::new();
         let mut freed: Vec<Run> = Vec::new();
         let has = usage_of(self.table.row(slot));
@@ -298,7 +308,6 @@ impl Serving {
             _ => false,
         });
         self.seal_full_batch(effects);
-        self.run_queue(now, (lineage, key.index), effects);
         lsn
     }
 

@@ -1,9 +1,13 @@
 //! The log's batches and the flushes of the medium: what is durable, and who waits for it.
 
-use super::fence::PendingFence;
+use super::configurations::Promise;
 use super::{Operation, Serving};
 use crate::Effect;
-use proto::{DiskRequest, Duration, Generation, LineageId, MemberReply, MemberToken, Time, limits};
+use crate::layout::{RECORD_BYTES_MAX, Record};
+use proto::{
+    DiskRequest, Duration, Generation, LineageId, MemberReply, MemberToken, Stamp, Time, limits,
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a flush under way will have made durable.
 struct Covers {
@@ -27,8 +31,11 @@ pub(super) struct Flusher {
     /// Changes answered, and how many of them are durable.
     acknowledged: u64,
     acknowledged_durable: u64,
-    /// In the order of their records.
-    pub(super) fences: Vec<PendingFence>,
+    /// What is answered when a record is durable, with all before it: by record.
+    pub(super) promises: BTreeMap<(u64, MemberToken), Promise>,
+    /// Lineages whose settled points are to be in the log. That costs no batch of its own: the next
+    /// one takes them along.
+    points: BTreeSet<LineageId>,
     /// When the store flushes by itself.
     due: Option<Time>,
     /// What the last batch says of `durable_lsn`, and when an empty one is to say more.
@@ -48,7 +55,8 @@ impl Flusher {
             durable_bytes: 0,
             acknowledged: 0,
             acknowledged_durable: 0,
-            fences: Vec::new(),
+            promises: BTreeMap::new(),
+            points: BTreeSet::new(),
             due: None,
             told_lsn: 0,
             telling_due: Some(now + telling_delay()),
@@ -80,7 +88,7 @@ impl Flusher {
     pub(super) fn take_all(&mut self) -> Vec<MemberToken> {
         let mut tokens = std::mem::take(&mut self.next);
         tokens.extend(self.under_way.take().into_iter().flat_map(|covers| covers.members));
-        tokens.extend(self.fences.drain(..).map(|fence| fence.token));
+        tokens.extend(std::mem::take(&mut self.promises).into_keys().map(|(_, token)| token));
         tokens
     }
 }
@@ -96,11 +104,13 @@ impl Serving {
         token: MemberToken,
         lineage: LineageId,
         generation: Generation,
+        settled: Stamp,
         effects: &mut Vec<Effect>,
     ) {
         if let Some(error) = self.fenced(lineage, generation) {
             return self.answer(token, Err(error), effects);
         }
+        self.settle_point(lineage, settled);
         let flusher = &mut self.flusher;
         if flusher.acknowledged == flusher.acknowledged_durable {
             return self.answer_flush(token, effects);
@@ -116,6 +126,33 @@ impl Serving {
         }
     }
 
+    /// A lineage's settled point is this one, or beyond it.
+    fn settle_point(&mut self, lineage: LineageId, settled: Stamp) {
+        if let Some(known) = self.lineages.get_mut(&lineage)
+            && known.settled < settled
+        {
+            known.settled = settled;
+            self.flusher.points.insert(lineage);
+        }
+    }
+
+    /// A record has said a lineage's settled point.
+    pub(super) fn point_logged(&mut self, lineage: LineageId) {
+        if !self.flusher.points.is_empty() {
+            self.flusher.points.remove(&lineage);
+        }
+    }
+
+    /// Puts settled points into the batch that is about to be written, as many as it has room for.
+    fn log_points(&mut self) {
+        while !self.log.is_batch_full() && self.log.has_room_for_background() {
+            let Some(lineage) = self.flusher.points.pop_first() else { return };
+            let Some(known) = self.lineages.get(&lineage) else { continue };
+            let lsn = self.log.append(&Record::Settled { lineage, settled: known.settled });
+            self.in_flight.push(lsn, None, None, 0, 0, None);
+        }
+    }
+
     fn answer_flush(&mut self, token: MemberToken, effects: &mut Vec<Effect>) {
         let incarnation = self.superblock.incarnation;
         self.answer(token, Ok(MemberReply::Flushed { incarnation }), effects);
@@ -127,11 +164,29 @@ impl Serving {
             && self.flusher.told_lsn < self.flusher.durable_lsn
             && !self.closing
             && self.log.has_room_for_background();
+        if self.log.has_pending() && !self.flusher.points.is_empty() {
+            self.log_points();
+        }
         if self.log.has_pending() || tell {
             self.write_batch(effects);
         }
         if self.flusher.telling_due.is_some_and(|due| due <= now) {
             self.flusher.telling_due = None;
+        }
+    }
+
+    /// Whether a record of so many bytes at most, which may be a long one, finds room.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        match bytes > RECORD_BYTES_MAX {
+            true => self.log.has_room_for_long(bytes),
+            false => self.log.has_room(),
+        }
+    }
+
+    /// Makes way for such a record: a long one does not go behind others into their batch.
+    pub(super) fn begin_record(&mut self, bytes: usize, effects: &mut Vec<Effect>) {
+        if bytes > RECORD_BYTES_MAX && self.log.has_pending() {
+            self.write_batch(effects);
         }
     }
 
@@ -162,12 +217,14 @@ impl Serving {
         } else if flusher.due.is_none() {
             flusher.due = Some(now + Duration::from_millis(limits::STORE_FLUSH_INTERVAL_MS));
         }
-        let fence_waits = flusher.fences.first().is_some_and(|fence| fence.lsn <= complete);
+        let promised = flusher.promises.first_key_value();
+        let promise_waits = promised.is_some_and(|(&(lsn, _), _)| lsn <= complete);
         let unflushed = self.in_flight.data_bytes() - flusher.durable_bytes;
         let overdue = flusher.due.is_some_and(|due| due <= now);
         let useful = complete > flusher.durable_lsn;
         let by_itself = overdue || unflushed > limits::STORE_UNFLUSHED_BYTES_MAX;
-        if flusher.under_way.is_some() || !(flusher.wanted || fence_waits || by_itself && useful) {
+        if flusher.under_way.is_some() || !(flusher.wanted || promise_waits || by_itself && useful)
+        {
             return;
         }
         flusher.wanted = false;
@@ -195,7 +252,7 @@ impl Serving {
         for token in covers.members {
             self.answer_flush(token, effects);
         }
-        self.answer_fences(now, effects);
+        self.keep_promises(effects);
         if covers.checkpoint {
             self.checkpoint_flushed(now, effects);
         }

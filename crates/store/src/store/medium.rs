@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 pub(crate) enum Operation {
     /// Data of a record.
     Data { lsn: u64 },
+    /// Content that is staged.
+    Staged { write: u64 },
     /// A batch of the log.
     Batch { sequence: u64 },
     /// A flush.
@@ -86,6 +88,11 @@ impl Operations {
     /// If it was not under way: the driver answered twice, or something else's.
     pub(crate) fn finish(&mut self, token: DiskToken) -> Operation {
         self.under_way.remove(&token.0).expect("the medium finished what was never asked")
+    }
+
+    /// Whether a superblock is being written.
+    pub(crate) fn is_writing_superblock(&self) -> bool {
+        self.under_way.values().any(|operation| matches!(operation, Operation::Superblock))
     }
 
     /// How many are under way.

@@ -2,6 +2,7 @@
 //! that answers requests, with one file for each of its concerns.
 
 mod checkpoint;
+mod configurations;
 mod drops;
 mod fence;
 mod flush;
@@ -17,6 +18,8 @@ mod retire;
 mod root;
 mod scrub;
 mod serving;
+mod staging;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -24,7 +27,7 @@ mod write;
 pub(crate) use checkpoint::{Listed, Listing};
 pub(crate) use medium::{Operation, Operations};
 pub(crate) use scrub::ScrubPlace;
-pub(crate) use serving::{Layer, Lineage, Serving, ServingParts};
+pub(crate) use serving::{Layer, Lineage, Mark, Serving, ServingParts};
 
 use crate::layout::LOG_FIRST;
 use crate::open::{Opening, Step};

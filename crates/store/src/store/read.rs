@@ -7,8 +7,9 @@ use crate::layout::{BLOCKS_PER_PAGE, Entry, Kind, PAGES_PER_OBJECT};
 use crate::table::{NOT_CACHED, Next, Slot};
 use crate::{Damage, DamagedPart, Effect};
 use proto::{
-    BLOCK_SIZE, BlockRange, BlockState, Buffer, DiskError, Generation, LayerId, LineageId,
-    MemberError, MemberReply, MemberToken, ObjectKey, Payload, Time, block_checksum, limits,
+    BLOCK_SIZE, BlockRange, BlockState, BlockSum, Buffer, DiskError, Generation, LayerId,
+    LineageId, MemberError, MemberReply, MemberToken, ObjectKey, Payload, Time, Under,
+    block_checksum, limits,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,8 @@ pub(super) enum Question {
     Map,
     /// What they are where a layer below shows something else.
     Difference(LayerId),
+    /// The checksum of each.
+    Checksums,
     /// How much would be free without the layer, from the object on.
     Reclaimable,
 }
@@ -41,6 +44,7 @@ struct Parked {
     key: ObjectKey,
     blocks: BlockRange,
     generation: Generation,
+    under: Option<Under>,
     question: Question,
     /// How many wake-ups are still to come.
     wakes: u32,
@@ -132,6 +136,7 @@ impl Serving {
         lineage: LineageId,
         key: ObjectKey,
         generation: Generation,
+        under: Option<Under>,
         blocks: BlockRange,
         question: Question,
         effects: &mut Vec<Effect>,
@@ -140,7 +145,7 @@ impl Serving {
             let error = MemberError::invalid("the read is too long");
             return self.answer(token, Err(error), effects);
         }
-        let parked = Parked { token, lineage, key, blocks, generation, question, wakes: 0 };
+        let parked = Parked { token, lineage, key, blocks, generation, under, question, wakes: 0 };
         self.attempt_read(now, parked, effects);
     }
 
@@ -159,6 +164,7 @@ impl Serving {
         let Parked { lineage, key, .. } = parked;
         let refusal = self
             .fenced(lineage, parked.generation)
+            .or_else(|| self.refused(parked.under?, lineage, key.index))
             .or_else(|| self.foreign(lineage, key))
             .or_else(|| self.vet_base(&parked))
             // What is not dropped yet of a layer is no content of it.
@@ -191,6 +197,7 @@ impl Serving {
         match parked.question {
             Question::Content => self.begin_read(&sources, parked, effects),
             Question::Difference(_) => self.answer_difference(&sources, &base, &parked, effects),
+            Question::Checksums => self.answer_checksums(&sources, &parked, effects),
             _ => self.answer_map(&sources, &parked, effects),
         }
     }
@@ -254,6 +261,7 @@ impl Serving {
             },
             // A layer below has nothing either.
             Question::Difference(_) => MemberReply::Difference(vec![(count, None)]),
+            Question::Checksums => MemberReply::Checksums(vec![BlockSum::Absent; count as usize]),
             _ => MemberReply::Map(vec![(count, BlockState::Absent)]),
         };
         self.answer(parked.token, Ok(reply), effects);
@@ -275,6 +283,23 @@ impl Serving {
             push_state(&mut runs, state_of(&self.entry(sources, block)));
         }
         self.answer(parked.token, Ok(MemberReply::Map(runs)), effects);
+    }
+
+    fn answer_checksums(&mut self, sources: &Sources, parked: &Parked, effects: &mut Vec<Effect>) {
+        let mut sums = Vec::with_capacity(parked.blocks.count() as usize);
+        for block in parked.blocks.iter() {
+            let entry = self.entry(sources, block);
+            sums.push(match entry.kind {
+                Kind::Absent => BlockSum::Absent,
+                Kind::Zero => BlockSum::Zero,
+                Kind::Data => BlockSum::Data(entry.checksum),
+                Kind::Lost => {
+                    let error = MemberError::Corrupt { key: parked.key, block };
+                    return self.answer(parked.token, Err(error), effects);
+                }
+            });
+        }
+        self.answer(parked.token, Ok(MemberReply::Checksums(sums)), effects);
     }
 
     fn answer_difference(

@@ -1,14 +1,17 @@
 //! Member requests: their entry, and the queues of those that change an object and must wait. All
 //! layers' objects of one index share a queue, because their stamps are one history.
 
-use super::Serving;
+use super::fence::Fence;
 use super::read::Question;
+use super::staging::Adopt;
+use super::sweep::Wanted;
+use super::{Mark, Serving};
 use crate::inflight::Acknowledgement;
-use crate::table::History;
+use crate::table::{History, Row};
 use crate::{Effect, Waiting};
 use proto::{
-    BlockRange, Generation, LineageId, MemberError, MemberReply, MemberRequest, MemberToken,
-    ObjectKey, ObjectStamp, Stamp, Time, Write, limits,
+    BlockRange, Change, Generation, LineageId, MemberError, MemberReply, MemberRequest,
+    MemberToken, ObjectKey, ObjectStamp, PartitionId, Permit, Stamp, Time, Under, Write, limits,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,6 +21,9 @@ pub(super) enum Queued {
     Write(MemberToken, Write),
     Settle(MemberToken, Settle),
     Stamp(MemberToken, ObjectKey, Generation),
+    Stage(MemberToken, ObjectKey, Permit, Change),
+    Adopt(MemberToken, Adopt),
+    Retract(MemberToken, ObjectKey, Permit),
 }
 
 /// See [`MemberRequest::Settle`].
@@ -25,13 +31,19 @@ pub(super) enum Queued {
 pub(super) struct Settle {
     pub(super) key: ObjectKey,
     pub(super) generation: Generation,
+    pub(super) under: Under,
     pub(super) stamp: Stamp,
 }
 
 impl Queued {
     fn token(&self) -> MemberToken {
         match self {
-            Queued::Write(token, _) | Queued::Settle(token, _) | Queued::Stamp(token, ..) => *token,
+            Queued::Write(token, _)
+            | Queued::Settle(token, _)
+            | Queued::Stamp(token, ..)
+            | Queued::Stage(token, ..)
+            | Queued::Adopt(token, _)
+            | Queued::Retract(token, ..) => *token,
         }
     }
 }
@@ -106,6 +118,7 @@ impl Serving {
             MemberRequest::Read { .. }
                 | MemberRequest::Map { .. }
                 | MemberRequest::Difference { .. }
+                | MemberRequest::Checksums { .. }
                 | MemberRequest::Reclaimable { .. }
         );
         let refusal = if self.closing || (self.retired.is_some() && !only_reads) {
@@ -124,37 +137,73 @@ impl Serving {
                 let history = (write.lineage, write.key.index);
                 self.enqueue(now, history, Queued::Write(token, write), effects);
             }
-            MemberRequest::Settle { lineage, key, generation, stamp } => {
-                let settle = Settle { key, generation, stamp };
+            MemberRequest::Settle { lineage, key, generation, under, stamp } => {
+                let settle = Settle { key, generation, under, stamp };
                 self.enqueue(now, (lineage, key.index), Queued::Settle(token, settle), effects);
             }
             MemberRequest::Stamp { lineage, key, generation } => {
                 let queued = Queued::Stamp(token, key, generation);
                 self.enqueue(now, (lineage, key.index), queued, effects);
             }
-            MemberRequest::Read { lineage, key, generation, blocks } => {
-                self.read(now, token, lineage, key, generation, blocks, Question::Content, effects);
+            MemberRequest::Read { lineage, key, generation, under, blocks } => {
+                let question = Question::Content;
+                self.read(now, token, lineage, key, generation, under, blocks, question, effects);
             }
-            MemberRequest::Map { lineage, key, generation, blocks } => {
-                self.read(now, token, lineage, key, generation, blocks, Question::Map, effects);
+            MemberRequest::Map { lineage, key, generation, under, blocks } => {
+                let question = Question::Map;
+                self.read(now, token, lineage, key, generation, under, blocks, question, effects);
             }
-            MemberRequest::Difference { lineage, key, generation, base, blocks } => {
+            MemberRequest::Difference { lineage, key, generation, under, base, blocks } => {
                 let question = Question::Difference(base);
-                self.read(now, token, lineage, key, generation, blocks, question, effects);
+                self.read(now, token, lineage, key, generation, under, blocks, question, effects);
+            }
+            MemberRequest::Checksums { lineage, key, blocks } => {
+                // No fence concerns it: it is what copiers look at.
+                let (generation, question) = (Generation::SEALED, Question::Checksums);
+                self.read(now, token, lineage, key, generation, None, blocks, question, effects);
             }
             MemberRequest::Reclaimable { lineage, generation, layer, index } => {
                 let (key, blocks) = (ObjectKey { layer, index }, BlockRange::whole());
                 let question = Question::Reclaimable;
-                self.read(now, token, lineage, key, generation, blocks, question, effects);
+                self.read(now, token, lineage, key, generation, None, blocks, question, effects);
             }
             MemberRequest::OpenLayer { lineage, generation, layer, parent } => {
                 self.open_layer(token, lineage, generation, layer, parent, effects);
             }
-            MemberRequest::Fence { lineage, generation } => {
-                self.fence(token, lineage, generation, effects);
+            MemberRequest::Fence { lineage, generation, list, after } => {
+                self.fence(token, Fence { lineage, generation, list, after }, effects);
             }
-            MemberRequest::Flush { lineage, generation } => {
-                self.flush(token, lineage, generation, effects);
+            MemberRequest::Flush { lineage, generation, settled } => {
+                self.flush(token, lineage, generation, settled, effects);
+            }
+            MemberRequest::Mark { lineage, generation, settled, refusals } => {
+                self.mark(token, lineage, Mark { generation, settled }, refusals, effects);
+            }
+            MemberRequest::Confirm { lineage, generation, refusals } => {
+                self.confirm(token, lineage, generation, refusals, effects);
+            }
+            MemberRequest::Lineages { after } => self.list_lineages(token, after, effects),
+            MemberRequest::Survey { bits, partitions, unsettled, after } => {
+                if let Some(error) = vet_survey(bits, &partitions) {
+                    return self.answer(token, Err(error), effects);
+                }
+                self.sweep(token, Wanted::Survey { bits, partitions, unsettled }, after);
+            }
+            MemberRequest::Stage { permit, lineage, key, change } => {
+                let queued = Queued::Stage(token, key, permit, change);
+                self.enqueue(now, (lineage, key.index), queued, effects);
+            }
+            MemberRequest::Adopt { permit, lineage, key, staged, stamp, settled_generation } => {
+                let adopt = Adopt { permit, key, staged, stamp, settled_generation };
+                self.enqueue(now, (lineage, key.index), Queued::Adopt(token, adopt), effects);
+            }
+            MemberRequest::Retract { permit, lineage, key } => {
+                let queued = Queued::Retract(token, key, permit);
+                self.enqueue(now, (lineage, key.index), queued, effects);
+            }
+            MemberRequest::Refuse(batch) => self.refuse(token, &batch, effects),
+            MemberRequest::Install { batch, fences, last } => {
+                self.install(token, &batch, &fences, last, effects);
             }
         }
     }
@@ -248,6 +297,13 @@ impl Serving {
         match request {
             Queued::Write(token, write) => self.write(now, *token, write, effects),
             Queued::Settle(token, settle) => self.settle(*token, history.0, settle, effects),
+            Queued::Stage(token, key, permit, change) => {
+                self.stage(now, *token, (history.0, *key), permit, change, effects)
+            }
+            Queued::Adopt(token, adopt) => self.adopt(now, *token, history.0, adopt, effects),
+            Queued::Retract(token, key, permit) => {
+                self.retract(*token, (history.0, *key), permit, effects)
+            }
             Queued::Stamp(token, key, generation) => {
                 let (lineage, key) = (history.0, *key);
                 let refusal =
@@ -300,13 +356,34 @@ impl Serving {
 
     /// Where the object stands that a layer shows.
     pub(super) fn stamp_of(&self, lineage: LineageId, key: ObjectKey) -> ObjectStamp {
-        match self.shown(lineage, key).map(|slot| self.table.row(slot)) {
-            None => ObjectStamp { key, stamp: Stamp::default(), settled_generation: Generation(0) },
-            Some(row) => {
-                ObjectStamp { key, stamp: row.stamp, settled_generation: row.settled_generation }
-            }
+        if let Some(slot) = self.shown(lineage, key) {
+            return ObjectStamp { key, ..self.stamp_of_row(self.table.row(slot)) };
         }
+        // That nothing was written is settled by a mark like anything else.
+        let known = self.lineages.get(&lineage);
+        let settled_generation = known.map_or(Generation(0), |known| known.settled_nothing());
+        ObjectStamp { key, stamp: Stamp::default(), settled_generation }
     }
+
+    /// Where an object stands.
+    pub(super) fn stamp_of_row(&self, row: &Row) -> ObjectStamp {
+        let known = self.lineages.get(&row.lineage);
+        let settled_generation = known.map_or(row.settled_generation, |l| l.settled_by(row));
+        ObjectStamp { key: row.key, stamp: row.stamp, settled_generation }
+    }
+}
+
+/// What is wrong with the partitions of a survey.
+fn vet_survey(bits: u8, partitions: &[PartitionId]) -> Option<MemberError> {
+    let in_order = partitions.windows(2).all(|pair| pair[0] < pair[1]);
+    let invalid = |why| Some(MemberError::invalid(why));
+    if bits > limits::PARTITION_BITS_MAX {
+        return invalid("there is no such table");
+    }
+    if partitions.len() > limits::BATCH_PARTITIONS_MAX || !in_order {
+        return invalid("the partitions are too many, or not in order");
+    }
+    None
 }
 
 /// Whether a range may be asked for at once.

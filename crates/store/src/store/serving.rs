@@ -1,6 +1,7 @@
 //! The machine that answers requests: its parts, and how a round of events goes through them.
 
 use super::checkpoint::Checkpoint;
+use super::configurations::Configurations;
 use super::drops::Drops;
 use super::flush::Flusher;
 use super::growth::Growth;
@@ -8,13 +9,16 @@ use super::pages::Loads;
 use super::read::Reads;
 use super::requests::Queues;
 use super::scrub::{Scrub, ScrubPlace};
+use super::staging::Staging;
+use super::sweep::Sweeps;
 use super::{Listing, Operation, Operations};
 use crate::cache::Cache;
 use crate::inflight::{InFlight, Ready};
 use crate::layout::{Run, Superblock, WriteRecord};
 use crate::log::Log;
+use crate::refusals::Refusals;
 use crate::space::Space;
-use crate::table::Table;
+use crate::table::{Row, Slot, Table};
 use crate::tree::LayerTree;
 use crate::{
     Counters, DAMAGES_MAX, Damage, Effect, Event, LayerHere, Notice, Options, ScrubStatus,
@@ -24,7 +28,7 @@ use proto::{
     BLOCK_SIZE, DiskDone, Generation, LayerId, LineageId, MemberError, MemberReply, MemberToken,
     ObjectKey, Stamp, Time,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of a lineage.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +37,12 @@ pub(crate) struct Lineage {
     pub(crate) fence: Generation,
     /// Below this stamp every current member has everything.
     pub(crate) settled: Stamp,
+    /// The record that moved the fence last; 0: it was there when the disk was opened.
+    pub(crate) fence_lsn: u64,
+    /// Who has settled every object at or below a stamp.
+    pub(crate) mark: Option<Mark>,
+    /// Slots of rows for which the mark does not count, and perhaps some whose rows are gone.
+    pub(crate) unmarked: BTreeSet<Slot>,
     /// Rows of it in the table.
     pub(crate) objects: u64,
     /// Its layers that were opened or written here.
@@ -41,6 +51,55 @@ pub(crate) struct Lineage {
     pub(crate) opened_lsn: u64,
     /// Its first layer was dropped: without any other, nothing of it needs keeping.
     pub(crate) first_is_gone: bool,
+}
+
+/// By whom all objects of a lineage at or below a stamp are settled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mark {
+    pub(crate) generation: Generation,
+    pub(crate) settled: Stamp,
+}
+
+impl Lineage {
+    /// Who has settled an object last. An incomplete one counts for nothing.
+    pub(crate) fn settled_by(&self, row: &Row) -> Generation {
+        if row.stamp == Stamp::INCOMPLETE {
+            return Generation(0);
+        }
+        let mark = self.mark.filter(|mark| !row.unmarked && row.stamp <= mark.settled);
+        let marked = mark.map_or(Generation(0), |mark| mark.generation);
+        row.settled_generation.max(row.stamp.generation).max(marked)
+    }
+
+    /// Who has settled it that an object was never written.
+    pub(crate) fn settled_nothing(&self) -> Generation {
+        self.mark.map_or(Generation(0), |mark| mark.generation)
+    }
+
+    /// Everything at or below a stamp is settled: marks from before an adoption count no more.
+    pub(crate) fn set_mark(&mut self, lineage: LineageId, mark: Mark, table: &mut Table) {
+        self.mark = Some(mark);
+        for slot in std::mem::take(&mut self.unmarked) {
+            // The slot may be another object's by now.
+            if table.row_in(slot).is_some_and(|row| row.lineage == lineage && row.unmarked) {
+                table.change(slot).unmarked = false;
+            }
+        }
+    }
+
+    /// An object was adopted: what the mark says counts for it no more.
+    pub(crate) fn unmark(&mut self, slot: Slot, table: &mut Table) {
+        let row = table.row(slot);
+        let above = |mark: Mark| {
+            row.stamp <= mark.settled
+                && mark.generation > row.settled_generation.max(row.stamp.generation)
+        };
+        let unmarked = self.mark.is_some_and(above);
+        table.change(slot).unmarked = unmarked;
+        if unmarked {
+            self.unmarked.insert(slot);
+        }
+    }
 }
 
 /// What is known of a layer of a lineage's tree.
@@ -62,6 +121,7 @@ pub(crate) struct ServingParts {
     pub(crate) log: Log,
     pub(crate) durable_lsn: u64,
     pub(crate) lineages: BTreeMap<LineageId, Lineage>,
+    pub(crate) refusals: Refusals,
     pub(crate) layers: BTreeMap<LayerId, Layer>,
     pub(crate) dropping: Vec<(LineageId, LayerId)>,
     pub(crate) copied: BTreeMap<ObjectKey, u64>,
@@ -84,6 +144,9 @@ pub(crate) struct Serving {
     pub(super) in_flight: InFlight,
     pub(super) lineages: BTreeMap<LineageId, Lineage>,
     pub(super) layers: BTreeMap<LayerId, Layer>,
+    pub(super) configurations: Configurations,
+    pub(super) staging: Staging,
+    pub(super) sweeps: Sweeps,
     /// Objects that pages were copied from, and the last record that did, as far as replay would
     /// do it again.
     pub(super) copied: BTreeMap<ObjectKey, u64>,
@@ -103,6 +166,8 @@ pub(crate) struct Serving {
     pub(super) requests: usize,
     /// Why the disk is out of service.
     pub(super) retired: Option<String>,
+    /// The medium was asked to remember that.
+    pub(super) failure_told: bool,
     pub(super) closing: bool,
     pub(super) closed: bool,
     /// Memory used again for every write.
@@ -129,6 +194,9 @@ impl Serving {
             log: parts.log,
             lineages: parts.lineages,
             layers: parts.layers,
+            configurations: Configurations::new(parts.refusals),
+            staging: Staging::default(),
+            sweeps: Sweeps::default(),
             copied: parts.copied,
             reads: Reads::default(),
             loads: Loads::default(),
@@ -139,6 +207,7 @@ impl Serving {
             counters: Counters::default(),
             requests: 0,
             retired: None,
+            failure_told: false,
             closing: false,
             closed: false,
             record: WriteRecord::default(),
@@ -153,7 +222,7 @@ impl Serving {
         match event {
             Event::Member { token, request } => self.handle_member(now, token, request, effects),
             Event::Disk(done) => self.handle_disk(now, done, effects),
-            Event::DropLayer { lineage, layer } => self.drop_layer(now, lineage, layer),
+            Event::DropLayer { lineage, layer } => self.drop_layer(now, lineage, layer, effects),
             Event::Scrub(command) => self.scrub_command(now, command),
             Event::MediumSpace { free_bytes } => self.growth.medium_has(free_bytes),
             Event::Agreed if self.retired.is_some() => effects.push(Effect::AgreedNoted),
@@ -167,6 +236,7 @@ impl Serving {
     pub(crate) fn poll(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.retired.is_none() && !self.closed {
             self.release_space(now, effects);
+            self.step_sweeps(effects);
             if !self.closing {
                 self.step_drops(now, effects);
                 self.step_scrub(now, effects);
@@ -187,7 +257,8 @@ impl Serving {
         }
         let drops = self.drops.deadline().filter(|_| !self.closing);
         let (growth, patience) = (self.growth.deadline(), self.space_wait_ends());
-        [self.flush_deadline(), self.scrub_deadline(), growth, patience, drops]
+        let sweeps = self.sweeps.deadline();
+        [self.flush_deadline(), self.scrub_deadline(), growth, patience, drops, sweeps]
             .into_iter()
             .flatten()
             .min()
@@ -213,7 +284,12 @@ impl Serving {
             Operation::GiveBack { first, count } => self.given_back(first, count, result.is_ok()),
             write => match result {
                 Ok(_) => self.written(now, write, effects),
-                Err(error) => self.retire(&format!("{} failed: {error}", what(&write)), effects),
+                Err(error) => {
+                    self.retire(&format!("{} failed: {error}", what(&write)), effects);
+                    if matches!(write, Operation::Superblock) {
+                        self.tell_failure(effects);
+                    }
+                }
             },
         }
     }
@@ -221,11 +297,15 @@ impl Serving {
     /// A write or flush has completed.
     fn written(&mut self, now: Time, operation: Operation, effects: &mut Vec<Effect>) {
         if self.retired.is_some() {
+            if matches!(operation, Operation::Superblock) {
+                self.tell_failure(effects);
+            }
             return;
         }
         let mut ready = Ready::default();
         match operation {
             Operation::Data { lsn } => self.in_flight.data_done(lsn, &mut ready),
+            Operation::Staged { write } => self.staged_written(write, &mut ready, effects),
             Operation::Batch { sequence } => {
                 if self.log.complete(sequence) {
                     self.in_flight.logged(self.log.complete_lsn(), &mut ready);
@@ -348,6 +428,7 @@ impl Serving {
                 data_bytes: bytes(data),
                 map_bytes: bytes(maps),
                 checkpoint_bytes: bytes(self.space.checkpoint_blocks()),
+                staged_bytes: bytes(self.space.staged_blocks()),
                 quarantined_bytes: bytes(
                     self.space.quarantined() + self.space.freed_by_checkpoint(),
                 ),
@@ -368,6 +449,8 @@ impl Serving {
             damages: self.damages.clone(),
             damages_dropped: self.damages_dropped,
             lost_blocks: self.lost_blocks,
+            lossless_from: self.superblock.lossless_from,
+            partitions_refused: self.configurations.refusals.refusing() as u64,
         }
     }
 
@@ -407,6 +490,12 @@ impl Serving {
             assert_eq!(counted, known.objects, "objects of lineage {lineage} are miscounted");
         }
         assert!(objects.is_empty(), "an object has no lineage");
+        self.check_staging();
+        for (slot, row) in self.table.slots().filter(|(_, row)| row.unmarked) {
+            let known = self.lineages.get(&row.lineage);
+            let noted = known.is_some_and(|l| l.mark.is_some() && l.unmarked.contains(&slot));
+            assert!(noted, "object {} was adopted after no mark", row.key);
+        }
         let (data, maps) = self.used_data_and_maps();
         let taken = self.space.allocated() - self.space.available();
         let owned = data
@@ -414,6 +503,7 @@ impl Serving {
             + self.lost_blocks
             + self.space.checkpoint_blocks()
             + self.space.quarantined()
+            + self.space.staged_blocks()
             + self.space.freed_map_pages();
         assert_eq!(taken, owned, "blocks are leaked or owned twice");
     }
@@ -422,7 +512,7 @@ impl Serving {
 /// What an operation was, for people.
 fn what(operation: &Operation) -> &'static str {
     match operation {
-        Operation::Data { .. } => "a write of data",
+        Operation::Data { .. } | Operation::Staged { .. } => "a write of data",
         Operation::Batch { .. } => "a write of the log",
         Operation::Flush => "a flush",
         Operation::MapPages { .. } | Operation::CheckpointPages => "a write of the checkpoint",

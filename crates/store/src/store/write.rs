@@ -16,7 +16,7 @@ use crate::table::{NOT_CACHED, Row, Slot};
 use crate::{DamagedPart, Effect, Waiting};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, Generation, LayerId, LineageId, MemberError, MemberToken,
-    Payload, Stamp, Time, Write, block_checksum, is_zero,
+    ObjectKey, Payload, Stamp, Time, Write, block_checksum, is_zero,
 };
 
 /// What a change needs.
@@ -57,7 +57,7 @@ impl Touched {
 }
 
 /// The blocks of a change, or what is wrong with it.
-fn blocks_of(change: &Change) -> Result<BlockRange, MemberError> {
+pub(super) fn blocks_of(change: &Change) -> Result<BlockRange, MemberError> {
     match change {
         Change::Data { first, payload, .. } => {
             let count = payload.len() / BLOCK_SIZE;
@@ -166,7 +166,8 @@ impl Serving {
         if let Some(error) = self.fenced(write.lineage, write.stamp.generation) {
             return Err(error);
         }
-        if let Some(error) = self.foreign(write.lineage, write.key) {
+        let refused = self.refused(write.under, write.lineage, write.key.index);
+        if let Some(error) = refused.or_else(|| self.foreign(write.lineage, write.key)) {
             return Err(error);
         }
         if self.drops.contains(write.key.layer) {
@@ -294,13 +295,17 @@ impl Serving {
         record.key = write.key;
         record.previous = write.previous;
         record.stamp = write.stamp;
-        self.describe(write, blocks, &runs, &mut record);
+        describe(write.lineage, write.key, &write.change, blocks, &runs, &mut record);
+        self.point_logged(write.lineage);
         let lineage = self.lineages.entry(write.lineage).or_default();
         lineage.settled = lineage.settled.max(write.settled);
         record.settled = lineage.settled;
         let own = shown.filter(|&slot| self.table.row(slot).key.layer == write.key.layer);
-        let slot = own.unwrap_or_else(|| self.new_object(write, shown, &mut record));
-        self.take_pages(slot, blocks, lsn, &mut record);
+        let slot =
+            own.unwrap_or_else(|| self.new_object(write.lineage, write.key, shown, &mut record));
+        let pages =
+            pages_of(blocks).map(|(page, first, end)| (page, end - first == BLOCKS_PER_PAGE));
+        self.take_pages(slot, pages, lsn, &mut record);
         self.change_map(slot, lsn, &mut record);
         let row = self.table.change(slot);
         row.lsn = lsn;
@@ -310,7 +315,8 @@ impl Serving {
         }
         let appended = self.log.append_write(&record);
         assert_eq!(appended, lsn, "records are numbered in order");
-        let writes = self.write_data(lsn, write, &record.runs, effects);
+        let operation = || Operation::Data { lsn };
+        let writes = self.write_data(&write.change, &record.runs, operation, effects);
         self.in_flight.push(
             lsn,
             Some((write.lineage, write.key.index)),
@@ -323,21 +329,22 @@ impl Serving {
         self.counters.write_bytes += u64::from(data_blocks) * BLOCK_SIZE as u64;
         self.record = record;
         self.runs = runs;
-        self.heal(write, blocks);
+        self.heal(write.key, blocks);
         self.seal_full_batch(effects);
     }
 
     /// Gives an object a row. It goes on with what its layer has shown so far.
-    fn new_object(
+    pub(super) fn new_object(
         &mut self,
-        write: &Write,
+        lineage: LineageId,
+        key: ObjectKey,
         shown: Option<Slot>,
         record: &mut crate::layout::WriteRecord,
     ) -> Slot {
-        let (lineage, layer) = (write.lineage, write.key.layer);
+        let layer = key.layer;
         // Only the first layer of a lineage need not be opened.
         self.add_layer(lineage, layer, LayerId(0));
-        let mut row = Row::new(lineage, write.key);
+        let mut row = Row::new(lineage, key);
         if let Some(shown) = shown {
             let settled = self.table.row(shown).settled_generation;
             row.settled_generation = settled;
@@ -353,16 +360,16 @@ impl Serving {
         slot
     }
 
-    /// Makes the pages that a change touches the object's own. Where it replaces a part of a page
-    /// from below, it begins with a copy.
-    fn take_pages(
+    /// Makes the pages that a change touches, each as a whole or not, the object's own. Where it
+    /// replaces a part of a page from below, it begins with a copy.
+    pub(super) fn take_pages(
         &mut self,
         slot: Slot,
-        blocks: &BlockRange,
+        pages: impl Iterator<Item = (usize, bool)>,
         lsn: u64,
         record: &mut crate::layout::WriteRecord,
     ) {
-        for (page, first, end) in pages_of(blocks) {
+        for (page, is_whole) in pages {
             let row = self.table.row(slot);
             if row.owns(page) {
                 let index = row.cached[page];
@@ -373,7 +380,7 @@ impl Serving {
             }
             let source = self.source(slot, page);
             self.table.change(slot).own(page);
-            let Some(source) = source.filter(|_| end - first < BLOCKS_PER_PAGE) else { continue };
+            let Some(source) = source.filter(|_| !is_whole) else { continue };
             let (index, key) = (self.table.row(source).cached[page], self.table.row(source).key);
             if index == NOT_CACHED || self.cache.peek(index).map.is_empty() {
                 continue;
@@ -386,41 +393,13 @@ impl Serving {
         }
     }
 
-    /// Fills in the runs of the record: data blocks take the allocated runs in order.
-    fn describe(
-        &self,
-        write: &Write,
-        blocks: &BlockRange,
-        allocated: &[Run],
+    /// Enters the runs of the record in the object's map, and what they replace in the record.
+    pub(super) fn change_map(
+        &mut self,
+        slot: Slot,
+        lsn: u64,
         record: &mut crate::layout::WriteRecord,
     ) {
-        let mut addresses = allocated.iter().flat_map(Run::iter);
-        if !matches!(write.change, Change::Data { .. }) {
-            let (kind, _) = content_at(&write.change, blocks.first());
-            let content = if kind == Kind::Zero { Content::Zero } else { Content::Absent };
-            let (first, count) = (blocks.first() as u16, blocks.count() as u16);
-            record.runs.push(MapRun { first, count, content });
-            return;
-        }
-        for block in blocks.iter() {
-            let (_, bytes) = content_at(&write.change, block);
-            let content = match bytes {
-                None => Content::Zero,
-                Some(bytes) => {
-                    let sum = block_checksum(write.lineage, write.key, block, bytes);
-                    record.checksums.push(sum);
-                    Content::Data(addresses.next().expect("as many blocks as were counted"))
-                }
-            };
-            match record.runs.last_mut() {
-                Some(last) if continues(last, content) => last.count += 1,
-                _ => record.runs.push(MapRun { first: block as u16, count: 1, content }),
-            }
-        }
-    }
-
-    /// Enters the runs of the record in the object's map, and what they replace in the record.
-    fn change_map(&mut self, slot: Slot, lsn: u64, record: &mut crate::layout::WriteRecord) {
         let mut checksums = record.checksums.iter().copied();
         for at in 0..record.runs.len() {
             let run = record.runs[at];
@@ -488,28 +467,27 @@ impl Serving {
     }
 
     /// Sends the data on its way; returns in how many writes.
-    fn write_data(
+    pub(super) fn write_data(
         &mut self,
-        lsn: u64,
-        write: &Write,
+        change: &Change,
         runs: &[MapRun],
+        operation: impl Fn() -> Operation,
         effects: &mut Vec<Effect>,
     ) -> u32 {
-        let Change::Data { first, payload, .. } = &write.change else { return 0 };
+        let Change::Data { first, payload, .. } = change else { return 0 };
         let mut writes = 0;
         for run in runs {
             let Content::Data(address) = run.content else { continue };
             let start = (u32::from(run.first) - first) as usize * BLOCK_SIZE;
             let part: Payload = payload.slice(start, usize::from(run.count) * BLOCK_SIZE);
-            self.operations.write(Operation::Data { lsn }, address, part, effects);
+            self.operations.write(operation(), address, part, effects);
             writes += 1;
         }
         writes
     }
 
     /// Damages of blocks that have new content are gone.
-    fn heal(&mut self, write: &Write, blocks: &BlockRange) {
-        let written = write.key;
+    pub(super) fn heal(&mut self, written: ObjectKey, blocks: &BlockRange) {
         self.forget_damages(|damage| match damage.part {
             DamagedPart::Data { key, block, .. } => {
                 key == written && (blocks.first()..blocks.end()).contains(&block)
@@ -526,12 +504,13 @@ impl Serving {
         settle: &Settle,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        let Settle { key, generation, stamp } = *settle;
+        let Settle { key, generation, under, stamp } = *settle;
         let have = self.stamp_of(lineage, key).stamp;
         let sealed = (generation == Generation::SEALED)
             .then_some(MemberError::invalid("no attachment has this generation"));
         let refusal = sealed
             .or_else(|| self.fenced(lineage, generation))
+            .or_else(|| self.refused(under, lineage, key.index))
             .or_else(|| self.foreign(lineage, key))
             .or_else(|| (have != stamp).then_some(MemberError::WrongStamp { have }));
         if let Some(error) = refusal {
@@ -558,6 +537,47 @@ impl Serving {
         self.seal_full_batch(effects);
         Outcome::Done
     }
+}
+
+/// Fills in the runs and checksums of a record: data blocks take the allocated runs in order.
+pub(super) fn describe(
+    lineage: LineageId,
+    key: ObjectKey,
+    change: &Change,
+    blocks: &BlockRange,
+    allocated: &[Run],
+    record: &mut crate::layout::WriteRecord,
+) {
+    let mut addresses = allocated.iter().flat_map(Run::iter);
+    if !matches!(change, Change::Data { .. }) {
+        let (kind, _) = content_at(change, blocks.first());
+        let content = if kind == Kind::Zero { Content::Zero } else { Content::Absent };
+        let (first, count) = (blocks.first() as u16, blocks.count() as u16);
+        record.runs.push(MapRun { first, count, content });
+        return;
+    }
+    for block in blocks.iter() {
+        let (_, bytes) = content_at(change, block);
+        let content = match bytes {
+            None => Content::Zero,
+            Some(bytes) => {
+                record.checksums.push(block_checksum(lineage, key, block, bytes));
+                Content::Data(addresses.next().expect("as many blocks as were counted"))
+            }
+        };
+        match record.runs.last_mut() {
+            Some(last) if continues(last, content) => last.count += 1,
+            _ => record.runs.push(MapRun { first: block as u16, count: 1, content }),
+        }
+    }
+}
+
+/// How many blocks of space a change takes.
+pub(super) fn data_blocks(change: &Change, blocks: &BlockRange) -> u32 {
+    if !matches!(change, Change::Data { .. }) {
+        return 0;
+    }
+    blocks.iter().filter(|&block| content_at(change, block).0 == Kind::Data).count() as u32
 }
 
 /// Whether one block more of `content` belongs to the same run.

@@ -4,7 +4,7 @@
 use proto::{
     BLOCK_SIZE, Buffer, Change, ClusterId, ConfigurationNumber, DiskDone, DiskError, DiskId,
     DiskOp, DiskRequest, DiskToken, Duration, Generation, LayerId, LineageId, MemberError,
-    MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey, Stamp, Time, Write,
+    MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey, Stamp, Time, Under, Write,
 };
 use std::collections::BTreeMap;
 use store::{
@@ -412,7 +412,7 @@ pub fn write(key: ObjectKey, sequence: u64, change: Change) -> MemberRequest {
     MemberRequest::Write(Write {
         lineage: LINEAGE,
         key,
-        configuration: ConfigurationNumber(1),
+        under: Under { copies: 1, bits: 12, number: ConfigurationNumber(1) },
         previous: stamp(sequence - 1),
         stamp: stamp(sequence),
         settled: Stamp::default(),

@@ -236,7 +236,7 @@ impl FakeDisk {
         random: &mut Random,
     ) -> Result<MemberReply, MemberError> {
         let (lineage, generation) = match &request {
-            MemberRequest::Fence { lineage, generation }
+            MemberRequest::Fence { lineage, generation, .. }
             | MemberRequest::Settle { lineage, generation, .. }
             | MemberRequest::Stamp { lineage, generation, .. }
             | MemberRequest::OpenLayer { lineage, generation, .. }
@@ -244,8 +244,9 @@ impl FakeDisk {
             | MemberRequest::Map { lineage, generation, .. }
             | MemberRequest::Difference { lineage, generation, .. }
             | MemberRequest::Reclaimable { lineage, generation, .. }
-            | MemberRequest::Flush { lineage, generation } => (*lineage, *generation),
+            | MemberRequest::Flush { lineage, generation, .. } => (*lineage, *generation),
             MemberRequest::Write(write) => (write.lineage, write.stamp.generation),
+            other => panic!("the session of a sole member does not ask {other:?}"),
         };
         let fence = self.fences.get(&lineage).copied().unwrap_or_default();
         if generation < fence {
@@ -253,18 +254,13 @@ impl FakeDisk {
         }
         let incarnation = self.incarnation;
         match request {
-            MemberRequest::Fence { generation, .. } => {
+            MemberRequest::Fence { generation, list, .. } => {
                 assert!(generation < Generation::SEALED, "nobody is fenced for ever");
+                assert!(!list, "a sole member has nothing to compare with");
                 self.fences.insert(lineage, generation);
                 let settled = self.settled.get(&lineage).copied().unwrap_or_default();
-                let objects = self.objects.iter().filter(|((of, _), _)| *of == lineage);
-                let unsettled = objects.filter(|(_, object)| object.stamp >= settled);
-                let unsettled = unsettled.map(|((_, index), object)| {
-                    let layer = object.layers.keys().next_back().copied();
-                    let layer = layer.unwrap_or(LayerId(lineage.0));
-                    stamp(ObjectKey { layer, index: *index }, object)
-                });
-                Ok(MemberReply::Fenced { incarnation, unsettled: unsettled.collect() })
+                let (unsettled, more) = (Vec::new(), false);
+                Ok(MemberReply::Fenced { incarnation, settled, unsettled, more })
             }
             MemberRequest::OpenLayer { layer, parent, .. } => {
                 if !self.knows(layer, lineage) {
@@ -325,10 +321,13 @@ impl FakeDisk {
                 Ok(MemberReply::Difference(runs.collect()))
             }
             MemberRequest::Reclaimable { .. } => panic!("a session does not ask this"),
-            MemberRequest::Flush { .. } => {
+            MemberRequest::Flush { settled, .. } => {
+                let known = self.settled.entry(lineage).or_default();
+                *known = (*known).max(settled);
                 self.flush();
                 Ok(MemberReply::Flushed { incarnation })
             }
+            other => panic!("the session of a sole member does not ask {other:?}"),
         }
     }
 

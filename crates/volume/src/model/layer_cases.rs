@@ -24,6 +24,29 @@ pub(super) fn go_on_with_a_clone(world: &mut World) {
     world.settle();
 }
 
+#[test]
+fn a_session_that_closes_does_not_wait_for_its_report_to_be_heard() {
+    let mut world = world(4 << 20);
+    world.deaf = true;
+    world.write(0, 8, false);
+    world.settle();
+    assert!(world.snapshot());
+    for _ in 0..200 {
+        world.advance(); // the report gets lost
+    }
+    world.write(16, 8, false);
+    world.settle();
+    world.tell(Event::Close);
+    for _ in 0..3_000 {
+        world.pass(Duration::from_millis(1)); // the disk does not get to the last flush
+    }
+    assert!(!world.closed);
+    for _ in 0..1_000 {
+        world.advance();
+    }
+    assert!(world.closed);
+}
+
 fn resize(world: &mut World, bytes: u64) {
     let volume = world.volume;
     let resize = Command::ResizeVolume { volume, bytes, allow_shrink: true };

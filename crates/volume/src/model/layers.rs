@@ -48,7 +48,7 @@ impl World {
 
     pub(super) fn layer_opened(&mut self, layer: LayerId) {
         let (volume, generation) = (self.volume, self.generation);
-        if self.random.chance(300) {
+        if self.deaf || self.random.chance(300) {
             // The report gets lost; it comes again.
             return;
         }

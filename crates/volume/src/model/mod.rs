@@ -70,6 +70,8 @@ struct World {
     completed: u64,
     /// How many requests may wait for sources and hold a place, if that is not as always.
     share: Option<usize>,
+    /// Reports of opened layers get lost.
+    deaf: bool,
     trace: bool,
 }
 
@@ -129,6 +131,7 @@ impl World {
             unreported: false,
             completed: 0,
             share: None,
+            deaf: false,
             trace: std::env::var("TRACE").is_ok(),
         };
         world.attach(false);
@@ -297,6 +300,9 @@ impl World {
         self.now = self.now + span;
         if self.session.deadline().is_some_and(|at| at <= self.now) {
             self.tell(Event::Tick);
+            // Else its driver would do nothing but tell it the time.
+            let next = self.session.deadline();
+            assert!(next.is_none_or(|at| at > self.now), "time came and still has to come");
         }
     }
 

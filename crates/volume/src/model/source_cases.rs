@@ -194,7 +194,8 @@ fn a_new_attachment_ends_what_waits_for_a_source() {
     let generation = Generation(world.generation.0 + 1);
     let lineage = world.map.layer(world.map.volume(world.volume).expect("it exists").head);
     let lineage = lineage.expect("its head").lineage;
-    let fence = MemberRequest::Fence { lineage, generation };
+    let after = proto::ObjectKey::default();
+    let fence = MemberRequest::Fence { lineage, generation, list: false, after };
     world.disk.questions.push_back((MemberToken(u64::MAX), fence));
     world.disk.step(&mut world.random);
     world.disk.answers.clear();

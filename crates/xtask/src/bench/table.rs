@@ -11,7 +11,7 @@ use clap::Args;
 use proto::{
     BLOCK_SIZE, Buffer, Change, ConfigurationNumber, DiskDone, DiskError, DiskOp, DiskRequest,
     Duration, Generation, LayerId, LineageId, MemberReply, MemberRequest, MemberToken, OBJECT_SIZE,
-    ObjectKey, Payload, Stamp, Time, Write, limits,
+    ObjectKey, Payload, Stamp, Time, Under, Write, limits,
 };
 use serde_json::json;
 use std::{
@@ -148,10 +148,10 @@ fn describe(disk: &Path, objects: u32) -> Result<()> {
             let payload = writer.payload.clone();
             let change = Change::Data { first, payload, detect_zeroes: false };
             let key = ObjectKey { layer: writer.layer, index };
-            let configuration = ConfigurationNumber(1);
+            let under = Under { copies: 1, bits: 12, number: ConfigurationNumber(1) };
             let lineage = writer.lineage;
             let settled = stamp;
-            let write = Write { lineage, key, configuration, previous, stamp, settled, change };
+            let write = Write { lineage, key, under, previous, stamp, settled, change };
             writer.ask(MemberRequest::Write(write))?;
             previous = stamp;
         }
@@ -161,7 +161,11 @@ fn describe(disk: &Path, objects: u32) -> Result<()> {
     }
     // A flush covers what was answered before it.
     writer.settle(0)?;
-    writer.ask(MemberRequest::Flush { lineage: writer.lineage, generation: Generation(1) })?;
+    writer.ask(MemberRequest::Flush {
+        lineage: writer.lineage,
+        generation: Generation(1),
+        settled: Stamp::default(),
+    })?;
     writer.settle(0)?;
     // An idle store notes on the medium what the flush made durable.
     writer.now = writer.now + Duration::from_secs(1);

@@ -27,9 +27,7 @@ impl Model for Protocol {
     fn next_state(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         self.act(&mut state, action);
-        // Bounded by what anybody could see of it.
-        let stale = state.acknowledged & !state.sessions[0].shown & !state.in_flight(0);
-        if state.may_read(self.guards(Guard::PromisesOfQuorum)) && stale != 0 {
+        if state.reading && state.is_confirmed(self.guards(Guard::ConfirmedByQuorum)) {
             state.fail("a fenced session reads what is no longer so");
         }
         let shown: Vec<Content> = state.disks.iter().map(Disk::now).collect();
@@ -55,9 +53,7 @@ impl State {
         let member = |at: usize| at < bounds.members;
         let disk = |at: usize| Disk {
             fence: u8::from(member(at)),
-            has_promised: member(at),
             listed: [if member(at) { Listed::Now } else { Listed::No }, Listed::No, Listed::No],
-            peer: [Peer { promises: member(at), ..Peer::default() }, Peer::default()],
             ..Disk::default()
         };
         let mut disks: Vec<Disk> = (0..bounds.disks).map(disk).collect();
@@ -74,6 +70,8 @@ impl State {
             forsaken: Vec::new(),
             restarts: 0,
             power_cuts: 0,
+            copies: 0,
+            reading: false,
             acknowledged: 0,
             flushed: 0,
             dead: 0,
@@ -92,7 +90,7 @@ impl Protocol {
 
     /// Whether a disk that is being made a member takes new writes.
     fn patches(&self, state: &State, disk: &Disk) -> bool {
-        !self.guards(Guard::PatchesApart)
+        !self.guards(Guard::NewcomerTakesNoWrites)
             && state.attempt.is_some()
             && has(disk.wanted, usize::from(state.attempts))
     }
@@ -120,6 +118,9 @@ impl Protocol {
             Phase::Open => {
                 if state.writes.len() < self.bounds.writes {
                     actions.push(Action::Begin { session: at });
+                }
+                if at == 0 && !state.reading && state.missed() != 0 {
+                    actions.push(Action::Read);
                 }
             }
         }
@@ -152,9 +153,10 @@ impl Protocol {
                 if self.bounds.settled_points {
                     actions.push(Action::Tell { session, disk: at });
                 }
-                let may_promise = disk.refused < it.number && !disk.peer[0].promises;
-                if session == 0 && it.number > 1 && may_promise {
-                    actions.push(Action::Promise { disk: at });
+                let is_asked = state.reading || !self.guards(Guard::ConfirmedAfterwards);
+                let refuses = self.guards(Guard::RefusalNoticed) && disk.refused >= it.number;
+                if session == 0 && is_asked && !refuses && !disk.peer[0].confirms {
+                    actions.push(Action::Confirm { disk: at });
                 }
             }
             let is_asked = disk.peer[session].answer.is_none() && disk.fence <= generation;
@@ -197,6 +199,9 @@ impl Protocol {
         let Some(attempt) = &state.attempt else { return };
         match attempt.chosen {
             None => {
+                if state.copies < self.bounds.copies as u8 {
+                    self.actions_of_copying(state, attempt.from, actions);
+                }
                 for (at, disk) in state.disks.iter().enumerate() {
                     let member = disk.listed[usize::from(attempt.from) - 1] != Listed::No;
                     if member && disk.evidence.is_none() {
@@ -220,6 +225,33 @@ impl Protocol {
                     if wanted && disk.installed != state.attempts {
                         actions.push(Action::Install { disk: at, attempt: state.attempts });
                     }
+                }
+            }
+        }
+    }
+
+    /// Copies that disks may get which are not members as they run now.
+    fn actions_of_copying(&self, state: &State, from: u8, actions: &mut Vec<Action>) {
+        let wanted = |disk: &Disk| has(disk.wanted, usize::from(state.attempts));
+        for (at, disk) in state.disks.iter().enumerate() {
+            let listed = disk.listed[usize::from(from) - 1];
+            if !wanted(disk) || listed == Listed::Now {
+                continue;
+            }
+            let is_evidence = listed == Listed::Reopened;
+            for (source, peer) in state.disks.iter().enumerate() {
+                let (new, old) = (peer.now(), disk.now());
+                if peer.listed[usize::from(from) - 1] != Listed::Now || new == old {
+                    continue;
+                }
+                let order = |it: Content| (it.settled_by, state.order(it.stamp));
+                let wins = order(new) > order(old);
+                if !is_evidence || wins || !self.guards(Guard::EvidenceOnlyGrows) {
+                    actions.push(Action::Copy { source, disk: at, torn: false });
+                }
+                let may_tear = !is_evidence || !self.guards(Guard::EvidenceStaysWhole);
+                if may_tear && new.writes != 0 {
+                    actions.push(Action::Copy { source, disk: at, torn: true });
                 }
             }
         }
@@ -281,24 +313,39 @@ impl Protocol {
             Action::Fence { session, disk } => {
                 let answer = self.answer(state, disk, state.sessions[session].number);
                 let disk = &mut state.disks[disk];
-                if self.guards(Guard::PromiseWait) {
-                    disk.wait_for_promises();
-                }
                 disk.fence = session as u8 + 1;
                 disk.peer[session].answer = Some(answer);
             }
             Action::Choose { session, source } => self.choose(state, session, source),
             Action::Settle { session, disk } => self.settle_at(state, session, disk),
             Action::Learn { session } => self.learn(state, session),
-            Action::Promise { disk } => {
-                state.disks[disk].has_promised = true;
-                state.disks[disk].peer[0].promises = true;
+            Action::Read => {
+                state.reading = true;
+                if self.guards(Guard::ConfirmedAfterwards) {
+                    state.disks.iter_mut().for_each(|disk| disk.peer[0].confirms = false);
+                }
+            }
+            Action::Confirm { disk } => state.disks[disk].peer[0].confirms = true,
+            Action::Copy { source, disk, torn } => {
+                state.copies += 1;
+                let mut new = state.disks[source].now();
+                if torn {
+                    new.writes = without(new.writes, usize::from(new.stamp) - 1);
+                    if self.guards(Guard::IncompleteIsMarked) {
+                        new.stamp = INCOMPLETE;
+                    }
+                }
+                let disk = &mut state.disks[disk];
+                if !self.guards(Guard::AdoptedInOne) {
+                    let half = Content { writes: new.writes, ..disk.now() };
+                    disk.tail.push(Record::Put(half));
+                }
+                disk.put(new, false);
             }
             Action::Restart { disk } => {
                 state.restarts += 1;
                 let disk = &mut state.disks[disk];
                 disk.reopen();
-                disk.has_promised &= self.guards(Guard::PromiseWaitAfterReopening);
             }
             Action::PowerCut { disk, kept, settled } => {
                 state.power_cuts += 1;
@@ -309,7 +356,6 @@ impl Protocol {
                 if !settled {
                     disk.settled = disk.settled_stable;
                 }
-                disk.has_promised &= self.guards(Guard::PromiseWaitAfterReopening);
             }
             Action::Attempt { wanted } => {
                 if let Some(Attempt { from, chosen: Some(chosen) }) = state.attempt
@@ -334,9 +380,6 @@ impl Protocol {
                 let number = state.number;
                 let answer = self.answer(state, disk, number);
                 let disk = &mut state.disks[disk];
-                if self.guards(Guard::PromiseWaitBeforeRefusal) {
-                    disk.wait_for_promises();
-                }
                 if self.guards(Guard::RefusalBeforeActivation) {
                     disk.refused = disk.refused.max(number);
                 }
@@ -469,10 +512,10 @@ impl Protocol {
         let number = state.number;
         let content = state.begun_with;
         for disk in &mut state.disks {
-            let promises =
-                disk.peer[session].promises && disk.listed[usize::from(number) - 1] == Listed::Now;
-            disk.peer[session] = Peer { promises, ..Peer::default() };
+            disk.peer[session] = Peer::default();
         }
+        // A read that is under way begins anew.
+        state.reading &= session != 0;
         let in_flight = state.in_flight(session);
         let it = &mut state.sessions[session];
         it.number = number;
@@ -514,9 +557,6 @@ impl Protocol {
         let named = chosen.named || state.order(stamp) > state.order(state.disks[disk].settled);
         let here = &mut state.disks[disk];
         let flush = self.guards(Guard::FlushBeforeActivation);
-        if self.guards(Guard::PromiseWaitBeforeRefusal) {
-            here.wait_for_promises();
-        }
         if self.guards(Guard::RefusalBeforeActivation) {
             here.refused = here.refused.max(from);
         }
@@ -575,15 +615,6 @@ impl State {
             for peer in &mut disk.peer {
                 peer.got = without(peer.got, write);
             }
-        }
-    }
-}
-
-impl Disk {
-    fn wait_for_promises(&mut self) {
-        if self.has_promised {
-            self.has_promised = false;
-            self.peer[0].promises = false;
         }
     }
 }

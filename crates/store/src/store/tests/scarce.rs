@@ -6,7 +6,7 @@ use crate::space::ChunkState;
 use crate::{Effect, Event};
 use proto::{
     BLOCK_SIZE, BlockRange, Buffer, Change, ConfigurationNumber, Generation, LayerId, LineageId,
-    MemberRequest, MemberToken, ObjectKey, Stamp, Write,
+    MemberRequest, MemberToken, ObjectKey, Stamp, Under, Write,
 };
 
 const LINEAGE: LineageId = LineageId(1);
@@ -21,7 +21,7 @@ fn write(index: u32, sequence: u64, change: Change) -> Event {
     let request = MemberRequest::Write(Write {
         lineage: LINEAGE,
         key: ObjectKey { layer: LAYER, index },
-        configuration: ConfigurationNumber(1),
+        under: Under { copies: 1, bits: 12, number: ConfigurationNumber(1) },
         previous: stamp(sequence - 1),
         stamp: stamp(sequence),
         settled: Stamp::default(),
