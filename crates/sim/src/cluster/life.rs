@@ -13,7 +13,8 @@ use crate::{
     world::Link,
 };
 use engine::Input;
-use proto::{Duration, Time};
+use proto::{DiskError, Duration, Time};
+use std::collections::BTreeSet;
 
 /// How often it is drawn what goes wrong.
 const MISFORTUNE: Duration = Duration::from_millis(100);
@@ -54,7 +55,7 @@ impl ClusterWorld {
         if !self.mix.early {
             let voters = atlas::voters_wanted(self.mix.nodes);
             self.await_that("joining", JOIN_MAX, |world| {
-                world.has_settled() && world.voters().len() == voters
+                world.voters().len() == voters && world.has_settled()
             })?;
             if self.mix.whole {
                 self.await_whole(0)?;
@@ -82,6 +83,12 @@ impl ClusterWorld {
                 Ok(())
             }
             Due::Start(place) => self.start(place),
+            Due::Renew(place) => {
+                if self.losses.failed.contains(&place) {
+                    self.end(place, End::Kill);
+                }
+                self.start(place)
+            }
         }
     }
 
@@ -105,6 +112,7 @@ impl ClusterWorld {
         }
         self.trace.line(self.now, format_args!("{place}: {how:?}"));
         self.summary.faults[usize::from(how == End::Power)] += 1;
+        self.losses.failed.remove(&place);
         let states = [self.crash_state(), self.crash_state()];
         self.members[place].end((how == End::Power).then_some(states));
         match how {
@@ -144,8 +152,8 @@ impl ClusterWorld {
         self.losses.lossy.len() > atlas::machines_losable(self.books.fewest().max(1))
     }
 
-    /// Waits until every partition has all its copies.
-    fn await_whole(&mut self, when: usize) -> Result<(), String> {
+    /// Waits until every partition has all its copies, in the beginning (0) or the end (1).
+    pub fn await_whole(&mut self, when: usize) -> Result<(), String> {
         let before = self.now;
         while !self.is_whole() {
             if self.now.since(before) > WHOLE_MAX {
@@ -317,10 +325,38 @@ impl ClusterWorld {
                 self.excused_at.fill(self.now + span);
             }
         }
+        if self.random.chance(odds.disk_fault) {
+            self.fail_disk(place, span);
+        }
         if self.random.chance(odds.jump) {
             return self.jump(place);
         }
         Ok(())
+    }
+
+    /// The disk of a machine fails at something that it is asked for next. Only while nothing else is
+    /// lost, and others have what it has. Some time later the process is started anew.
+    pub fn fail_disk(&mut self, place: Place, span: Duration) {
+        self.learn_members();
+        let is_alone = self.books.fewest() < 2 || self.members[place].disk.is_none();
+        let has_losses = !(self.losses.lossy.is_empty() && self.losses.failed.is_empty());
+        if is_alone || has_losses {
+            return;
+        }
+        let kind = if self.random.coin() { OperationKind::Write } else { OperationKind::Flush };
+        let for_good = self.random.coin();
+        let Some(sim) = self.members[place].sim_mut() else { return };
+        let error = Effect::Error(DiskError::Io(5));
+        let fault = if for_good { Fault::always(kind, error) } else { Fault::once(kind, error) };
+        sim.media_mut().disk.add_fault(fault);
+        self.trace.line(
+            self.now,
+            format_args!("{place}: the disk fails at its next {kind:?}, for good: {for_good}"),
+        );
+        self.losses.failed.insert(place);
+        self.losses.lossy.insert(place);
+        self.summary.faults[5] += 1;
+        self.at(self.now + span, Due::Renew(place));
     }
 
     /// The wall clock of a machine is set to something else.
@@ -357,14 +393,19 @@ impl ClusterWorld {
             let voter = engine.voter().expect("it serves");
             let status = voter.status();
             let nodes = engine.map().nodes().len();
-            (status.applied, status.committed, status.voters, nodes, voter.state_digest())
+            (status.applied, status.committed, status.voters, nodes)
         });
         let states: Vec<_> = states.collect();
         let first = &states[0];
+        let digests = || {
+            let voters = self.members.iter().filter_map(|member| member.sim()?.engine().voter());
+            voters.map(|voter| voter.state_digest()).collect::<BTreeSet<u64>>()
+        };
         states.iter().all(|state| state == first)
             && first.0 == first.1
             && first.3 == self.mix.nodes
             && !first.2.is_empty()
+            && digests().len() == 1
     }
 
     /// Heals everything and waits until all nodes agree.
@@ -375,6 +416,9 @@ impl ClusterWorld {
         let calm = Latency { low: Duration::from_micros(20), high: Duration::from_micros(400) };
         for place in 0..self.mix.nodes {
             self.members[place].paused_until = self.now;
+            if self.losses.failed.contains(&place) {
+                self.end(place, End::Kill);
+            }
             self.start(place)?;
             if let Some(sim) = self.members[place].sim_mut() {
                 sim.media_mut().disk.clear_faults();

@@ -29,6 +29,8 @@ pub struct Troubles {
     pub slow_link: u32,
     /// A medium becomes slow.
     pub slow_medium: u32,
+    /// A disk fails a write or a flush.
+    pub disk_fault: u32,
     /// A wall clock jumps.
     pub jump: u32,
     /// Connections of which the dialler does not know, per dial.
@@ -79,8 +81,8 @@ impl ClusterMix {
             _ => usual,
         };
         let troubles = Troubles {
-            kill: weight(6_000),
-            power_cut: weight(4_000),
+            kill: weight(10_000),
+            power_cut: weight(8_000),
             all: weight(1_000),
             pause: weight(3_000),
             reset: weight(20_000),
@@ -90,6 +92,7 @@ impl ClusterMix {
             stall: weight(10_000),
             slow_link: weight(5_000),
             slow_medium: weight(3_000),
+            disk_fault: weight(4_000),
             jump: weight(5_000),
             ghosts: weight(50_000),
         };
@@ -97,7 +100,7 @@ impl ClusterMix {
         let high = *random.pick(&[30, 300, 3_000]);
         let far = *random.pick(&[100, 1_000, 20_000]);
         ClusterMix {
-            nodes: *random.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 6, 7]),
+            nodes: *random.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 7]),
             setup: Setup {
                 kind: if random.coin() { MediumKind::File } else { MediumKind::Device },
                 capacity: 128 << 20,
@@ -106,7 +109,7 @@ impl ClusterMix {
             },
             latency: Latency { low: Duration::from_micros(10), high: Duration::from_micros(high) },
             network: (Duration::from_micros(30), Duration::from_micros(far)),
-            span: Duration::from_secs(random.between(10, 60)),
+            span: Duration::from_secs(random.between(10, 40)),
             depth: *random.pick(&[1, 2, 4]),
             volumes: random.between(1, 3) as usize,
             think: Duration::from_millis(*random.pick(&[20, 100, 500])),
