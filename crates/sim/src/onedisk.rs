@@ -36,6 +36,8 @@ pub struct Setup {
     pub map_cache_bytes: usize,
     /// How fast scrub reads, in bytes per second; 0 is off.
     pub scrub_bytes_per_s: u64,
+    /// Whose disk it is.
+    pub identity: Identity,
 }
 
 impl Default for Setup {
@@ -48,6 +50,7 @@ impl Default for Setup {
             log_bytes: 2 * store::LOG_BYTES_MIN,
             map_cache_bytes: proto::limits::MAP_CACHE_BYTES_MIN,
             scrub_bytes_per_s: 0,
+            identity: IDENTITY,
         }
     }
 }
@@ -65,7 +68,7 @@ impl Setup {
     pub fn formatted(&self) -> Result<Image, OpenError> {
         let blank = self.blank();
         let options = FormatOptions {
-            identity: IDENTITY,
+            identity: self.identity,
             kind: self.kind,
             medium_bytes: blank.length(),
             limit_bytes: self.limit_bytes,
@@ -90,7 +93,7 @@ impl Setup {
     /// How a medium of this length is opened.
     pub fn options(&self, medium_bytes: u64) -> Options {
         Options {
-            identity: IDENTITY.into(),
+            identity: self.identity.into(),
             limit_bytes: self.limit_bytes,
             map_cache_bytes: self.map_cache_bytes,
             scrub: ScrubRate(self.scrub_bytes_per_s),

@@ -54,7 +54,7 @@ fn a_minority_waits_and_goes_on_when_it_sees_the_others_again() {
         world.cut(vec![(0, 1), (1, 0), (1, 2), (2, 1)], None);
         world.pass(SECONDS_10)?;
         let alone = answered(world, SECONDS_10)?;
-        assert_eq!(alone, 0, "nobody can answer a node that sees no disk");
+        assert_eq!(alone, 0, "one copy of three is no quorum");
         let leader = world.leader_among(&[0, 2]);
         assert!(leader.is_some(), "the others agree who leads");
         world.mend_all();
@@ -102,13 +102,47 @@ fn a_way_that_is_cut_in_one_direction_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_node_that_sees_a_minority_of_the_voters_and_its_disk_goes_on() {
-    direct(5, |world| {
-        world.cut((2..5).flat_map(|other| [(1, other), (other, 1)]).collect(), None);
+fn a_node_that_does_not_see_one_of_the_others_goes_on() {
+    direct(3, |world| {
+        // Whoever does not see the one that leads learns of no change while that lasts.
+        let leader = world.leader().expect("all have settled");
+        let other = if leader == 0 { 2 } else { 0 };
+        world.cut(vec![(1, other), (other, 1)], None);
         world.pass(SECONDS_10)?;
-        assert!(answered(world, SECONDS_10)? > 20, "its guests have what they had attached");
+        assert!(answered(world, SECONDS_10)? > 20, "two copies of three, {leader} leads");
         Ok(())
     });
+}
+
+#[test]
+fn each_machine_in_turn_loses_its_power_and_nothing_is_lost() {
+    direct(3, |world| {
+        for place in [2, 0, 1] {
+            world.end(place, End::Power);
+            world.pass(SECONDS_5)?;
+            world.start(place)?;
+            world.await_whole(0)?;
+            assert!(answered(world, SECONDS_10)? > 20, "guests go on after {place}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_disk_that_fails_is_done_without_until_its_node_is_started_anew() {
+    for place in [0, 1, 2] {
+        direct(3, |world| {
+            world.fail_disk(place, SECONDS_10);
+            world.pass(SECONDS_5)?;
+            if place != 1 {
+                assert!(answered(world, SECONDS_5)? > 5, "guests go on without {place}");
+            }
+            world.pass(SECONDS_10)?;
+            world.await_whole(0)?;
+            assert!(answered(world, SECONDS_10)? > 20, "guests go on after {place}");
+            Ok(())
+        });
+    }
 }
 
 #[test]

@@ -29,8 +29,6 @@ pub struct Sight<'a> {
     pub passes: &'a dyn Fn(usize, usize) -> bool,
     /// Where the voters are.
     pub voters: &'a [usize],
-    /// Where the copies of the content are.
-    pub copies: &'a [usize],
 }
 
 impl Sight<'_> {
@@ -51,10 +49,13 @@ impl Sight<'_> {
         whole && all_linked && together.len() >= quorum(self.voters.len())
     }
 
-    /// Whether requests of this node's guests must be answered, in time.
-    pub fn must_serve(&self, place: usize) -> bool {
-        let reached = self.copies.iter().filter(|copy| self.linked(place, **copy)).count();
-        reached >= quorum(self.copies.len()) && self.must_agree(place)
+    /// Whether requests of this node's guests must be answered, in time: of each set of copies,
+    /// given by where they are that are present, it reaches as many as are needed.
+    pub fn must_serve(&self, place: usize, sets: &[(Vec<usize>, usize)]) -> bool {
+        let reaches = |(copies, needed): &(Vec<usize>, usize)| {
+            copies.iter().filter(|copy| self.linked(place, **copy)).count() >= *needed
+        };
+        sets.iter().all(reaches) && self.must_agree(place)
     }
 }
 
@@ -73,9 +74,10 @@ mod tests {
         let whole = |_: usize, _: usize| true;
         let lonely = |from: usize, to: usize| from != 0 && to != 0;
         let acts = [true; 3];
-        let sight = Sight { acts: &acts, passes: &whole, voters: &[0, 1, 2], copies: &[0] };
-        assert!(sight.must_agree(0) && sight.must_serve(1));
+        let sight = Sight { acts: &acts, passes: &whole, voters: &[0, 1, 2] };
+        let sets = [(vec![0, 1, 2], 2), (vec![0, 1], 1)];
+        assert!(sight.must_agree(0) && sight.must_serve(1, &sets));
         let sight = Sight { passes: &lonely, ..sight };
-        assert!(!sight.must_agree(0) && !sight.must_serve(1));
+        assert!(!sight.must_agree(0) && !sight.must_serve(1, &sets));
     }
 }

@@ -13,7 +13,8 @@ use crate::{
     world::Link,
 };
 use engine::Input;
-use proto::{Duration, Time};
+use proto::{DiskError, Duration, Time};
+use std::collections::BTreeSet;
 
 /// How often it is drawn what goes wrong.
 const MISFORTUNE: Duration = Duration::from_millis(100);
@@ -25,6 +26,13 @@ const HEAL_MAX: Duration = Duration::from_secs(120);
 const JOIN_MAX: Duration = Duration::from_secs(180);
 /// Within which a node that is to stop has stopped.
 const STOP_MAX: Duration = Duration::from_secs(60);
+
+/// Within which every partition has all its copies.
+const WHOLE_MAX: Duration = Duration::from_secs(300);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long nothing is asked for before copies are compared.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// How a process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +55,11 @@ impl ClusterWorld {
         if !self.mix.early {
             let voters = atlas::voters_wanted(self.mix.nodes);
             self.await_that("joining", JOIN_MAX, |world| {
-                world.has_settled() && world.voters().len() == voters
+                world.voters().len() == voters && world.has_settled()
             })?;
+            if self.mix.whole {
+                self.await_whole(0)?;
+            }
         }
         self.at(self.now, Due::Misfortune);
         self.pass(self.mix.span)
@@ -58,6 +69,7 @@ impl ClusterWorld {
         match due {
             Due::Misfortune => {
                 self.at(self.now + MISFORTUNE, Due::Misfortune);
+                self.forget_losses();
                 self.look_for_waiting()?;
                 if !self.is_healed { self.misfortune() } else { Ok(()) }
             }
@@ -71,6 +83,12 @@ impl ClusterWorld {
                 Ok(())
             }
             Due::Start(place) => self.start(place),
+            Due::Renew(place) => {
+                if self.losses.failed.contains(&place) {
+                    self.end(place, End::Kill);
+                }
+                self.start(place)
+            }
         }
     }
 
@@ -94,6 +112,7 @@ impl ClusterWorld {
         }
         self.trace.line(self.now, format_args!("{place}: {how:?}"));
         self.summary.faults[usize::from(how == End::Power)] += 1;
+        self.losses.failed.remove(&place);
         let states = [self.crash_state(), self.crash_state()];
         self.members[place].end((how == End::Power).then_some(states));
         match how {
@@ -102,11 +121,13 @@ impl ClusterWorld {
         }
         self.net.sweep();
         self.rivals.retain(|_, (_, at)| *at != place);
-        let has_content = self.members[place].disk.is_some();
+        let forgiven = how == End::Power && self.lose(place);
+        // A session of a sole member tells by a flush that its disk was opened anew.
+        let is_sole = self.books.fewest() < 2;
         let mut unheard = Vec::new();
         for tenant in self.tenants.values_mut() {
-            tenant.may_fail |= has_content;
-            if has_content && how == End::Power {
+            tenant.may_fail |= forgiven || is_sole;
+            if forgiven {
                 unheard.extend(tenant.guest.disown());
             }
             if tenant.at == place {
@@ -114,9 +135,42 @@ impl ClusterWorld {
                 tenant.asked.clear();
             }
         }
-        if has_content && how == End::Power {
+        if forgiven {
+            self.trace.line(self.now, format_args!("what is not flushed may be lost"));
             self.oracle.lost_power(unheard);
         }
+    }
+
+    /// A machine has lost its power. True: more have, since all copies were last there, than may
+    /// without losing what was not flushed.
+    fn lose(&mut self, place: Place) -> bool {
+        if self.members[place].disk.is_none() {
+            return false;
+        }
+        self.learn_members();
+        self.losses.lossy.insert(place);
+        self.losses.lossy.len() > atlas::machines_losable(self.books.fewest().max(1))
+    }
+
+    /// Waits until every partition has all its copies, in the beginning (0) or the end (1).
+    pub fn await_whole(&mut self, when: usize) -> Result<(), String> {
+        let before = self.now;
+        while !self.is_whole() {
+            if self.now.since(before) > WHOLE_MAX {
+                let lacking = self.books.lacking();
+                let attempts = self.furthest_map().map(|map| {
+                    map.attempts()
+                        .map(|attempt| format!("{attempt:?}").chars().take(200).collect())
+                        .collect::<Vec<String>>()
+                });
+                return Err(format!(
+                    "not all copies are there after {WHOLE_MAX:?}: {lacking}; {attempts:?}"
+                ));
+            }
+            self.pass(LOOK)?;
+        }
+        self.summary.whole_ms[when] = self.now.since(before).as_millis() as u64;
+        Ok(())
     }
 
     /// The same for all, and they start again in any order.
@@ -271,10 +325,38 @@ impl ClusterWorld {
                 self.excused_at.fill(self.now + span);
             }
         }
+        if self.random.chance(odds.disk_fault) {
+            self.fail_disk(place, span);
+        }
         if self.random.chance(odds.jump) {
             return self.jump(place);
         }
         Ok(())
+    }
+
+    /// The disk of a machine fails at something that it is asked for next. Only while nothing else is
+    /// lost, and others have what it has. Some time later the process is started anew.
+    pub fn fail_disk(&mut self, place: Place, span: Duration) {
+        self.learn_members();
+        let is_alone = self.books.fewest() < 2 || self.members[place].disk.is_none();
+        let has_losses = !(self.losses.lossy.is_empty() && self.losses.failed.is_empty());
+        if is_alone || has_losses {
+            return;
+        }
+        let kind = if self.random.coin() { OperationKind::Write } else { OperationKind::Flush };
+        let for_good = self.random.coin();
+        let Some(sim) = self.members[place].sim_mut() else { return };
+        let error = Effect::Error(DiskError::Io(5));
+        let fault = if for_good { Fault::always(kind, error) } else { Fault::once(kind, error) };
+        sim.media_mut().disk.add_fault(fault);
+        self.trace.line(
+            self.now,
+            format_args!("{place}: the disk fails at its next {kind:?}, for good: {for_good}"),
+        );
+        self.losses.failed.insert(place);
+        self.losses.lossy.insert(place);
+        self.summary.faults[5] += 1;
+        self.at(self.now + span, Due::Renew(place));
     }
 
     /// The wall clock of a machine is set to something else.
@@ -311,14 +393,19 @@ impl ClusterWorld {
             let voter = engine.voter().expect("it serves");
             let status = voter.status();
             let nodes = engine.map().nodes().len();
-            (status.applied, status.committed, status.voters, nodes, voter.state_digest())
+            (status.applied, status.committed, status.voters, nodes)
         });
         let states: Vec<_> = states.collect();
         let first = &states[0];
+        let digests = || {
+            let voters = self.members.iter().filter_map(|member| member.sim()?.engine().voter());
+            voters.map(|voter| voter.state_digest()).collect::<BTreeSet<u64>>()
+        };
         states.iter().all(|state| state == first)
             && first.0 == first.1
             && first.3 == self.mix.nodes
             && !first.2.is_empty()
+            && digests().len() == 1
     }
 
     /// Heals everything and waits until all nodes agree.
@@ -329,6 +416,9 @@ impl ClusterWorld {
         let calm = Latency { low: Duration::from_micros(20), high: Duration::from_micros(400) };
         for place in 0..self.mix.nodes {
             self.members[place].paused_until = self.now;
+            if self.losses.failed.contains(&place) {
+                self.end(place, End::Kill);
+            }
             self.start(place)?;
             if let Some(sim) = self.members[place].sim_mut() {
                 sim.media_mut().disk.clear_faults();
@@ -347,6 +437,7 @@ impl ClusterWorld {
     /// Heals everything, verifies what was promised, stops all nodes, and looks at what they leave.
     pub(super) fn finish(&mut self) -> Result<(), String> {
         self.heal()?;
+        self.await_whole(1)?;
         self.await_that("answering everybody", PATIENCE + PATIENCE, |world| {
             world.tenants.values().all(|tenant| {
                 let opening = matches!(tenant.guest.link, Link::Opening(_));
@@ -359,12 +450,28 @@ impl ClusterWorld {
                 self.verify(volume, place)?;
             }
         }
+        for volume in self.tenants.keys().copied().collect::<Vec<_>>() {
+            self.send_guest(volume, 0)?;
+            self.tenants.get_mut(&volume).expect("listed").guest.next_at = Time(u64::MAX);
+        }
+        self.await_that("detaching everything", PATIENCE, |world| {
+            world.furthest_map().is_some_and(|map| map.volumes().all(|v| v.attachments.is_empty()))
+        })?;
+        self.pass(QUIET)?;
+        self.await_whole(1)?;
+        self.compare_copies()?;
         self.await_that("agreeing in the end", HEAL_MAX, |world| world.has_settled())?;
         for place in (0..self.mix.nodes).rev() {
             self.stop(place)?;
         }
-        let Process::Runs(sim) = &self.members[0].process else { panic!("it has stopped") };
-        check_offline(&sim.media().disk)
+        for member in &self.members {
+            let Process::Runs(sim) = &member.process else { panic!("it has stopped") };
+            if member.disk.is_some() {
+                check_offline(&sim.media().disk)
+                    .map_err(|error| format!("disk of {}: {error}", member.node))?;
+            }
+        }
+        Ok(())
     }
 
     /// Has a volume attached at a node, and reads all that was ever written.

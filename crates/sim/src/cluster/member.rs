@@ -11,7 +11,7 @@ use engine::{DiskSettings, Founding, Settings};
 use proto::{ClusterId, DiskId, Duration, NodeId, Time, limits};
 
 /// The cluster of all runs.
-const CLUSTER: ClusterId = ClusterId(0xc1);
+pub const CLUSTER: ClusterId = ClusterId(0xc1);
 
 /// Whether a process runs on a machine.
 pub enum Process {
@@ -42,12 +42,20 @@ pub struct Member {
     pub paused_until: Time,
     /// How many processes ran here.
     pub lives: u64,
+    /// Which run of the machine's kernel this is: another after each power cut.
+    pub boot: [u8; 16],
     random: Random,
 }
 
 impl Member {
     /// A machine with blank media on which nothing runs.
-    pub fn new(node: NodeId, disk: Option<DiskId>, setup: &Setup, random: &mut Random) -> Member {
+    pub fn new(
+        node: NodeId,
+        disk: Option<DiskId>,
+        founds: bool,
+        setup: &Setup,
+        random: &mut Random,
+    ) -> Member {
         let mut random = random.fork();
         let mut media = Media::blank(setup, &mut random);
         if disk.is_none() {
@@ -62,10 +70,11 @@ impl Member {
             disk,
             clock,
             unix_s: 1_700_000_000 + random.below(7_200),
-            founds: disk.is_some(),
+            founds,
             process: Process::Down { media: Box::new(media) },
             paused_until: Time(0),
             lives: 0,
+            boot: (1 + random.below(1 << 60) as u128).to_le_bytes(),
             random,
         }
     }
@@ -142,7 +151,7 @@ impl Member {
             unix_s: self.unix_s + now.0 / 1_000_000_000,
             trash_expiry_s: 24 * 3600,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
-            boot: [0; 16],
+            boot: self.boot,
             version: "simulated".into(),
             fill_bytes_per_s: 0,
         };
@@ -169,6 +178,7 @@ impl Member {
             Some([disk, journal]) => {
                 media.disk.power_cut(&disk);
                 media.journal.power_cut(&journal);
+                self.boot = (u128::from_le_bytes(self.boot) + 1).to_le_bytes();
             }
             None => {
                 media.disk.kill();

@@ -29,6 +29,8 @@ pub struct Troubles {
     pub slow_link: u32,
     /// A medium becomes slow.
     pub slow_medium: u32,
+    /// A disk fails a write or a flush.
+    pub disk_fault: u32,
     /// A wall clock jumps.
     pub jump: u32,
     /// Connections of which the dialler does not know, per dial.
@@ -40,7 +42,7 @@ pub struct Troubles {
 pub struct ClusterMix {
     /// How many nodes, 1 to 7.
     pub nodes: usize,
-    /// The disk of the node that has one.
+    /// The nodes' disks.
     pub setup: Setup,
     /// How long operations of media take.
     pub latency: Latency,
@@ -64,6 +66,10 @@ pub struct ClusterMix {
     pub troubles: Troubles,
     /// Whether faults begin before all nodes have joined.
     pub early: bool,
+    /// Whether faults begin only when every partition has all its copies. Not if they begin early.
+    pub whole: bool,
+    /// Whether the last node has no disk, and only votes.
+    pub witness: bool,
 }
 
 impl ClusterMix {
@@ -75,8 +81,8 @@ impl ClusterMix {
             _ => usual,
         };
         let troubles = Troubles {
-            kill: weight(6_000),
-            power_cut: weight(4_000),
+            kill: weight(10_000),
+            power_cut: weight(8_000),
             all: weight(1_000),
             pause: weight(3_000),
             reset: weight(20_000),
@@ -86,6 +92,7 @@ impl ClusterMix {
             stall: weight(10_000),
             slow_link: weight(5_000),
             slow_medium: weight(3_000),
+            disk_fault: weight(4_000),
             jump: weight(5_000),
             ghosts: weight(50_000),
         };
@@ -93,7 +100,7 @@ impl ClusterMix {
         let high = *random.pick(&[30, 300, 3_000]);
         let far = *random.pick(&[100, 1_000, 20_000]);
         ClusterMix {
-            nodes: *random.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 6, 7]),
+            nodes: *random.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 7]),
             setup: Setup {
                 kind: if random.coin() { MediumKind::File } else { MediumKind::Device },
                 capacity: 128 << 20,
@@ -102,15 +109,17 @@ impl ClusterMix {
             },
             latency: Latency { low: Duration::from_micros(10), high: Duration::from_micros(high) },
             network: (Duration::from_micros(30), Duration::from_micros(far)),
-            span: Duration::from_secs(random.between(10, 60)),
+            span: Duration::from_secs(random.between(10, 30)),
             depth: *random.pick(&[1, 2, 4]),
             volumes: random.between(1, 3) as usize,
-            think: Duration::from_millis(*random.pick(&[20, 100, 500])),
+            think: Duration::from_millis(*random.pick(&[50, 100, 500])),
             guest: Mix::draw(random).guest,
-            moves: *random.pick(&[2_000, 20_000, 100_000]),
+            moves: *random.pick(&[2_000, 10_000, 40_000]),
             rivals: *random.pick(&[0, 10_000, 50_000]),
             troubles: if calm { Troubles::default() } else { troubles },
-            early: random.coin(),
+            early: random.chance(300_000),
+            whole: random.chance(800_000),
+            witness: random.chance(200_000),
         }
     }
 
@@ -123,7 +132,8 @@ impl ClusterMix {
         mix.latency = Latency { low: Duration::from_micros(10), high: Duration::from_micros(300) };
         mix.think = Duration::from_millis(150);
         (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
-        (mix.span, mix.early) = (Duration::from_secs(3), false);
+        (mix.span, mix.early, mix.whole) = (Duration::from_secs(3), false, true);
+        mix.witness = false;
         mix
     }
 }

@@ -2,11 +2,12 @@
 //! move between nodes, and one seed that decides all.
 //!
 //! A run has a phase in which everything may go wrong that the [`atlas`] allows, then everything
-//! heals, and what was promised must come true within a bounded time. Today each partition has one
-//! copy, on the disk of the node that founded the cluster: the other nodes have none.
+//! heals, and what was promised must come true within a bounded time. Every node has a disk, but
+//! sometimes one that only votes.
 
 pub mod atlas;
 mod clock;
+mod copies;
 mod ledger;
 mod life;
 mod member;

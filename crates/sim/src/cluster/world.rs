@@ -2,7 +2,8 @@
 
 use super::{
     ClusterMix,
-    atlas::Sight,
+    atlas::{Sight, quorum},
+    copies::{Books, Losses},
     ledger::Ledger,
     member::{Member, address},
     net::{Arrival, Dial, End, Net, Owner, Place},
@@ -38,12 +39,17 @@ pub struct ClusterSummary {
     pub failures: u64,
     /// Volumes that were attached, and how often to another node than before.
     pub attached: [u64; 2],
-    /// Kills, power cuts, pauses, cuts of the network, resets.
-    pub faults: [u64; 5],
+    /// Kills, power cuts, pauses, cuts of the network, resets, failures of disks.
+    pub faults: [u64; 6],
     /// The longest time that a request took, in milliseconds.
     pub slowest_ms: u64,
     /// How long it took after everything healed until all nodes agreed, in milliseconds.
     pub healed_ms: u64,
+    /// Objects whose copies were compared.
+    pub compared: u64,
+    /// How long it took until every partition had all its copies, in milliseconds: in the beginning,
+    /// and after everything healed.
+    pub whole_ms: [u64; 2],
     /// Simulated time.
     pub simulated: Duration,
 }
@@ -55,6 +61,8 @@ pub(super) enum Due {
     Misfortune,
     /// A machine gets power, and its process is started.
     Start(Place),
+    /// A process whose disk has failed is ended, and started anew.
+    Renew(Place),
     /// Ways of the network are whole again.
     Mend(Vec<(Place, Place)>),
     /// The administrator does something.
@@ -86,6 +94,8 @@ pub struct ClusterWorld {
     pub(super) members: Vec<Member>,
     pub(super) oracle: Oracle,
     pub(super) ledger: Ledger,
+    pub(super) books: Books,
+    pub(super) losses: Losses,
     pub(super) tenants: BTreeMap<u64, Tenant>,
     /// Clients that want what a guest has: which volume, and where.
     pub(super) rivals: BTreeMap<ConnectionId, (u64, Place)>,
@@ -133,8 +143,9 @@ impl ClusterWorld {
         }
         let mut members = Vec::new();
         for (place, id) in ids.into_iter().enumerate() {
-            let disk = (place == 0).then_some(DiskId(0xd1));
-            members.push(Member::new(NodeId(id), disk, &mix.setup, &mut random));
+            let is_witness = mix.witness && place > 0 && place + 1 == mix.nodes;
+            let disk = (!is_witness).then_some(DiskId(0xd1 + place as u128));
+            members.push(Member::new(NodeId(id), disk, place == 0, &mix.setup, &mut random));
         }
         let net = Net::new(random.fork(), mix.network, mix.troubles.ghosts);
         let nodes = mix.nodes;
@@ -148,6 +159,8 @@ impl ClusterWorld {
             members,
             oracle: Oracle::new(),
             ledger: Ledger::default(),
+            books: Books::default(),
+            losses: Losses::default(),
             tenants: BTreeMap::new(),
             rivals: BTreeMap::new(),
             wanted: BTreeMap::new(),
@@ -458,7 +471,9 @@ impl ClusterWorld {
             Output::Notice { level, sentence } => {
                 self.trace.line(now, format_args!("{place}: {level:?}: {sentence}"));
                 match level {
-                    NoticeLevel::Error => Err(format!("node {place} says: {sentence}")),
+                    NoticeLevel::Error if !self.losses.failed.contains(&place) => {
+                        Err(format!("node {place} says: {sentence}"))
+                    }
                     _ => Ok(()),
                 }
             }
@@ -735,13 +750,21 @@ impl ClusterWorld {
 
     /// Whether anybody waits for what nothing excuses any more.
     pub(super) fn look_for_waiting(&mut self) -> Result<(), String> {
+        self.learn_members();
         let (now, voters) = (self.now, self.voters());
         let serves: Vec<bool> = self.members.iter().map(|member| member.serves(now)).collect();
         let passes = |from: Place, to: Place| self.net.passes(from, to);
-        let sight = Sight { acts: &serves, passes: &passes, voters: &voters, copies: &[0] };
-        let calm = self.net.is_calm();
+        let sight = Sight { acts: &serves, passes: &passes, voters: &voters };
+        let calm = self.net.is_calm() && self.losses.failed.is_empty();
+        let place_of = |disk: &DiskId| self.members.iter().position(|it| it.disk == Some(*disk));
+        let sets: Vec<(Vec<Place>, usize)> = self
+            .books
+            .sets
+            .iter()
+            .map(|(disks, all)| (disks.iter().filter_map(place_of).collect(), quorum(*all)))
+            .collect();
         for place in 0..self.mix.nodes {
-            if !calm || !sight.must_serve(place) {
+            if !calm || !sight.must_serve(place, &sets) {
                 self.excused_at[place] = now;
             }
         }

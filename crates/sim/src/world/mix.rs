@@ -132,5 +132,6 @@ fn draw_setup(random: &mut Random) -> Setup {
         log_bytes: store::LOG_BYTES_MIN * *random.pick(&[1, 2, 8]),
         map_cache_bytes: limits::MAP_CACHE_BYTES_MIN,
         scrub_bytes_per_s: *random.pick(&[0, 0, 1 << 20, 64 << 20]),
+        ..Setup::default()
     }
 }
