@@ -458,7 +458,8 @@ impl Peers {
                 self.advance_greeting(now, number, links)
             }
             Purpose::Join => {
-                slot.state = State::Joining(Box::new(Host::new(now, self.identity.cluster)));
+                let host = Host::new(now, self.identity.cluster, slot.stream.join_binding()?);
+                slot.state = State::Joining(Box::new(host));
                 self.advance_join(now, number)
             }
         }
