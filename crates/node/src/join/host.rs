@@ -174,6 +174,11 @@ impl Host {
         !matches!(self.state, State::Reading)
     }
 
+    /// Whether the cluster is to decide on it.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Deciding { .. })
+    }
+
     /// The node that it wants to be, once it has asked.
     pub fn applicant(&self) -> Option<NodeId> {
         match &self.state {
