@@ -110,6 +110,11 @@ impl Map {
         if applicant.node == NodeId(0) {
             return Err(Refusal::ZeroId { what: "node" });
         }
+        // Also for who was let in before: a token that is found later is worth nothing.
+        if unix_s >= token.expires_unix_s {
+            let expired_unix_s = token.expires_unix_s;
+            return Err(Refusal::TokenExpired { expired_unix_s, asked_unix_s: unix_s });
+        }
         let admission = Admission { node: applicant.node, key: applicant.key };
         if token.admitted.contains(&admission) && self.node(applicant.node).is_some() {
             return Ok(());
@@ -119,10 +124,6 @@ impl Map {
         }
         if token.admitted.iter().any(|known| known.node == applicant.node) {
             return Err(Refusal::NodeWasRemoved { node: applicant.node });
-        }
-        if unix_s >= token.expires_unix_s {
-            let expired_unix_s = token.expires_unix_s;
-            return Err(Refusal::TokenExpired { expired_unix_s, asked_unix_s: unix_s });
         }
         if token.admitted.len() >= token.uses as usize {
             return Err(Refusal::TokenUsedUp { uses: token.uses });
@@ -339,6 +340,8 @@ mod tests {
         refused(&mut state, &late(NOW + 3600), expired, "expired at");
         // A clock that was never set is no reason to refuse: it decides nothing else either.
         done(&mut state, &late(0));
+        done(&mut state, &late(NOW + 3599));
+        refused(&mut state, &late(NOW + 3600), expired, "expired at");
 
         let invalid = RefusalKind::Invalid;
         refused(&mut state, &add(TokenId(0), 1, NOW + 1), invalid, "id 0");

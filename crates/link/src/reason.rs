@@ -141,6 +141,9 @@ pub enum CloseReason {
         /// Who it says it is.
         said: NodeId,
     },
+    /// This side does not know yet who its peers are.
+    #[error("the node is starting; it is tried again in a moment")]
+    Starting,
 }
 
 impl CloseReason {
@@ -150,7 +153,8 @@ impl CloseReason {
         match self {
             Unreachable | ConnectTooSlow | Broken | Said { .. } => None,
             HelloTooSlow | FrameTooSlow | Silent | NotReading => Some(Farewell::Slow),
-            Stopped => Some(Farewell::Stopping),
+            // It goes away for a moment, as far as the other side is concerned.
+            Stopped | Starting => Some(Farewell::Stopping),
             Superseded => Some(Farewell::Superseded),
             OtherCluster { .. }
             | UnknownNode { .. }

@@ -47,7 +47,10 @@ pub fn settle(
     if !record.founding || record.joined {
         return match found {
             Some(known) if is_of_record(&known) => Ok(known),
-            None if !record.joined => Ok(Identity::found(record.cluster, record.node)),
+            // Of before there were keys, and so alone.
+            None if !record.joined && !record.keyed => {
+                Ok(Identity::found(record.cluster, record.node))
+            }
             other => {
                 let what = if other.is_some() { "is that of another node" } else { "is missing" };
                 Err(format!(
@@ -142,29 +145,42 @@ fn try_listener(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Where others reach who listens here: at this address or, if that is all addresses, at the one
-/// that the way out of this machine begins at.
-pub fn reachable(listening: SocketAddr) -> SocketAddr {
+/// that the way out of this machine begins at. Nothing if there is none: no guess is better.
+pub fn reachable(listening: SocketAddr) -> Option<SocketAddr> {
+    reachable_by(listening, way_out)
+}
+
+fn reachable_by(
+    listening: SocketAddr,
+    way_out: impl FnOnce() -> Option<IpAddr>,
+) -> Option<SocketAddr> {
     if !listening.ip().is_unspecified() {
-        return listening;
+        return Some(listening);
     }
+    let found = way_out().filter(|ip| !ip.is_loopback() && !ip.is_unspecified())?;
+    Some(SocketAddr::new(found, listening.port()))
+}
+
+fn way_out() -> Option<IpAddr> {
     // Nothing is sent: the kernel only looks up the route. Addresses for documentation.
     let way_out = |from: IpAddr, to: &str| {
         let socket = UdpSocket::bind(SocketAddr::new(from, 0)).ok()?;
         socket.connect(to).ok()?;
         socket.local_addr().ok().map(|address| address.ip())
     };
-    let found = way_out(Ipv4Addr::UNSPECIFIED.into(), "192.0.2.1:9")
+    way_out(Ipv4Addr::UNSPECIFIED.into(), "192.0.2.1:9")
         .or_else(|| way_out([0u16; 8].into(), "[2001:db8::1]:9"))
-        .unwrap_or(Ipv4Addr::LOCALHOST.into());
-    SocketAddr::new(found, listening.port())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Authority, Membership};
+    use crate::{
+        directory::Record,
+        identity::{Authority, Membership},
+    };
     use proto::ClusterId;
-    use std::{fs, path::Path};
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
     fn token(cluster: u128) -> TokenText {
         TokenText {
@@ -219,8 +235,12 @@ mod tests {
         refused(&path, Some(&token(9)), "with a new data directory");
         let own = token(first.cluster.0);
         assert_eq!(serve(&path, Some(&own)).node, first.node, "without effect");
-        // A node of before there were keys, which founded its cluster and so is alone.
+        // Lost keys: a second authority would be none to the nodes that the first let in.
         fs::remove_file(path.join("identity")).expect("removed");
+        refused(&path, None, "is missing; restore it");
+        // A node of before there were keys, which founded its cluster and so is alone.
+        let record = open(&path).record().clone();
+        Record { keyed: false, ..record }.write(&path.join("node")).expect("written");
         assert_eq!(serve(&path, None).cluster, first.cluster);
     }
 
@@ -246,6 +266,10 @@ mod tests {
         fs::remove_file(path.join("identity")).expect("removed");
         refused(&path, None, "is missing; restore it");
         fs::write(path.join("identity"), kept).expect("written");
+        let mode = |bits| fs::Permissions::from_mode(bits);
+        fs::set_permissions(path.join("identity"), mode(0o640)).expect("set");
+        refused(&path, None, "can be read by others; run `chmod 600");
+        fs::set_permissions(path.join("identity"), mode(0o600)).expect("set");
         serve(&path, None);
     }
 
@@ -268,9 +292,16 @@ mod tests {
 
     #[test]
     fn all_addresses_are_no_address_for_others() {
-        let address = reachable("0.0.0.0:7117".parse().expect("an address"));
-        assert!(!address.ip().is_unspecified() && address.port() == 7117, "{address}");
-        let named = "192.0.2.7:1".parse().expect("an address");
-        assert_eq!(reachable(named), named);
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let by = |ip: &str| Some(ip.parse::<IpAddr>().expect("an address"));
+        let all = address("0.0.0.0:7117");
+        assert_eq!(reachable_by(all, || by("192.0.2.9")), Some(address("192.0.2.9:7117")));
+        // A machine whose network is not there yet keeps the address that was agreed.
+        assert_eq!(reachable_by(all, || None), None);
+        assert_eq!(reachable_by(all, || by("127.0.0.1")), None);
+        assert_eq!(reachable_by(all, || by("0.0.0.0")), None);
+        assert!(reachable(all).is_none_or(|found| !found.ip().is_loopback()));
+        let named = address("127.0.0.1:1");
+        assert_eq!(reachable_by(named, || None), Some(named), "said by name");
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     asker::Asker,
     belonging,
     data::{DataThread, Listener, Parts},
-    directory::{self, DataDirectory},
+    directory::{self, DataDirectory, Record},
     disk::{Driver, Medium, OpenHow},
     http,
     identity::{Identity, Neighbour, Seed},
@@ -106,18 +106,26 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let nbd_tcp = settings.nbd_listen.map(|address| tcp(address, "nbd-listen")).transpose()?;
     let metrics =
         settings.metrics_listen.map(|address| tcp(address, "metrics-listen")).transpose()?;
-    let peers = open_peers(settings)?;
+    let named = open_named(settings)?;
+    let mut directory = DataDirectory::open(&settings.data, settings.disk.as_deref())?;
+    let token = settings.token(directory.record().founding)?;
+    // Keys of another node than that of a record which says nothing yet: those of who has asked.
+    let known = Identity::read(&directory.identity())?;
+    let has_applied = known.is_some_and(|known| known.node != directory.record().node);
+    let joins = directory.record().founding && (token.is_some() || has_applied);
+    let peers = match (settings.listen, named) {
+        (Listen::Nowhere, _) if joins => {
+            return Err("the other nodes must find a machine that joins at an address; start it \
+                        without --listen none"
+                .to_string());
+        }
+        (Listen::Usual, _) if listens(settings, directory.record(), joins) => Some(open_usual()?),
+        (_, named) => named,
+    };
     let addresses = advertised(settings, peers.as_ref());
     let seeds: Vec<Seed> =
         addresses.iter().filter_map(|address| address.to_string().parse().ok()).collect();
-    let mut directory = DataDirectory::open(&settings.data, settings.disk.as_deref())?;
-    let identity = belonging::settle(settings.join.as_ref(), &mut directory, &seeds)?;
-    if peers.is_none() && settings.listen == Listen::Usual && directory.record().joined {
-        return Err(format!(
-            "another process listens on port {PORT_DEFAULT}, at which the other nodes expect this \
-             one; stop it, or choose another address with --listen"
-        ));
-    }
+    let identity = belonging::settle(token.as_ref(), &mut directory, &seeds)?;
     let opened = open_in(settings, &directory, &identity);
     let (nbd_unix, admin, media) = match opened {
         Ok(opened) => opened,
@@ -134,8 +142,23 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     Ok(Opened { nbd, admin, metrics, directory, media, engine, identity, peers })
 }
 
-/// Opens the place where other nodes come in.
-fn open_peers(settings: &Settings) -> Result<Option<TcpListener>, String> {
+/// Whether this node listens at the usual port: not if it is, and was always, alone.
+fn listens(settings: &Settings, record: &Record, joins: bool) -> bool {
+    joins || record.joined || record.others || !settings.advertise.is_empty()
+}
+
+/// Opens the usual place where other nodes come in. The error is one sentence.
+fn open_usual() -> Result<TcpListener, String> {
+    belonging::open_usual(PORT_DEFAULT).map_err(|error| {
+        format!(
+            "cannot listen at port {PORT_DEFAULT}, where other nodes look for this one: {error}; \
+             stop who uses it, or choose another address with --listen"
+        )
+    })
+}
+
+/// Opens the place where other nodes come in, if it is named.
+fn open_named(settings: &Settings) -> Result<Option<TcpListener>, String> {
     let is_loopback = matches!(settings.listen, Listen::At(at) if at.ip().is_loopback());
     if settings.plain_peers == Plain::Loopback && !is_loopback {
         return Err("--plain-peers loopback needs a loopback address to listen on; give --listen \
@@ -143,18 +166,13 @@ fn open_peers(settings: &Settings) -> Result<Option<TcpListener>, String> {
             .to_string());
     }
     match settings.listen {
-        Listen::Nowhere => Ok(None),
+        Listen::Nowhere if !settings.advertise.is_empty() => {
+            Err("--advertise names where other nodes reach this one, and with --listen none they \
+                 do not; leave out one of the two"
+                .to_string())
+        }
+        Listen::Nowhere | Listen::Usual => Ok(None),
         Listen::At(address) => belonging::open_listener(address).map(Some),
-        Listen::Usual => match belonging::open_usual(PORT_DEFAULT) {
-            Ok(listener) => Ok(Some(listener)),
-            Err(error) => {
-                tracing::info!(
-                    "not listening for other nodes: port {PORT_DEFAULT}: {error}; choose another \
-                     one with --listen if there are to be any"
-                );
-                Ok(None)
-            }
-        },
     }
 }
 
@@ -164,7 +182,15 @@ fn advertised(settings: &Settings, peers: Option<&TcpListener>) -> Vec<SocketAdd
         return settings.advertise.clone();
     }
     let listening = peers.and_then(|listener| listener.local_addr().ok());
-    listening.map(belonging::reachable).into_iter().collect()
+    let Some(listening) = listening else { return Vec::new() };
+    let address = belonging::reachable(listening);
+    if address.is_none() {
+        tracing::warn!(
+            "no address is known at which other nodes reach this machine, and what they know of it \
+             stays; name one with --advertise"
+        );
+    }
+    address.into_iter().collect()
 }
 
 /// Opens what lies in the data directory: the sockets, and the media with the journal first.
@@ -276,7 +302,7 @@ fn peers_parts(
         identity: proto::wire::Identity { cluster, node, instance },
         credentials,
         authority: member.authority,
-        plain: settings.plain_peers != Plain::No,
+        plain: settings.plain_peers,
         listeners: listener.into_iter().collect(),
     })
 }
@@ -454,5 +480,27 @@ impl std::fmt::Display for Places {
             write!(f, ", {what} at {address}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_alone_does_not_listen_unless_it_is_told_to() {
+        let scratch = tempfile::tempdir().expect("a scratch directory");
+        let directory = DataDirectory::open(&scratch.path().join("data"), None).expect("opens");
+        let alone = directory.record().clone();
+        let none = Settings::of_none();
+        assert!(!listens(&none, &alone, false));
+        assert!(listens(&none, &alone, true), "it joins");
+        assert!(listens(&none, &Record { joined: true, ..alone.clone() }, false));
+        assert!(listens(&none, &Record { others: true, ..alone.clone() }, false));
+        let address = "192.0.2.1:7117".parse().expect("an address");
+        let advertising = Settings { advertise: vec![address], ..none };
+        assert!(listens(&advertising, &alone, false));
+        let nowhere = Settings { listen: Listen::Nowhere, ..advertising };
+        assert!(open_named(&nowhere).expect_err("both").contains("leave out one of the two"));
     }
 }

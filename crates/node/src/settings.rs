@@ -2,12 +2,18 @@
 //! file, default, limit and documentation come from [`SETTINGS`]. A flag wins over the environment,
 //! that over the file.
 
-use crate::{api, disk::Performer, identity::TokenText, size::Size, span::Span};
+use crate::{
+    api,
+    disk::Performer,
+    identity::{TokenText, is_open_to_others},
+    size::Size,
+    span::Span,
+};
 use clap::{Arg, ArgAction, Command, error::ErrorKind};
 use proto::limits::{MAP_CACHE_BYTES_MIN, NODE_ADDRESSES_MAX, TRASH_KEEP_S_MAX};
 use std::{
     ffi::OsString,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -17,6 +23,9 @@ use std::{
 pub const CONFIG_FILE_DEFAULT: &str = "/etc/sheepdog/sheep.toml";
 /// The name of the setting that names the configuration file, which cannot stand in that file.
 const CONFIG: &str = "config";
+/// The names of those that say which cluster to join.
+const JOIN: &str = "join";
+const TOKEN_FILE: &str = "token-file";
 /// What the names of our environment variables begin with.
 const VARIABLES: &str = "SHEEP_";
 /// Longest configuration file that is read, in bytes.
@@ -66,6 +75,8 @@ pub struct Settings {
     pub advertise: Vec<SocketAddr>,
     /// The token of the cluster to join.
     pub join: Option<TokenText>,
+    /// Where that token stands, if not in `join`.
+    pub token_file: Option<PathBuf>,
     /// Whether links to other nodes do without TLS.
     pub plain_peers: Plain,
 }
@@ -73,7 +84,7 @@ pub struct Settings {
 /// Where other nodes come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// At all addresses, on the port that all nodes use; not at all where another process does.
+    /// At all addresses, on the port that all nodes use, if there are others; else not at all.
     Usual,
     /// Nowhere.
     Nowhere,
@@ -365,8 +376,9 @@ pub const SETTINGS: &[Setting] = &[
         default: "",
         limit: "an address, or none",
         doc: "Where other nodes of the cluster, and machines that want to join it, come in: with \
-              TLS and a certificate or a token. Without it, all addresses with port 7117; if \
-              another process has that, a node that is alone goes on without.",
+              TLS and a certificate or a token. Without it, all addresses with port 7117 for a \
+              node that joins, has --advertise, or has had other nodes; a node that is alone \
+              does not listen.",
         hidden: false,
         take: |settings, text| {
             settings.listen = parse_listen(text)?;
@@ -387,7 +399,7 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
-        name: "join",
+        name: JOIN,
         value: "TOKEN",
         default: "",
         limit: "what `dog cluster token` prints",
@@ -401,14 +413,15 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
-        name: "token-file",
+        name: TOKEN_FILE,
         value: "FILE",
         default: "",
         limit: "a file with what `dog cluster token` prints",
-        doc: "Join with the token in this file.",
+        doc: "Join with the token in this file, which only its owner may read. It is read while \
+              the machine is no node yet. --join goes before it at the same place.",
         hidden: false,
         take: |settings, text| {
-            settings.join = Some(read_token(text)?);
+            settings.token_file = Some(PathBuf::from(non_empty(text)?));
             Ok(())
         },
     },
@@ -465,12 +478,19 @@ impl Settings {
             listen: Listen::Usual,
             advertise: Vec::new(),
             join: None,
+            token_file: None,
             plain_peers: Plain::No,
         };
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             (setting.take)(&mut settings, setting.default).expect("defaults are right");
         }
         settings
+    }
+
+    /// As if nothing was said.
+    #[cfg(test)]
+    pub(crate) fn of_none() -> Settings {
+        Settings::defaults()
     }
 
     /// The settings of this process: its arguments (with the program's name first), environment
@@ -501,24 +521,65 @@ impl Settings {
         let keys = read_file(file, named.is_some()).map_err(Stop::Usage)?;
 
         let mut settings = Settings::defaults();
+        // Where the two settings come from that mean the same: the smaller number wins.
+        let (mut join_from, mut file_from) = (usize::MAX, usize::MAX);
         for setting in SETTINGS {
             let (key, name) = (setting.key(), setting.variable());
             let given = if let Some(value) = flag(setting) {
-                Some((value, format!("--{}", setting.name)))
+                Some((value, format!("--{}", setting.name), 0))
             } else if let Some(value) = variable(&name) {
-                Some((value, format!("environment variable {name}")))
+                Some((value, format!("environment variable {name}"), 1))
             } else {
                 let value = keys.iter().find(|(found, _)| *found == key);
-                value.map(|(_, value)| (value.into(), format!("{key} in {}", file.display())))
+                value.map(|(_, value)| (value.into(), format!("{key} in {}", file.display()), 2))
             };
-            let Some((value, place)) = given else { continue };
+            let Some((value, place, from)) = given else { continue };
             let text = value.to_str().ok_or_else(|| {
                 Stop::Usage(format!("{place} is not UTF-8 text; write it in UTF-8"))
             })?;
-            (setting.take)(&mut settings, text)
-                .map_err(|error| Stop::Usage(format!("{place}: `{text}` {error}")))?;
+            (setting.take)(&mut settings, text).map_err(|error| match setting.name {
+                // A secret, or most of one: not for logs.
+                JOIN => Stop::Usage(format!("{place}: what it holds {error}")),
+                _ => Stop::Usage(format!("{place}: `{text}` {error}")),
+            })?;
+            match setting.name {
+                JOIN => join_from = from,
+                TOKEN_FILE => file_from = from,
+                _ => {}
+            }
+        }
+        if join_from <= file_from {
+            settings.token_file = None;
+        } else {
+            settings.join = None;
         }
         Ok(settings)
+    }
+}
+
+impl Settings {
+    /// The token of the cluster to join, if there is to be one. Its file is read only where it is
+    /// needed: a node that has joined starts without. The error is one sentence.
+    pub fn token(&self, is_needed: bool) -> Result<Option<TokenText>, String> {
+        match (&self.join, &self.token_file) {
+            (Some(token), _) => Ok(Some(token.clone())),
+            (None, Some(path)) if is_needed => {
+                let read = read_token(path);
+                read.map(Some).map_err(|what| format!("--token-file: {} {what}", path.display()))
+            }
+            (None, _) => Ok(None),
+        }
+    }
+}
+
+impl Plain {
+    /// Whether a link to this address does without TLS.
+    pub fn is_for(self, address: IpAddr) -> bool {
+        match self {
+            Plain::No => false,
+            Plain::Loopback => address.is_loopback(),
+            Plain::Everywhere => true,
+        }
     }
 }
 
@@ -552,11 +613,15 @@ fn parse_advertise(text: &str) -> Result<Vec<SocketAddr>, String> {
     Ok(addresses)
 }
 
-fn read_token(path: &str) -> Result<TokenText, String> {
+fn read_token(path: &Path) -> Result<TokenText, String> {
     let cannot = |what: String| format!("cannot be read: {what}; check the path and its rights");
     let metadata = std::fs::metadata(path).map_err(|error| cannot(error.to_string()))?;
     if metadata.len() > CONFIG_BYTES_MAX {
         return Err(cannot("it is too long for a token".to_string()));
+    }
+    if is_open_to_others(&metadata) {
+        let shown = path.display();
+        return Err(format!("can be read by others; run `chmod 600 {shown}`, or make a new token"));
     }
     let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
     TokenText::parse(&text).map_err(|what| format!("holds something that {what}"))
@@ -724,6 +789,7 @@ fn parse_group(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     /// Gathers settings from flags, variables and the text of a configuration file.
     fn gather(
@@ -839,7 +905,10 @@ mod tests {
         flag(&["--advertise", "0.0.0.0:7117"], "that others could reach");
         flag(&["--advertise", "h:1"], "like 192.0.2.7:7117");
         flag(&["--join", "sheepdog-join-AAAA"], "is damaged; copy the whole line");
-        flag(&["--token-file", "/nonexistent/token"], "check the path");
+        flag(&["--token-file", ""], "must not be empty");
+        let part = &token()[..60];
+        let cut = refused(gather(&["--join", part], &[], None));
+        assert!(!cut.contains(&part[20..]), "it shows a secret: {cut}");
         flag(&["--plain-peers", "on"], "is none of");
         flag(&["--socket-group", "no-such-group-here"], "groupadd");
         flag(&["--stop-timeout", "0"], "from 1 to 3600");
@@ -869,6 +938,40 @@ mod tests {
         assert!(sentence.starts_with("unknown environment variable SHEEP_LIMT"), "{sentence}");
         assert!(sentence.contains("SHEEP_LIMIT"), "{sentence}");
         gather(&[], &[("SHEEPISH", "1"), ("NOTIFY_SOCKET", "/x")], None).expect("not ours");
+    }
+
+    #[test]
+    fn the_file_of_a_token_is_read_when_it_is_needed_and_the_nearer_of_two_tokens_wins() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let path = directory.path().join("token");
+        let name = path.to_str().expect("text");
+        let settings = gather(&["--token-file", name], &[], None).expect("it is not read yet");
+        assert_eq!(settings.token(false), Ok(None));
+        let sentence = settings.token(true).expect_err("there is none");
+        assert!(sentence.contains("check the path"), "{sentence}");
+        std::fs::write(&path, format!("{}\n", token())).expect("written");
+        let mode = |bits| std::fs::Permissions::from_mode(bits);
+        std::fs::set_permissions(&path, mode(0o644)).expect("set");
+        let sentence = settings.token(true).expect_err("others may read it");
+        assert!(sentence.contains("chmod 600"), "{sentence}");
+        std::fs::set_permissions(&path, mode(0o600)).expect("set");
+        assert_eq!(settings.token(true).expect("read").expect("there").print(), token());
+
+        let file = format!("token_file = \"{name}\"");
+        let both = gather(&["--join", &token()], &[], Some(&file)).expect("right");
+        assert!(both.join.is_some() && both.token_file.is_none());
+        let file = format!("join = \"{}\"", token());
+        let both = gather(&["--token-file", name], &[], Some(&file)).expect("right");
+        assert!(both.join.is_none() && both.token_file.is_some());
+    }
+
+    #[test]
+    fn plain_on_this_machine_is_not_plain_to_others() {
+        let [near, far] = ["127.0.0.1", "192.0.2.1"].map(|text| text.parse().expect("right"));
+        let judged = |plain: Plain| [plain.is_for(near), plain.is_for(far)];
+        assert_eq!(judged(Plain::No), [false, false]);
+        assert_eq!(judged(Plain::Loopback), [true, false]);
+        assert_eq!(judged(Plain::Everywhere), [true, true]);
     }
 
     #[test]

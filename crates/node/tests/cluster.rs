@@ -6,6 +6,7 @@ use engine::admin::{AdminReply, AdminRequest, StatusReport};
 use node::{api, client::Client};
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -109,9 +110,13 @@ fn machines_join_with_a_token_and_are_there_again_after_a_restart() {
     let token = first.token(&["--uses", "2"]);
     assert!(token.starts_with("sheepdog-join-") && token.lines().count() == 1, "{token}");
 
+    // Refused before the token is used.
+    let sentence = refused(&path("d"), &["--join", &token, "--listen", "none"]);
+    assert!(sentence.contains("without --listen none"), "{sentence}");
     let second = Sheep::start(&path("b"), &["--join", &token]);
     fs::write(path("token"), format!("{token}\n")).expect("written");
     let token_file = path("token");
+    fs::set_permissions(&token_file, fs::Permissions::from_mode(0o600)).expect("set");
     let third = ["--token-file", token_file.to_str().expect("text")];
     let third = Sheep::start(&path("c"), &third);
     first.wait("all are there", |status| status.peers.iter().filter(|peer| peer.up).count() == 2);
@@ -138,4 +143,25 @@ fn machines_join_with_a_token_and_are_there_again_after_a_restart() {
     // The same token once more is without effect.
     drop(second);
     drop(Sheep::start(&path("b"), &["--join", &token]));
+}
+
+/// One machine that was always alone: nothing of it is to be found on the network.
+#[test]
+fn a_node_that_is_alone_does_not_listen_and_makes_no_token_that_nobody_could_use() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let data = scratch.path().join("a");
+    let log = fs::File::create(data.with_extension("log")).expect("a log");
+    let mut command = command(&data, &[]);
+    command.env_remove("SHEEP_LISTEN").stderr(log);
+    let child = command.spawn().expect("started");
+    let mut sheep = Sheep { child, data };
+    sheep.wait("it serves", |status| status.healthy);
+    let log = fs::read_to_string(sheep.data.with_extension("log")).expect("a log");
+    assert!(log.contains("serving") && !log.contains("other nodes"), "{log}");
+    let output = sheep.dog(&["cluster", "token"]);
+    let sentence = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && sentence.contains("start sheep with --listen"),
+        "{output:?}"
+    );
 }

@@ -124,6 +124,10 @@ impl Engine {
         if self.phase == Phase::Ended {
             return Err(CloseReason::Stopped);
         }
+        if self.voter.is_none() {
+            // Its journal is not read yet: who is a member will be known soon.
+            return Err(CloseReason::Starting);
+        }
         let is_known = self.peers.all.contains_key(&node);
         // Who waits for its first map takes it from whoever comes.
         let may_come = self.waits_for_map() && self.peers.all.len() < limits::NODES_MAX;
@@ -219,7 +223,7 @@ impl Engine {
     }
 
     /// Whether there are other nodes, in the map or among those who agree.
-    pub(super) fn is_among_others(&self) -> bool {
+    pub fn is_among_others(&self) -> bool {
         let is_alone = self.voter.as_ref().is_none_or(cluster::Voter::is_alone);
         !is_alone || self.map.nodes().len() > 1
     }

@@ -94,7 +94,11 @@ impl Engine {
         }
         let Applicant { token: id, secret, node, key } = applicant;
         let command = Command::AdmitNode { token: id, secret, node, key, name, unix_s };
-        let purpose = Purpose::AdminNode(token, node, addresses);
+        // Who is a node already says itself where it is: a token is no word on that.
+        let purpose = match self.map.node(node) {
+            Some(_) => Purpose::AdminDone(token),
+            None => Purpose::AdminNode(token, node, addresses),
+        };
         self.work.push_back(Work::Propose(command, purpose));
     }
 }

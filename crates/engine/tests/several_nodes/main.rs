@@ -40,6 +40,46 @@ fn what_one_node_is_told_the_others_know() {
     assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
 }
 
+/// Not lasting: who is told that it is no member does not try again for long.
+#[test]
+fn a_node_whose_journal_opens_does_not_say_that_its_peers_are_strangers() {
+    let mut net = three(9);
+    net.kill(0);
+    let (now, peer) = (net.now, net.nodes[1].id);
+    let mut early = net.engine_that_opens(0);
+    let own = early.identity();
+    let hello = proto::wire::Hello {
+        identity: proto::wire::Identity { node: peer, instance: 5, ..own },
+        peer: own.node,
+        version_min: proto::wire::VERSION,
+        version_max: proto::wire::VERSION,
+        features: 0,
+        nonce: 1,
+        requests: 1,
+        bytes: 1 << 20,
+    };
+    let answer = early.handle_accepted(now, &hello, 2, &mut Vec::new());
+    assert_eq!(answer, Err(link::CloseReason::Starting));
+}
+
+/// A token that somebody found, with what everybody may know of a node, is no word on where it is.
+#[test]
+fn who_asks_again_to_be_let_in_changes_no_address() {
+    let mut net = three(10);
+    let (id, secret) = (5, cluster::Digest([0x11; 32]));
+    let secret_digest = "11".repeat(32);
+    let add = AdminRequest::TokenAdd { id, secret_digest, uses: 1, expires_s: 3600 };
+    net.ask(0, add).expect("made");
+    let (node, key) = (proto::NodeId(40), cluster::Digest([2; 32]));
+    let applicant = cluster::Applicant { token: cluster::TokenId(id), secret, node, key };
+    for address in ["192.0.2.1:1", "192.0.2.66:6"] {
+        net.apply(0, applicant, vec![address.to_string()]).expect("let in");
+        let status = net.status(0);
+        let known = status.peers.iter().find(|peer| peer.node == node).expect("a node");
+        assert_eq!(known.addresses, ["192.0.2.1:1"]);
+    }
+}
+
 #[test]
 fn two_of_three_go_on_and_one_alone_waits_and_says_so() {
     let mut net = three(2);

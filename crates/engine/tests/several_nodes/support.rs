@@ -230,6 +230,18 @@ impl Net {
 
     /// Starts a node's process.
     pub fn start(&mut self, at: usize) {
+        let mut outputs = Vec::new();
+        let engine = self.new_engine(at, &mut outputs);
+        self.nodes[at].engine = Some(engine);
+        self.perform(at, outputs);
+    }
+
+    /// That of a node's process which has asked for its journal and not got it.
+    pub fn engine_that_opens(&mut self, at: usize) -> Engine {
+        self.new_engine(at, &mut Vec::new())
+    }
+
+    fn new_engine(&mut self, at: usize, outputs: &mut Vec<Output>) -> Engine {
         let seed = self.draw(u64::MAX);
         let now = self.now;
         let node = &mut self.nodes[at];
@@ -254,9 +266,7 @@ impl Net {
             fill_bytes_per_s: 0,
         };
         (node.is_ready, node.is_stopped, node.failed) = (false, false, None);
-        let mut outputs = Vec::new();
-        node.engine = Some(Engine::new(now, settings, &mut outputs));
-        self.perform(at, outputs);
+        Engine::new(now, settings, outputs)
     }
 
     /// The process dies: whoever it was connected to notices, unless the network is cut.
@@ -651,6 +661,21 @@ impl Net {
         let token = AdminToken(self.next);
         self.tell(at, Input::Admin { token, request });
         token
+    }
+
+    /// A machine asks a node to be let in.
+    #[track_caller]
+    pub fn apply(
+        &mut self,
+        at: usize,
+        applicant: cluster::Applicant,
+        addresses: Vec<String>,
+    ) -> Result<AdminReply, AdminError> {
+        self.next += 1;
+        let token = AdminToken(self.next);
+        self.tell(at, Input::Admit { token, applicant, name: "new".into(), addresses });
+        self.until("an answer", 30, |net| net.nodes[at].replies.contains_key(&token));
+        self.nodes[at].replies.remove(&token).expect("just seen")
     }
 
     #[track_caller]

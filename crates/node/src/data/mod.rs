@@ -119,6 +119,7 @@ pub struct DataThread {
     /// Machines that want to join, and which request of the engine is about them.
     applications: BTreeMap<AdminToken, (ApplicationId, NodeId, SocketAddr)>,
     stopping: bool,
+    has_noted_others: bool,
     outputs: Vec<Output>,
     /// Whether the engine was given something since it was polled.
     engine_owes: bool,
@@ -171,6 +172,7 @@ impl DataThread {
             peers,
             applications: BTreeMap::new(),
             stopping: false,
+            has_noted_others: false,
             outputs,
             engine_owes: true,
             scratch: vec![0; link::SCRATCH_BYTES],
@@ -198,6 +200,7 @@ impl DataThread {
             self.expire(now);
             self.turn_peers(now);
             self.settle(now);
+            self.note_others();
         }
         let end = self.end.take().expect("the loop has ended");
         if end.is_err()
@@ -206,6 +209,23 @@ impl DataThread {
             directory.abandon();
         }
         end
+    }
+
+    /// The record tells the next start that other nodes look for this one.
+    fn note_others(&mut self) {
+        let is_early = self.ready.is_some() || self.end.is_some();
+        if self.has_noted_others || is_early || !self.engine.is_among_others() {
+            return;
+        }
+        self.has_noted_others = true;
+        let directory = self.directory.as_mut().expect("kept until the end");
+        if let Err(error) = directory.note_others() {
+            let path = directory.path().display();
+            tracing::warn!(
+                "cannot write to {path}: {error}; free some space, and give --listen at the next \
+                 start, or this node does not listen then"
+            );
+        }
     }
 
     /// How long nothing needs to be done.
@@ -298,6 +318,16 @@ impl DataThread {
                 Command::Admin { reply, .. } if self.ready.is_some() => {
                     let sentence = "the node is starting; ask again in a moment".to_string();
                     let kind = AdminErrorKind::Unavailable;
+                    reply.send(Err(AdminError { kind, sentence }));
+                }
+                Command::Admin { request: AdminRequest::TokenAdd { .. }, reply }
+                    if !self.peers.is_listening() && !self.engine.is_among_others() =>
+                {
+                    let sentence = "this node does not listen for other machines, so none could \
+                                    join; start sheep with --listen, as in --listen 0.0.0.0:7117, \
+                                    and make the token then"
+                        .to_string();
+                    let kind = AdminErrorKind::Conflict;
                     reply.send(Err(AdminError { kind, sentence }));
                 }
                 Command::Admin { request, reply } => {

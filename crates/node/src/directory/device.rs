@@ -168,6 +168,8 @@ mod tests {
             node: proto::NodeId(2),
             founding: false,
             joined: false,
+            keyed: false,
+            others: false,
             disks: vec![disk(3)],
         };
         let refused = |part: &str| {

@@ -152,13 +152,25 @@ impl DataDirectory {
     /// The node serves: from now on the media are never made anew, and a device is looked for
     /// where it was found now.
     pub fn finish(&mut self) -> io::Result<()> {
-        if self.record.founding || self.renamed {
+        if self.record.founding || self.renamed || !self.record.keyed {
             // The media's names must not be forgotten by a power cut.
             File::open(&self.path)?.sync_all()?;
-            let record = Record { founding: false, ..self.record.clone() };
+            let record = Record { founding: false, keyed: true, ..self.record.clone() };
             record.write(&self.path.join(RECORD))?;
             self.record = record;
             self.renamed = false;
+        }
+        Ok(())
+    }
+
+    /// There are other nodes: from now on this one is looked for where it listens. Must come after
+    /// [`DataDirectory::finish`].
+    pub fn note_others(&mut self) -> io::Result<()> {
+        assert!(!self.record.founding, "a node serves before it has others");
+        if !self.record.others {
+            let record = Record { others: true, ..self.record.clone() };
+            record.write(&self.path.join(RECORD))?;
+            self.record = record;
         }
         Ok(())
     }
@@ -343,6 +355,8 @@ fn new_record(device: Option<&Path>) -> Result<Record, String> {
         node: NodeId(draw()?),
         founding: true,
         joined: false,
+        keyed: false,
+        others: false,
         disks: vec![disk],
     })
 }

@@ -17,6 +17,9 @@ use store::MediumKind;
 const TITLE: &str = "sheepdog node record, version ";
 /// The version that is written.
 const VERSION: u32 = 1;
+/// The lines that say so; records of before there were other nodes do not have them.
+const KEYED: &str = "keys";
+const OTHERS: &str = "others";
 /// Longest record that is read, in bytes.
 const BYTES_MAX: u64 = 64 << 10;
 /// Disks a node may have.
@@ -53,6 +56,10 @@ pub struct Record {
     pub founding: bool,
     /// Whether the node joined a cluster, or founded one.
     pub joined: bool,
+    /// Whether its keys were written once: if they are missing they were lost.
+    pub keyed: bool,
+    /// Whether there were other nodes once: they look for this one where it listens.
+    pub others: bool,
     /// The disks, at least one.
     pub disks: Vec<DiskRecord>,
 }
@@ -111,6 +118,11 @@ impl Record {
             "{TITLE}{VERSION}\ncluster {}\nnode {}\nstate {state}\n",
             self.cluster, self.node
         );
+        for (is_so, line) in [(self.keyed, KEYED), (self.others, OTHERS)] {
+            if is_so {
+                let _ = writeln!(text, "{line}");
+            }
+        }
         for disk in &self.disks {
             let kind = match disk.kind {
                 MediumKind::File => "file",
@@ -147,7 +159,8 @@ impl Record {
         Record::parse_facts(body.lines().skip(1)).ok_or_else(damaged)
     }
 
-    fn parse_facts<'a>(mut lines: impl Iterator<Item = &'a str>) -> Option<Record> {
+    fn parse_facts<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Record> {
+        let mut lines = lines.peekable();
         let number = |text: &str| u128::from_str_radix(text, 16).ok().filter(|&id| id != 0);
         let cluster = ClusterId(number(lines.next()?.strip_prefix("cluster ")?)?);
         let node = NodeId(number(lines.next()?.strip_prefix("node ")?)?);
@@ -158,6 +171,8 @@ impl Record {
             "member" => (false, true),
             _ => return None,
         };
+        let keyed = lines.next_if_eq(&KEYED).is_some();
+        let others = lines.next_if_eq(&OTHERS).is_some();
         let mut disks = Vec::new();
         for line in lines {
             let mut words = line.strip_prefix("disk ")?.splitn(3, ' ');
@@ -171,7 +186,7 @@ impl Record {
             disks.push(DiskRecord { disk, kind, path });
         }
         let fits = (1..=DISKS_MAX).contains(&disks.len());
-        fits.then_some(Record { cluster, node, founding, joined, disks })
+        fits.then_some(Record { cluster, node, founding, joined, keyed, others, disks })
     }
 }
 
@@ -185,6 +200,8 @@ mod tests {
             node: NodeId(1 << 100),
             founding: false,
             joined: false,
+            keyed: false,
+            others: false,
             disks: vec![
                 DiskRecord { disk: DiskId(7), kind: MediumKind::File, path: "disk".into() },
                 DiskRecord {
@@ -202,7 +219,8 @@ mod tests {
         let path = directory.path().join("node");
         assert!(matches!(Record::read(&path), Err(RecordError::Missing)));
         for (founding, joined) in [(true, false), (false, false), (true, true), (false, true)] {
-            let record = Record { founding, joined, ..record() };
+            let (keyed, others) = (joined, founding);
+            let record = Record { founding, joined, keyed, others, ..record() };
             record.write(&path).expect("written");
             assert_eq!(Record::read(&path).expect("read"), record);
         }

@@ -1,13 +1,16 @@
 //! Keys and certificates: the cluster's authority, which lets nodes in, and what it gives them.
 
 use super::tls::Trust;
-use aws_lc_rs::digest::SHA256;
+use aws_lc_rs::{
+    digest::SHA256,
+    signature::{ED25519, UnparsedPublicKey},
+};
 use cluster::Digest;
 use proto::{ClusterId, NodeId};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
-    date_time_ymd,
+    SigningKey, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use std::{fmt, time::Duration};
@@ -36,6 +39,13 @@ impl PublicKeyData for PublicKey {
     }
 }
 
+impl PublicKey {
+    /// Whether the private half has signed these bytes so.
+    pub fn has_signed(&self, bytes: &[u8], signature: &[u8; 64]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.0).verify(bytes, signature).is_ok()
+    }
+}
+
 /// A private key.
 pub struct NodeKey(KeyPair);
 
@@ -60,6 +70,12 @@ impl NodeKey {
     /// As PKCS #8.
     pub fn bytes(&self) -> Vec<u8> {
         self.0.serialize_der()
+    }
+
+    /// Its signature of these bytes.
+    pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        let signature = self.0.sign(bytes).expect("Ed25519 signs whatever there is");
+        signature.try_into().expect("Ed25519 signatures have 64 bytes")
     }
 
     /// Its public half.

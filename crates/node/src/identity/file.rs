@@ -13,7 +13,7 @@ use super::{
 use crate::directory::replace;
 use proto::{ClusterId, NodeId, crc64};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use std::{fmt::Write as _, fs, io, path::Path, time::Duration};
+use std::{fmt::Write as _, fs, io, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use webpki::KeyUsage;
 
 /// The first line, up to the version.
@@ -109,6 +109,12 @@ impl Identity {
             Err(error) => return Err(cannot(error)),
             Ok(metadata) if metadata.len() > BYTES_MAX => {
                 return Err(format!("{shown} is too long to be an identity; restore it"));
+            }
+            Ok(metadata) if is_open_to_others(&metadata) => {
+                return Err(format!(
+                    "{shown} can be read by others; run `chmod 600 {shown}`, and know that who \
+                     has read it can be a node of this cluster"
+                ));
             }
             Ok(_) => {}
         }
@@ -215,6 +221,11 @@ impl Identity {
     }
 }
 
+/// Whether anybody but the owner may do something with this file.
+pub fn is_open_to_others(metadata: &fs::Metadata) -> bool {
+    metadata.permissions().mode() & 0o077 != 0
+}
+
 /// Whether these make this node one of this cluster.
 fn vet(
     cluster: ClusterId,
@@ -239,7 +250,6 @@ fn vet(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     const CLUSTER: ClusterId = ClusterId(0xabc);
     const NODE: NodeId = NodeId(5);

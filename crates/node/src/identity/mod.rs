@@ -11,7 +11,7 @@ mod tls;
 mod token;
 
 pub use authority::{Authority, NodeKey, PublicKey, digest};
-pub use file::{Identity, Membership, NEIGHBOURS_MAX, Neighbour};
+pub use file::{Identity, Membership, NEIGHBOURS_MAX, Neighbour, is_open_to_others};
 pub use text::{from_hex, hex};
 pub use tls::{
     ALPN_JOIN, ALPN_PEER, BadCredential, Credentials, Trust, host_config, joining_config, provider,

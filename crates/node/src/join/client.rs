@@ -1,8 +1,11 @@
 //! The side that asks: a machine before it is a node. It has nothing else to do, so it waits.
 
-use super::message::{Message, Refusal, Request, Welcome};
+use super::{
+    BINDING,
+    message::{Message, Refusal, Request, Welcome},
+};
 use crate::identity::{
-    Authority, Identity, Membership, Neighbour, Seed, TokenText, digest, joining_config,
+    Authority, Identity, Membership, Neighbour, NodeKey, Seed, TokenText, digest, joining_config,
 };
 use rustls::{
     CertificateError, ClientConfig, ClientConnection,
@@ -50,7 +53,7 @@ pub fn join(
 ) -> Result<(), String> {
     let config = joining_config(token.cluster, token.authority)
         .map_err(|error| format!("cannot make a TLS configuration: {error}; report this bug"))?;
-    let request = Message::Request(Request {
+    let request = Request {
         cluster: token.cluster,
         token: token.id.0,
         secret: token.secret,
@@ -58,8 +61,8 @@ pub fn join(
         key: identity.key.public(),
         name: name.to_string(),
         addresses: addresses.to_vec(),
-    })
-    .encode();
+        signature: [0; 64],
+    };
     let seeds: Vec<&Seed> = found.iter().chain(&token.seeds).collect();
     if seeds.is_empty() {
         return Err("the token names no address of a node, and none was found; make a token on a \
@@ -70,7 +73,7 @@ pub fn join(
     loop {
         let mut failures = Vec::new();
         for seed in &seeds {
-            match ask(seed, &config, &request, until).and_then(|welcome| {
+            match ask(seed, &config, (&request, &identity.key), until).and_then(|welcome| {
                 let from = |what: &str| Failure::Elsewhere(format!("{seed}: {what}"));
                 let (membership, neighbours) = unpack(welcome, token).map_err(from)?;
                 identity.admit(membership, neighbours).map_err(|what| {
@@ -102,7 +105,7 @@ pub fn join(
 fn ask(
     seed: &Seed,
     config: &Arc<ClientConfig>,
-    request: &[u8],
+    request: (&Request, &NodeKey),
     until: Instant,
 ) -> Result<Welcome, Failure> {
     let elsewhere = |what: String| Failure::Elsewhere(format!("{seed}: {what}"));
@@ -131,7 +134,7 @@ fn ask(
 fn converse(
     socket: TcpStream,
     config: &Arc<ClientConfig>,
-    request: &[u8],
+    (request, key): (&Request, &NodeKey),
     until: Instant,
 ) -> Result<Welcome, Failure> {
     let name = ServerName::try_from("node.sheepdog.invalid").expect("a name");
@@ -143,8 +146,13 @@ fn converse(
     while connection.is_handshaking() {
         connection.complete_io(&mut socket).map_err(explained)?;
     }
+    let binding = connection.export_keying_material([0; 32], BINDING, None);
+    let binding =
+        binding.map_err(|error| Failure::Elsewhere(format!("TLS cannot go on: {error}")))?;
+    let mut request = request.clone();
+    request.sign(key, &binding);
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
-    stream.write_all(request).map_err(explained)?;
+    stream.write_all(&Message::Request(request).encode()).map_err(explained)?;
     stream.flush().map_err(explained)?;
     let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
     loop {

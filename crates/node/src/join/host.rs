@@ -48,6 +48,9 @@ pub enum HostError {
     /// It took too long.
     #[error("a machine that wants to join did not say who it is in time")]
     TooSlow,
+    /// It shows a public key that is somebody else's, or a request of another connection.
+    #[error("a machine that wants to join has not proved that it has the key that it shows")]
+    NoProof,
 }
 
 #[derive(Debug)]
@@ -69,6 +72,8 @@ enum State {
 #[derive(Debug)]
 pub struct Host {
     cluster: ClusterId,
+    /// What the request must be signed for.
+    binding: [u8; 32],
     incoming: Vec<u8>,
     state: State,
     deadline: Time,
@@ -77,10 +82,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// A machine has connected.
-    pub fn new(now: Time, cluster: ClusterId) -> Host {
+    /// A machine has connected, on the connection with this binding (see [`super::BINDING`]).
+    pub fn new(now: Time, cluster: ClusterId, binding: [u8; 32]) -> Host {
         let deadline = now + Duration::from_millis(JOIN_REQUEST_MS_MAX);
-        Host { cluster, incoming: Vec::new(), state: State::Reading, deadline, refuse_at: now }
+        let (incoming, state) = (Vec::new(), State::Reading);
+        Host { cluster, binding, incoming, state, deadline, refuse_at: now }
     }
 
     /// Takes bytes of the machine. Once the request is there, the cluster is to be asked;
@@ -100,10 +106,14 @@ impl Host {
             Some(Message::Request(request)) => request,
             Some(_) => return Err(HostError::OutOfTurn),
         };
+        // Node ids and public keys are known to many, and who is welcome gets the authority's key.
+        if !request.is_signed(&self.binding) {
+            return Err(HostError::NoProof);
+        }
         self.incoming = Vec::new();
         self.refuse_at = now + Duration::from_millis(JOIN_REFUSE_MS);
         self.deadline = now + Duration::from_millis(JOIN_DECIDE_MS_MAX);
-        let Request { cluster, token, secret, node, key, name, addresses } = request;
+        let Request { cluster, token, secret, node, key, name, addresses, .. } = request;
         let token = TokenId(token);
         let applicant = Applicant {
             token,
@@ -164,6 +174,11 @@ impl Host {
         !matches!(self.state, State::Reading)
     }
 
+    /// Whether the cluster is to decide on it.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Deciding { .. })
+    }
+
     /// The node that it wants to be, once it has asked.
     pub fn applicant(&self) -> Option<NodeId> {
         match &self.state {
@@ -202,8 +217,9 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::tests::request;
+    use super::super::message::tests::request as unsigned;
     use super::*;
+    use crate::identity::NodeKey;
 
     const CLUSTER: ClusterId = ClusterId(1);
     const START: Time = Time(1_000_000_000);
@@ -212,8 +228,18 @@ mod tests {
         START + Duration::from_millis(ms)
     }
 
+    const BINDING: [u8; 32] = [9; 32];
+
+    /// A request that is right on the connection with [`BINDING`].
+    fn request() -> Request {
+        let key = NodeKey::draw();
+        let mut request = Request { key: key.public(), ..unsigned() };
+        request.sign(&key, &BINDING);
+        request
+    }
+
     fn asked() -> (Host, Application) {
-        let mut host = Host::new(START, CLUSTER);
+        let mut host = Host::new(START, CLUSTER, BINDING);
         let bytes = Message::Request(request()).encode();
         let (last, first) = bytes.split_last().expect("not empty");
         for byte in first {
@@ -255,7 +281,7 @@ mod tests {
             host.answer(later(ms), Verdict::Refused { try_again, sentence }, &authority);
             refusals.push(host);
         }
-        let mut foreign = Host::new(START, ClusterId(9));
+        let mut foreign = Host::new(START, ClusterId(9), BINDING);
         let bytes = Message::Request(request()).encode();
         assert_eq!(foreign.handle_bytes(START, &bytes), Ok(None), "nobody need be asked");
         refusals.push(foreign);
@@ -269,7 +295,7 @@ mod tests {
 
     #[test]
     fn time_is_bounded_on_either_side_of_the_request() {
-        let mut silent = Host::new(START, CLUSTER);
+        let mut silent = Host::new(START, CLUSTER, BINDING);
         assert_eq!(silent.deadline(), later(JOIN_REQUEST_MS_MAX));
         assert_eq!(silent.handle_deadline(later(JOIN_REQUEST_MS_MAX - 1)), Ok(()));
         assert_eq!(silent.handle_deadline(later(JOIN_REQUEST_MS_MAX)), Err(HostError::TooSlow));
@@ -285,19 +311,38 @@ mod tests {
         assert_eq!(host.output(later(90_000)), None);
     }
 
+    /// Node ids and public keys stand in certificates, which whoever reaches the port may see.
+    #[test]
+    fn a_public_key_alone_gets_as_far_as_no_question() {
+        for wrong in [
+            Request { signature: [0; 64], ..request() },
+            Request { key: NodeKey::draw().public(), ..request() },
+            Request { addresses: Vec::new(), ..request() },
+        ] {
+            let mut host = Host::new(START, CLUSTER, BINDING);
+            let bytes = Message::Request(wrong).encode();
+            assert_eq!(host.handle_bytes(START, &bytes), Err(HostError::NoProof));
+            assert!(!host.has_asked());
+        }
+        // What was heard on another connection.
+        let mut host = Host::new(START, CLUSTER, [8; 32]);
+        let bytes = Message::Request(request()).encode();
+        assert_eq!(host.handle_bytes(START, &bytes), Err(HostError::NoProof));
+    }
+
     #[test]
     fn nothing_but_one_request_is_taken() {
         let (mut host, _) = asked();
         let bytes = Message::Request(request()).encode();
         assert_eq!(host.handle_bytes(START, &bytes), Err(HostError::OutOfTurn));
-        let mut host = Host::new(START, CLUSTER);
+        let mut host = Host::new(START, CLUSTER, BINDING);
         let refusal = Refusal { try_again: true, sentence: String::new() };
         let answer = Message::Refusal(refusal).encode();
         assert_eq!(host.handle_bytes(START, &answer), Err(HostError::OutOfTurn));
-        let mut host = Host::new(START, CLUSTER);
+        let mut host = Host::new(START, CLUSTER, BINDING);
         let twice = [&bytes[..], &bytes].concat();
         assert!(host.handle_bytes(START, &twice).is_err());
-        let mut host = Host::new(START, CLUSTER);
+        let mut host = Host::new(START, CLUSTER, BINDING);
         assert!(host.handle_bytes(START, b"GET / HTTP/1.1\r\n").is_err());
     }
 }

@@ -1,7 +1,9 @@
 //! The three messages of joining, as bytes: a head of 8 bytes, then fields in the order in which
 //! they stand in the types. Integers are little-endian; whatever has a length has a limit.
 
-use crate::identity::{NEIGHBOURS_MAX, Neighbour, PublicKey, SEEDS_MAX as ADDRESSES_MAX, Seed};
+use crate::identity::{
+    NEIGHBOURS_MAX, Neighbour, NodeKey, PublicKey, SEEDS_MAX as ADDRESSES_MAX, Seed,
+};
 use proto::{ClusterId, NodeId};
 
 /// What each message begins with.
@@ -46,6 +48,41 @@ pub struct Request {
     /// Where others may reach it, at most as many as a token has. Empty: at the address that it
     /// asks from.
     pub addresses: Vec<Seed>,
+    /// By the key, over all of this and the connection that it is said on: see [`Request::sign`].
+    pub signature: [u8; 64],
+}
+
+/// What the bytes that are signed begin with: a signature over them is one for joining.
+const SIGNED: &[u8] = b"sheepdog join request 1";
+
+impl Request {
+    /// Proves that the private half of the key is here, on the connection with this binding (see
+    /// [`super::BINDING`]) and on no other.
+    pub fn sign(&mut self, key: &NodeKey, binding: &[u8; 32]) {
+        self.signature = key.sign(&self.signed(binding));
+    }
+
+    /// Whether who made it has the private half of the key, and made it for this connection.
+    pub fn is_signed(&self, binding: &[u8; 32]) -> bool {
+        self.key.has_signed(&self.signed(binding), &self.signature)
+    }
+
+    fn signed(&self, binding: &[u8; 32]) -> Vec<u8> {
+        let mut out = [SIGNED, binding].concat();
+        self.put(&mut out);
+        out
+    }
+
+    /// All but the signature.
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.cluster.0.to_le_bytes());
+        out.extend_from_slice(&self.token.to_le_bytes());
+        out.extend_from_slice(&self.secret);
+        out.extend_from_slice(&self.node.0.to_le_bytes());
+        out.extend_from_slice(&self.key.0);
+        put_bytes(out, cut(&self.name, NAME_BYTES_MAX).as_bytes());
+        put_addresses(out, &self.addresses);
+    }
 }
 
 /// Without the secret.
@@ -120,13 +157,8 @@ impl Message {
         let mut out = vec![0; HEAD_BYTES];
         let kind = match self {
             Message::Request(request) => {
-                out.extend_from_slice(&request.cluster.0.to_le_bytes());
-                out.extend_from_slice(&request.token.to_le_bytes());
-                out.extend_from_slice(&request.secret);
-                out.extend_from_slice(&request.node.0.to_le_bytes());
-                out.extend_from_slice(&request.key.0);
-                put_bytes(&mut out, cut(&request.name, NAME_BYTES_MAX).as_bytes());
-                put_addresses(&mut out, &request.addresses);
+                request.put(&mut out);
+                out.extend_from_slice(&request.signature);
                 1
             }
             Message::Welcome(welcome) => {
@@ -268,6 +300,7 @@ impl<'a> Fields<'a> {
             key: PublicKey(self.take()?),
             name: self.text(NAME_BYTES_MAX)?,
             addresses: self.addresses()?,
+            signature: self.take()?,
         })
     }
 
@@ -305,6 +338,7 @@ pub(super) mod tests {
             key: PublicKey([5; 32]),
             name: "beta".to_string(),
             addresses: vec!["192.0.2.1:7117".parse().expect("right")],
+            signature: [6; 64],
         }
     }
 
@@ -342,6 +376,36 @@ pub(super) mod tests {
             assert_eq!(Message::decode(&more), Err(MessageError::Malformed));
         }
         assert!(!format!("{:?}", request()).contains("3, 3"));
+    }
+
+    #[test]
+    fn a_signature_holds_for_one_key_one_connection_and_every_field() {
+        let key = NodeKey::draw();
+        let mut right = Request { key: key.public(), ..request() };
+        right.sign(&key, &[9; 32]);
+        assert!(right.is_signed(&[9; 32]));
+        assert!(!right.is_signed(&[8; 32]), "another connection");
+        let Ok(Some(Message::Request(read))) =
+            Message::decode(&Message::Request(right.clone()).encode())
+        else {
+            panic!()
+        };
+        assert!(read.is_signed(&[9; 32]));
+        let other = PublicKey([5; 32]);
+        let addresses = vec!["192.0.2.66:7117".parse().expect("right")];
+        for wrong in [
+            Request { cluster: ClusterId(2), ..right.clone() },
+            Request { token: 3, ..right.clone() },
+            Request { secret: [4; 16], ..right.clone() },
+            Request { node: NodeId(5), ..right.clone() },
+            Request { key: other, ..right.clone() },
+            Request { key: NodeKey::draw().public(), ..right.clone() },
+            Request { name: "gamma".to_string(), ..right.clone() },
+            Request { addresses, ..right.clone() },
+            Request { signature: [0; 64], ..right.clone() },
+        ] {
+            assert!(!wrong.is_signed(&[9; 32]), "{wrong:?}");
+        }
     }
 
     #[test]

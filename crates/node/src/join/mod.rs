@@ -11,3 +11,7 @@ mod message;
 pub use client::join;
 pub use host::{Application, Host, HostError, Verdict};
 pub use message::{MESSAGE_BYTES_MAX, Refusal, Request, Welcome};
+
+/// The label of what both sides of a TLS connection derive from it (RFC 8446, section 7.5) and a
+/// request is signed for: what was said on one connection is worth nothing on another.
+pub const BINDING: &[u8] = b"EXPORTER-sheepdog-join-1";

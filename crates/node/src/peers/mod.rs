@@ -12,6 +12,7 @@ mod tests;
 use crate::{
     identity::{Authority, Credentials},
     join::{Application, Host, HostError, Verdict},
+    settings::Plain,
 };
 use link::{CloseReason, Greeter};
 use mio::{
@@ -98,8 +99,8 @@ pub struct Parts {
     pub credentials: Credentials,
     /// What certifies those that join.
     pub authority: Authority,
-    /// Whether links are made without TLS, and accepted so too. Joining is always by TLS.
-    pub plain: bool,
+    /// Which links are made without TLS, and accepted so too. Joining is always by TLS.
+    pub plain: Plain,
     /// Where others come in; bound, and not blocking.
     pub listeners: Vec<std::net::TcpListener>,
 }
@@ -109,7 +110,7 @@ pub struct Peers {
     identity: Identity,
     credentials: Credentials,
     authority: Authority,
-    plain: bool,
+    plain: Plain,
     registry: Registry,
     listeners: Vec<TcpListener>,
     /// Listeners that may have connections waiting.
@@ -125,8 +126,6 @@ pub struct Peers {
     /// How often each peer was dialled: its addresses take turns.
     dials: BTreeMap<NodeId, usize>,
     arrivals: Vec<Arrival>,
-    /// How many machines the cluster decides on.
-    deciding: usize,
     scratch: Vec<u8>,
 }
 
@@ -155,7 +154,6 @@ impl Peers {
             ready: BTreeSet::new(),
             dials: BTreeMap::new(),
             arrivals: Vec::new(),
-            deciding: 0,
             scratch: vec![0; SCRATCH_BYTES],
         })
     }
@@ -212,7 +210,7 @@ impl Peers {
         address: SocketAddr,
     ) -> io::Result<()> {
         let socket = TcpStream::connect(address)?;
-        let tls = (!self.plain).then_some(&self.credentials.dial);
+        let tls = (!self.plain.is_for(address.ip())).then_some(&self.credentials.dial);
         let stream = Stream::dialled(socket, tls)?;
         let deadline = now + Duration::from_millis(LINK_CONNECT_MS_MAX + PEER_GREETING_MS_MAX);
         let state = State::Dialling { peer, connection };
@@ -252,6 +250,11 @@ impl Peers {
             return Some(now);
         }
         self.slots.values().map(|slot| slot.deadline).chain(self.accept_again).min()
+    }
+
+    /// Whether others can come in.
+    pub fn is_listening(&self) -> bool {
+        !self.listeners.is_empty()
     }
 
     /// The digest of the certificate of the cluster's authority.
@@ -305,9 +308,6 @@ impl Peers {
         let mut slot = self.slots.remove(&number)?;
         self.ready.remove(&number);
         self.end_greeting(&mut slot);
-        if matches!(&slot.state, State::Joining(host) if host.has_asked()) {
-            self.deciding -= 1;
-        }
         slot.stream.deregister(&self.registry);
         Some(slot)
     }
@@ -366,7 +366,7 @@ impl Peers {
             tracing::debug!(%remote, "a connection was closed at once: {why}");
             return;
         }
-        let stream = Stream::accepted(socket, self.plain);
+        let stream = Stream::accepted(socket, self.plain.is_for(remote.ip()));
         let deadline = now + Duration::from_millis(PEER_GREETING_MS_MAX);
         match self.add(stream, remote, State::Unknown, deadline) {
             Ok(number) => self.slots.get_mut(&number).expect("just added").is_greeting = true,
@@ -413,7 +413,8 @@ impl Peers {
                 links.lost(now, peer, connection);
             }
             State::Unknown | State::Greeting(_) | State::Joining(_) => {
-                tracing::info!(%remote, %error, "a connection was not taken for that of a node");
+                // Whoever reaches the port can cause it, as often as it likes.
+                tracing::debug!(%remote, %error, "a connection was not taken for that of a node");
             }
             State::Closing => {}
         }
@@ -458,7 +459,8 @@ impl Peers {
                 self.advance_greeting(now, number, links)
             }
             Purpose::Join => {
-                slot.state = State::Joining(Box::new(Host::new(now, self.identity.cluster)));
+                let host = Host::new(now, self.identity.cluster, slot.stream.join_binding()?);
+                slot.state = State::Joining(Box::new(host));
                 self.advance_join(now, number)
             }
         }
@@ -515,7 +517,14 @@ impl Peers {
         Ok(())
     }
 
+    /// How many machines the cluster decides on: who was refused and waits to hear it is none.
+    fn deciding(&self) -> usize {
+        let is_so = |slot: &&Slot| matches!(&slot.state, State::Joining(host) if host.is_waiting());
+        self.slots.values().filter(is_so).count()
+    }
+
     fn advance_join(&mut self, now: Time, number: usize) -> io::Result<()> {
+        let deciding = self.deciding();
         let slot = self.slots.get_mut(&number).expect("the caller looked");
         let State::Joining(host) = &mut slot.state else { unreachable!("as above") };
         let refused = |error: HostError| io::Error::new(ErrorKind::InvalidData, error);
@@ -526,11 +535,9 @@ impl Peers {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
-            let had_asked = host.has_asked();
             let application = host.handle_bytes(now, &self.scratch[..count]).map_err(refused)?;
-            self.deciding += usize::from(!had_asked && host.has_asked());
             if let Some(application) = application {
-                if self.deciding > JOINS_MAX {
+                if deciding >= JOINS_MAX {
                     let sentence = "too many machines want to join at once; try again later";
                     let sentence = sentence.to_string();
                     let verdict = Verdict::Refused { try_again: true, sentence };

@@ -1,6 +1,9 @@
 //! One connection as a stream of bytes: TLS, or plain where that was asked for by name.
 
-use crate::identity::{ALPN_JOIN, ALPN_PEER, Credentials};
+use crate::{
+    identity::{ALPN_JOIN, ALPN_PEER, Credentials},
+    join::BINDING,
+};
 use mio::{Interest, Registry, Token, event::Event, net::TcpStream};
 use rustls::{
     ClientConfig, ClientConnection, Connection,
@@ -192,6 +195,16 @@ impl Stream {
                 _ => Err(bad("the two sides do not agree on what it is for")),
             },
             Layer::Unknown | Layer::Accepting(_) => Err(bad("it has not begun")),
+        }
+    }
+
+    /// What ties a request to join to this connection, once [`Stream::advance`] was through.
+    pub fn join_binding(&self) -> io::Result<[u8; 32]> {
+        match &self.layer {
+            Layer::Tls(connection) => {
+                connection.export_keying_material([0; 32], BINDING, None).map_err(bad)
+            }
+            _ => Err(bad("machines join with TLS")),
         }
     }
 

@@ -123,6 +123,7 @@ fn side(keys: &Keys, says: NodeId, peer: Option<NodeId>, plain: bool) -> Side {
         Authority::from_parts(keys.cluster, certificate, &key).expect("they fit")
     };
     let credentials = keys.credentials().expect("it is a member");
+    let plain = if plain { Plain::Loopback } else { Plain::No };
     let parts = Parts { identity, credentials, authority, plain, listeners: vec![listener] };
     let peers = Peers::new(parts, poll.registry()).expect("registered");
     let mut links = TestLinks::default();
@@ -628,6 +629,40 @@ fn no_other_token_lets_a_machine_in() {
     refused(&mut state, LOW, "there is a node");
     state.apply(&Command::RevokeToken { id: token.id }).expect("it is there");
     refused(&mut state, NodeId(11), unknown);
+}
+
+/// Each wrong token is answered a second later; they must not keep out who has a right one.
+#[test]
+fn wrong_tokens_do_not_keep_out_who_has_a_right_one() {
+    let high_keys = Keys::found(CLUSTER, HIGH);
+    let mut high = side(&high_keys, HIGH, None, false);
+    let (_, token) = cluster_with_token(&high_keys, 1, high.address);
+    let clients: Vec<_> = (0..limits::JOINS_MAX as u128 + 1)
+        .map(|at| {
+            let token = token.clone();
+            std::thread::spawn(move || {
+                let mut keys = Keys::applying(CLUSTER, NodeId(100 + at));
+                let patience = std::time::Duration::ZERO;
+                join::join(&mut keys, &token, "new", &[], &[], patience)
+            })
+        })
+        .collect();
+    // Time stands still: each has asked and waits to hear that it was refused.
+    let (started, mut asked) = (Instant::now(), 0);
+    while asked < clients.len() {
+        assert!(started.elapsed() < PATIENCE, "only {asked} were decided on");
+        high.turn(Time(1));
+        for arrival in high.peers.arrivals() {
+            let verdict = Verdict::Refused { try_again: false, sentence: "no".to_string() };
+            high.peers.decide(Time(1), arrival.id, verdict);
+            asked += 1;
+        }
+    }
+    until(&mut [&mut high], |_| clients.iter().all(std::thread::JoinHandle::is_finished));
+    for client in clients {
+        let sentence = client.join().expect("it ended").expect_err("refused");
+        assert!(sentence.contains("does not let this machine in: no"), "{sentence}");
+    }
 }
 
 #[test]
