@@ -22,10 +22,14 @@
 //! [`Coordinator::behind`] until the members are changed: [`Reconfigurer`] carries out one attempt
 //! at that, which the agreed state has numbered.
 //!
-//! Not here yet: a lineage whose number of copies changes is written by its present table only; a
-//! session that only reads a head fences nobody, settles nothing, and shows what one member has;
-//! and a switch of the head ends when a quorum knows the new one, not when all members have what
-//! the sealed one shows.
+//! What lies below a head is sealed ([`Request::SwitchLayer`], then [`Request::Seal`]) when every
+//! current member has it, stable: others then read it from any of them. A session that only reads a
+//! head fences nobody and settles nothing: it asks a write quorum what each object stands at before
+//! it reads that, and reads only from members that have what was chosen.
+//!
+//! Not here yet: a lineage whose number of copies changes is written by its present table only; and
+//! what a dead writer left unsettled one reader may show and a later one not, nor the same after a
+//! change of the members, until a writer attaches.
 #![forbid(unsafe_code)]
 
 mod chain;

@@ -279,6 +279,9 @@ impl FakeDisk {
                 }
             }
             MemberRequest::Stamp { key, .. } => {
+                if !self.knows(key.layer, lineage) {
+                    return Err(MemberError::invalid("the layer was not opened"));
+                }
                 let unknown = Object::default();
                 let object = self.objects.get(&(lineage, key.index)).unwrap_or(&unknown);
                 Ok(MemberReply::Stamp(stamp(key, object)))

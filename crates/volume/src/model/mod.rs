@@ -10,6 +10,7 @@ mod disk;
 mod layer_cases;
 mod layers;
 mod register;
+mod seal_cases;
 mod source;
 mod source_cases;
 mod tests;
