@@ -88,6 +88,20 @@ fn copies(node: &Node) -> Result<u64> {
     node.dog_json("volume info v")?["copies"].as_u64().context("no number of copies")
 }
 
+/// All that the volume contains, as a node tells once nobody has it: an attachment ends a moment
+/// after its client, and other nodes refuse it until then.
+fn content_there(node: &Node) -> Result<Vec<u8>> {
+    wait_free(node)?;
+    content(node, "v")
+}
+
+/// Waits until a node knows that nobody has the volume.
+fn wait_free(node: &Node) -> Result<()> {
+    wait_until("nobody has the volume", || {
+        Ok(node.dog_json("volume info v")?["attachment"].is_null())
+    })
+}
+
 /// Where the other nodes reach this one. An address of this process alone, and a port that no
 /// system gives away: it is free again after each death of its daemon.
 fn address(at: usize) -> String {
@@ -147,7 +161,7 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     tell(begin, "all vote");
     let history = load.stop()?;
     ensure!(history.connections() == 1, "{} connections", history.connections());
-    let now = content(&cluster.nodes[2], "v")?;
+    let now = content_there(&cluster.nodes[2])?;
     history.check_latest(&now)?;
 
     // All at once, in the middle of writes, and back in another order.
@@ -167,7 +181,7 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     cluster.wait_whole()?;
     let history = load.stop()?;
     ensure!(history.connections() == 2, "{} connections", history.connections());
-    let now = content(&cluster.nodes[1], "v")?;
+    let now = content_there(&cluster.nodes[1])?;
     history.check_latest(&now)?;
     tell(begin, "nothing was lost by that");
 
@@ -180,11 +194,12 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     let refused = cluster.nodes[1].dog("volume export v -").run()?;
     ensure!(refused.code != Some(0), "two nodes have one volume: {refused}");
     cluster.nodes[0].begin()?;
+    wait_free(&cluster.nodes[1])?;
     cluster.nodes[0].kill()?;
-    let now = content(&cluster.nodes[1], "v")?;
+    let now = content_there(&cluster.nodes[1])?;
     history.check_latest(&now)?;
     let load = Load::start_with_reads(&cluster.nodes[1].nbd_socket(), "v", now);
     load.wait_for_writes(SOME)?;
     let history = load.stop()?;
-    history.check_latest(&content(&cluster.nodes[2], "v")?)
+    history.check_latest(&content_there(&cluster.nodes[2])?)
 }
