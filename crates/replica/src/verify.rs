@@ -134,6 +134,10 @@ impl Coordinator {
                 self.layer_unknown(peer, layer);
                 self.is_changed = true;
             }
+            // Asked before it was found out which layer it knows.
+            MemberError::Invalid(_) if layer > self.peers[usize::from(peer)].layer => {
+                self.is_changed = true;
+            }
             MemberError::Invalid(why) => {
                 self.peer_lost(peer, format!("it knows no layer of the volume ({why})"), effects);
             }
