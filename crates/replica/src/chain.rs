@@ -525,11 +525,15 @@ impl Coordinator {
         &mut self,
         number: u64,
         peer: PeerIndex,
+        error: &MemberError,
         effects: &mut Vec<Effect>,
     ) {
         let chain = self.chains.at_mut(number).expect("its chain is there");
         chain.link(peer).expect("its link is there").state = LinkState::Halted;
-        self.back_off(peer);
+        match error {
+            MemberError::Invalid(why) => self.begin_ladder(peer, why, effects),
+            _ => self.back_off(peer),
+        }
         self.settle_chain(number, effects);
     }
 

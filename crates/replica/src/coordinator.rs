@@ -631,7 +631,7 @@ impl Coordinator {
             Pending::Read { read, .. } => self.handle_read_error(peer, read, error, effects),
             Pending::Learn { chain, .. } => {
                 self.link_answered(chain, peer);
-                self.handle_learn_error(chain, peer, effects);
+                self.handle_learn_error(chain, peer, &error, effects);
             }
             Pending::Fence { .. } => {
                 self.peers[usize::from(peer)].asked = false;
@@ -658,7 +658,9 @@ impl Coordinator {
                 self.untold(peer, object);
                 self.back_off(peer);
             }
-            Pending::Layer { .. } => self.handle_layer_error(peer, &error, effects),
+            Pending::Layer { layer, .. } => {
+                self.handle_layer_error(peer, layer, &error, effects);
+            }
             Pending::Compare { .. }
             | Pending::Rung { .. }
             | Pending::Settle { .. }

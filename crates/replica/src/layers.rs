@@ -81,6 +81,38 @@ impl Coordinator {
         rungs
     }
 
+    /// A disk was asked for a layer that it does not know, though it was taken to: it became a
+    /// member after the layer was opened, and nobody told it. Now it is, from the lowest layer up.
+    /// Once: if that was of no use, it cannot be trusted.
+    pub(crate) fn begin_ladder(&mut self, index: PeerIndex, why: &str, effects: &mut Vec<Effect>) {
+        let peer = &self.peers[usize::from(index)];
+        if !peer.knows_a_layer() {
+            // It was asked before that was known.
+            return;
+        }
+        let mut ladder = self.ladder(peer.layer);
+        let is_laddered = peer.is_laddered;
+        let Some(top) = ladder.pop().filter(|_| !is_laddered) else {
+            return self.peer_lost(
+                index,
+                format!("it knows no layer of the volume ({why})"),
+                effects,
+            );
+        };
+        // The newest are opened as every disk opens them.
+        if self.rungs.iter().all(|rung| rung.layer != top.layer) {
+            self.rungs.insert(0, top);
+            self.rungs.sort_by_key(|rung| rung.layer);
+        }
+        let peer = &mut self.peers[usize::from(index)];
+        peer.layer = LayerId(0);
+        peer.layer_tried = None;
+        peer.ladder = ladder.into();
+        peer.is_laddered = true;
+        self.is_switching = true;
+        self.pump_layer(index, effects);
+    }
+
     /// What a disk that was just seen is known to know.
     pub(crate) fn first_known(&mut self) -> LayerId {
         if self.rungs.is_empty() {
@@ -146,7 +178,8 @@ impl Coordinator {
         if !peer.own || !peer.is_up() || peer.layer_asked || peer.retry_at.is_some() {
             return;
         }
-        let next = self.rungs.iter().find(|rung| rung.layer > peer.layer);
+        let (is_laddered, on_ladder) = (peer.is_laddered, peer.ladder.front());
+        let next = on_ladder.or_else(|| self.rungs.iter().find(|rung| rung.layer > peer.layer));
         let Some(&Rung { layer, parent }) = next else { return };
         if self.chains.iter().any(|(_, chain)| chain.misses_below(layer, index)) {
             return;
@@ -156,6 +189,8 @@ impl Coordinator {
             Some(known) if known.opened => self.map.parent_in_lineage(layer),
             _ => Some(parent),
         };
+        // Such a one may lack also what is stable elsewhere.
+        let parent = parent.or(is_laddered.then_some(LayerId(0)));
         let Some(parent) = parent else {
             // Only what is stable can have lost its parent.
             self.layer_known(index, layer, effects);
@@ -182,13 +217,35 @@ impl Coordinator {
         layer: LayerId,
         effects: &mut Vec<Effect>,
     ) {
+        let is_writer = !self.read_only;
         self.peers[usize::from(index)].layer_asked = false;
+        if self.leave_rung(index, layer) {
+            if is_writer {
+                // It is stable with the next flush.
+                self.peers[usize::from(index)].mark_dirty();
+            }
+            return self.pump_layer(index, effects);
+        }
         self.layer_known(index, layer, effects);
+    }
+
+    /// A disk has opened this layer of its ladder, or never will.
+    fn leave_rung(&mut self, index: PeerIndex, layer: LayerId) -> bool {
+        let ladder = &mut self.peers[usize::from(index)].ladder;
+        let is_on_it = ladder.front().is_some_and(|rung| rung.layer == layer);
+        if is_on_it {
+            ladder.pop_front();
+        }
+        is_on_it
     }
 
     /// A disk does not know this layer: it knows the next one below that it does not have to open.
     pub(crate) fn layer_unknown(&mut self, index: PeerIndex, layer: LayerId) {
         let Some(rung) = self.rungs.iter().find(|rung| rung.layer == layer) else { return };
+        if !self.peers[usize::from(index)].ladder.is_empty() {
+            // It is being told.
+            return;
+        }
         let parent = rung.parent;
         let is_rung = self.rungs.iter().any(|rung| rung.layer == parent);
         let peer = &mut self.peers[usize::from(index)];
@@ -231,11 +288,16 @@ impl Coordinator {
     pub(crate) fn handle_layer_error(
         &mut self,
         index: PeerIndex,
+        layer: LayerId,
         error: &MemberError,
         effects: &mut Vec<Effect>,
     ) {
         self.peers[usize::from(index)].layer_asked = false;
         match error {
+            // It is known with another layer below, or never will be, and nothing is written to it.
+            MemberError::Invalid(_) if self.leave_rung(index, layer) => {
+                self.pump_layer(index, effects);
+            }
             MemberError::Invalid(why) => {
                 let reason = format!("it refused to open a layer ({why}); report this bug");
                 self.peer_lost(index, reason, effects);

@@ -3,6 +3,7 @@
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;
+use crate::layers::Rung;
 use proto::limits::{
     MEMBER_RETRY_MS, MEMBERS_MAX, PEER_PROBE_MS, SESSION_BEHIND_BYTES_MAX,
     SESSION_BEHIND_WRITES_MAX,
@@ -11,7 +12,7 @@ use proto::{
     ConfigurationNumber, DiskId, Duration, Incarnation, LayerId, MemberReply, MemberRequest,
     ObjectKey, PartitionId, Time,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Number of a peer within its coordinator.
 pub(crate) type PeerIndex = u16;
@@ -94,6 +95,11 @@ pub(crate) struct Peer {
     pub(crate) layer: LayerId,
     /// A layer that it is to be asked for next, while it is not known which it knows.
     pub(crate) layer_tried: Option<LayerId>,
+    /// What it has to open before the next layer, the lowest first: it knew less than it was taken
+    /// to know.
+    pub(crate) ladder: VecDeque<Rung>,
+    /// That has been found out once.
+    pub(crate) is_laddered: bool,
     /// Whether the question about the next layer is under way.
     pub(crate) layer_asked: bool,
     /// It has been told to come back later; nothing is repeated before this.
@@ -142,6 +148,8 @@ impl Peer {
             own: false,
             layer: LayerId(0),
             layer_tried: None,
+            ladder: VecDeque::new(),
+            is_laddered: false,
             layer_asked: false,
             retry_at: None,
             asked: false,
@@ -255,6 +263,8 @@ impl Coordinator {
             peer.behind = None;
             if origins.contains(&index) {
                 peer.layer = LayerId(0);
+                peer.ladder.clear();
+                peer.is_laddered = false;
                 peer.lagging.clear();
                 peer.lagging_bytes = 0;
                 if peer.state == PeerState::Fencing {

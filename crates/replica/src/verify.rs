@@ -139,7 +139,8 @@ impl Coordinator {
                 self.is_changed = true;
             }
             MemberError::Invalid(why) => {
-                self.peer_lost(peer, format!("it knows no layer of the volume ({why})"), effects);
+                self.begin_ladder(peer, why, effects);
+                self.is_changed = true;
             }
             _ => self.back_off(peer),
         }

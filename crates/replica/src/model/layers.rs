@@ -303,7 +303,9 @@ fn a_member_that_does_not_know_a_layer_has_nothing_of_it_and_opens_it_from_the_l
     let found = ObjectStamp { key: ObjectKey { layer: LayerId(3), index: 0 }, ..at(6, 5) };
     stage.answer(0, Ok(fenced(1, &[found])));
     stage.answer(1, Ok(fenced(1, &[])));
-    stage.answer_all(|_| Ok(confirmed()));
+    for disk in 0..2 {
+        stage.answer(disk, Ok(confirmed()));
+    }
     assert_eq!(stage.questions(1), ["stamp"]);
     stage.answer(1, Err(MemberError::invalid("the layer was not opened")));
     // Even if it is busy in between.
@@ -342,6 +344,84 @@ fn a_member_that_does_not_know_a_layer_has_nothing_of_it_and_opens_it_from_the_l
     }
     assert!(stage.opened && stage.coordinator.behind().is_empty(), "{asked:?}");
     assert!(asked.iter().any(|question| question.starts_with("Adopt")), "{asked:?}");
+}
+
+/// It was asked for the stamp every few milliseconds for ever, and with two copies each write hung.
+#[test]
+fn a_new_member_that_was_never_told_of_the_head_is_told_from_the_lowest_layer_up() {
+    let unknown = || Err(MemberError::invalid("the layer was not opened"));
+    for is_checked in [false, true] {
+        let (map, volume) = with_three_layers();
+        let mut stage = Stage::begin_with(2, map, volume, HEAD);
+        stage.answer_usually();
+        assert!(stage.opened);
+        stage.write(1);
+        stage.answer_usually();
+        if !is_checked {
+            stage.flush(2);
+            stage.answer_usually();
+        }
+        stage.done.clear();
+        let number = ConfigurationNumber(stage.coordinator.partition_at(0).under.number.0 + 1);
+        let member = |disk| Member { disk: DiskId(disk), incarnation: Incarnation(1) };
+        let map = stage.base.with_members(number, vec![member(2), member(3)]);
+        stage.tell(Event::Map(Arc::new(map)));
+        stage.answer_all(|_| Ok(fenced(1, &[])));
+        let have = if is_checked { at(7, 1) } else { at(6, 5) };
+        stage.write(3);
+        for disk in [2, 3] {
+            // What is asked for before the head is known is asked of the other too.
+            while stage.questions(disk) != ["open 1>2"] {
+                assert_eq!(stage.questions(disk), ["stamp"], "disk {disk}");
+                stage.answer(disk, unknown());
+            }
+            for question in ["open 1>2", "open 2>3"] {
+                assert_eq!(stage.questions(disk), [question], "disk {disk}");
+                stage.answer(disk, Ok(MemberReply::Done));
+            }
+            if is_checked {
+                break;
+            }
+        }
+        let mut asked = Vec::new();
+        for _ in 0..10 {
+            asked.extend(stage.questions(3));
+            stage.answer_all(|request| {
+                Ok(match request {
+                    MemberRequest::Stamp { .. } => MemberReply::Stamp(have),
+                    other => usual(other),
+                })
+            });
+        }
+        assert!(matches!(stage.done[..], [(3, Ok(Answer::Done))]), "{asked:?}");
+        assert!(stage.coordinator.behind().is_empty());
+        assert_eq!(asked.iter().filter(|question| question.starts_with("write")).count(), 1);
+    }
+}
+
+/// A disk that opens layers and does not know them then cannot be helped.
+#[test]
+fn a_member_is_told_of_the_layers_only_once() {
+    let (map, volume) = with_three_layers();
+    let mut stage = Stage::begin_with(3, map, volume, HEAD);
+    stage.answer_usually();
+    stage.write(1);
+    for _ in 0..10 {
+        let of_last: Vec<_> = stage.asked.extract_if(.., |(disk, ..)| *disk == 2).collect();
+        stage.answer_all(|request| Ok(usual(request)));
+        for (_, token, request) in of_last {
+            let result = match request {
+                MemberRequest::Stamp { .. } => {
+                    Err(MemberError::invalid("the layer was not opened"))
+                }
+                other => Ok(usual(&other)),
+            };
+            stage.tell(Event::Member { disk: DiskId(2), token, result });
+        }
+    }
+    assert!(matches!(stage.done[..], [(1, Ok(Answer::Done))]));
+    let behind = stage.coordinator.behind();
+    assert!(matches!(&behind[..], [(DiskId(2), why)] if why.contains("no layer")), "{behind:?}");
 }
 
 #[test]
