@@ -536,7 +536,7 @@ impl Copier {
                     self.fail_source(format!("above, the object is at {:?}", found.stamp));
                 }
             }
-            (Ask::RetractAbove(_), MemberReply::Done) => {}
+            (Ask::RetractAbove(at), MemberReply::Done) => self.retract_under(at),
             // Nothing was left, and the object is adopted already.
             (Ask::Clear, MemberReply::Done) => self.must_restart = true,
             (ask, _) => {
@@ -704,12 +704,18 @@ impl Copier {
     }
 
     fn retract_above(&mut self) {
-        let above = self.layers_above().into_iter().rev();
-        let is_known = |at: &usize| self.above.get(at).copied().flatten().is_some();
-        let above = above.filter(|at| is_known(at) && self.retracted_at(*at).is_some());
-        self.queue = above.map(Ask::RetractAbove).collect();
         self.stage = Stage::Retracting;
+        self.retract_under(usize::MAX);
         self.advance();
+    }
+
+    /// Has the highest that lies under a place retracted: one after the other, since each may have
+    /// to be asked for again.
+    fn retract_under(&mut self, place: usize) {
+        let is_known = |at: &usize| self.above.get(at).copied().flatten().is_some();
+        let left = self.layers_above().into_iter().rev().filter(|at| *at < place);
+        let next = left.filter(is_known).find(|at| self.retracted_at(*at).is_some());
+        self.queue.extend(next.map(Ask::RetractAbove));
     }
 
     fn go_on(&mut self) {

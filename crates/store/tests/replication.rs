@@ -792,7 +792,8 @@ fn a_layers_object_that_is_retracted_shows_what_lies_below_again() {
     }
     retract(&mut host, above, permit).expect("it is retracted");
     // What replay would copy from it must be in a checkpoint first: it is busy until then.
-    ask(&mut host, &retract(KEY));
+    let (key, replaces) = (KEY, stamp_of(&mut host, KEY));
+    ask(&mut host, &MemberRequest::Retract { permit, lineage, key, replaces });
     host.pass(proto::Duration::from_secs(60));
     assert_eq!(host.store().status().objects, 0);
     host.store().check();

@@ -226,6 +226,8 @@ pub struct Reconfigurer {
     said: BTreeMap<DiskId, Said>,
     fences: BTreeMap<LineageId, Generation>,
     known: BTreeMap<(LineageId, ObjectKey), Known>,
+    /// Lineages of which any disk that was looked through has an object in these partitions.
+    found: BTreeSet<LineageId>,
     /// Whether those who refused were asked again whether they are still the same.
     is_verified: bool,
     /// In which opening a disk takes part, once that matters.
@@ -260,6 +262,7 @@ impl Reconfigurer {
             said: BTreeMap::new(),
             fences: BTreeMap::new(),
             known: BTreeMap::new(),
+            found: BTreeSet::new(),
             is_verified: false,
             openings: BTreeMap::new(),
             may_be_refused: false,
@@ -533,6 +536,7 @@ impl Reconfigurer {
                 if is_final && !self.is_same(disk, incarnation) {
                     return self.give_up(GiveUp::Reopened { disk });
                 }
+                self.found.extend(objects.iter().map(|(lineage, _)| *lineage));
                 if !self.comparisons[comparison].take(is_source, objects, more) {
                     return self.survey_failed(comparison, is_source, NONSENSE.to_string());
                 }
@@ -732,10 +736,14 @@ impl Reconfigurer {
         }
     }
 
-    /// Everything is equal: has it made durable, or is done.
+    /// Everything is equal: has layers opened where they may not be known, then has everything made
+    /// durable, and then is done.
     fn install(&mut self) {
         let wanted = self.parts.values().flat_map(|part| &part.wanted);
         let wanted: BTreeSet<DiskId> = wanted.copied().collect();
+        if !self.work.has_opened {
+            return self.open_layers();
+        }
         if !self.work.is_installing {
             self.work.is_installing = true;
             for disk in wanted {

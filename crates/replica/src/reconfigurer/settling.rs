@@ -76,6 +76,7 @@ impl Reconfigurer {
             let part = self.part(lineage, found.key.index);
             let is_asked = part.is_some_and(|part| lists(part, disk));
             if is_asked {
+                self.found.insert(lineage);
                 let known = self.known.entry(place).or_default();
                 known.stamps.insert(disk, found);
                 known.named.insert(disk);

@@ -264,6 +264,23 @@ impl World {
         panic!("no end: {:?}", machine.progress());
     }
 
+    /// Carries an attempt out while nothing else happens.
+    fn carry_out_quietly(&mut self, attempt: u64) -> AttemptOutcome {
+        let mut machine = Reconfigurer::begin(self.state.map(), attempt).expect("it is under way");
+        for _ in 0..10_000 {
+            if let Some(outcome) = machine.outcome() {
+                return outcome.clone();
+            }
+            let Some((question, disk, request)) = machine.poll(self.now) else {
+                self.now = machine.deadline().expect("it waits for something");
+                continue;
+            };
+            let result = self.disks.get_mut(&disk).expect("one of them").handle(&request);
+            machine.handle(self.now, question, result);
+        }
+        panic!("no end: {:?}", machine.progress());
+    }
+
     /// The attempt is activated: all members have the same, durably, and all that was acknowledged.
     fn judge(&mut self, attempt: u64, openings: Vec<Member>) {
         self.apply(Command::Activate { attempt, openings });
@@ -397,6 +414,20 @@ fn one_that_lost_power_is_not_believed_alone_and_it_is_said_who_is_waited_for() 
         machine.handle(world.now, question, result);
     }
     panic!("no end: {:?} {third}", machine.progress());
+}
+
+#[test]
+fn newcomers_know_layers_in_which_nothing_was_copied() {
+    let mut world = World::new(3);
+    let attempt = world.begin(&[1, 2, 4]);
+    let outcome = world.carry_out_quietly(attempt);
+    let AttemptOutcome::Activate { openings } = outcome else { panic!("{outcome:?}") };
+    world.apply(Command::Activate { attempt, openings });
+    // The session may write there at once.
+    let key = ObjectKey { layer: LayerId(4), index: 0 };
+    let stamp = MemberRequest::Stamp { lineage: LineageId(1), key, generation: GENERATION };
+    let newcomer = world.disks.get_mut(&DiskId(4)).expect("one of them");
+    assert!(matches!(newcomer.handle(&stamp), Ok(MemberReply::Stamp(_))));
 }
 
 /// Some answer, right or not.

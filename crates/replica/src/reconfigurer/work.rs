@@ -4,6 +4,7 @@ use super::comparison::Difference;
 use super::{Ask, AttemptStage, GiveUp, Known, Reconfigurer};
 use crate::copier::{Becomes, Copier, Copy, CopyError, CopyLayer, CopyQuestion};
 use crate::settle::settle;
+use cluster::Member;
 use proto::limits::ATTEMPT_COPIERS_MAX;
 use proto::{
     BLOCK_SIZE, DiskId, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
@@ -56,6 +57,8 @@ pub(super) struct Work {
     pub(super) differences: BTreeMap<Place, (Difference, Vec<DiskId>)>,
     /// Pieces that were worked on in this pass.
     pub(super) taken_in_pass: usize,
+    /// Next members that were none in this opening were told of layers.
+    pub(super) has_opened: bool,
     /// All disks were asked to make it durable.
     pub(super) is_installing: bool,
     pub(super) done: u64,
@@ -164,6 +167,40 @@ impl Reconfigurer {
             None => {
                 self.work.opening.remove(&(disk, lineage));
                 self.work.opened.insert((disk, lineage));
+            }
+        }
+    }
+
+    /// Tells the next members that were none, or were opened anew, of the layers of what has
+    /// objects in these partitions, and of volumes that are attached, whose sessions write new
+    /// ones: also of those in which nothing was copied.
+    pub(super) fn open_layers(&mut self) {
+        self.work.has_opened = true;
+        let is_mine = |lineage: LineageId| {
+            let known = self.map.redundancy(lineage);
+            known.is_some_and(|it| it.copies == self.copies || it.wanted == self.copies)
+        };
+        let attached = self.map.volumes().filter(|volume| !volume.attachments.is_empty());
+        let heads = attached.filter_map(|volume| Some(self.map.layer(volume.head)?.lineage));
+        let heads = heads.filter(|lineage| is_mine(*lineage));
+        let lineages: BTreeSet<LineageId> = self.found.iter().copied().chain(heads).collect();
+        let mut disks: BTreeSet<DiskId> = BTreeSet::new();
+        for part in self.parts.values() {
+            let was_member = |disk: &&DiskId| {
+                let is_it = |member: &Member| {
+                    member.disk == **disk && self.openings.get(*disk) == Some(&member.incarnation)
+                };
+                part.members.iter().any(is_it)
+            };
+            disks.extend(part.wanted.iter().filter(|disk| !was_member(disk)));
+        }
+        for disk in disks {
+            for &lineage in &lineages {
+                let layers = self.layers.get(&lineage).cloned().unwrap_or_default();
+                if !layers.is_empty() && !self.work.opened.contains(&(disk, lineage)) {
+                    self.work.opening.insert((disk, lineage), layers.into());
+                    self.open_next(disk, lineage);
+                }
             }
         }
     }
