@@ -837,6 +837,9 @@ impl Engine {
                 if matches!(notice, store::Notice::Mended(_)) {
                     self.disks.get_mut(&disk).expect("it speaks").mended += 1;
                 }
+                if matches!(notice, store::Notice::Retired { .. }) {
+                    self.tell_openings(now, None);
+                }
                 let path = entry_path(&self.disks, disk);
                 let (level, sentence) = report::notice(&self.map, &path, &notice);
                 outputs.push(Output::Notice { level, sentence });

@@ -33,7 +33,7 @@ pub(super) struct Members {
     look_at: Option<Time>,
     /// Commands about members that are proposed and not applied or refused.
     proposed: usize,
-    /// Since when each local disk has not served.
+    /// Since when each disk has not served that a node of it that answers has, or should have.
     failed: BTreeMap<DiskId, Time>,
 }
 
@@ -209,24 +209,21 @@ impl Engine {
                 down.insert(node, since);
             }
         }
+        let mut failed = BTreeMap::new();
         for disk in self.map.disks() {
-            let since = if disk.node == self.settings.node {
-                let here = self.disks.get(&disk.id);
-                let serves = here.is_some_and(|it| it.is_agreed && it.failure().is_none());
-                let failed = &mut self.members_here.failed;
-                if serves {
-                    failed.remove(&disk.id);
-                    None
-                } else {
-                    Some(*failed.entry(disk.id).or_insert(now))
-                }
-            } else {
-                down.get(&disk.node).copied().or_else(|| self.closed_since(disk.node, disk.id))
+            let serves = match disk.node == self.settings.node {
+                true => self.disks.get(&disk.id).is_some_and(Disk::serves),
+                false => self.serves_there(disk.node, disk.id),
             };
-            if let Some(since) = since {
+            if let Some(since) = down.get(&disk.node) {
+                sight.away.insert(disk.id, *since);
+            } else if !serves {
+                let since = *self.members_here.failed.get(&disk.id).unwrap_or(&now);
                 sight.away.insert(disk.id, since);
+                failed.insert(disk.id, since);
             }
         }
+        self.members_here.failed = failed;
         sight.away_nodes = down;
         for held in self.held.values() {
             if let Some(session) = &held.session {
