@@ -127,6 +127,8 @@ enum Purpose {
     TornGroup(String, String),
     /// An administrator asked for a volume with a source: answer with the named volume.
     AdminFrom(AdminToken, String),
+    /// An attempt of this node has ended.
+    AttemptEnd(u64),
 }
 
 impl Purpose {
@@ -157,7 +159,8 @@ impl Purpose {
             | Purpose::Surplus(_)
             | Purpose::TornGroup(..)
             | Purpose::Purge(_)
-            | Purpose::Members => None,
+            | Purpose::Members
+            | Purpose::AttemptEnd(_) => None,
         }
     }
 }
