@@ -10,7 +10,7 @@ use super::{Engine, MemberRoute, Phase, Purpose, Work};
 use crate::{NoticeLevel, Output, disks::Disk};
 use cluster::steward::{Pace, Sight, plan};
 use cluster::{Answer, Command, Map, Refusal};
-use proto::{DiskId, Duration, Incarnation, MemberError, MemberReply, NodeId, Time, limits};
+use proto::{DiskId, Duration, MemberError, MemberReply, NodeId, PartitionId, Time, limits};
 use replica::{AttemptOutcome, AttemptQuestion, Reconfigurer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +20,17 @@ const LOOK: Duration = Duration::from_millis(limits::STEWARD_LOOK_MS);
 
 /// After how long an end that could not be agreed on is proposed again.
 const AGAIN: Duration = Duration::from_millis(limits::STEWARD_LOOK_MS);
+
+/// The longest time that a partition is left after an attempt at it came to nothing: less after the
+/// first ones in a row.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Attempts at a partition that came to nothing, one after the other.
+struct Setbacks {
+    count: u32,
+    /// Nothing is begun before.
+    until: Time,
+}
 
 /// An attempt that this node carries out.
 struct Attempt {
@@ -48,6 +59,8 @@ pub(super) struct Members {
     look_at: Option<Time>,
     /// Commands about members that are proposed and not applied or refused.
     proposed: usize,
+    /// Partitions, by table, whose last attempt came to nothing.
+    setbacks: BTreeMap<(u8, PartitionId), Setbacks>,
     /// Since when each disk has not served that a node of it that answers has, or should have.
     failed: BTreeMap<DiskId, Time>,
 }
@@ -94,6 +107,30 @@ impl Members {
             attempt.machine.learn(Arc::clone(map));
             for disk in reopened {
                 attempt.machine.reopened(*disk);
+            }
+        }
+    }
+
+    /// Notes which attempts came to nothing, whoever carried them out, and which to something.
+    fn note_setbacks(&mut self, now: Time, old: &Map, map: &Map) {
+        self.setbacks.retain(|&(copies, _), _| map.tables().any(|table| table == copies));
+        for attempt in old.attempts() {
+            let copies = attempt.copies;
+            // An attempt only ever comes to have fewer partitions.
+            let left = map.attempt(attempt.number).map_or(0, |attempt| attempt.wanted.len());
+            if left == attempt.wanted.len() || map.tables().all(|table| table != copies) {
+                continue;
+            }
+            for &partition in attempt.wanted.keys() {
+                let held = map.configuration(copies, partition);
+                if held.number != old.configuration(copies, partition).number {
+                    self.setbacks.remove(&(copies, partition));
+                } else if held.attempt == 0 {
+                    let first = Setbacks { count: 0, until: now };
+                    let known = self.setbacks.entry((copies, partition)).or_insert(first);
+                    let pause = (LOOK * (1 << known.count.min(8))).min(PAUSE_MAX);
+                    *known = Setbacks { count: known.count + 1, until: now + pause };
+                }
             }
         }
     }
@@ -149,6 +186,7 @@ impl Engine {
             .map(|disk| disk.id)
             .collect();
         self.members_here.learn(&self.map, &reopened);
+        self.members_here.note_setbacks(now, old, &self.map);
         self.members_here.take_up(&self.map, self.settings.node);
         if self.tends_members() && self.members_here.look_at.is_none() {
             self.members_here.look_at = Some(now + LOOK);
@@ -156,9 +194,8 @@ impl Engine {
         self.pump_attempts(now, outputs);
     }
 
-    /// Whether there is anything to look after: a disk alone is activated when it is opened.
     fn tends_members(&self) -> bool {
-        self.phase == Phase::Serving && self.map.disks().len() > 1
+        self.phase == Phase::Serving && cluster::steward::is_wanted(&self.map)
     }
 
     /// Time has come, perhaps.
@@ -290,6 +327,8 @@ impl Engine {
         }
         self.members_here.failed = failed;
         sight.away_nodes = down;
+        let paused = self.members_here.setbacks.iter().filter(|(_, it)| now < it.until);
+        sight.paused = paused.map(|(at, _)| *at).collect();
         for held in self.held.values() {
             if let Some(session) = &held.session {
                 sight.behind.extend(session.behind());
@@ -304,9 +343,7 @@ impl Engine {
             let is_said = attempt.end != End::Open;
             assert!(is_said || attempt.machine.outcome().is_none(), "an end not said");
         }
-        let is_open = |disk: &Disk| disk.incarnation != Incarnation(0);
-        let several = self.map.disks().len() > 1 && self.disks.values().any(is_open);
-        assert!(!several || !self.tends_members() || self.members_here.look_at.is_some());
+        assert!(!self.tends_members() || self.members_here.look_at.is_some());
     }
 }
 
@@ -314,7 +351,7 @@ impl Engine {
 mod tests {
     use super::*;
     use cluster::{Change, State};
-    use proto::{ClusterId, PartitionId};
+    use proto::{ClusterId, Incarnation};
 
     const NODE: NodeId = NodeId(1);
 
@@ -380,6 +417,36 @@ mod tests {
             members.learn(&state.map(), &[]);
             assert!(members.attempts.is_empty());
         }
+    }
+
+    #[test]
+    fn the_more_attempts_come_to_nothing_the_longer_the_next_one_is_waited_for() {
+        let (mut state, mut members) = (two_disks(), Members::default());
+        let at = (3, PartitionId(0));
+        let mut pauses = Vec::new();
+        for round in 0..9 {
+            let number = begin(&mut state);
+            let before = state.map();
+            // Something else changes meanwhile.
+            apply(&mut state, Command::SetWeight { disk: DiskId(1), bytes: 5 + round });
+            members.note_setbacks(Time(7), &before, &state.map());
+            let ended = match round {
+                7 => {
+                    let incarnation = Incarnation(1);
+                    let opening = |disk| cluster::Member { disk, incarnation };
+                    let openings = [1, 2].map(DiskId).map(opening).to_vec();
+                    Command::Activate { attempt: number, openings }
+                }
+                _ => Command::GiveUpAttempt { attempt: number, may_be_refused: false },
+            };
+            apply(&mut state, ended);
+            members.note_setbacks(Time(7), &before, &state.map());
+            let pause = members.setbacks.get(&at).map(|it| it.until.since(Time(7)));
+            pauses.push(pause.map(|it| it.as_millis()));
+        }
+        let expected = [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000].map(Some);
+        assert_eq!(pauses[..7], expected);
+        assert_eq!(pauses[7..], [None, Some(500)]);
     }
 
     #[test]
