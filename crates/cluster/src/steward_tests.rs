@@ -304,6 +304,7 @@ fn one_disk_alone_is_looked_after_while_it_may_refuse() {
     world.sight.away_nodes.insert(node(2), world.sight.now);
     world.wait(seconds(5));
     assert_eq!(world.plan()[0], Command::GiveUpAttempt { attempt, may_be_refused: true });
+    assert!(world.propose().is_empty(), "the next look begins another");
     world.settle();
     assert!(world.state.map().configurations().all(|held| !held.may_be_refused));
     assert!(world.state.map().attempts().len() == 0);
