@@ -137,7 +137,7 @@ impl Partitions {
     /// for it (DESIGN D3, "Changing members") may be activated.
     pub(crate) fn activate_sole(&mut self, member: Member) {
         self.replace(|old| {
-            assert!(old.attempt == 0, "attempts need a second disk");
+            assert!(old.attempt == 0, "an attempt of a disk that was opened anew");
             assert!(old.current.iter().all(|current| current.disk == member.disk));
             let number = ConfigurationNumber(old.number.0 + 1);
             Some(Configuration { number, current: vec![member], ..Default::default() })

@@ -29,6 +29,9 @@ pub struct Sight {
     /// Current members that a session does not write to any more, since they have missed too much:
     /// in the table for how many copies, of which partition, and which disk.
     pub behind: BTreeSet<(u8, PartitionId, DiskId)>,
+    /// Partitions, by table, whose last attempt came to nothing a short time ago: nothing is begun
+    /// there now.
+    pub paused: BTreeSet<(u8, PartitionId)>,
 }
 
 /// How long is waited, and how much is done at a time.
@@ -81,6 +84,13 @@ struct Step {
     is_copying: bool,
 }
 
+/// Whether there is anything to look after: several disks, or what is left of attempts of when there
+/// were. One disk alone is activated whenever it is opened.
+pub fn is_wanted(map: &Map) -> bool {
+    let is_left = || map.attempts().len() > 0 || map.configurations().any(|it| it.may_be_refused);
+    map.disks().len() > 1 || is_left()
+}
+
 /// The commands to propose now, in this order; the attempts among them are to be carried out by
 /// `owner`, who asks.
 ///
@@ -97,8 +107,7 @@ struct Step {
 /// to settle by, is left.
 pub fn plan(map: &Map, sight: &Sight, pace: &Pace, owner: NodeId) -> Vec<Command> {
     let mut commands = Vec::new();
-    // One disk alone is activated whenever it is opened.
-    if map.disks().len() < 2 || map.node(owner).is_none() {
+    if !is_wanted(map) || map.node(owner).is_none() {
         return commands;
     }
     let view = View { map, sight, pace };
@@ -174,7 +183,8 @@ impl View<'_> {
     /// What is to be done about one partition, if anything is and can be.
     fn step(&self, copies: u8, partition: PartitionId, wish: Option<&[DiskId]>) -> Option<Step> {
         let held = self.map.configuration(copies, partition);
-        if held.current.is_empty() || held.attempt != 0 {
+        let is_paused = self.sight.paused.contains(&(copies, partition));
+        if held.current.is_empty() || held.attempt != 0 || is_paused {
             return None;
         }
         let answers = |member: &&Member| self.is_there(member.disk);

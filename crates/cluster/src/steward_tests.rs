@@ -266,6 +266,52 @@ fn what_is_stuck_comes_first_and_what_is_halted_is_given_up() {
 }
 
 #[test]
+fn where_an_attempt_came_to_nothing_none_is_begun_for_a_while() {
+    let mut world = World::new(2, 3);
+    world.settle();
+    world.open(2);
+    world.sight.paused.insert((3, PartitionId(1)));
+    let attempts = world.propose();
+    attempts.into_iter().for_each(|attempt| world.activate(attempt));
+    assert_eq!(world.plan(), [], "all the others");
+    world.sight.paused.clear();
+    assert_eq!(begun(&world.plan()).iter().map(|(count, _)| count).sum::<usize>(), 1);
+}
+
+/// The second disk was removed while it got its first copies: the members of those partitions may
+/// refuse them, and only another attempt lets them be written again.
+#[test]
+fn one_disk_alone_is_looked_after_while_it_may_refuse() {
+    let mut world = World::new(2, 1);
+    world.add(2);
+    assert!(!world.propose().is_empty());
+    world.apply(Command::RemoveDisk { disk: DiskId(2) });
+    assert_eq!(world.state.map().disks().len(), 1);
+    assert!(world.state.map().configurations().any(|held| held.may_be_refused));
+    assert_eq!(begun(&world.plan()), [(4, vec![1])]);
+    world.settle();
+    assert!(world.state.map().configurations().all(|held| !held.may_be_refused));
+    assert!(!crate::steward::is_wanted(&world.state.map()));
+    // The same with an attempt whose owner went away before the disk was.
+    world.add(2);
+    let map = world.state.map();
+    let change = |at| (PartitionId(at), map.configuration(3, PartitionId(at)).number);
+    let changes =
+        vec![Change { wanted: vec![DiskId(1)], partitions: (0..4).map(change).collect() }];
+    let begin = Command::BeginAttempt { copies: 3, bits: 2, owner: node(2), changes };
+    let Answer::AttemptBegun { attempt } = world.apply(begin) else { panic!("it is begun") };
+    world.apply(Command::RemoveDisk { disk: DiskId(2) });
+    world.sight.away_nodes.insert(node(2), world.sight.now);
+    world.wait(seconds(5));
+    assert_eq!(world.plan()[0], Command::GiveUpAttempt { attempt, may_be_refused: true });
+    assert!(world.propose().is_empty(), "the next look begins another");
+    world.settle();
+    assert!(world.state.map().configurations().all(|held| !held.may_be_refused));
+    assert!(world.state.map().attempts().len() == 0);
+    world.open(1);
+}
+
+#[test]
 fn whatever_happens_what_is_planned_is_accepted_and_leads_to_where_it_should() {
     for seed in 0..40 {
         let mut dice = Dice(seed);

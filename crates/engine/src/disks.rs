@@ -147,6 +147,13 @@ impl Disk {
         }
     }
 
+    /// Whether its opening is agreed and all that members are asked is done: no write or flush has
+    /// failed since.
+    pub(crate) fn serves(&self) -> bool {
+        let store = self.store().filter(|_| self.is_agreed);
+        store.is_some_and(|store| store.failure().is_none())
+    }
+
     /// Whether its opening has ended, well or not.
     pub(crate) fn is_settled(&self) -> bool {
         self.incarnation != Incarnation(0) || self.failure().is_some()

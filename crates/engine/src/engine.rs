@@ -129,6 +129,8 @@ enum Purpose {
     TornGroup(String, String),
     /// An administrator asked for a volume with a source: answer with the named volume.
     AdminFrom(AdminToken, String),
+    /// An attempt of this node has ended.
+    AttemptEnd(u64),
 }
 
 impl Purpose {
@@ -159,7 +161,8 @@ impl Purpose {
             | Purpose::Surplus(_)
             | Purpose::TornGroup(..)
             | Purpose::Purge(_)
-            | Purpose::Members => None,
+            | Purpose::Members
+            | Purpose::AttemptEnd(_) => None,
         }
     }
 }
@@ -841,6 +844,9 @@ impl Engine {
             store::Effect::Notice(notice) => {
                 if matches!(notice, store::Notice::Mended(_)) {
                     self.disks.get_mut(&disk).expect("it speaks").mended += 1;
+                }
+                if matches!(notice, store::Notice::Retired { .. }) {
+                    self.tell_openings(now, None);
                 }
                 let path = entry_path(&self.disks, disk);
                 let (level, sentence) = report::notice(&self.map, &path, &notice);

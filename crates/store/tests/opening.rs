@@ -86,6 +86,32 @@ fn an_unreadable_block_hides_no_torn_neighbour() {
     assert!(host.store().status().damages.is_empty());
 }
 
+/// What was cut off had been acknowledged, though the machine kept its power: the disk does not say
+/// that it has all of it, and neither does the next opening.
+#[test]
+fn a_disk_that_cut_something_off_has_not_all_it_acknowledged() {
+    for is_torn in [false, true] {
+        let mut host = Host::formatted(256 << 20, None, 128 << 10);
+        let open = |host: &mut Host| {
+            let options = store::Options { boot: [1; 16], ..host.options() };
+            let opened = host.open_with(options).expect("it opens");
+            (opened, host.store().status().lossless_from)
+        };
+        let first = open(&mut host).0.incarnation;
+        let change = data(0, &[1, 2]);
+        host.ask(write(KEY, 1, change.clone())).expect("written");
+        let address = addresses_of(&host, &change)[1] as usize;
+        host.crash(&mut support::Random::new(1), false);
+        host.medium.written[address * BLOCK_SIZE + 9] ^= u8::from(is_torn);
+        let (opened, lossless_from) = open(&mut host);
+        assert_eq!(opened.records_cut, u64::from(is_torn));
+        assert_eq!(lossless_from, if is_torn { opened.incarnation } else { first });
+        host.crash(&mut support::Random::new(2), false);
+        let (again, lossless_later) = open(&mut host);
+        assert_eq!((again.records_cut, lossless_later), (0, lossless_from));
+    }
+}
+
 /// Where the batches of the log are, in the order of their sequences.
 fn batches(medium: &Medium) -> Vec<u64> {
     let blocks = medium.written.chunks(BLOCK_SIZE).zip(0..);

@@ -170,7 +170,10 @@ impl Engine {
             }
             (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
             // What was refused is looked at anew.
-            (Purpose::Members, _) => self.members_proposed(),
+            (Purpose::Members, result) => self.members_proposed(&result),
+            (Purpose::AttemptEnd(number), result) => {
+                self.attempt_end_proposed(now, number, &result);
+            }
             (purpose, Ok(answer)) => self.carried_out(now, purpose, answer, outputs),
             (Purpose::AdminGroup(token, step), Err(refusal)) => {
                 self.group_step_refused(token, step, refused(&refusal), outputs);

@@ -9,8 +9,8 @@
 use super::{Engine, MemberRoute, Phase, Purpose, Work};
 use crate::{NoticeLevel, Output, disks::Disk};
 use cluster::steward::{Pace, Sight, plan};
-use cluster::{Command, Map};
-use proto::{DiskId, Duration, Incarnation, MemberError, MemberReply, NodeId, Time, limits};
+use cluster::{Answer, Command, Map, Refusal};
+use proto::{DiskId, Duration, MemberError, MemberReply, NodeId, PartitionId, Time, limits};
 use replica::{AttemptOutcome, AttemptProgress, AttemptQuestion, Reconfigurer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +18,37 @@ use std::sync::Arc;
 /// How often it is looked whether members should change.
 const LOOK: Duration = Duration::from_millis(limits::STEWARD_LOOK_MS);
 
+/// After how long an end that could not be agreed on is proposed again.
+const AGAIN: Duration = Duration::from_millis(limits::STEWARD_LOOK_MS);
+
+/// The longest time that a partition is left after an attempt at it came to nothing: less after the
+/// first ones in a row.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Attempts at a partition that came to nothing, one after the other.
+struct Setbacks {
+    count: u32,
+    /// Nothing is begun before.
+    until: Time,
+}
+
 /// An attempt that this node carries out.
 struct Attempt {
     machine: Reconfigurer,
-    /// Its end is proposed.
-    has_ended: bool,
+    /// It did not begin in this process: a former one may have asked disks to refuse.
+    is_taken_up: bool,
+    end: End,
+}
+
+/// What was said of the end of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// Nothing yet.
+    Open,
+    /// It is proposed.
+    Proposed,
+    /// It could not be agreed on: the attempt is given up, from then on.
+    Refused { again_at: Time },
 }
 
 /// What this node does about members.
@@ -33,38 +59,119 @@ pub(super) struct Members {
     look_at: Option<Time>,
     /// Commands about members that are proposed and not applied or refused.
     proposed: usize,
-    /// Since when each local disk has not served.
+    /// Partitions, by table, whose last attempt came to nothing.
+    setbacks: BTreeMap<(u8, PartitionId), Setbacks>,
+    /// Since when each disk has not served that a node of it that answers has, or should have.
     failed: BTreeMap<DiskId, Time>,
 }
 
 impl Members {
     /// When something is to be done by itself.
     pub(super) fn deadline(&self) -> Option<Time> {
-        let going = self.attempts.values().filter(|attempt| !attempt.has_ended);
-        going.filter_map(|attempt| attempt.machine.deadline()).chain(self.look_at).min()
+        let due = |attempt: &Attempt| match attempt.end {
+            End::Open => attempt.machine.deadline(),
+            End::Proposed => None,
+            End::Refused { again_at } => Some(again_at),
+        };
+        self.attempts.values().filter_map(due).chain(self.look_at).min()
+    }
+
+    /// Takes up what a node has to carry out by this map.
+    fn take_up(&mut self, map: &Arc<Map>, own: NodeId) {
+        let mine = map.attempts().filter(|attempt| attempt.owner == own);
+        for number in mine.map(|attempt| attempt.number) {
+            if self.attempts.contains_key(&number) {
+                continue;
+            }
+            if let Some(machine) = Reconfigurer::begin(Arc::clone(map), number) {
+                // Also of one that the map has just begun to show: after a start the map may be
+                // older than what a former process has seen.
+                let attempt = Attempt { machine, is_taken_up: true, end: End::Open };
+                self.attempts.insert(number, attempt);
+            }
+        }
+    }
+
+    /// This process has proposed an attempt, and it is begun: nobody else has carried it out.
+    fn begun(&mut self, number: u64) {
+        if let Some(attempt) = self.attempts.get_mut(&number) {
+            attempt.is_taken_up = false;
+        }
+    }
+
+    /// Brings the attempts in line with a newer map. One that has ended stays until the map has it
+    /// no more: else it would be taken up again.
+    fn learn(&mut self, map: &Arc<Map>, reopened: &[DiskId]) {
+        self.attempts.retain(|number, _| map.attempt(*number).is_some());
+        for attempt in self.attempts.values_mut() {
+            attempt.machine.learn(Arc::clone(map));
+            for disk in reopened {
+                attempt.machine.reopened(*disk);
+            }
+        }
+    }
+
+    /// Notes which attempts came to nothing, whoever carried them out, and which to something.
+    fn note_setbacks(&mut self, now: Time, old: &Map, map: &Map) {
+        self.setbacks.retain(|&(copies, _), _| map.tables().any(|table| table == copies));
+        for attempt in old.attempts() {
+            let copies = attempt.copies;
+            // An attempt only ever comes to have fewer partitions.
+            let left = map.attempt(attempt.number).map_or(0, |attempt| attempt.wanted.len());
+            if left == attempt.wanted.len() || map.tables().all(|table| table != copies) {
+                continue;
+            }
+            for &partition in attempt.wanted.keys() {
+                let held = map.configuration(copies, partition);
+                if held.number != old.configuration(copies, partition).number {
+                    self.setbacks.remove(&(copies, partition));
+                } else if held.attempt == 0 {
+                    let first = Setbacks { count: 0, until: now };
+                    let known = self.setbacks.entry((copies, partition)).or_insert(first);
+                    let pause = (LOOK * (1 << known.count.min(8))).min(PAUSE_MAX);
+                    *known = Setbacks { count: known.count + 1, until: now + pause };
+                }
+            }
+        }
+    }
+
+    /// What is to be proposed about the end of an attempt now, and why it is given up if it is.
+    fn end(&mut self, now: Time, number: u64) -> Option<(Command, Option<String>)> {
+        let attempt = self.attempts.get_mut(&number)?;
+        let said = match (attempt.end, attempt.machine.outcome()) {
+            (End::Refused { again_at }, _) if again_at <= now => {
+                (Command::GiveUpAttempt { attempt: number, may_be_refused: true }, None)
+            }
+            (End::Open, Some(AttemptOutcome::Activate { openings })) => {
+                let openings = openings.clone();
+                (Command::Activate { attempt: number, openings }, None)
+            }
+            (End::Open, Some(AttemptOutcome::GiveUp { reason, may_be_refused })) => {
+                let may_be_refused = *may_be_refused || attempt.is_taken_up;
+                let command = Command::GiveUpAttempt { attempt: number, may_be_refused };
+                (command, Some(reason.to_string()))
+            }
+            _ => return None,
+        };
+        attempt.end = End::Proposed;
+        Some(said)
+    }
+
+    /// The end of an attempt could not be agreed on, or it is not known whether it was. Disks may
+    /// refuse by now, so it is said again until the map has the attempt no more.
+    fn end_refused(&mut self, now: Time, number: u64) {
+        if let Some(attempt) = self.attempts.get_mut(&number) {
+            attempt.end = End::Refused { again_at: now + AGAIN };
+        }
     }
 }
 
 impl Engine {
     /// The node serves from now on: what it had begun before it was started it goes on with.
     pub(super) fn begin_members(&mut self) {
-        self.take_up_attempts();
+        self.members_here.take_up(&self.map, self.settings.node);
         self.members_here.look_at = self.tends_members().then_some(self.present + LOOK);
         self.work.push_back(Work::Attempts);
-    }
-
-    fn take_up_attempts(&mut self) {
-        let own = self.settings.node;
-        let mine = self.map.attempts().filter(|attempt| attempt.owner == own);
-        for number in mine.map(|attempt| attempt.number).collect::<Vec<_>>() {
-            if self.members_here.attempts.contains_key(&number) {
-                continue;
-            }
-            if let Some(machine) = Reconfigurer::begin(Arc::clone(&self.map), number) {
-                let attempt = Attempt { machine, has_ended: false };
-                self.members_here.attempts.insert(number, attempt);
-            }
-        }
     }
 
     /// Brings the attempts in line with the map, after it changed from `old`.
@@ -72,34 +179,23 @@ impl Engine {
         if self.phase != Phase::Serving {
             return;
         }
-        self.take_up_attempts();
         let reopened: Vec<DiskId> = self
             .map
             .disks()
             .filter(|disk| old.disk(disk.id).is_some_and(|it| it.incarnation != disk.incarnation))
             .map(|disk| disk.id)
             .collect();
-        for (number, attempt) in &mut self.members_here.attempts {
-            attempt.machine.learn(Arc::clone(&self.map));
-            for disk in &reopened {
-                attempt.machine.reopened(*disk);
-            }
-            // It is over, whoever ended it.
-            attempt.has_ended |= self.map.attempt(*number).is_none();
-        }
-        self.members_here.attempts.retain(|_, attempt| {
-            let is_over = attempt.has_ended && attempt.machine.outcome().is_some();
-            !is_over
-        });
+        self.members_here.learn(&self.map, &reopened);
+        self.members_here.note_setbacks(now, old, &self.map);
+        self.members_here.take_up(&self.map, self.settings.node);
         if self.tends_members() && self.members_here.look_at.is_none() {
             self.members_here.look_at = Some(now + LOOK);
         }
         self.pump_attempts(now, outputs);
     }
 
-    /// Whether there is anything to look after: a disk alone is activated when it is opened.
     fn tends_members(&self) -> bool {
-        self.phase == Phase::Serving && self.map.disks().len() > 1
+        self.phase == Phase::Serving && cluster::steward::is_wanted(&self.map)
     }
 
     /// Time has come, perhaps.
@@ -126,31 +222,21 @@ impl Engine {
             {
                 self.ask_member(now, disk, MemberRoute::Attempt { number, question }, request);
             }
-            self.end_attempt(number, outputs);
+            self.end_attempt(now, number, outputs);
         }
     }
 
-    fn end_attempt(&mut self, number: u64, outputs: &mut Vec<Output>) {
-        let Some(attempt) = self.members_here.attempts.get_mut(&number) else { return };
-        let Some(outcome) = attempt.machine.outcome().filter(|_| !attempt.has_ended) else {
-            return;
-        };
-        let command = match outcome.clone() {
-            AttemptOutcome::Activate { openings } => {
-                Command::Activate { attempt: number, openings }
-            }
-            AttemptOutcome::GiveUp { reason, may_be_refused } => {
-                let sentence = format!(
-                    "attempt {number} to change which disks hold some partitions was given up: \
-                     {reason}; another one follows by itself"
-                );
-                outputs.push(Output::Notice { level: NoticeLevel::Info, sentence });
-                Command::GiveUpAttempt { attempt: number, may_be_refused }
-            }
-        };
-        attempt.has_ended = true;
+    fn end_attempt(&mut self, now: Time, number: u64, outputs: &mut Vec<Output>) {
+        let Some((command, reason)) = self.members_here.end(now, number) else { return };
+        if let Some(reason) = reason {
+            let sentence = format!(
+                "attempt {number} to change which disks hold some partitions was given up: \
+                 {reason}; another one follows by itself"
+            );
+            outputs.push(Output::Notice { level: NoticeLevel::Info, sentence });
+        }
         self.members_here.proposed += 1;
-        self.work.push_back(Work::Propose(command, Purpose::Members));
+        self.work.push_back(Work::Propose(command, Purpose::AttemptEnd(number)));
     }
 
     /// A disk answers an attempt.
@@ -168,8 +254,24 @@ impl Engine {
     }
 
     /// A command about members was applied or refused. What was refused is looked at anew.
-    pub(super) fn members_proposed(&mut self) {
+    pub(super) fn members_proposed(&mut self, result: &Result<Answer, Refusal>) {
         self.members_here.proposed -= 1;
+        if let Ok(Answer::AttemptBegun { attempt }) = result {
+            self.members_here.begun(*attempt);
+        }
+    }
+
+    /// The end of an attempt was applied or refused.
+    pub(super) fn attempt_end_proposed(
+        &mut self,
+        now: Time,
+        number: u64,
+        result: &Result<Answer, Refusal>,
+    ) {
+        self.members_here.proposed -= 1;
+        if result.is_err() {
+            self.members_here.end_refused(now, number);
+        }
     }
 
     /// Proposes what should be done next.
@@ -202,12 +304,14 @@ impl Engine {
 
     /// Since when a disk has not served, as far as this node sees; nothing while it does.
     pub(super) fn disk_away_since(&self, now: Time, disk: &cluster::Disk) -> Option<Time> {
-        if disk.node != self.settings.node {
-            let away = self.away_since(disk.node);
-            return away.or_else(|| self.closed_since(disk.node, disk.id));
+        if let Some(since) = self.away_since(disk.node).filter(|_| disk.node != self.settings.node)
+        {
+            return Some(since);
         }
-        let here = self.disks.get(&disk.id);
-        let serves = here.is_some_and(|it| it.is_agreed && it.failure().is_none());
+        let serves = match disk.node == self.settings.node {
+            true => self.disks.get(&disk.id).is_some_and(Disk::serves),
+            false => self.serves_there(disk.node, disk.id),
+        };
         let known = self.members_here.failed.get(&disk.id);
         (!serves).then(|| known.copied().unwrap_or(now))
     }
@@ -227,18 +331,19 @@ impl Engine {
                 down.insert(node, since);
             }
         }
-        for disk in self.map.clone().disks() {
-            let since = self.disk_away_since(now, disk);
-            if let Some(since) = since {
+        let mut failed = BTreeMap::new();
+        for disk in self.map.disks() {
+            if let Some(since) = self.disk_away_since(now, disk) {
+                if !down.contains_key(&disk.node) {
+                    failed.insert(disk.id, since);
+                }
                 sight.away.insert(disk.id, since);
             }
-            let failed = &mut self.members_here.failed;
-            match since.filter(|_| disk.node == self.settings.node) {
-                Some(since) => failed.insert(disk.id, since),
-                None => failed.remove(&disk.id),
-            };
         }
+        self.members_here.failed = failed;
         sight.away_nodes = down;
+        let paused = self.members_here.setbacks.iter().filter(|(_, it)| now < it.until);
+        sight.paused = paused.map(|(at, _)| *at).collect();
         for held in self.held.values() {
             if let Some(session) = &held.session {
                 sight.behind.extend(session.behind());
@@ -250,10 +355,137 @@ impl Engine {
     /// Asserts what must hold between two inputs.
     pub(super) fn check_members(&self) {
         for attempt in self.members_here.attempts.values() {
-            assert!(attempt.has_ended || attempt.machine.outcome().is_none(), "an end not said");
+            let is_said = attempt.end != End::Open;
+            assert!(is_said || attempt.machine.outcome().is_none(), "an end not said");
         }
-        let is_open = |disk: &Disk| disk.incarnation != Incarnation(0);
-        let several = self.map.disks().len() > 1 && self.disks.values().any(is_open);
-        assert!(!several || !self.tends_members() || self.members_here.look_at.is_some());
+        assert!(!self.tends_members() || self.members_here.look_at.is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster::{Change, State};
+    use proto::{ClusterId, Incarnation};
+
+    const NODE: NodeId = NodeId(1);
+
+    /// A disk that has everything, and another.
+    fn two_disks() -> State {
+        let mut state = State::default();
+        let cluster = ClusterId(1);
+        apply(&mut state, Command::CreateCluster { cluster, partition_bits: 1, unix_s: 0 });
+        apply(&mut state, Command::AddNode { node: NODE, name: "one".into() });
+        for disk in [1, 2].map(DiskId) {
+            apply(&mut state, Command::AddDisk { disk, node: NODE, bytes: 1 << 40 });
+            let incarnation = Incarnation(1);
+            apply(&mut state, Command::OpenDisk { disk, node: NODE, incarnation });
+        }
+        state
+    }
+
+    fn apply(state: &mut State, command: Command) -> Answer {
+        state.apply(&command).unwrap_or_else(|refusal| panic!("{command:?}: {refusal}"))
+    }
+
+    fn begin(state: &mut State) -> u64 {
+        let map = state.map();
+        let partition = PartitionId(0);
+        let partitions = vec![(partition, map.configuration(3, partition).number)];
+        let changes = vec![Change { wanted: vec![DiskId(1), DiskId(2)], partitions }];
+        let begin = Command::BeginAttempt { copies: 3, bits: 1, owner: NODE, changes };
+        let Answer::AttemptBegun { attempt } = apply(state, begin) else { panic!("it is begun") };
+        attempt
+    }
+
+    /// A disk answers that it knows of a newer attempt: there is nothing left but to give it up.
+    fn supersede(members: &mut Members, number: u64) {
+        let attempt = members.attempts.get_mut(&number).expect("it is carried out");
+        let (question, ..) = attempt.machine.poll(Time(1)).expect("it asks something");
+        attempt.machine.handle(Time(1), question, Err(MemberError::Superseded { newer: 9 }));
+        assert!(!attempt.machine.may_be_refused());
+    }
+
+    #[test]
+    fn an_attempt_that_was_taken_up_may_have_been_refused_before() {
+        for is_begun_here in [false, true] {
+            let (mut state, mut members) = (two_disks(), Members::default());
+            let number = begin(&mut state);
+            members.take_up(&state.map(), NodeId(2));
+            assert!(members.attempts.is_empty(), "it is another node's");
+            members.take_up(&state.map(), NODE);
+            if is_begun_here {
+                members.begun(number);
+            }
+            assert_eq!(members.end(Time(1), number), None);
+            supersede(&mut members, number);
+            let (command, reason) = members.end(Time(1), number).expect("it has ended");
+            let may_be_refused = !is_begun_here;
+            assert_eq!(command, Command::GiveUpAttempt { attempt: number, may_be_refused });
+            assert!(reason.is_some());
+            // Whatever else changes, it is not taken up a second time.
+            apply(&mut state, Command::SetWeight { disk: DiskId(1), bytes: 5 });
+            members.learn(&state.map(), &[]);
+            members.take_up(&state.map(), NODE);
+            assert_eq!(members.attempts[&number].end, End::Proposed);
+            apply(&mut state, command);
+            members.learn(&state.map(), &[]);
+            assert!(members.attempts.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_more_attempts_come_to_nothing_the_longer_the_next_one_is_waited_for() {
+        let (mut state, mut members) = (two_disks(), Members::default());
+        let at = (3, PartitionId(0));
+        let mut pauses = Vec::new();
+        for round in 0..9 {
+            let number = begin(&mut state);
+            let before = state.map();
+            // Something else changes meanwhile.
+            apply(&mut state, Command::SetWeight { disk: DiskId(1), bytes: 5 + round });
+            members.note_setbacks(Time(7), &before, &state.map());
+            let ended = match round {
+                7 => {
+                    let incarnation = Incarnation(1);
+                    let opening = |disk| cluster::Member { disk, incarnation };
+                    let openings = [1, 2].map(DiskId).map(opening).to_vec();
+                    Command::Activate { attempt: number, openings }
+                }
+                _ => Command::GiveUpAttempt { attempt: number, may_be_refused: false },
+            };
+            apply(&mut state, ended);
+            members.note_setbacks(Time(7), &before, &state.map());
+            let pause = members.setbacks.get(&at).map(|it| it.until.since(Time(7)));
+            pauses.push(pause.map(|it| it.as_millis()));
+        }
+        let expected = [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000].map(Some);
+        assert_eq!(pauses[..7], expected);
+        assert_eq!(pauses[7..], [None, Some(500)]);
+    }
+
+    #[test]
+    fn an_end_that_is_refused_is_said_again_until_the_map_has_it() {
+        let (mut state, mut members) = (two_disks(), Members::default());
+        let number = begin(&mut state);
+        members.take_up(&state.map(), NODE);
+        members.begun(number);
+        supersede(&mut members, number);
+        members.end(Time(1), number).expect("it has ended");
+        let give_up = Command::GiveUpAttempt { attempt: number, may_be_refused: true };
+        let mut now = Time(1);
+        for _ in 0..3 {
+            assert_eq!(members.deadline(), None);
+            members.end_refused(now, number);
+            assert_eq!(members.end(now, number), None, "not at once");
+            now = members.deadline().expect("it is said again");
+            assert_eq!(members.end(now, number), Some((give_up.clone(), None)));
+            assert_eq!(members.end(now, number), None, "it is proposed");
+        }
+        apply(&mut state, give_up);
+        members.learn(&state.map(), &[]);
+        members.end_refused(now, number);
+        assert_eq!((members.end(now + AGAIN, number), members.deadline()), (None, None));
+        assert!(state.map().configuration(3, PartitionId(0)).may_be_refused);
     }
 }

@@ -28,8 +28,8 @@ use std::collections::{BTreeMap, VecDeque};
 /// What the openings of a node's disks are told on.
 const OPENINGS: Channel = Channel(2);
 /// The version of that message, its first byte.
-const OPENINGS_VERSION: u8 = 1;
-const OPENING_BYTES: usize = 24;
+const OPENINGS_VERSION: u8 = 2;
+const OPENING_BYTES: usize = 25;
 const TICK: Duration = Duration::from_millis(limits::VOTER_TICK_MS);
 /// How often a leader looks whether voters should change, in ticks.
 const ARRANGE_TICKS: u64 = 10;
@@ -38,6 +38,14 @@ const NAMED_MAX: usize = 5;
 
 // With the version before them.
 const _: () = assert!(limits::DISKS_MAX * OPENING_BYTES < limits::WIRE_CONTROL_BYTES_MAX);
+
+/// A disk that a process has open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Opening {
+    incarnation: Incarnation,
+    /// A write or flush has failed: it answers reads, and nothing else until it is opened anew.
+    is_retired: bool,
+}
 
 /// Another node.
 pub(super) struct Peer {
@@ -53,7 +61,7 @@ pub(super) struct Peer {
     /// How often the connection was lost since this process started.
     lost: u64,
     /// What that process has open; nothing before it has said so.
-    openings: Option<BTreeMap<DiskId, Incarnation>>,
+    openings: Option<BTreeMap<DiskId, Opening>>,
     /// Questions for disks that it does not have open as the map lists them, in order.
     parked: VecDeque<(MemberToken, MemberRequest)>,
 }
@@ -379,13 +387,16 @@ impl Engine {
         self.tell_link(now, to, number, link::Event::Control { channel: Channel::RAFT, message });
     }
 
-    /// Tells one peer, or all of them, which disks are open here.
+    /// Tells one peer, or all of them, which disks are open here, and which of them are retired.
     pub(super) fn tell_openings(&mut self, now: Time, to: Option<NodeId>) {
         let mut bytes = vec![OPENINGS_VERSION];
         for (id, disk) in &self.disks {
-            if disk.incarnation != Incarnation(0) && disk.store().is_some() {
+            if disk.incarnation != Incarnation(0)
+                && let Some(store) = disk.store()
+            {
                 bytes.extend(id.0.to_le_bytes());
                 bytes.extend(disk.incarnation.0.to_le_bytes());
+                bytes.push(u8::from(store.failure().is_some()));
             }
         }
         let message = message_of(&bytes);
@@ -603,11 +614,10 @@ impl Engine {
         (!peer.link.is_up()).then_some(peer.since)
     }
 
-    /// Since when a node that answers has not had a disk open; nothing while it has.
-    pub(super) fn closed_since(&self, node: NodeId, disk: DiskId) -> Option<Time> {
-        let peer = self.peers.all.get(&node)?;
-        let is_open = peer.openings.as_ref().is_some_and(|openings| openings.contains_key(&disk));
-        (!is_open).then_some(peer.since)
+    /// Whether another node has said that it has a disk open, and that nothing failed.
+    pub(super) fn serves_there(&self, node: NodeId, disk: DiskId) -> bool {
+        let openings = self.peers.all.get(&node).and_then(|peer| peer.openings.as_ref());
+        openings.and_then(|all| all.get(&disk)).is_some_and(|opening| !opening.is_retired)
     }
 
     // -- what people see --
@@ -692,7 +702,7 @@ impl Peer {
     /// Whether a disk is open there as this incarnation, as far as it said.
     fn has_open(&self, disk: DiskId, incarnation: Incarnation) -> bool {
         let open = self.openings.as_ref().and_then(|openings| openings.get(&disk));
-        open == Some(&incarnation)
+        open.is_some_and(|opening| opening.incarnation == incarnation)
     }
 }
 
@@ -702,21 +712,26 @@ fn message_of(bytes: &[u8]) -> Payload {
 }
 
 /// The disks and incarnations of a message; nothing if it is malformed.
-fn openings_of(bytes: &[u8]) -> Option<BTreeMap<DiskId, Incarnation>> {
+fn openings_of(bytes: &[u8]) -> Option<BTreeMap<DiskId, Opening>> {
     let (&OPENINGS_VERSION, rows) = bytes.split_first()? else { return None };
     if rows.len() > limits::DISKS_MAX * OPENING_BYTES || !rows.len().is_multiple_of(OPENING_BYTES) {
         return None;
     }
     let row = |row: &[u8]| {
-        let (disk, incarnation) = row.split_at(size_of::<u128>());
-        let disk = u128::from_le_bytes(disk.try_into().expect("its length is that"));
-        let incarnation = u64::from_le_bytes(incarnation.try_into().expect("what is left"));
-        (DiskId(disk), Incarnation(incarnation))
+        let (disk, row) = row.split_first_chunk()?;
+        let (incarnation, row) = row.split_first_chunk()?;
+        let is_retired = match row {
+            [0] => false,
+            [1] => true,
+            _ => return None,
+        };
+        let incarnation = Incarnation(u64::from_le_bytes(*incarnation));
+        Some((DiskId(u128::from_le_bytes(*disk)), Opening { incarnation, is_retired }))
     };
-    Some(rows.chunks(OPENING_BYTES).map(row).collect())
+    rows.chunks(OPENING_BYTES).map(row).collect()
 }
 
-const _: () = assert!(OPENING_BYTES == size_of::<u128>() + size_of::<u64>());
+const _: () = assert!(OPENING_BYTES == size_of::<u128>() + size_of::<u64>() + 1);
 const _: () = assert!(
     limits::LINK_BYTES_MIN
         >= limits::LINK_DISK_SHARE_DIVISOR
@@ -733,10 +748,14 @@ mod tests {
         let mut bytes = vec![OPENINGS_VERSION];
         bytes.extend(7_u128.to_le_bytes());
         bytes.extend(3_u64.to_le_bytes());
-        let expected = BTreeMap::from([(DiskId(7), Incarnation(3))]);
-        assert_eq!(openings_of(&bytes), Some(expected));
+        for (state, is_retired) in [(0, false), (1, true)] {
+            let bytes = [&bytes[..], &[state]].concat();
+            let opening = Opening { incarnation: Incarnation(3), is_retired };
+            assert_eq!(openings_of(&bytes), Some(BTreeMap::from([(DiskId(7), opening)])));
+        }
+        assert_eq!(openings_of(&[&bytes[..], &[2]].concat()), None);
         assert_eq!(openings_of(&[OPENINGS_VERSION]), Some(BTreeMap::new()));
-        assert_eq!(openings_of(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(openings_of(&bytes), None);
         assert_eq!(openings_of(&[OPENINGS_VERSION + 1]), None);
         assert_eq!(openings_of(&[]), None);
     }

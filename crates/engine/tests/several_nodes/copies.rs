@@ -2,7 +2,7 @@
 
 use crate::support::{MIB, Net};
 use engine::admin::{AdminReply, AdminRequest};
-use proto::PartitionId;
+use proto::{DiskId, PartitionId};
 
 const THREE: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
 
@@ -131,4 +131,30 @@ fn a_node_that_is_cut_off_is_left_out_and_comes_back_whole() {
     let connection = net.open(2, "v");
     assert!(net.read(2, connection, 0, MIB).iter().all(|byte| *byte == 2));
     assert!(net.read(2, connection, MIB, MIB).iter().all(|byte| *byte == 3));
+}
+
+/// A disk on which a write failed answers, and takes nothing: it is left out like one that is away,
+/// whether it is the leader's own or another node's, and comes back when it was opened anew.
+#[test]
+fn a_disk_that_fails_is_left_out() {
+    let mut net = three(24);
+    net.create(0, "v");
+    let leader = net.status(0).agreement.leader.expect("there is one");
+    let leader = (0..3).find(|&at| net.nodes[at].id == leader).expect("it is one of them");
+    for at in [leader, (leader + 1) % 3] {
+        let reader = (leader + 2) % 3;
+        let connection = net.open(reader, "v");
+        let disk = DiskId([200, 100, 300][at]);
+        net.nodes[at].failing.insert(disk);
+        net.write(reader, connection, 0, at as u8 + 1, MIB);
+        until_whole(&mut net, reader, 2, 60);
+        net.write(reader, connection, MIB, 9, 4096);
+        net.flush(reader, connection);
+        net.tell(reader, engine::Input::Close { connection });
+        net.nodes[at].failing.clear();
+        net.kill(at);
+        net.start(at);
+        net.until("it serves again", 60, |net| net.nodes[at].is_ready);
+        until_whole(&mut net, reader, 3, 240);
+    }
 }

@@ -79,6 +79,8 @@ pub struct Node {
     starts: u64,
     /// Media that do nothing; what they are asked waits.
     pub stalled: BTreeSet<DiskId>,
+    /// Media on which writes and flushes fail.
+    pub failing: BTreeSet<DiskId>,
     waiting: VecDeque<(DiskId, DiskOp)>,
     pub replies: BTreeMap<AdminToken, Result<AdminReply, AdminError>>,
     pub answers: BTreeMap<ConnectionId, Answer>,
@@ -181,6 +183,7 @@ impl Net {
             is_stopped: false,
             starts: 0,
             stalled: BTreeSet::new(),
+            failing: BTreeSet::new(),
             waiting: VecDeque::new(),
             replies: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -421,6 +424,13 @@ impl Net {
         match output {
             Output::Disk { disk, op } if node.stalled.contains(&disk) => {
                 node.waiting.push_back((disk, op));
+            }
+            Output::Disk { disk, op }
+                if node.failing.contains(&disk)
+                    && matches!(op.request, DiskRequest::Write { .. } | DiskRequest::Flush) =>
+            {
+                let done = DiskDone { token: op.token, result: Err(DiskError::Io(5)) };
+                return Some(Input::Disk { disk, done });
             }
             Output::Disk { disk, op } => {
                 let done = node.disks.get_mut(&disk).expect("a disk of it").perform(op);

@@ -18,7 +18,7 @@ use comparison::Comparison;
 use evidence::Said;
 use proto::limits::{
     ATTEMPT_PASSES_MAX, ATTEMPT_QUESTIONS_MAX, ATTEMPT_RETRY_MS, ATTEMPT_SHORT_PASS,
-    INSTALL_FENCES_MAX, MEMBER_RETRY_MS,
+    INSTALL_FENCES_MAX, MEMBER_RETRY_MS, STEWARD_MOMENT_MS,
 };
 use proto::{
     Batch, ConfigurationNumber, DiskId, Duration, Generation, Incarnation, LayerId, LineageId,
@@ -224,6 +224,8 @@ pub struct Reconfigurer {
     /// What is to be known before the objects of a lineage can be copied to a disk: its layers.
     layers: BTreeMap<LineageId, Vec<(LayerId, LayerId)>>,
     said: BTreeMap<DiskId, Said>,
+    /// Next members that do not refuse since they are out of service, and since when.
+    retired: BTreeMap<DiskId, Time>,
     fences: BTreeMap<LineageId, Generation>,
     known: BTreeMap<(LineageId, ObjectKey), Known>,
     /// Lineages of which any disk that was looked through has an object in these partitions.
@@ -260,6 +262,7 @@ impl Reconfigurer {
             work: Work::default(),
             layers: layers_of(&map),
             said: BTreeMap::new(),
+            retired: BTreeMap::new(),
             fences: BTreeMap::new(),
             known: BTreeMap::new(),
             found: BTreeSet::new(),
@@ -354,13 +357,28 @@ impl Reconfigurer {
                 self.give_up(GiveUp::Superseded { disk, newer });
             }
             // Of whoever does not refuse, the others may be enough; and it may come back.
-            Err(_) if ask == Ask::Refuse && self.stage == AttemptStage::Refusing => {
-                self.ask_later(now, ATTEMPT_RETRY_MS, disk, ask);
+            Err(error) if ask == Ask::Refuse && self.stage == AttemptStage::Refusing => {
+                self.not_refused(now, disk, error);
             }
             Ok(reply) => self.handle_reply(disk, ask, reply),
             Err(error) => self.handle_error(disk, ask, error),
         }
         self.advance();
+    }
+
+    /// A disk does not refuse now. Without a next member the attempt comes to nothing, and sessions
+    /// wait: one that is out of service for longer than a moment is not waited for.
+    fn not_refused(&mut self, now: Time, disk: DiskId, error: MemberError) {
+        let is_wanted = self.parts.values().any(|part| part.wanted.contains(&disk));
+        if is_wanted && error == MemberError::Retired {
+            let since = *self.retired.entry(disk).or_insert(now);
+            if since + Duration::from_millis(STEWARD_MOMENT_MS) <= now {
+                return self.fail_disk(disk, error.to_string());
+            }
+        } else {
+            self.retired.remove(&disk);
+        }
+        self.ask_later(now, ATTEMPT_RETRY_MS, disk, Ask::Refuse);
     }
 
     /// There is a newer map: layers may have come or gone, and the attempt may be over.
@@ -380,6 +398,7 @@ impl Reconfigurer {
         if self.outcome.is_some() {
             return;
         }
+        self.retired.remove(&disk);
         match self.stage {
             AttemptStage::Copying { pass } if self.has_part(disk) => self.begin_pass(pass),
             AttemptStage::Refusing if self.said.remove(&disk).is_some() => {

@@ -430,6 +430,41 @@ fn newcomers_know_layers_in_which_nothing_was_copied() {
     assert!(matches!(newcomer.handle(&stamp), Ok(MemberReply::Stamp(_))));
 }
 
+/// A next member that is out of service ends the attempt after a moment, though the others are
+/// enough to settle by: else the members would refuse for ever what is left.
+#[test]
+fn a_next_member_that_is_retired_for_a_moment_ends_the_attempt() {
+    let mut world = World::new(8);
+    world.write_some(20);
+    let attempt = world.begin(&[1, 2, 3]);
+    let mut machine = Reconfigurer::begin(world.state.map(), attempt).expect("under way");
+    let mut refusing_since = None;
+    for _ in 0..20_000 {
+        if let Some(outcome) = machine.outcome() {
+            let disk = DiskId(3);
+            let reason = MemberError::Retired.to_string();
+            let (reason, may_be_refused) = (GiveUp::Disk { disk, reason }, true);
+            assert_eq!(*outcome, AttemptOutcome::GiveUp { reason, may_be_refused });
+            let since: Time = refusing_since.expect("it has asked");
+            assert!(since + Duration::from_millis(STEWARD_MOMENT_MS) <= world.now);
+            return;
+        }
+        let Some((question, disk, request)) = machine.poll(world.now) else {
+            world.now = machine.deadline().expect("it waits for something");
+            continue;
+        };
+        let result = match (disk, &request) {
+            (DiskId(3), MemberRequest::Refuse(_)) => {
+                refusing_since.get_or_insert(world.now);
+                Err(MemberError::Retired)
+            }
+            _ => world.disks.get_mut(&disk).expect("known").handle(&request),
+        };
+        machine.handle(world.now, question, result);
+    }
+    panic!("no end: {:?}", machine.progress());
+}
+
 /// Some answer, right or not.
 fn nonsense(random: &mut Random) -> Result<MemberReply, MemberError> {
     let incarnation = Incarnation(random.below(3));

@@ -54,7 +54,7 @@ impl Finishing {
             limit_blocks: common.options.limit_bytes.map_or(0, |limit| limit / BLOCK_SIZE as u64),
             ..replay.superblock.clone()
         };
-        let superblock = since_boot(superblock, common.options.boot);
+        let superblock = since_boot(superblock, common.options.boot, !replay.cuts.is_empty());
         let disk = superblock.identity.disk;
         let live = std::mem::take(&mut replay.live);
         let (blocks, incarnation) = (superblock.log_blocks, superblock.incarnation);
@@ -175,10 +175,12 @@ impl Finishing {
     }
 }
 
-/// Says of a superblock of a new opening since when the machine has kept its power.
-fn since_boot(superblock: Superblock, boot: [u8; 16]) -> Superblock {
+/// Says of a superblock of a new opening from which one on nothing is lost: the machine has kept its
+/// power since, and nothing was cut off in this one. What was may have been acknowledged.
+fn since_boot(superblock: Superblock, boot: [u8; 16], is_cut: bool) -> Superblock {
     let known = boot != [0; 16] && boot == superblock.boot;
-    let lossless_from = if known { superblock.lossless_from } else { superblock.incarnation };
+    let lossless_from =
+        if known && !is_cut { superblock.lossless_from } else { superblock.incarnation };
     Superblock { boot, lossless_from, ..superblock }
 }
 

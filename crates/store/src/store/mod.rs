@@ -122,6 +122,14 @@ impl Store {
         }
     }
 
+    /// Why it is out of service, if a write or flush has failed, cheaply.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.stage {
+            Stage::Serving(serving) => serving.failure(),
+            _ => None,
+        }
+    }
+
     /// How much room there is for new data, cheaply. Nothing: it takes no new data anyway.
     pub fn room(&self) -> Option<Room> {
         match &self.stage {

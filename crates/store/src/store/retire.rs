@@ -9,6 +9,11 @@ use crate::{Effect, Notice};
 use proto::MemberError;
 
 impl Serving {
+    /// See [`crate::Store::failure`].
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.retired.as_deref()
+    }
+
     /// Refuses all changes from now on. Reads go on: what they return is verified.
     pub(super) fn retire(&mut self, reason: &str, effects: &mut Vec<Effect>) {
         if self.retired.is_some() {
