@@ -334,7 +334,7 @@ impl ClusterWorld {
         Ok(())
     }
 
-    /// The disk of a machine fails at something that it is asked for next. Only while nothing else is
+    /// The disk of a machine fails at what it is asked for next. Only while nothing else is
     /// lost, and others have what it has. Some time later the process is started anew.
     pub fn fail_disk(&mut self, place: Place, span: Duration) {
         self.learn_members();

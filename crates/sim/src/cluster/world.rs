@@ -47,7 +47,7 @@ pub struct ClusterSummary {
     pub healed_ms: u64,
     /// Objects whose copies were compared.
     pub compared: u64,
-    /// How long it took until every partition had all its copies, in milliseconds: in the beginning,
+    /// How long it took until every partition had all its copies, in milliseconds: in the start,
     /// and after everything healed.
     pub whole_ms: [u64; 2],
     /// Simulated time.
