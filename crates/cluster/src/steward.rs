@@ -84,8 +84,8 @@ struct Step {
     is_copying: bool,
 }
 
-/// Whether there is anything to look after: several disks, or what is left of attempts of when there
-/// were. One disk alone is activated whenever it is opened.
+/// Whether there is anything to look after: several disks, or what is left of attempts of when
+/// there were. One disk alone is activated whenever it is opened.
 pub fn is_wanted(map: &Map) -> bool {
     let is_left = || map.attempts().len() > 0 || map.configurations().any(|it| it.may_be_refused);
     map.disks().len() > 1 || is_left()

@@ -51,8 +51,8 @@ fn a_node_whose_journal_opens_does_not_say_that_its_peers_are_strangers() {
     let hello = proto::wire::Hello {
         identity: proto::wire::Identity { node: peer, instance: 5, ..own },
         peer: own.node,
-        version_min: proto::wire::VERSION,
-        version_max: proto::wire::VERSION,
+        version_min: proto::wire::VERSION.into(),
+        version_max: proto::wire::VERSION.into(),
         features: 0,
         nonce: 1,
         requests: 1,

@@ -175,8 +175,8 @@ impl Finishing {
     }
 }
 
-/// Says of a superblock of a new opening from which one on nothing is lost: the machine has kept its
-/// power since, and nothing was cut off in this one. What was may have been acknowledged.
+/// Says of a superblock of a new opening from which one on nothing is lost: the machine has kept
+/// its power since, and nothing was cut off in this one. What was may have been acknowledged.
 fn since_boot(superblock: Superblock, boot: [u8; 16], is_cut: bool) -> Superblock {
     let known = boot != [0; 16] && boot == superblock.boot;
     let lossless_from =
