@@ -106,9 +106,9 @@ impl Coordinator {
             // Sealed, as an origin is.
             Source::Own => self.partition_at(index).members.iter().collect(),
             // A layer is sealed when all of it is stable on every current member, and who becomes
-            // one later gets it by a copy. So any member has it, one that is behind in the head too,
-            // and one that lost power and was opened anew keeps it: nobody asks which opening of
-            // the disk answers.
+            // one later gets it by a copy. So any member has it, one that is behind in the head
+            // too, and one that lost power and was opened anew keeps it: nobody asks which opening
+            // of the disk answers.
             Source::Origin { lineage, .. } => {
                 let configuration = self.map.configuration_of(lineage, index);
                 let members = configuration.current.iter();

@@ -139,7 +139,8 @@ fn detach_question(name: &Name, report: &VolumeReport, cluster: &ClusterReport) 
     });
     format!(
         "ending the attachment of {name} takes it from {who} at once: a guest that still runs \
-         there loses its disk, and what was not acknowledged to it may be lost; say --yes if you mean it"
+         there loses its disk, and what was not acknowledged to it may be lost; say --yes if you \
+         mean it"
     )
 }
 
