@@ -197,11 +197,16 @@ impl View<'_> {
             self.sight.away.contains_key(&member.disk)
                 && !self.is_away_for(member.disk, self.pace.moment)
         };
-        if held.current.iter().any(hesitates) {
-            return None;
-        }
         let is_behind =
             |member: &Member| self.sight.behind.contains(&(copies, partition, member.disk));
+        // But where one that answers cannot help, so that nothing can be written, each moment counts.
+        let answering = || held.current.iter().filter(answers);
+        let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
+        let helping = answering().filter(helps).count();
+        let is_held_up = helping < held.quorum() && helping < answering().count();
+        if held.current.iter().any(hesitates) && !is_held_up {
+            return None;
+        }
         let stays = |member: &&Member| answers(member) && !is_behind(member);
         let staying: Vec<Member> = held.current.iter().filter(stays).copied().collect();
         let whole = staying.iter().filter(|member| self.map.is_present(**member)).count();

@@ -212,6 +212,23 @@ fn nothing_is_begun_that_cannot_come_to_an_end() {
     assert!(world.all().iter().all(|members| *members == set([1])));
 }
 
+/// Else a guest would wait as long as for a machine of which nobody knows whether it comes back.
+#[test]
+fn where_one_that_answers_cannot_help_nobody_waits_for_one_that_does_not() {
+    let mut world = World::new(2, 3);
+    world.settle();
+    world.goes_away(3);
+    assert_eq!(world.propose(), [], "two of three are enough");
+    world.sight.behind.insert((3, PartitionId(1), DiskId(2)));
+    let begun = world.propose();
+    assert_eq!(begun.len(), 1);
+    let map = world.state.map();
+    let wanted = &map.attempt(begun[0]).expect("just begun").wanted;
+    let expected = BTreeSet::from([DiskId(1), DiskId(2)]);
+    assert_eq!(wanted.keys().collect::<Vec<_>>(), [&PartitionId(1)]);
+    assert_eq!(wanted[&PartitionId(1)].iter().copied().collect::<BTreeSet<_>>(), expected);
+}
+
 #[test]
 fn who_is_behind_is_left_out_and_gets_what_it_missed_as_a_newcomer() {
     let mut world = World::new(2, 3);

@@ -176,7 +176,9 @@ fn a_port_in_use_is_refused() -> Result<()> {
 #[test]
 fn a_disk_of_another_cluster_is_refused() -> Result<()> {
     let scratch = Scratch::new()?;
-    for (file, word) in [("disk", "belongs"), ("cluster", "belongs"), ("node", "belongs")] {
+    for (file, word) in
+        [("disk", "belongs"), ("cluster", "belongs"), ("node", "is that of another node")]
+    {
         let (mut one, two) = (used_node(&scratch, "one")?, used_node(&scratch, "two")?);
         let kept = scratch.join("kept");
         fs::rename(one.data().join(file), &kept)?;

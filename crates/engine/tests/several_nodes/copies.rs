@@ -158,3 +158,37 @@ fn a_disk_that_fails_is_left_out() {
         until_whole(&mut net, reader, 3, 240);
     }
 }
+
+/// A majority is enough at once: nobody waits until the dead one is left out.
+#[test]
+fn a_node_that_dies_after_another_came_back_holds_nobody_up() {
+    let mut net = three(24);
+    net.create(0, "v");
+    let connection = net.open(0, "v");
+    for round in 0..8_u64 {
+        net.write(0, connection, round * 2 * MIB, 1, MIB);
+    }
+    net.flush(0, connection);
+    net.kill(1);
+    net.pass(1);
+    net.start(1);
+    net.until("it serves again", 60, |net| net.nodes[1].is_ready);
+    until_whole(&mut net, 0, 3, 240);
+    for round in 0..8_u64 {
+        net.write(0, connection, round * 2 * MIB, 2, MIB);
+    }
+    net.flush(0, connection);
+    net.kill(2);
+    for round in 0..8_u64 {
+        let offset = round * 2 * MIB;
+        let begun = net.now;
+        net.write(0, connection, offset, 3, MIB);
+        let written = net.now;
+        net.flush(0, connection);
+        let flushed = net.now;
+        assert!(net.read(0, connection, offset, MIB).iter().all(|byte| *byte == 3));
+        let spans = [written.since(begun), flushed.since(written), net.now.since(flushed)];
+        let slow = spans.iter().any(|span| *span > proto::Duration::from_millis(1_000));
+        assert!(!slow, "round {round}: {spans:?}");
+    }
+}
