@@ -64,7 +64,7 @@ fn a_start_without_descriptors_or_memory_ends_with_a_sentence() -> Result<()> {
     let scratch = Scratch::new()?;
     let megabytes = |count: u64| format!("--as={}", count << 20);
     let limits = [4, 12].map(|count| format!("--nofile={count}"));
-    for limit in limits.into_iter().chain([12, 16, 20, 24].map(megabytes)) {
+    for limit in limits.into_iter().chain([16, 20, 24, 28].map(megabytes)) {
         let data = scratch.join("data");
         let begin = Instant::now();
         let output = Tool::new("timeout")
