@@ -199,7 +199,7 @@ impl View<'_> {
         };
         let is_behind =
             |member: &Member| self.sight.behind.contains(&(copies, partition, member.disk));
-        // But where one that answers cannot help, so that nothing can be written, each moment counts.
+        // But where one that answers cannot help, and nothing can be written, each moment counts.
         let answering = || held.current.iter().filter(answers);
         let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
         let helping = answering().filter(helps).count();
