@@ -371,6 +371,20 @@ impl Copier {
         self.advance();
     }
 
+    /// Puts what was staged into the object, if it is so many blocks.
+    fn adopt(&self, staged: u32) -> MemberRequest {
+        let (stamp, settled_generation) = self.becomes();
+        MemberRequest::Adopt {
+            permit: self.copy.permit,
+            lineage: self.copy.lineage,
+            key: self.key(),
+            staged,
+            stamp,
+            settled_generation,
+            replaces: self.replaces(),
+        }
+    }
+
     fn key(&self) -> ObjectKey {
         self.key_at(self.layer)
     }
@@ -406,32 +420,8 @@ impl Copier {
             Ask::Stage(change) => {
                 MemberRequest::Stage { permit, lineage, key, change: change.clone() }
             }
-            Ask::Adopt => {
-                let (stamp, settled_generation) = self.becomes();
-                let (staged, replaces) = (self.staged.len() as u32, self.replaces());
-                MemberRequest::Adopt {
-                    permit,
-                    lineage,
-                    key,
-                    staged,
-                    stamp,
-                    settled_generation,
-                    replaces,
-                }
-            }
-            Ask::Clear => {
-                let (stamp, settled_generation) = self.becomes();
-                let (staged, replaces) = (STAGED_NEVER, self.replaces());
-                MemberRequest::Adopt {
-                    permit,
-                    lineage,
-                    key,
-                    staged,
-                    stamp,
-                    settled_generation,
-                    replaces,
-                }
-            }
+            Ask::Adopt => self.adopt(self.staged.len() as u32),
+            Ask::Clear => self.adopt(STAGED_NEVER),
             Ask::Retract => {
                 let replaces = self.replaces();
                 MemberRequest::Retract { permit, lineage, key, replaces }
