@@ -52,6 +52,17 @@ fn a_daemon_that_hangs_does_not_hang_dog() -> Result<()> {
             .arg(scratch.join("image"))
             .stderr(File::create(scratch.join("err"))?)
             .spawn()?;
+        // Before it has begun to listen to signals, this one would end it with another code.
+        let status = format!("/proc/{}/status", child.id());
+        let hears = |line: &str| -> Option<bool> {
+            let mask = u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok()?;
+            Some(mask >> (Signal::INT.as_raw() - 1) & 1 == 1)
+        };
+        let begin = Instant::now();
+        while !fs::read_to_string(&status)?.lines().find_map(hears).context("a mask")? {
+            ensure!(begin.elapsed() < Duration::from_secs(30), "it never listens to signals");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         std::thread::sleep(Duration::from_millis(300));
         let begin = Instant::now();
         kill_process(Pid::from_child(&child), Signal::INT)?;

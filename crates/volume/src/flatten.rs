@@ -16,7 +16,7 @@ use proto::limits::{
     MEMBER_REQUEST_BLOCKS_MAX, SESSION_BYTES_MAX, SESSION_REQUESTS_MAX, SHORTEN_LOOK_SHARE,
 };
 use proto::{Duration, LayerId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How far a flatten or a shortening is.
@@ -43,6 +43,8 @@ pub(crate) struct Flatten {
     cursor: u64,
     /// The first block of each work under way.
     works: BTreeMap<u64, u64>,
+    /// The first block of each part that made way for guests, and is copied again from the start.
+    again: BTreeSet<u64>,
     pace: Pace,
     /// When it was last looked how fast it goes, how far it was then, and how fast it had gone.
     measured: Option<(Time, u64, u64)>,
@@ -211,8 +213,8 @@ impl Session {
     }
 
     fn flattened_bytes(&self) -> u64 {
-        let lowest = self.flatten.works.values().copied().min();
-        lowest.unwrap_or(self.flatten.cursor).min(self.flatten.cursor) * BLOCK
+        let undone = self.flatten.works.values().chain(&self.flatten.again);
+        undone.copied().min().map_or(self.flatten.cursor, |at| at.min(self.flatten.cursor)) * BLOCK
     }
 
     /// How much is copied in a second.
@@ -265,6 +267,7 @@ impl Session {
         self.flatten.stop();
         self.flatten.onto = onto;
         self.flatten.cursor = 0;
+        self.flatten.again.clear();
         self.flatten.measured = None;
         self.flatten.stage = Stage::Copying;
     }
@@ -305,8 +308,14 @@ impl Session {
 
     fn copy(&mut self, effects: &mut Vec<Effect>) {
         let end = self.through.chain.first().map_or(0, |origin| origin.bytes.div_ceil(BLOCK));
+        // A shrink may have cut off what was to be copied again.
+        self.flatten.again.split_off(&end);
         loop {
-            let at = self.flatten.cursor;
+            let at = match self.flatten.again.first() {
+                // It would have to make way once more.
+                Some(at) if self.sources.in_trouble().is_empty() => *at,
+                _ => self.flatten.cursor,
+            };
             if at >= end {
                 break;
             }
@@ -320,17 +329,38 @@ impl Session {
             let range = Range { offset: at * BLOCK, length: blocks.bytes() as u64 };
             let (onto, number) = (self.flatten.onto, self.next_number());
             let task = Task::Flatten { content: Vec::new(), fetched: false, onto };
-            self.flatten.cursor = at + u64::from(blocks.count());
+            self.flatten.again.remove(&at);
+            self.flatten.cursor = self.flatten.cursor.max(at + u64::from(blocks.count()));
             let share = if onto.is_some() { SHORTEN_LOOK_SHARE } else { 1 };
             self.flatten.spend(blocks.bytes() / share as usize);
             let work = Work::new(None, task, range, false, self.now, number);
             let work = self.begin(work, effects);
             self.flatten.works.insert(work, at);
         }
-        if self.flatten.works.is_empty() {
+        if self.flatten.works.is_empty() && self.flatten.again.is_empty() {
             let before = self.next_number();
             self.flatten.stage = Stage::Waiting { before };
             self.wait_for_others(before, effects);
+        }
+    }
+
+    /// Copying that stands in line behind a request that waits for a source that does not answer
+    /// makes way: what a guest asks for later would stand behind it, and needs no source perhaps.
+    pub(crate) fn make_way(&mut self, effects: &mut Vec<Effect>) {
+        let away = self.sources.in_trouble();
+        for number in self.flatten.works.keys().copied().collect::<Vec<_>>() {
+            if !away.iter().any(|ahead| self.locks.is_behind(*ahead, number)) {
+                continue;
+            }
+            let at = self.flatten.works.remove(&number).expect("listed just now");
+            self.flatten.again.insert(at);
+            let work = self.works.remove(number).expect("it is in work");
+            self.release_bytes(work.bytes());
+            let mut granted = Vec::new();
+            self.locks.withdraw(number, &mut granted);
+            for next in granted {
+                self.start(next, effects);
+            }
         }
     }
 
@@ -392,6 +422,7 @@ impl Session {
         if matches!(stage, Stage::Copying | Stage::Waiting { .. } | Stage::Flushing { .. }) {
             *stage = Stage::Copying;
             self.flatten.cursor = 0;
+            self.flatten.again.clear();
         }
     }
 }

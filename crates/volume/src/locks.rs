@@ -83,6 +83,11 @@ impl Locks {
         behind
     }
 
+    /// Whether one waits for the lock of another, or for one that waits for that.
+    pub(crate) fn is_behind(&self, ahead: u64, owner: u64) -> bool {
+        self.behind(ahead, |_| true).contains(&owner)
+    }
+
     fn remove(&mut self, place: usize, granted: &mut Vec<u64>) {
         let lock = self.locks.swap_remove(place);
         if self.waiting == 0 {

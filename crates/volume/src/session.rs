@@ -524,8 +524,11 @@ impl Session {
             Some((first, end, exclusive)) => self.locks.take(number, first, end, exclusive),
             None => true,
         };
+        let copies = matches!(work.task, Task::Flatten { .. });
         if granted {
             self.start(number, effects);
+        } else if copies {
+            self.make_way(effects);
         }
     }
 

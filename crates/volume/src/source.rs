@@ -233,6 +233,7 @@ impl Session {
                         self.put_off_behind(number, layer, effects);
                     }
                 }
+                self.make_way(effects);
             }
         }
     }

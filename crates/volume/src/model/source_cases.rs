@@ -140,6 +140,49 @@ fn guests_write_where_the_filling_waits_for_its_source() {
     world.check_snapshots();
 }
 
+/// The filling stood in line behind a read that waited for the source, and guests' writes that need
+/// nothing of it stood behind the filling.
+#[test]
+fn guests_write_where_the_filling_waits_for_one_that_waits_for_the_source() {
+    for comes_first in [false, true] {
+        let mut world = world();
+        world.read(800, 16);
+        while world.source.questions.is_empty() {
+            world.disk.step(&mut world.random);
+            world.deliver();
+        }
+        let question = world.source.questions.pop();
+        if comes_first {
+            // It is known to be away before the filling comes to these blocks.
+            world.source.down = Some("no route to host");
+            world.source.questions.extend(question);
+            rest(&mut world, 10);
+            world.tell(Event::Flatten { start: true });
+            for _ in 0..1_000 {
+                world.disk.step(&mut world.random);
+                world.deliver();
+            }
+        } else {
+            world.tell(Event::Flatten { start: true });
+            rest(&mut world, 3_000);
+            world.source.down = Some("no route to host");
+            world.source.questions.extend(question);
+        }
+        rest(&mut world, 2_000);
+        world.write(0, 512, false);
+        world.write(1024, 512, false);
+        rest(&mut world, 200);
+        assert_eq!(world.open.len(), 1, "a write waits for the source");
+        world.source.down = None;
+        fill(&mut world);
+        assert_eq!((world.flattened, world.open.len()), (1, 0));
+        world.read(0, 3 * OBJECT_SECTORS);
+        world.settle();
+        world.close();
+        world.check_snapshots();
+    }
+}
+
 #[test]
 fn a_filled_volume_needs_its_source_no_more_and_zeros_of_it_take_no_space() {
     let mut world = world();
