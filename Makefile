@@ -49,9 +49,11 @@ demo: deps build ## a virtual machine boots from a volume, and loses nothing whe
 # nice, so that the latter are as fast as alone.
 .PHONY: test
 test: deps check-format ## all that the continuous integration runs
-	@$(MAKE) build & failed=; $(MAKE) build-tests guest || failed=1; wait $$! && [ -z "$$failed" ]
-	@$(MAKE) test-unit & failed=; $(MAKE) test-e2e || failed=1; wait $$! && [ -z "$$failed" ]
-	@echo "make test: all of it passed"
+	@$(MAKE) build & failed=; $(MAKE) build-tests guest || failed=1; { wait $$! && [ -z "$$failed" ]; } || exit 1; \
+		echo "make test: all is built after $$SECONDS s"
+	@rm -rf target/failed; $(MAKE) test-unit & failed=; $(MAKE) test-e2e || failed=1; \
+		{ wait $$! && [ -z "$$failed" ]; } || { tools/failed-tests; exit 1; }; \
+		echo "make test: all of it passed; the tests ran for $$SECONDS s"
 
 # Always for the whole workspace: a package alone asks for fewer features of its dependencies, and then those and all that
 # builds on them are compiled once more.
