@@ -103,10 +103,11 @@ fuzz: fuzz-deps ## go on fuzzing the parsers, for FUZZ_SECONDS (300) each
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tools/fuzz
 
 .PHONY: bench
-bench: deps build ## measure one node, against qemu-storage-daemon and with 1 TiB described; see docs/performance.md
+bench: deps build ## measure one node and three, against qemu-storage-daemon and the device, and with 1 TiB described; see docs/performance.md
 	$(CARGO) run --locked --quiet --release --package xtask -- bench one
 	$(CARGO) run --locked --quiet --release --package xtask -- bench table
 	$(CARGO) run --locked --quiet --release --package xtask -- bench layers
+	$(CARGO) run --locked --quiet --release --package xtask -- bench cluster
 
 .PHONY: install
 install: build ## install programs, manual pages, completions and the systemd unit below DESTDIR/PREFIX

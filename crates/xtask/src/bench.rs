@@ -2,6 +2,7 @@
 //! `qemu-storage-daemon` on a preallocated raw file in turn on the same file system, and what
 //! memory, idling and starting cost. The figures go to `docs/performance.md`.
 
+mod cluster;
 mod fio;
 mod layers;
 mod machine;
@@ -30,6 +31,8 @@ pub enum Bench {
     Table(table::Described),
     /// What snapshots and clones cost those who read and write
     Layers(layers::Layers),
+    /// Three copies on three nodes of this machine, against the device itself
+    Cluster(cluster::Cluster),
 }
 
 /// Options of `bench one`.
@@ -86,6 +89,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::One(options) => run_one(options),
         Bench::Table(options) => table::run(options),
         Bench::Layers(options) => layers::run(options),
+        Bench::Cluster(options) => cluster::run(options),
     }
 }
 

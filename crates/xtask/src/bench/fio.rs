@@ -54,23 +54,32 @@ pub fn run(
     seconds: u32,
 ) -> Result<Sample> {
     let file = scratch.join("run.fio");
-    let parts = ["bench/head-nbd.fio", "bench/jobs.fio"].map(|part| root.join(part));
+    let parts = [system.head(), "bench/jobs.fio"].map(|part| root.join(part));
     let text = parts.iter().map(fs::read_to_string).collect::<Result<Vec<_>, _>>()?.concat();
     fs::write(&file, text)?;
-    let (processor, written) =
-        (machine::processor_time(system.process())?, machine::written_bytes(system.process())?);
+    let (processor, written) = used(system)?;
     let output = output_of(
         Command::new("fio")
             .args(["--output-format=json", &format!("--section={}", job.name)])
             .arg(&file)
-            .env("TARGET", system.uri())
+            .env("TARGET", system.target())
             .env("SIZE", size.to_string())
             .env("RT", seconds.to_string())
             .current_dir(scratch),
     )?;
-    let processor = machine::processor_time(system.process())? - processor;
-    let written = machine::written_bytes(system.process())? - written;
-    parse(&output, processor, written).with_context(|| format!("job {}", job.name))
+    let (processor_then, written_then) = used(system)?;
+    parse(&output, processor_then - processor, written_then - written)
+        .with_context(|| format!("job {}", job.name))
+}
+
+/// What all processes of a system have used and written until now.
+fn used(system: &dyn Server) -> Result<(Duration, u64)> {
+    let mut sum = (Duration::ZERO, 0);
+    for process in system.processes() {
+        sum.0 += machine::processor_time(process)?;
+        sum.1 += machine::written_bytes(process)?;
+    }
+    Ok(sum)
 }
 
 /// Reads fio's JSON; lines before it are warnings.

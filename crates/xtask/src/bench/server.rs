@@ -22,10 +22,14 @@ const START_INTERVAL: Duration = Duration::from_millis(5);
 pub trait Server {
     /// In messages.
     fn name(&self) -> &'static str;
-    /// Its process.
-    fn process(&self) -> u32;
-    /// The volume.
-    fn uri(&self) -> String;
+    /// Its processes.
+    fn processes(&self) -> Vec<u32>;
+    /// The volume, as fio takes it.
+    fn target(&self) -> String;
+    /// How fio reaches it: a file of the project.
+    fn head(&self) -> &'static str {
+        "bench/head-nbd.fio"
+    }
 }
 
 /// One volume of our daemon as a system of its own.
@@ -41,11 +45,11 @@ impl Server for Volume<'_> {
         self.name
     }
 
-    fn process(&self) -> u32 {
-        self.sheep.process()
+    fn processes(&self) -> Vec<u32> {
+        self.sheep.processes()
     }
 
-    fn uri(&self) -> String {
+    fn target(&self) -> String {
         self.sheep.uri_of(self.name)
     }
 }
@@ -74,6 +78,11 @@ impl Sheep {
         let mut sheep = Sheep { child, data: data.to_path_buf(), dog: programs.join("dog") };
         wait_for_socket(&mut sheep.child, &data.join("nbd.sock"), &log)?;
         Ok(sheep)
+    }
+
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     /// Makes a volume.
@@ -134,7 +143,12 @@ impl Sheep {
 
     /// Has `dog` do something.
     pub fn dog(&self, arguments: &[&str]) -> Result<()> {
-        output_of(self.command().args(arguments)).map(|_| ())
+        self.ask_dog(arguments).map(|_| ())
+    }
+
+    /// Likewise; what it printed.
+    pub fn ask_dog(&self, arguments: &[&str]) -> Result<String> {
+        output_of(self.command().args(arguments))
     }
 
     fn command(&self) -> Command {
@@ -149,11 +163,11 @@ impl Server for Sheep {
         "sheep"
     }
 
-    fn process(&self) -> u32 {
-        self.child.id()
+    fn processes(&self) -> Vec<u32> {
+        vec![self.child.id()]
     }
 
-    fn uri(&self) -> String {
+    fn target(&self) -> String {
         self.uri_of("bench")
     }
 }
@@ -202,11 +216,11 @@ impl Server for StorageDaemon {
         "qemu-storage-daemon"
     }
 
-    fn process(&self) -> u32 {
-        self.child.id()
+    fn processes(&self) -> Vec<u32> {
+        vec![self.child.id()]
     }
 
-    fn uri(&self) -> String {
+    fn target(&self) -> String {
         format!("nbd+unix:///bench?socket={}", self.socket.display())
     }
 }

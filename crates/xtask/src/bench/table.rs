@@ -2,10 +2,7 @@
 //! describes a lot of data. The disk is written by the store's own code, block for block, on a
 //! medium that keeps everything but the data: superblocks, log, checkpoints and map pages are real.
 
-use super::{
-    Scratch, machine, report,
-    server::{Server, Sheep},
-};
+use super::{Scratch, machine, report, server::Sheep};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use proto::{
