@@ -505,6 +505,32 @@ pub enum Command {
         /// Now: the token may not have expired.
         unix_s: u64,
     },
+    /// A new volume, empty or with a parent elsewhere, that is kept in so many copies from the
+    /// start. Answered by [`Answer::VolumeCreated`].
+    CreateVolumeKept {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// Where its parent lies, and that one's size in bytes, if it has one.
+        from: Option<(String, u64)>,
+        /// How many copies: 1 to `COPIES_MAX`.
+        copies: u8,
+        /// How many must be left at least: 1 to `copies`; nothing for half of them, rounded up.
+        min_copies: Option<u8>,
+        /// Now.
+        unix_s: u64,
+    },
+    /// As [`Command::SetCopies`], but refused where anything would have to be copied before it is
+    /// so. Answered by [`Answer::Done`].
+    KeepCopies {
+        /// Of which volume.
+        volume: VolumeId,
+        /// How many copies: 1 to `COPIES_MAX`.
+        copies: u8,
+        /// How many must be left at least: 1 to `copies`; nothing for half of them, rounded up.
+        min_copies: Option<u8>,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -586,6 +612,10 @@ impl Command {
             Command::CreateVolumeFrom { name, address, .. } => {
                 check_name(name)?;
                 check_address(address)?;
+            }
+            Command::CreateVolumeKept { name, from, .. } => {
+                check_name(name)?;
+                from.iter().try_for_each(|(address, _)| check_address(address))?;
             }
             Command::CreateSnapshot { tag, .. }
             | Command::DeleteSnapshot { tag, .. }

@@ -59,7 +59,16 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
         20 => Command::DropVolume { volume, with_snapshots: true, unix_s: 0 },
         21 | 22 => {
             let min_copies = (dice.below(2) == 0).then(|| dice.below(4) as u8);
-            Command::SetCopies { volume, copies: dice.below(7) as u8, min_copies }
+            let copies = dice.below(7) as u8;
+            match dice.below(3) {
+                0 => Command::SetCopies { volume, copies, min_copies },
+                1 => Command::KeepCopies { volume, copies, min_copies },
+                _ => {
+                    let name = format!("{}", dice.below(6));
+                    let (bytes, from, unix_s) = (4096, None, 0);
+                    Command::CreateVolumeKept { name, bytes, from, copies, min_copies, unix_s }
+                }
+            }
         }
         23 => {
             let generation = map.volume(volume).map(|volume| volume.generation);

@@ -504,6 +504,61 @@ fn each_number_of_copies_has_its_table_and_a_volume_goes_from_one_to_the_other()
 }
 
 #[test]
+fn copies_are_chosen_where_nothing_has_to_be_copied_for_it() {
+    let mut state = three_copies();
+    let keep = |copies, min_copies| Command::KeepCopies { volume: VOLUME, copies, min_copies };
+    let create = |name: &str, copies, min_copies| Command::CreateVolumeKept {
+        name: name.into(),
+        bytes: 4096,
+        from: None,
+        copies,
+        min_copies,
+        unix_s: 0,
+    };
+    let many = "a volume cannot be kept in 6 copies; choose 1 to 5";
+    refused(&mut state, create("six", 6, None), RefusalKind::Invalid, many);
+    refused(&mut state, keep(6, None), RefusalKind::Invalid, many);
+    assert!(state.map().volume_named("six").is_none());
+    let kept = |state: &State, name: &str| {
+        let lineage = state.map().volume_named(name).expect("created").lineage;
+        *state.map().redundancy(lineage).expect("it is there")
+    };
+    state.apply(&create("two", 2, None)).expect("made");
+    assert_eq!(kept(&state, "two"), Redundancy { copies: 2, wanted: 2, min_copies: 1, had: 2 });
+    let from = Some(("nbd://h/e".to_string(), 512));
+    let create = Command::CreateVolumeKept {
+        name: "far".into(),
+        bytes: 4096,
+        from,
+        copies: 1,
+        min_copies: None,
+        unix_s: 0,
+    };
+    state.apply(&create).expect("made");
+    assert_eq!(kept(&state, "far"), Redundancy { copies: 1, wanted: 1, min_copies: 1, had: 1 });
+    // Nothing was written: it is free to choose, as often as one likes.
+    done(&mut state, keep(2, None));
+    done(&mut state, keep(3, Some(1)));
+    let (holder, read_only) = ("guest".into(), false);
+    let attach = Command::Attach { volume: VOLUME, node: node(1), holder, read_only, unix_s: 0 };
+    done(&mut state, attach);
+    done(&mut state, keep(3, Some(3)));
+    assert_eq!(redundancy(&state), Redundancy { copies: 3, wanted: 3, min_copies: 3, had: 3 });
+    let before = state.clone();
+    let moves = "volume \"v\" has data that is kept in 3 copies, and moving it to 4 is not possible \
+                 yet; make a new volume with `--copies 4` and copy it there with `dog volume \
+                 export` and `dog volume import`";
+    for copies in [1, 2] {
+        let moves = moves.replace('4', &copies.to_string());
+        refused(&mut state, keep(copies, None), RefusalKind::Busy, &moves);
+    }
+    assert!(state == before, "a refusal changes nothing");
+    // There is no room for more than three yet: what wants four lies where it did.
+    done(&mut state, keep(4, None));
+    assert_eq!(redundancy(&state), Redundancy { copies: 4, wanted: 4, min_copies: 2, had: 3 });
+}
+
+#[test]
 fn on_one_disk_another_number_of_copies_is_there_at_once() {
     let mut state = state();
     let (holder, read_only) = ("guest".into(), false);

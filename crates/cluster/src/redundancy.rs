@@ -109,6 +109,26 @@ impl Map {
         Arc::make_mut(&mut self.lineages).insert(layer.lineage, known);
     }
 
+    /// Other copies of a lineage are wanted, vetted before; and there already, if there is nothing
+    /// to copy for that.
+    fn keep(&mut self, lineage: LineageId, is_unwritten: bool, copies: u8, min_copies: u8) {
+        let mut new = Redundancy { wanted: copies, min_copies, ..self.lineages[&lineage] };
+        let before = new.copies;
+        let disks = Arc::clone(&self.disks);
+        let is_leaving = |disk| disks.get(&disk).is_none_or(|disk| !disk.is_in());
+        if self.partitions.table(copies).is_none() {
+            Arc::make_mut(&mut self.partitions).add_table(copies, is_leaving);
+        }
+        // Nothing lies by the former table, or it lies where the new one says: nothing to copy.
+        let tables = [before, copies].map(|copies| self.partitions.table(copies));
+        if is_unwritten || tables[0] == tables[1] {
+            new.copies = copies;
+            let has = self.fewest_members(copies);
+            new.had = if is_unwritten { has } else { new.had.max(has) };
+        }
+        Arc::make_mut(&mut self.lineages).insert(lineage, new);
+    }
+
     /// A layer is gone: its lineage too, if it was the last of it.
     pub(crate) fn forget_lineage(&mut self, lineage: LineageId) {
         // A lineage is named for its first layer, so its layers have no lower ids.
@@ -127,35 +147,61 @@ impl State {
         copies: u8,
         min_copies: Option<u8>,
     ) -> Result<Answer, Refusal> {
-        if !(1..=COPIES_MAX).contains(&copies) {
-            return Err(Refusal::BadCopies { copies });
-        }
-        let min_copies = min_copies.unwrap_or(min_copies_default(copies));
-        if !(1..=copies).contains(&min_copies) {
-            return Err(Refusal::BadMinCopies { copies, min_copies });
-        }
+        let min_copies = vet(copies, min_copies)?;
         let volume = self.volume(id)?;
         let (lineage, is_unwritten) = (volume.lineage, volume.generation == Generation(0));
         let present = self.map.lineages[&lineage];
-        let mut new = Redundancy { wanted: copies, min_copies, ..present };
-        if new == present {
-            return Ok(Answer::Done);
+        if present != (Redundancy { wanted: copies, min_copies, ..present }) {
+            self.change().keep(lineage, is_unwritten, copies, min_copies);
         }
-        let map = self.change();
-        let disks = Arc::clone(&map.disks);
-        let is_leaving = |disk| disks.get(&disk).is_none_or(|disk| !disk.is_in());
-        if map.partitions.table(copies).is_none() {
-            Arc::make_mut(&mut map.partitions).add_table(copies, is_leaving);
-        }
-        // Nothing lies by the former table, or it lies where the new one says: nothing to copy.
-        let tables = [present.copies, copies].map(|copies| map.partitions.table(copies));
-        if is_unwritten || tables[0] == tables[1] {
-            new.copies = copies;
-            let has = map.fewest_members(copies);
-            new.had = if is_unwritten { has } else { new.had.max(has) };
-        }
-        Arc::make_mut(&mut map.lineages).insert(lineage, new);
         Ok(Answer::Done)
+    }
+
+    /// As [`State::set_copies`], where nothing has to be copied for it.
+    pub(crate) fn keep_copies(
+        &mut self,
+        id: VolumeId,
+        copies: u8,
+        min_copies: Option<u8>,
+    ) -> Result<Answer, Refusal> {
+        vet(copies, min_copies)?;
+        let volume = self.volume(id)?;
+        let present = self.map.lineages[&volume.lineage];
+        let is_unwritten = volume.generation == Generation(0);
+        // As it would be.
+        let mut partitions = Arc::clone(&self.map.partitions);
+        if !is_unwritten && partitions.table(copies).is_none() {
+            let is_leaving = |disk| self.map.disks.get(&disk).is_none_or(|disk| !disk.is_in());
+            Arc::make_mut(&mut partitions).add_table(copies, is_leaving);
+        }
+        if !is_unwritten && partitions.table(present.copies) != partitions.table(copies) {
+            let (name, from) = (volume.name.clone(), present.copies);
+            return Err(Refusal::CopiesHoldData { name, copies, from });
+        }
+        self.set_copies(id, copies, min_copies)
+    }
+
+    /// A new volume that is kept as is said.
+    pub(crate) fn create_volume_kept(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        from: Option<&(String, u64)>,
+        (copies, min_copies): (u8, Option<u8>),
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
+        let min_copies = vet(copies, min_copies)?;
+        let answer = match from {
+            Some((address, source_bytes)) => {
+                self.create_volume_from(name, bytes, address, *source_bytes, unix_s)?
+            }
+            None => self.create_volume(name, bytes, unix_s)?,
+        };
+        let Answer::VolumeCreated { volume } = answer else { unreachable!("it was made") };
+        let lineage = self.map.volumes[&volume].lineage;
+        // The same change as the creation.
+        Arc::make_mut(&mut self.map).keep(lineage, true, copies, min_copies);
+        Ok(answer)
     }
 
     /// All that a volume has lies by the table that is wanted.
@@ -181,6 +227,18 @@ impl State {
         Arc::make_mut(&mut map.lineages).insert(lineage, new);
         Ok(Answer::Done)
     }
+}
+
+/// Whether a volume can be kept so; with how many copies that must be left.
+fn vet(copies: u8, min_copies: Option<u8>) -> Result<u8, Refusal> {
+    if !(1..=COPIES_MAX).contains(&copies) {
+        return Err(Refusal::BadCopies { copies });
+    }
+    let min_copies = min_copies.unwrap_or(min_copies_default(copies));
+    if !(1..=copies).contains(&min_copies) {
+        return Err(Refusal::BadMinCopies { copies, min_copies });
+    }
+    Ok(min_copies)
 }
 
 /// The first invariant that does not hold for how lineages are kept.

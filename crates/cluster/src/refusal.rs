@@ -576,6 +576,20 @@ pub enum Refusal {
         /// What was asked for.
         copies: u8,
     },
+    /// Its data lies by another table.
+    #[error(
+        "volume \"{name}\" has data that is kept in {from} copies, and moving it to {copies} is \
+         not possible yet; make a new volume with `--copies {copies}` and copy it there with `dog \
+         volume export` and `dog volume import`"
+    )]
+    CopiesHoldData {
+        /// Its name.
+        name: String,
+        /// What was asked for.
+        copies: u8,
+        /// What it has.
+        from: u8,
+    },
     /// None, or more than there are.
     #[error(
         "of {copies} copies {min_copies} cannot be the fewest that must be left; choose 1 to \
@@ -875,6 +889,7 @@ impl Refusal {
             | LastCopy { .. }
             | NodeHasDisks { .. }
             | NodeHasAttachments { .. }
+            | CopiesHoldData { .. }
             | OldConfiguration { .. }
             | OtherPartitions { .. }
             | Membership { .. }

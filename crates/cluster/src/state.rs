@@ -175,6 +175,13 @@ impl State {
             &Command::SetCopies { volume, copies, min_copies } => {
                 self.set_copies(volume, copies, min_copies)
             }
+            Command::CreateVolumeKept { name, bytes, from, copies, min_copies, unix_s } => {
+                let (bytes, kept) = (*bytes, (*copies, *min_copies));
+                self.create_volume_kept(name, bytes, from.as_ref(), kept, *unix_s)
+            }
+            &Command::KeepCopies { volume, copies, min_copies } => {
+                self.keep_copies(volume, copies, min_copies)
+            }
             &Command::CopiesMoved { volume, generation, copies } => {
                 self.copies_moved(volume, generation, copies)
             }
@@ -294,7 +301,7 @@ impl State {
         Ok(Answer::Done)
     }
 
-    fn create_volume(&mut self, name: &str, bytes: u64, unix_s: u64) -> Result<Answer, Refusal> {
+    pub(crate) fn create_volume(&mut self, name: &str, bytes: u64, unix_s: u64) -> Result<Answer, Refusal> {
         check_name(name)?;
         check_size(bytes)?;
         self.vet_new_volume(name)?;

@@ -410,6 +410,18 @@ fn snapshots_and_commands_keep_their_bytes() {
             },
             &*["013405", &"07".repeat(32), "02", &"08".repeat(32), "016102"].concat(),
         ),
+        (
+            Command::CreateVolumeKept {
+                name: "v".into(),
+                bytes: 4096,
+                from: Some(("a".into(), 512)),
+                copies: 2,
+                min_copies: Some(1),
+                unix_s: 2,
+            },
+            "01350176802001016180040201 0102".replace(' ', "").as_str(),
+        ),
+        (Command::KeepCopies { volume, copies: 2, min_copies: None }, "0136010200"),
     ] {
         let bytes = command.encode();
         assert_eq!(hex(&bytes), expected, "{command:?}");
