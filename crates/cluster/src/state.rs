@@ -301,7 +301,12 @@ impl State {
         Ok(Answer::Done)
     }
 
-    pub(crate) fn create_volume(&mut self, name: &str, bytes: u64, unix_s: u64) -> Result<Answer, Refusal> {
+    pub(crate) fn create_volume(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        unix_s: u64,
+    ) -> Result<Answer, Refusal> {
         check_name(name)?;
         check_size(bytes)?;
         self.vet_new_volume(name)?;

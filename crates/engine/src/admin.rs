@@ -336,6 +336,38 @@ pub enum AdminRequest {
         #[serde(default)]
         tag: Option<String>,
     },
+    /// A new volume that is kept in so many copies from the start: empty, or with what lies
+    /// elsewhere. Answered by [`AdminReply::Volume`].
+    VolumeCreateKept {
+        /// Its name.
+        name: String,
+        /// Its size in bytes; nothing: the source's, rounded up to whole blocks.
+        #[serde(default)]
+        bytes: Option<u64>,
+        /// Where the source is, if it has one; see [`AdminRequest::VolumeCreateFrom`].
+        #[serde(default)]
+        from: Option<String>,
+        /// How many copies: 1 to `COPIES_MAX`; nothing: as many as there are by default.
+        #[serde(default)]
+        copies: Option<u8>,
+        /// With fewer copies than so many its writes wait, unless it never had so many: 1 to
+        /// `copies`; nothing: half of them, rounded up.
+        #[serde(default)]
+        min_copies: Option<u8>,
+    },
+    /// A volume is to be kept in another number of copies, which is refused where its data would
+    /// have to be moved for it; or with fewer or more left. Answered by [`AdminReply::Volume`].
+    VolumeKeep {
+        /// Its name.
+        name: String,
+        /// How many copies: 1 to `COPIES_MAX`; nothing: as many as now.
+        #[serde(default)]
+        copies: Option<u8>,
+        /// With fewer copies than so many its writes wait, unless it never had so many: 1 to
+        /// `copies`; nothing: half of them, rounded up.
+        #[serde(default)]
+        min_copies: Option<u8>,
+    },
 }
 
 impl AdminRequest {
@@ -344,6 +376,8 @@ impl AdminRequest {
         matches!(
             self,
             AdminRequest::VolumeCreate { .. }
+                | AdminRequest::VolumeCreateKept { .. }
+                | AdminRequest::VolumeKeep { .. }
                 | AdminRequest::VolumeResize { .. }
                 | AdminRequest::VolumeRename { .. }
                 | AdminRequest::VolumeDelete { .. }
@@ -744,6 +778,12 @@ pub struct VolumeReport {
     /// Copies kept now, all of them whole: of the parts of the cluster that the volume may lie in,
     /// the one with the fewest counts. A disk that is away counts until it is left out.
     pub copies: u32,
+    /// Copies wanted. As long as there are fewer disks there are fewer copies.
+    #[serde(default)]
+    pub copies_wanted: u8,
+    /// With fewer copies than so many its writes wait, unless it never had so many.
+    #[serde(default)]
+    pub min_copies: u8,
     /// When it was created, seconds since 1970.
     pub created_unix_s: u64,
     /// Who has it, if anybody.

@@ -223,6 +223,7 @@ pub(crate) fn volume(
     let lineages = std::iter::once(volume.lineage).chain(below);
     let tables = lineages.filter_map(|lineage| map.redundancy(lineage));
     let kept_in = tables.filter_map(|known| copies.get(&known.copies)).min();
+    let wanted = map.redundancy(volume.lineage);
     let attachment = volume.attachments.first().map(|attachment| AttachmentReport {
         node: attachment.node,
         generation: attachment.generation,
@@ -244,6 +245,8 @@ pub(crate) fn volume(
         flatten,
         shorten,
         copies: kept_in.map_or(0, |copies| u32::from(*copies)),
+        copies_wanted: wanted.map_or(0, |known| known.wanted),
+        min_copies: wanted.map_or(0, |known| known.min_copies),
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),

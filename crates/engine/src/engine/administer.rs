@@ -14,7 +14,7 @@ use crate::{
     layers, names, report,
 };
 use cluster::{Command, Refusal, RefusalKind, TokenId};
-use proto::{DiskId, LayerId, Time, VolumeId};
+use proto::{DiskId, LayerId, Time, VolumeId, limits::COPIES_DEFAULT};
 
 impl Engine {
     pub(super) fn handle_admin(
@@ -108,6 +108,29 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
                 return Ok(None);
             }
+            AdminRequest::VolumeCreateKept { name, bytes, from, copies, min_copies } => {
+                let kept = (copies.unwrap_or(COPIES_DEFAULT), min_copies);
+                let Some(from) = from else {
+                    let Some(bytes) = bytes else {
+                        let sentence = format!("volume {name:?} is to be empty: say its size");
+                        return Err(AdminError { kind: AdminErrorKind::Invalid, sentence });
+                    };
+                    let command = self.kept_creation(name.clone(), bytes, None, kept);
+                    self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
+                    return Ok(None);
+                };
+                self.begin_creation(now, token, (name, bytes, from), Some(kept), outputs)?;
+                return Ok(None);
+            }
+            AdminRequest::VolumeKeep { name, copies, min_copies } => {
+                let volume = self.find(&name)?;
+                let lineage = self.map.volume(volume).expect("just found").lineage;
+                let present = self.map.redundancy(lineage).map_or(COPIES_DEFAULT, |now| now.wanted);
+                let copies = copies.unwrap_or(present);
+                let command = Command::KeepCopies { volume, copies, min_copies };
+                self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
+                return Ok(None);
+            }
             AdminRequest::VolumeResize { name, bytes, allow_shrink } => {
                 let volume = self.find(&name)?;
                 let command = Command::ResizeVolume { volume, bytes, allow_shrink };
@@ -163,7 +186,7 @@ impl Engine {
                 return Ok(None);
             }
             AdminRequest::VolumeCreateFrom { name, bytes, from } => {
-                self.begin_creation(now, token, (name, bytes, from), outputs)?;
+                self.begin_creation(now, token, (name, bytes, from), None, outputs)?;
                 return Ok(None);
             }
             request => {

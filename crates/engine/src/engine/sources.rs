@@ -44,6 +44,8 @@ pub(super) struct Creation {
     /// The wanted size in bytes, if not the source's.
     bytes: Option<u64>,
     address: String,
+    /// How it is to be kept, if anybody said so.
+    kept: Option<(u8, Option<u8>)>,
     until: Time,
 }
 
@@ -54,6 +56,7 @@ impl Engine {
         now: Time,
         token: AdminToken,
         (name, bytes, address): (String, Option<u64>, String),
+        kept: Option<(u8, Option<u8>)>,
         outputs: &mut Vec<Output>,
     ) -> Result<(), AdminError> {
         // Before anything is asked of anybody.
@@ -62,7 +65,7 @@ impl Engine {
         let until = now + Duration::from_millis(SOURCE_OPEN_MS_MAX);
         self.last_creation += 1;
         let number = self.last_creation;
-        let creation = Creation { token, name, bytes, address: address.clone(), until };
+        let creation = Creation { token, name, bytes, address: address.clone(), kept, until };
         self.creations.insert(number, creation);
         let token = SourceId(self.asked_sources.insert(SourceRoute::Creation(number)));
         let request = SourceRequest { address, wanted: SourceWanted::Open };
@@ -134,7 +137,7 @@ impl Engine {
         creation: Creation,
         result: Result<SourceReply, String>,
     ) -> Result<(), AdminError> {
-        let Creation { token, name, bytes, address, .. } = creation;
+        let Creation { token, name, bytes, address, kept, .. } = creation;
         let invalid = |sentence| AdminError { kind: AdminErrorKind::Invalid, sentence };
         let (source_bytes, own_export) = match result {
             Ok(SourceReply::Opened { bytes, own_export }) => (bytes, own_export),
@@ -168,10 +171,30 @@ impl Engine {
             vet_own_export(&self.map, &export).map_err(invalid)?;
         }
         let unix_s = self.unix_s();
-        let command =
-            Command::CreateVolumeFrom { name: name.clone(), bytes, address, source_bytes, unix_s };
+        let command = match kept {
+            Some(kept) => {
+                self.kept_creation(name.clone(), bytes, Some((address, source_bytes)), kept)
+            }
+            None => {
+                let name = name.clone();
+                Command::CreateVolumeFrom { name, bytes, address, source_bytes, unix_s }
+            }
+        };
         self.work.push_back(Work::Propose(command, Purpose::AdminFrom(token, name)));
         Ok(())
+    }
+
+    /// The command that makes a volume that is kept in so many copies, of which so many must be
+    /// left at least.
+    pub(super) fn kept_creation(
+        &self,
+        name: String,
+        bytes: u64,
+        from: Option<(String, u64)>,
+        (copies, min_copies): (u8, Option<u8>),
+    ) -> Command {
+        let unix_s = self.unix_s();
+        Command::CreateVolumeKept { name, bytes, from, copies, min_copies, unix_s }
     }
 
     /// What there is to tell of all sources.

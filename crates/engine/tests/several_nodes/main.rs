@@ -2,6 +2,7 @@
 //! one another.
 
 mod copies;
+mod kept;
 mod people;
 mod support;
 

@@ -171,6 +171,16 @@ pub enum VolumeVerb {
         /// Show the progress and return when the volume is filled
         #[arg(long, requires = "from")]
         wait: bool,
+        #[command(flatten)]
+        kept: Copies,
+    },
+    /// Change how many copies of a volume are kept; while it has no data, or where that means other
+    /// places for nothing it has. Or how few may be left
+    Set {
+        /// Its name
+        name: VolumeName,
+        #[command(flatten)]
+        kept: Copies,
     },
     /// List all volumes
     List,
@@ -448,6 +458,28 @@ pub struct Import {
     /// Keep the volume when the import fails or is interrupted
     #[arg(long)]
     pub keep_partial: bool,
+    #[command(flatten)]
+    pub kept: Copies,
+}
+
+impl Copies {
+    /// Whether anything is said of it.
+    pub fn is_said(&self) -> bool {
+        self.copies.is_some() || self.min_copies.is_some()
+    }
+}
+
+/// How many copies of a volume are kept.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Copies {
+    /// How many copies are kept, each on a disk of its own, 1 to 5 [for a new volume: 3]. With
+    /// fewer disks there are fewer, until there are more
+    #[arg(long, value_name = "COUNT")]
+    pub copies: Option<u8>,
+    /// Writes wait while fewer copies than so many are left, unless there never were so many [half
+    /// of the copies, rounded up]
+    #[arg(long, value_name = "COUNT")]
+    pub min_copies: Option<u8>,
 }
 
 /// `dog volume export`.

@@ -63,7 +63,7 @@ pub fn run(context: &Context, options: &Import) -> Result<(), Failure> {
         (None, None, None) => GROWING_BYTES,
     };
     let target = match &existing {
-        None => Unfinished::create(context, &options.name, target_bytes)?,
+        None => Unfinished::create(context, &options.name, target_bytes, options.kept)?,
         Some(_) => Unfinished::take(context, &options.name, &interrupt)?,
     };
     let name = &target.working;
@@ -207,6 +207,12 @@ fn check_overwrite(
             "volume {name} has {} bytes and --size says otherwise; leave --size away, or change \
              the volume with `dog volume resize` first",
             volume.bytes
+        )));
+    }
+    if options.kept.is_said() {
+        return Err(Failure::usage(format!(
+            "volume {name} exists and is kept as it is; leave --copies and --min-copies away, or \
+             import into a new volume"
         )));
     }
     match length {

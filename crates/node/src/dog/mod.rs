@@ -147,7 +147,11 @@ impl Context {
     /// Asks the daemon. One that is starting is waited for.
     fn ask(&self, request: &AdminRequest) -> Result<AdminReply, Failure> {
         // A source that cannot be had is told at once; the daemon has waited for it already.
-        let is_told_at_once = matches!(request, AdminRequest::VolumeCreateFrom { .. });
+        let is_told_at_once = matches!(
+            request,
+            AdminRequest::VolumeCreateFrom { .. }
+                | AdminRequest::VolumeCreateKept { from: Some(_), .. }
+        );
         let patience = if is_told_at_once { Duration::ZERO } else { START_PATIENCE };
         let until = Instant::now() + patience;
         loop {

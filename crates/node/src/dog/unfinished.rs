@@ -1,7 +1,10 @@
 //! A volume while an import fills it, under a name that says so (see [`engine::unfinished`]): dog
 //! may be killed at any moment, and then only the name tells that the content is not whole.
 
-use super::{Context, Failure, failure::FailureKind, interrupt::Interrupt, with_remainder};
+use super::{
+    Context, Failure, arguments::Copies, failure::FailureKind, interrupt::Interrupt, volume,
+    with_remainder,
+};
 use engine::{
     admin::AdminRequest,
     unfinished::{self, Before},
@@ -24,10 +27,11 @@ impl<'a> Unfinished<'a> {
         context: &'a Context,
         name: &'a str,
         bytes: u64,
+        kept: Copies,
     ) -> Result<Unfinished<'a>, Failure> {
         let unfinished = Unfinished::new(context, name, Before::Nothing)?;
         let name = unfinished.working.clone();
-        context.ask_for_volume(&AdminRequest::VolumeCreate { name, bytes })?;
+        context.ask_for_volume(&volume::creation(name, bytes, kept))?;
         Ok(unfinished)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Context, Failure,
-    arguments::VolumeVerb,
+    arguments::{Copies, VolumeVerb},
     attach, cluster, content, diff, export,
     failure::FailureKind,
     from, import,
@@ -35,13 +35,16 @@ const REMOVAL_INTERVAL: Duration = Duration::from_millis(50);
 /// Runs one verb.
 pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
     match verb {
-        VolumeVerb::Create { name, size, from: Some(from), wait } => {
-            from::create(context, name, size, &from, wait)
+        VolumeVerb::Create { name, size, from: Some(from), wait, kept } => {
+            from::create(context, name, size, &from, wait, kept)
         }
-        VolumeVerb::Create { name, size: Some(size), .. } => create(context, name, size),
+        VolumeVerb::Create { name, size: Some(size), kept, .. } => {
+            create(context, name, size, kept)
+        }
         VolumeVerb::Create { .. } => {
             Err(Failure::usage("a new, empty volume needs its size: dog volume create NAME SIZE"))
         }
+        VolumeVerb::Set { name, kept } => set(context, &name.0, kept),
         VolumeVerb::List => list(context),
         VolumeVerb::Info { name: Name::Snapshot(name) } => snapshot::info(context, &name),
         VolumeVerb::Info { name: Name::Volume(name) } => {
@@ -211,8 +214,43 @@ impl Context {
     }
 }
 
-fn create(context: &Context, name: String, size: Size) -> Result<(), Failure> {
-    let request = AdminRequest::VolumeCreate { name, bytes: size.0 };
+/// The request for a new, empty volume.
+pub(super) fn creation(name: String, bytes: u64, kept: Copies) -> AdminRequest {
+    if !kept.is_said() {
+        return AdminRequest::VolumeCreate { name, bytes };
+    }
+    let (bytes, Copies { copies, min_copies }) = (Some(bytes), kept);
+    AdminRequest::VolumeCreateKept { name, bytes, from: None, copies, min_copies }
+}
+
+fn set(context: &Context, name: &str, kept: Copies) -> Result<(), Failure> {
+    if !kept.is_said() {
+        return Err(Failure::usage("nothing is to be changed; say --copies or --min-copies"));
+    }
+    let Copies { copies, min_copies } = kept;
+    let request = AdminRequest::VolumeKeep { name: name.to_string(), copies, min_copies };
+    let volume = context.ask_for_volume(&request)?;
+    let sentence = format!("volume {name} is kept in {}", copies_words(&volume));
+    context.show_changed(&volume, &sentence)
+}
+
+/// "3 copies, of which there are 2 by now; its writes wait while fewer than 2 are left".
+fn copies_words(volume: &VolumeReport) -> String {
+    let VolumeReport { copies, copies_wanted, min_copies, .. } = *volume;
+    let wanted = counted(u64::from(copies_wanted), "copy", "copies");
+    let now = match copies < u32::from(copies_wanted) {
+        true => format!(", of which there {} {copies} now", if copies == 1 { "is" } else { "are" }),
+        false => String::new(),
+    };
+    let rest = match min_copies {
+        0 | 1 => String::new(),
+        few => format!("; its writes wait while fewer than {few} are left"),
+    };
+    format!("{wanted}{now}{rest}")
+}
+
+fn create(context: &Context, name: String, size: Size, kept: Copies) -> Result<(), Failure> {
+    let request = creation(name, size.0, kept);
     let volume = context.ask_for_volume(&request)?;
     let sentence = format!("volume {} of {} created", volume.name, Size(volume.bytes));
     context.show_changed(&volume, &sentence)?;
@@ -358,7 +396,7 @@ fn describe(volume: &VolumeReport) -> String {
         fields.push(("Shortening", flatten_words(shorten)));
     }
     fields.extend([
-        ("Copies", volume.copies.to_string()),
+        ("Copies", copies_words(volume)),
         ("Created", proto::calendar::date(volume.created_unix_s)),
     ]);
     match client(volume) {
@@ -446,6 +484,8 @@ mod tests {
             flatten: None,
             shorten: None,
             copies: 1,
+            copies_wanted: 3,
+            min_copies: 2,
             created_unix_s: 1_700_000_000,
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),

@@ -126,6 +126,8 @@ fn volume() -> VolumeReport {
         flatten: None,
         shorten: None,
         copies: 1,
+        copies_wanted: 3,
+        min_copies: 2,
         created_unix_s: 0,
         attachment: Some(AttachmentReport {
             node: NodeId(7),
