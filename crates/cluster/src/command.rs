@@ -521,7 +521,7 @@ pub enum Command {
         /// Now.
         unix_s: u64,
     },
-    /// As [`Command::SetCopies`], but refused where anything would have to be copied before it is
+    /// As [`Command::SetCopies`], but refused where anything might have to be copied before it is
     /// so. Answered by [`Answer::Done`].
     KeepCopies {
         /// Of which volume.

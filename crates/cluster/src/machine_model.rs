@@ -232,7 +232,16 @@ fn partitions_keep_members_whatever_comes_and_goes() {
         }
         assert_eq!(replayed.encode(), state.encode());
     }
-    let rare = ["AddDisk", "RemoveDisk", "RemoveNode", "SetCopies", "CopiesMoved", "GiveUpAttempt"];
+    let rare = [
+        "CreateVolumeKept",
+        "KeepCopies",
+        "AddDisk",
+        "RemoveDisk",
+        "RemoveNode",
+        "SetCopies",
+        "CopiesMoved",
+        "GiveUpAttempt",
+    ];
     for name in rare.into_iter().chain(["BeginAttempt", "Activate", "SplitPartitions"]) {
         assert!(accepted.get(name).is_some_and(|&count| count > 50), "{name}: {accepted:?}");
     }

@@ -1,5 +1,6 @@
 //! Partitions: the slices that objects hash to, and which disks hold each of them.
 
+use crate::machine::DiskState;
 use proto::limits::COPIES_DEFAULT;
 use proto::{ConfigurationNumber, DiskId, Incarnation, PartitionId};
 use serde::{Deserialize, Serialize};
@@ -147,8 +148,9 @@ impl Partitions {
     /// Adds the table for a number of copies, if there is none: nothing lies by it yet, so its
     /// members may be any. They are those that the next larger table has, or the largest, as many
     /// as wanted: so a volume that comes to have more copies or fewer has most of them already.
-    /// Disks that `is_leaving` says so of are taken only where there are no others.
-    pub(crate) fn add_table(&mut self, copies: u8, is_leaving: impl Fn(DiskId) -> bool) {
+    /// Disks that are draining are taken only where there are no others, and those that are gone
+    /// not at all: of any partition some are left.
+    pub(crate) fn add_table(&mut self, copies: u8, state: impl Fn(DiskId) -> DiskState) {
         if self.tables.contains_key(&copies) {
             return;
         }
@@ -157,10 +159,12 @@ impl Partitions {
         let mut added =
             Partitions { bits: self.bits, tables: BTreeMap::from([(copies, model.clone())]) };
         added.replace(|old| {
-            let (leaving, staying): (Vec<Member>, Vec<Member>) =
-                old.current.iter().partition(|member| is_leaving(member.disk));
-            let current = if staying.is_empty() { leaving } else { staying };
-            let current = current.into_iter().take(usize::from(copies)).collect();
+            let those = |wanted: DiskState| -> Vec<Member> {
+                let members = old.current.iter().filter(|member| state(member.disk) == wanted);
+                members.take(usize::from(copies)).copied().collect()
+            };
+            let staying = those(DiskState::In);
+            let current = if staying.is_empty() { those(DiskState::Draining) } else { staying };
             Some(Configuration { number: old.number, current, ..Default::default() })
         });
         self.tables.extend(added.tables);

@@ -3,6 +3,7 @@
 
 use crate::command::Answer;
 use crate::layer::{self, Layer};
+use crate::machine::DiskState;
 use crate::map::Map;
 use crate::partition::Configuration;
 use crate::refusal::Refusal;
@@ -115,9 +116,9 @@ impl Map {
         let mut new = Redundancy { wanted: copies, min_copies, ..self.lineages[&lineage] };
         let before = new.copies;
         let disks = Arc::clone(&self.disks);
-        let is_leaving = |disk| disks.get(&disk).is_none_or(|disk| !disk.is_in());
+        let state = |disk| disks.get(&disk).map_or(DiskState::Gone, |disk| disk.state);
         if self.partitions.table(copies).is_none() {
-            Arc::make_mut(&mut self.partitions).add_table(copies, is_leaving);
+            Arc::make_mut(&mut self.partitions).add_table(copies, state);
         }
         // Nothing lies by the former table, or it lies where the new one says: nothing to copy.
         let tables = [before, copies].map(|copies| self.partitions.table(copies));
@@ -157,7 +158,9 @@ impl State {
         Ok(Answer::Done)
     }
 
-    /// As [`State::set_copies`], where nothing has to be copied for it.
+    /// As [`State::set_copies`], where nothing has to be copied for it, and nobody can hold it for
+    /// lying where it did: who carries out an attempt may go by a map of long ago, and must not
+    /// take what lies by another table by now for what it is to make equal.
     pub(crate) fn keep_copies(
         &mut self,
         id: VolumeId,
@@ -166,17 +169,12 @@ impl State {
     ) -> Result<Answer, Refusal> {
         vet(copies, min_copies)?;
         let volume = self.volume(id)?;
-        let present = self.map.lineages[&volume.lineage];
-        let is_unwritten = volume.generation == Generation(0);
-        // As it would be.
-        let mut partitions = Arc::clone(&self.map.partitions);
-        if !is_unwritten && partitions.table(copies).is_none() {
-            let is_leaving = |disk| self.map.disks.get(&disk).is_none_or(|disk| !disk.is_in());
-            Arc::make_mut(&mut partitions).add_table(copies, is_leaving);
-        }
-        if !is_unwritten && partitions.table(present.copies) != partitions.table(copies) {
-            let (name, from) = (volume.name.clone(), present.copies);
-            return Err(Refusal::CopiesHoldData { name, copies, from });
+        let from = self.map.lineages[&volume.lineage].copies;
+        // With one disk all tables say the same.
+        let is_one = self.map.disks.len() == 1 && self.map.next_attempt == 1;
+        if copies != from && !is_one {
+            let name = volume.name.clone();
+            return Err(Refusal::CopiesAreFixed { name, copies, from });
         }
         self.set_copies(id, copies, min_copies)
     }

@@ -576,13 +576,13 @@ pub enum Refusal {
         /// What was asked for.
         copies: u8,
     },
-    /// Its data lies by another table.
+    /// It lies by another table.
     #[error(
-        "volume \"{name}\" has data that is kept in {from} copies, and moving it to {copies} is \
-         not possible yet; make a new volume with `--copies {copies}` and copy it there with `dog \
-         volume export` and `dog volume import`"
+        "volume \"{name}\" is kept in {from} copies, and moving it to {copies} is not possible yet \
+         in a cluster of several disks; make a new volume with `--copies {copies}` and copy its \
+         data there with `dog volume export` and `dog volume import`"
     )]
-    CopiesHoldData {
+    CopiesAreFixed {
         /// Its name.
         name: String,
         /// What was asked for.
@@ -889,7 +889,7 @@ impl Refusal {
             | LastCopy { .. }
             | NodeHasDisks { .. }
             | NodeHasAttachments { .. }
-            | CopiesHoldData { .. }
+            | CopiesAreFixed { .. }
             | OldConfiguration { .. }
             | OtherPartitions { .. }
             | Membership { .. }

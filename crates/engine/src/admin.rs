@@ -355,7 +355,7 @@ pub enum AdminRequest {
         #[serde(default)]
         min_copies: Option<u8>,
     },
-    /// A volume is to be kept in another number of copies, which is refused where its data would
+    /// A volume is to be kept in another number of copies, which is refused where its data might
     /// have to be moved for it; or with fewer or more left. Answered by [`AdminReply::Volume`].
     VolumeKeep {
         /// Its name.

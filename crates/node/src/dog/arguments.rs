@@ -174,8 +174,8 @@ pub enum VolumeVerb {
         #[command(flatten)]
         kept: Copies,
     },
-    /// Change how many copies of a volume are kept; while it has no data, or where that means other
-    /// places for nothing it has. Or how few may be left
+    /// Change how few copies of a volume may be left; or how many are kept, as long as the cluster
+    /// has a single disk
     Set {
         /// Its name
         name: VolumeName,

@@ -531,10 +531,19 @@ impl Reconfigurer {
         self.parts.get(&partition_of(lineage, index, self.bits))
     }
 
-    /// Whether a layer is what the map says it is: one that was deleted is of no interest, and one
-    /// that is not known yet is not missed before the members have refused.
+    /// Whether a layer is what the map says it is, and lies by the table of this attempt: one that
+    /// was deleted is of no interest, and one that is not known yet is not missed before the
+    /// members have refused. What lies by another table is on the same disks, in partitions of the
+    /// same numbers, and must not be touched: others have it.
     fn is_live(&self, lineage: LineageId, key: ObjectKey) -> bool {
-        self.map.layer(key.layer).is_some_and(|known| known.lineage == lineage)
+        let is_known = self.map.layer(key.layer).is_some_and(|known| known.lineage == lineage);
+        is_known && self.is_mine(lineage)
+    }
+
+    /// Whether a lineage lies by the table of this attempt.
+    fn is_mine(&self, lineage: LineageId) -> bool {
+        let known = self.map.redundancy(lineage);
+        known.is_some_and(|it| it.copies == self.copies || it.wanted == self.copies)
     }
 
     /// A disk has said in which opening it takes part. False if it is another by now.

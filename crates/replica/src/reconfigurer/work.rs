@@ -176,14 +176,10 @@ impl Reconfigurer {
     /// ones: also of those in which nothing was copied.
     pub(super) fn open_layers(&mut self) {
         self.work.has_opened = true;
-        let is_mine = |lineage: LineageId| {
-            let known = self.map.redundancy(lineage);
-            known.is_some_and(|it| it.copies == self.copies || it.wanted == self.copies)
-        };
         let attached = self.map.volumes().filter(|volume| !volume.attachments.is_empty());
         let heads = attached.filter_map(|volume| Some(self.map.layer(volume.head)?.lineage));
-        let heads = heads.filter(|lineage| is_mine(*lineage));
-        let lineages: BTreeSet<LineageId> = self.found.iter().copied().chain(heads).collect();
+        let lineages = self.found.iter().copied().chain(heads);
+        let lineages: BTreeSet<LineageId> = lineages.filter(|it| self.is_mine(*it)).collect();
         let mut disks: BTreeSet<DiskId> = BTreeSet::new();
         for part in self.parts.values() {
             let was_member = |disk: &&DiskId| {
