@@ -15,6 +15,7 @@ mod machines;
 mod members;
 mod overview;
 mod peers;
+mod relay;
 mod schedules;
 mod sources;
 mod surveys;

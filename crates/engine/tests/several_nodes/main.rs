@@ -2,6 +2,7 @@
 //! one another.
 
 mod copies;
+mod cuts;
 mod people;
 mod support;
 
