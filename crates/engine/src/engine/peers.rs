@@ -126,9 +126,10 @@ impl Peers {
     /// The nodes that there are connections to and that have one to this node, as they say.
     pub(super) fn seeing(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
         let sees = move |peer: &Peer| peer.misses.as_ref().is_some_and(|it| !it.contains(&node));
-        let all = self.all.iter().filter(move |(id, peer)| {
-            **id != node && peer.link.is_up() && sees(peer)
-        });
+        let all = self
+            .all
+            .iter()
+            .filter(move |(id, peer)| **id != node && peer.link.is_up() && sees(peer));
         all.map(|(id, _)| *id)
     }
 }
@@ -165,7 +166,7 @@ impl Engine {
         let is_known = self.peers.all.contains_key(&node);
         // Who waits for its first map takes it from whoever comes.
         let may_come = self.waits_for_map() && self.peers.all.len() < limits::NODES_MAX;
-        if !is_known && may_come && node < self.settings.node {
+        if !is_known && may_come {
             self.add_peer(now, node);
         }
         let Some(peer) = self.peers.all.get_mut(&node) else {
@@ -454,7 +455,10 @@ impl Engine {
                 outputs.push(Output::Dial { node, connection, addresses });
             }
             link::Effect::Close { connection, farewell, reason } => {
-                if let Some(peer) = self.peers.of(node, number) {
+                // It may be one beside that which is up.
+                if let Some(peer) = self.peers.of(node, number)
+                    && !peer.link.is_up()
+                {
                     peer.trouble = Some(reason.clone());
                 }
                 outputs.push(Output::Hangup { node, connection, farewell, reason });

@@ -103,3 +103,34 @@ fn a_node_that_never_saw_who_leads_joins() {
     net.create(new, "a");
     assert!(!is_up(&mut net, new, leader));
 }
+
+/// Only the node with the lower id of two dialled, and knew only the address of before.
+#[test]
+fn a_node_that_comes_back_at_another_address_is_found() {
+    let mut net = three(34);
+    // The highest: all others dial it.
+    let moved = 2;
+    assert!(net.nodes.iter().all(|node| node.id <= net.nodes[moved].id));
+    net.kill(moved);
+    net.move_away(moved);
+    net.start(moved);
+    net.until("it serves again", 30, |net| net.nodes[moved].is_ready);
+    let all_up = |net: &mut Net| (0..3).all(|at| net.status(at).peers.iter().all(|peer| peer.up));
+    net.until("all see each other", 20, all_up);
+    net.create(moved, "a");
+    // They know where it is now, and find it by themselves.
+    for at in [0, 1] {
+        net.kill(at);
+    }
+    net.pass(1);
+    for at in [0, 1] {
+        net.start(at);
+    }
+    net.until("all serve", 30, |net| net.nodes.iter().all(|node| node.is_ready));
+    net.until("all see each other", 5, all_up);
+    net.pass(20);
+    for at in 0..3 {
+        assert!(net.status(at).peers.iter().all(|peer| peer.up && peer.lost_connections <= 2));
+        net.create(at, &format!("v{at}"));
+    }
+}
