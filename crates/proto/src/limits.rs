@@ -504,6 +504,9 @@ pub const SOURCE_ANSWERS_MAX: usize = 64;
 
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
+/// How long who wants a volume waits for another node to give it back before it is refused, in
+/// milliseconds.
+pub const OPEN_TURN_MS_MAX: u64 = 5_000;
 
 const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
