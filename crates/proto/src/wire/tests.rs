@@ -569,7 +569,7 @@ fn nonsense_is_refused() {
         (request_of(StageZero), 64 + 12, &[1]),   // blocks beyond the object
         (request_of(StageAbsent), 64 + 26, &[1]), // reserved
         (request_of(Adopt), 4, &[1]),             // a flag of a stage
-        (request_of(Adopt), 64 + 12, &[1, 4]),    // 1025 blocks
+        (request_of(Adopt), 64 + 12, &[2, 4]),    // 1026 blocks
         (request_of(Adopt), 64 + 25, &[17]),
         (request_of(Retract), 64 + 12, &[1]), // reserved
         (request_of(Retract), 64 + 31, &[1]),
