@@ -274,7 +274,11 @@ fn talk(plain: [bool; 2]) {
         }
         assert_eq!(side.held(), (0, 1));
     }
-    // A goodbye arrives as such, and the sockets go.
+    // A goodbye arrives as such where nothing else was to be written, and the sockets go.
+    until(&mut [&mut low, &mut high], |sides| {
+        let link = &sides[0].links.links[&HIGH];
+        link.connection().is_some_and(|connection| link.output(connection).next().is_none())
+    });
     low.links.with(HIGH, |link, effects| link.handle(Time(0), link::Event::Stop, effects));
     until(&mut [&mut low, &mut high], |sides| {
         sides.iter().all(|side| side.held() == (0, 0)) && !sides[1].is_up()
