@@ -24,6 +24,9 @@ pub struct Sight {
     pub now: Time,
     /// Disks that do not answer, and since when.
     pub away: BTreeMap<DiskId, Time>,
+    /// Disks of nodes that only others see, and since when: nobody is left out for that, and whoever
+    /// asks carries out nothing that needs them.
+    pub unseen: BTreeMap<DiskId, Time>,
     /// Nodes that do not answer, and since when. What they carry out comes to a halt.
     pub away_nodes: BTreeMap<NodeId, Time>,
     /// Current members that a session does not write to any more, since they have missed too much:
@@ -95,7 +98,7 @@ pub fn is_wanted(map: &Map) -> bool {
 /// `owner`, who asks.
 ///
 /// * Attempts that cannot come to an end are given up: their owner is away, or a disk that they
-///   want.
+///   want is, or `owner` carries them out and does not see one.
 /// * A member that is away for longer than a moment, or behind, is left out: so quorums are whole
 ///   again, and the settled point moves. Never so that fewer are left than volumes ask for.
 /// * A member that was opened anew is listed anew, and gets what it has missed.
@@ -110,7 +113,7 @@ pub fn plan(map: &Map, sight: &Sight, pace: &Pace, owner: NodeId) -> Vec<Command
     if !is_wanted(map) || map.node(owner).is_none() {
         return commands;
     }
-    let view = View { map, sight, pace };
+    let view = View { map, sight, pace, owner };
     let (halted, going): (Vec<&Attempt>, Vec<&Attempt>) =
         map.attempts().partition(|attempt| view.is_halted(attempt));
     for attempt in halted {
@@ -154,6 +157,7 @@ struct View<'a> {
     map: &'a Map,
     sight: &'a Sight,
     pace: &'a Pace,
+    owner: NodeId,
 }
 
 impl View<'_> {
@@ -166,13 +170,18 @@ impl View<'_> {
         let known = self.map.disk(disk);
         let is_usable =
             known.is_some_and(|known| known.state != DiskState::Gone && known.incarnation.0 > 0);
-        is_usable && !self.sight.away.contains_key(&disk)
+        is_usable && !self.sight.away.contains_key(&disk) && !self.sight.unseen.contains_key(&disk)
     }
 
     fn is_halted(&self, attempt: &Attempt) -> bool {
         let since = self.sight.away_nodes.get(&attempt.owner);
         let is_left = since.is_some_and(|&since| since + self.pace.moment <= self.sight.now);
-        is_left || attempt.disks().iter().any(|&disk| self.is_away_for(disk, self.pace.moment))
+        let cannot_ask = |disk: &DiskId| {
+            let since = self.sight.unseen.get(disk).filter(|_| attempt.owner == self.owner);
+            since.is_some_and(|&since| since + self.pace.moment <= self.sight.now)
+        };
+        let is_away = |disk: &DiskId| self.is_away_for(*disk, self.pace.moment);
+        is_left || attempt.disks().iter().any(|disk| is_away(disk) || cannot_ask(disk))
     }
 
     fn copies_to_newcomers(&self, attempt: &Attempt) -> bool {
@@ -188,6 +197,10 @@ impl View<'_> {
             return None;
         }
         let answers = |member: &&Member| self.is_there(member.disk);
+        // It answers others, and may be what they write to: it is not to be left out from here.
+        if held.current.iter().any(|member| self.sight.unseen.contains_key(&member.disk)) {
+            return None;
+        }
         // Those who settle must meet every write quorum.
         if held.current.iter().filter(answers).count() <= held.current.len() - held.quorum() {
             return None;

@@ -213,6 +213,40 @@ fn nothing_is_begun_that_cannot_come_to_an_end() {
 }
 
 /// Else a guest would wait as long as for a machine of which nobody knows whether it comes back.
+/// One that leads and had no connection to a node left out what sessions there wrote to.
+#[test]
+fn who_is_seen_by_others_is_not_left_out_and_nothing_is_begun_that_needs_it() {
+    let mut world = World::new(3, 3);
+    world.settle();
+    let attempts = |world: &World| world.state.map().attempts().count();
+    world.sight.unseen.insert(DiskId(2), world.sight.now);
+    world.wait(seconds(3600));
+    assert_eq!(world.plan(), []);
+    // Nor is another one that is gone, from here: who writes may see those that this one does not.
+    world.goes_away(3);
+    world.wait(seconds(60));
+    assert_eq!(world.plan(), []);
+    world.sight.unseen.clear();
+    let attempt = world.propose()[0];
+    // What this node carries out and cannot end it gives up; what another one does is its own.
+    world.sight.unseen.insert(DiskId(2), world.sight.now);
+    assert_eq!(world.plan(), [], "it may come back in a moment");
+    world.wait(seconds(5));
+    let given_up = Command::GiveUpAttempt { attempt, may_be_refused: true };
+    assert_eq!(world.plan(), [given_up]);
+    let (map, pace) = (world.state.map(), &world.pace);
+    assert_eq!(plan(&map, &world.sight, pace, node(2)), []);
+    world.propose();
+    assert_eq!(attempts(&world), 0);
+    world.sight.unseen.clear();
+    world.settle();
+    assert!(world.all().iter().all(|members| *members == set([1, 2])));
+    // It is no newcomer either.
+    world.sight.away.clear();
+    world.sight.unseen.insert(DiskId(3), world.sight.now);
+    assert_eq!(world.plan(), []);
+}
+
 #[test]
 fn where_one_that_answers_cannot_help_nobody_waits_for_one_that_does_not() {
     let mut world = World::new(2, 3);

@@ -7,7 +7,7 @@
 
 use crate::{Client, ConnectionId};
 use proto::limits::OPENS_WAITING_MAX;
-use proto::{Generation, LayerId, VolumeId};
+use proto::{Generation, LayerId, Time, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use volume::{Answer, Session};
@@ -67,6 +67,15 @@ pub(crate) enum Stage {
     Detaching,
 }
 
+/// A wait for a volume that another node has.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// When it ends.
+    pub(crate) until: Time,
+    /// Who has it, for whoever is refused then; nothing while the attach command is on its way.
+    pub(crate) refusal: Option<String>,
+}
+
 /// One volume that somebody on this node has, gets, or gives back.
 pub(crate) struct Held {
     /// Who.
@@ -75,6 +84,8 @@ pub(crate) struct Held {
     pub(crate) duty: Option<Duty>,
     /// Whether it is to be given back as soon as it is attached.
     pub(crate) is_called_off: bool,
+    /// Another node has the volume, and may be about to give it back.
+    pub(crate) turn: Option<Turn>,
     /// Where it is in its life.
     pub(crate) stage: Stage,
     /// The map does not have its attachment any more: somebody else has ended it, and all that is
@@ -98,6 +109,7 @@ impl Held {
             client,
             duty,
             is_called_off: false,
+            turn: None,
             stage: Stage::Attaching,
             is_ended: false,
             generation: None,
@@ -121,6 +133,11 @@ impl Held {
         self.connections.remove(&connection);
         self.unanswered.retain(|other| *other != connection);
         self.next.retain(|(other, _)| *other != connection);
+    }
+
+    /// Until when it waits, with nothing on its way.
+    pub(crate) fn waits_until(&self) -> Option<Time> {
+        self.turn.as_ref().filter(|turn| turn.refusal.is_some()).map(|turn| turn.until)
     }
 
     /// Whether it is on its way out: nobody can join any more, but wait for the next turn.

@@ -15,6 +15,7 @@ mod machines;
 mod members;
 mod overview;
 mod peers;
+mod relay;
 mod schedules;
 mod sources;
 mod surveys;
@@ -459,6 +460,7 @@ impl Engine {
             self.creations_deadline(),
             self.peers.deadline(),
             self.members_here.deadline(),
+            self.own_turns_deadline(),
             self.stop_by,
         ];
         stores.chain(sessions).chain(journal).chain(own.into_iter().flatten()).min()
@@ -590,6 +592,7 @@ impl Engine {
         if self.flattens_at.is_some_and(|due| due <= now) {
             self.look_after_flattens(now);
         }
+        self.end_own_turns(now, outputs);
         self.tick_peers(now);
         self.tick_members(now, outputs);
         self.answer_sealed(now, outputs);

@@ -4,7 +4,7 @@ use crate::CloseReason;
 use crate::incoming::{Incoming, Progress};
 use proto::limits::LINK_HELLO_MS_MAX;
 use proto::wire::{HEADER_BYTES, Hello, Identity, Kind, Seal, note};
-use proto::{Duration, NodeId, Time};
+use proto::{Duration, Time};
 
 /// Reads the first frame of an accepted connection. Holds no more than one hello, and no longer
 /// than `LINK_HELLO_MS_MAX`.
@@ -72,9 +72,4 @@ pub fn judge(own: &Identity, hello: &Hello) -> Result<(), CloseReason> {
         return Err(CloseReason::MeantForAnother { own: own.node, meant: hello.peer });
     }
     Ok(())
-}
-
-/// Whether a node dials another one, or waits to be dialled by it.
-pub fn dials(own: NodeId, peer: NodeId) -> bool {
-    own < peer
 }

@@ -12,11 +12,14 @@ use proto::wire::{HEADER_BYTES, Header, Hello, Kind, Seal, connection_key, note}
 use proto::{BLOCK_SIZE, Duration, NodeId, Payload, Time};
 use std::collections::VecDeque;
 
+/// How long the side with the higher id waits for the other one before it dials itself.
+const COME_FIRST: Duration = Duration::from_millis(limits::LINK_RETRY_MS_MAX);
+
 /// What there is of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
-    /// None. A dialler tries again at this time; a listener waits.
-    Idle { retry_at: Option<Time> },
+    /// None. It is dialled at this time, unless the peer comes before.
+    Idle { retry_at: Time },
     /// The driver is connecting.
     Dialling { deadline: Time },
     /// Our hello was sent, with this nonce; the other side's is awaited.
@@ -86,7 +89,7 @@ impl Link {
         let mut link = Link {
             settings,
             peer,
-            state: State::Idle { retry_at: None },
+            state: State::Idle { retry_at: now + COME_FIRST },
             connection: 0,
             last_number: 0,
             incoming: Incoming::new(),
@@ -107,7 +110,7 @@ impl Link {
             controls_dropped: 0,
             retry: Duration::from_millis(limits::LINK_RETRY_MS),
         };
-        if link.dials() {
+        if link.is_first() {
             link.dial(now, effects);
         }
         link
@@ -198,7 +201,7 @@ impl Link {
         let is_stopped = self.state == State::Stopped;
         let judged = match self.judge(hello) {
             Ok(_) if is_stopped => Err(CloseReason::Stopped),
-            Ok(_) if self.dials() => Err(CloseReason::ShouldListen { node: self.peer }),
+            Ok(_) if self.keeps_own(hello) => Err(CloseReason::Superseded),
             other => other,
         };
         match judged {
@@ -291,7 +294,7 @@ impl Link {
     /// When [`Link::handle_deadline`] wants to be called.
     pub fn deadline(&self) -> Option<Time> {
         match self.state {
-            State::Idle { retry_at } => retry_at,
+            State::Idle { retry_at } => Some(retry_at),
             State::Dialling { deadline } => Some(deadline),
             State::Greeting { deadline, .. } => {
                 [Some(deadline), self.frame_deadline, self.output.deadline()]
@@ -315,7 +318,7 @@ impl Link {
         let passed = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
         let too_slow = match self.state {
             State::Idle { retry_at } => {
-                if passed(retry_at) {
+                if passed(Some(retry_at)) {
                     self.dial(now, effects);
                 }
                 None
@@ -361,14 +364,26 @@ impl Link {
             assert!(self.output.unsent() == 0 && !self.incoming.is_begun());
             assert!(self.frame_deadline.is_none() && self.controls == 0);
         }
-        let is_dialling = matches!(self.state, State::Dialling { .. } | State::Greeting { .. });
-        assert!(self.dials() || !is_dialling);
     }
 
     // -- connecting ----------------------------------------------------------------------------
 
-    fn dials(&self) -> bool {
-        greeter::dials(self.settings.identity.node, self.peer)
+    /// Whether this side dials at once, and the other one only where nobody came for a while: then
+    /// it may be at an address that this side does not know.
+    fn is_first(&self) -> bool {
+        self.settings.identity.node < self.peer
+    }
+
+    /// Where both have dialled: whether the connection that this side has made stays, and not the
+    /// one that the peer makes. That of the lower id does, as soon as it has said its hello on it;
+    /// but not if the peer is another process than the one that it was made to.
+    fn keeps_own(&self, hello: &Hello) -> bool {
+        let is_made = match self.state {
+            State::Greeting { .. } => true,
+            State::Open { .. } => self.instance == Some(hello.identity.instance),
+            State::Idle { .. } | State::Dialling { .. } | State::Stopped => false,
+        };
+        self.is_first() && is_made
     }
 
     fn is_dialling(&self, connection: u64) -> bool {
@@ -660,7 +675,8 @@ impl Link {
         let longest = Duration::from_millis(limits::LINK_RETRY_MS_MAX);
         let wait = if reason.is_lasting() { longest } else { self.retry };
         self.retry = longest.min(self.retry * 2);
-        self.state = State::Idle { retry_at: self.dials().then(|| now + wait) };
+        let wait = if self.is_first() { wait } else { COME_FIRST };
+        self.state = State::Idle { retry_at: now + wait };
         self.incoming = Incoming::new();
         self.output = Output::new();
         self.frame_deadline = None;

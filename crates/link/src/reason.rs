@@ -109,12 +109,6 @@ pub enum CloseReason {
         /// Our highest.
         ours_max: u16,
     },
-    /// A node dialled that should have listened.
-    #[error("node {node} has the higher id and should not have dialled; report this bug")]
-    ShouldListen {
-        /// Its id.
-        node: NodeId,
-    },
     /// Two processes say in turns that they are this node.
     #[error("node {node} runs twice, from copies of the same disks; stop one of them")]
     Twin {
@@ -162,7 +156,6 @@ impl CloseReason {
             | OtherNode { .. }
             | MeantForAnother { .. }
             | NoCommonVersion { .. }
-            | ShouldListen { .. }
             | OtherCertificate { .. }
             | Twin { .. } => Some(Farewell::Refused),
             Frame(_) | BeforeHello | BeyondCredit | Protocol(_) => Some(Farewell::Broken),

@@ -28,7 +28,7 @@ pub use ids::{
 };
 pub use member::{
     Batch, BlockState, BlockSum, Change, LineageStamp, MemberError, MemberReply, MemberRequest,
-    MemberToken, ObjectStamp, Permit, Refused, Under, Write,
+    MemberToken, ObjectStamp, Permit, Refused, STAGED_NEVER, Under, Write,
 };
 pub use partition::{mix, partition_of};
 pub use time::{Duration, Time};

@@ -63,8 +63,17 @@ pub const TOKEN_USES_MAX: u32 = 64;
 pub const TOKEN_SPAN_S_MAX: u64 = 31 * 24 * 3600;
 /// How long a connection may take until it has shown who it is, TLS and all, in milliseconds.
 pub const PEER_GREETING_MS_MAX: u64 = 10_000;
-/// Connections that have not shown who they are, in all.
+/// How long a connection from an address where no node is known may take until it has said what it
+/// is for, in milliseconds.
+pub const PEER_STRANGER_MS_MAX: u64 = 3_000;
+/// Connections from addresses where no node is known that have not shown who they are, in all; and
+/// as many more from where one is.
 pub const PEER_GREETINGS_MAX: usize = 64;
+/// How many such connections are looked at in a second, in all; those from where a node is known are
+/// not among them.
+pub const PEER_GREETINGS_PER_S_MAX: u64 = 64;
+/// The same for one address, whoever is there.
+pub const PEER_GREETINGS_PER_ADDRESS_PER_S_MAX: u64 = 16;
 /// Connections of one address that have not shown who they are.
 pub const PEER_GREETINGS_PER_ADDRESS_MAX: usize = 16;
 /// How long a connection between nodes is kept after the last was said on it, in milliseconds.
@@ -504,6 +513,9 @@ pub const SOURCE_ANSWERS_MAX: usize = 64;
 
 /// Connections that wait for one volume which its last client is just giving back.
 pub const OPENS_WAITING_MAX: usize = 128;
+/// How long who wants a volume waits for another node to give it back before it is refused, in
+/// milliseconds.
+pub const OPEN_TURN_MS_MAX: u64 = 5_000;
 
 const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
@@ -628,5 +640,7 @@ const _: () =
 const _: () = assert!(LINK_RETRY_MS < LINK_RETRY_MS_MAX && LINK_RETRY_MS_MAX < LINK_STEADY_MS);
 const _: () = assert!(WIRE_CONTROL_BYTES_MAX < LINK_CONTROL_QUEUE_BYTES_MAX);
 const _: () = assert!(JOIN_REFUSE_MS < JOIN_REQUEST_MS_MAX);
+const _: () = assert!(PEER_STRANGER_MS_MAX <= PEER_GREETING_MS_MAX);
+const _: () = assert!(PEER_GREETINGS_PER_ADDRESS_PER_S_MAX < PEER_GREETINGS_PER_S_MAX);
 const _: () = assert!(JOIN_REQUEST_MS_MAX < JOIN_DECIDE_MS_MAX && JOINS_MAX < PEER_GREETINGS_MAX);
 const _: () = assert!(LINK_HELLO_MS_MAX <= PEER_GREETING_MS_MAX);

@@ -2,10 +2,14 @@
 //! Between nodes these travel in frames; on one node they are handed over as they are.
 
 use crate::{
-    BlockRange, ConfigurationNumber, Generation, Incarnation, LayerId, LineageId, ObjectKey,
-    PartitionId, Payload, Stamp,
+    BLOCKS_PER_OBJECT, BlockRange, ConfigurationNumber, Generation, Incarnation, LayerId,
+    LineageId, ObjectKey, PartitionId, Payload, Stamp,
 };
 use std::borrow::Cow;
+
+/// More blocks than can be staged for an object: who says so of an adoption wants what is staged
+/// dropped.
+pub const STAGED_NEVER: u32 = BLOCKS_PER_OBJECT + 1;
 
 /// Chosen by the asker, unique among its requests in flight; comes back with the reply.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -260,7 +264,7 @@ pub enum MemberRequest {
         /// Which object.
         key: ObjectKey,
         /// How many blocks were staged; if it is another number, what was staged is dropped, and
-        /// the answer is [`MemberError::NotStaged`].
+        /// the answer is [`MemberError::NotStaged`]. [`STAGED_NEVER`]: for that alone.
         staged: u32,
         /// The stamp it has afterwards.
         stamp: Stamp,

@@ -11,7 +11,7 @@ use proto::limits::{
 use proto::{
     BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockSum, Buffer, Change, ConfigurationNumber,
     DiskId, Duration, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    ObjectKey, ObjectStamp, Payload, Permit, Stamp, Time, block_checksum,
+    ObjectKey, ObjectStamp, Payload, Permit, STAGED_NEVER, Stamp, Time, block_checksum,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -275,9 +275,6 @@ impl Ask {
         }
     }
 }
-
-/// More blocks than an object has.
-const STAGED_NEVER: u32 = u32::MAX;
 
 impl Copier {
     /// Begins a copy.

@@ -366,6 +366,8 @@ impl ModelDisk {
 
     /// Does what it is asked.
     pub(crate) fn handle(&mut self, request: &MemberRequest) -> Result<MemberReply, MemberError> {
+        // The disk may be another node's.
+        assert_eq!(proto::wire::request::vet(request), Ok(()), "no link takes {request:?}");
         let incarnation = self.incarnation;
         match *request {
             MemberRequest::Write(ref write) => self.write(write),

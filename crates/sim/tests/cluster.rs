@@ -103,15 +103,43 @@ fn a_way_that_is_cut_in_one_direction_does_not_stop_the_others() {
 
 #[test]
 fn a_node_that_does_not_see_one_of_the_others_goes_on() {
-    direct(3, |world| {
-        // Whoever does not see the one that leads learns of no change while that lasts.
-        let leader = world.leader().expect("all have settled");
-        let other = if leader == 0 { 2 } else { 0 };
-        world.cut(vec![(1, other), (other, 1)], None);
-        world.pass(SECONDS_10)?;
-        assert!(answered(world, SECONDS_10)? > 20, "two copies of three, {leader} leads");
-        Ok(())
-    });
+    for sees_leader in [true, false] {
+        direct(3, |world| {
+            let leader = world.leader().expect("all have settled");
+            let other = (0..3).find(|at| *at != 1 && (*at == leader) != sees_leader);
+            let Some(other) = other else { return Ok(()) }; // the guests' own node leads
+            world.cut(vec![(1, other), (other, 1)], None);
+            world.pass(SECONDS_10)?;
+            assert!(answered(world, SECONDS_10)? > 20, "two copies of three, {leader} leads");
+            // Who does not see the one that leads hears of what is agreed from the third.
+            assert_eq!(world.leader(), Some(leader), "nobody else was elected");
+            world.move_guests(if sees_leader { 1 } else { other })?;
+            assert!(answered(world, SECONDS_10)? > 20, "moved while {leader} leads");
+            Ok(())
+        });
+    }
+}
+
+/// With nobody elected anew: who does not hear the leader asks before it elects, and others do.
+#[test]
+fn a_link_that_comes_and_goes_changes_no_leader() {
+    for both in [true, false] {
+        direct(3, |world| {
+            let leader = world.leader().expect("all have settled");
+            let other = (leader + 1) % 3;
+            let term = world.term(leader);
+            for _ in 0..6 {
+                let mut ways = vec![(leader, other)];
+                ways.extend(both.then_some((other, leader)));
+                world.cut(ways, Some(Duration::from_secs(4)));
+                world.pass(SECONDS_5)?;
+            }
+            world.pass(SECONDS_5)?;
+            assert_eq!((world.leader(), world.term(leader)), (Some(leader), term), "{both}");
+            assert!(answered(world, SECONDS_10)? > 20);
+            Ok(())
+        });
+    }
 }
 
 #[test]

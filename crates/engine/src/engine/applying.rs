@@ -57,6 +57,7 @@ impl Engine {
             self.tell_flatten(now, id, start);
         }
         self.end_detached();
+        self.take_own_turns();
         self.learn_peers(now, outputs);
         if self.phase == Phase::Joining && self.map.cluster().0 != 0 && !self.has_released {
             self.begin(now, outputs);
@@ -148,6 +149,9 @@ impl Engine {
             // Clients do not learn that it is in the trash.
             (Purpose::Attach(id), Err(Refusal::InTrash { .. })) => {
                 self.attach_refused(now, id, names::DELETED_MEANWHILE, outputs);
+            }
+            (Purpose::Attach(id), Err(refusal @ Refusal::Attached { .. })) if self.may_wait(id) => {
+                self.await_turn(now, id, refusal.to_string());
             }
             (Purpose::Attach(id), Err(refusal)) => {
                 self.attach_refused(now, id, &refusal.to_string(), outputs);

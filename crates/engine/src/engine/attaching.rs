@@ -3,11 +3,14 @@
 use super::{Admission, Engine, Phase, Purpose, Work};
 use crate::{
     Client, ConnectionId, Output,
-    attach::{Duty, Held, HeldId, Stage, admit},
+    attach::{Duty, Held, HeldId, Stage, Turn, admit},
     names,
 };
 use cluster::Command;
-use proto::{Duration, Generation, Time, VolumeId, limits::FLATTEN_LOOK_MS};
+use proto::{
+    Duration, Generation, Time, VolumeId,
+    limits::{FLATTEN_LOOK_MS, OPEN_TURN_MS_MAX},
+};
 use volume::{Answer, Session, View};
 
 /// Why a client does not get what it was about to have.
@@ -221,6 +224,62 @@ impl Engine {
         self.advance_stop(now, outputs);
     }
 
+    // -- volumes that another node has --
+
+    /// Whether who is refused a volume is to wait for it: a client that wants the volume itself.
+    /// The one that has it may be closing it, as when a guest moves, and this node does not know.
+    pub(super) fn may_wait(&self, id: HeldId) -> bool {
+        let Some(held) = self.held.get(&id) else { return false };
+        let is_over = held.turn.as_ref().is_some_and(|turn| turn.until <= self.present);
+        matches!(id, HeldId::Head(_))
+            && self.phase == Phase::Serving
+            && held.duty.is_none()
+            && !held.connections.is_empty()
+            && !is_over
+    }
+
+    /// Waits until nobody has the volume, for a bounded time.
+    pub(super) fn await_turn(&mut self, now: Time, id: HeldId, refusal: String) {
+        let held = self.held.get_mut(&id).expect("held while attaching");
+        let until = now + Duration::from_millis(OPEN_TURN_MS_MAX);
+        let until = held.turn.as_ref().map_or(until, |turn| turn.until);
+        held.turn = Some(Turn { until, refusal: Some(refusal) });
+        // It may have been given back meanwhile.
+        self.take_own_turns();
+    }
+
+    /// Tries again for those whose volumes nobody has any more, by the map.
+    pub(super) fn take_own_turns(&mut self) {
+        let is_free = |id: &HeldId| {
+            self.map.volume(id.volume()).is_none_or(|known| known.attachments.is_empty())
+        };
+        let free = self.held.iter().filter(|(id, held)| {
+            held.waits_until().is_some() && !held.connections.is_empty() && is_free(id)
+        });
+        for id in free.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let mut held = self.held.remove(&id).expect("just listed");
+            let turn = held.turn.as_mut().expect("it waits");
+            turn.refusal = None;
+            self.begin_attach(id, held);
+        }
+    }
+
+    /// When somebody has waited for long enough.
+    pub(super) fn own_turns_deadline(&self) -> Option<Time> {
+        self.held.values().filter_map(Held::waits_until).min()
+    }
+
+    /// Refuses those who have waited for long enough, and lets go of what nobody wants any more.
+    pub(super) fn end_own_turns(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        let due =
+            self.held.iter().filter(|(_, held)| held.waits_until().is_some_and(|at| at <= now));
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let turn = self.held.get_mut(&id).and_then(|held| held.turn.take());
+            let sentence = turn.and_then(|turn| turn.refusal).expect("just seen");
+            self.attach_refused(now, id, &sentence, outputs);
+        }
+    }
+
     /// The session is ready, or cannot be had.
     pub(super) fn session_opened(
         &mut self,
@@ -315,7 +374,13 @@ impl Engine {
     pub(super) fn release(&mut self, id: HeldId) {
         let Some(held) = self.held.get_mut(&id) else { return };
         match held.stage {
-            Stage::Attaching => held.is_called_off = true,
+            Stage::Attaching => {
+                held.is_called_off = true;
+                // Nothing is on its way whose end would be heard of.
+                if let Some(turn) = &mut held.turn {
+                    turn.until = self.present;
+                }
+            }
             Stage::Closing | Stage::Detaching => {}
             Stage::Opening | Stage::Open => {
                 held.stage = Stage::Closing;

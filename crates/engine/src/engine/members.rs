@@ -2,7 +2,8 @@
 //! and the attempts to change them that it carries out (decision 0009).
 //!
 //! The node that leads looks after all partitions; any other one only after those of which a
-//! session here says that a member is behind. Whoever proposes an attempt owns it, and the agreed
+//! session here says that a member is behind. A node that only this one does not see is not away:
+//! it is left out by nobody. Whoever proposes an attempt owns it, and the agreed
 //! state judges each by itself: so two nodes that see things differently are in each other's way
 //! for a moment at most.
 
@@ -280,22 +281,25 @@ impl Engine {
             return;
         }
         let sight = self.sight(now);
-        let is_steward = self.is_steward();
-        if !is_steward && sight.behind.is_empty() {
+        let (is_steward, own) = (self.is_steward(), self.settings.node);
+        let is_own = |attempt: &cluster::Attempt| attempt.owner == own;
+        if !is_steward && sight.behind.is_empty() && !self.map.attempts().any(is_own) {
             return;
         }
-        let own = self.settings.node;
         for command in plan(&self.map, &sight, &Pace::default(), own) {
-            let concerns_behind = match &command {
+            let concerns_this = match &command {
                 Command::BeginAttempt { copies, changes, .. } => {
                     let partitions = changes.iter().flat_map(|change| &change.partitions);
                     let is_behind =
                         |at| sight.behind.iter().any(|it| (it.0, it.1) == (*copies, at));
                     partitions.clone().any(|(partition, _)| is_behind(*partition))
                 }
+                Command::GiveUpAttempt { attempt, .. } => {
+                    self.map.attempt(*attempt).is_some_and(is_own)
+                }
                 _ => false,
             };
-            if is_steward || concerns_behind {
+            if is_steward || concerns_this {
                 self.members_here.proposed += 1;
                 self.work.push_back(Work::Propose(command, Purpose::Members));
             }
@@ -327,13 +331,19 @@ impl Engine {
         let mut sight = Sight { now, ..Sight::default() };
         let mut down: BTreeMap<NodeId, Time> = BTreeMap::new();
         for node in self.map.nodes().map(|node| node.id).filter(|id| *id != self.settings.node) {
-            if let Some(since) = self.away_since(node) {
+            let Some(since) = self.away_since(node) else { continue };
+            if self.peers.seeing(node).next().is_some() {
+                let disks = self.map.disks_of(node).map(|disk| (disk.id, since));
+                sight.unseen.extend(disks);
+            } else {
                 down.insert(node, since);
             }
         }
         let mut failed = BTreeMap::new();
         for disk in self.map.disks() {
-            if let Some(since) = self.disk_away_since(now, disk) {
+            if !sight.unseen.contains_key(&disk.id)
+                && let Some(since) = self.disk_away_since(now, disk)
+            {
                 if !down.contains_key(&disk.node) {
                     failed.insert(disk.id, since);
                 }

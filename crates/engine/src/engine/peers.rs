@@ -4,12 +4,14 @@
 //! joins has no map yet: it has links to those it was told of, and to whoever speaks to it, until
 //! its first map comes.
 //!
-//! Three things go through a link: messages of the agreed log, questions to disks in both
-//! directions, and each side's *openings*: which disks it has open, as which incarnation. A disk is
+//! Four things go through a link: messages of the agreed log (those of others too, see `relay`),
+//! questions to disks in both directions, which nodes each side misses, and each side's *openings*:
+//! which disks it has open, as which incarnation. A disk is
 //! asked only while the process at the other end has it open as the incarnation that the map
 //! lists. Otherwise a disk that was opened anew after a power cut could be read before the map,
 //! and with it the session, knows that it may have lost something.
 
+use super::relay::{MISSES, RELAY};
 use super::{Engine, MemberRoute, Phase, Work};
 use crate::{
     NoticeLevel, Output, PeerInput,
@@ -23,7 +25,7 @@ use proto::{
     BLOCK_SIZE, Buffer, DiskId, Duration, Incarnation, MemberError, MemberReply, MemberRequest,
     MemberToken, NodeId, Payload, Time, limits,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the openings of a node's disks are told on.
 const OPENINGS: Channel = Channel(2);
@@ -62,6 +64,8 @@ pub(super) struct Peer {
     lost: u64,
     /// What that process has open; nothing before it has said so.
     openings: Option<BTreeMap<DiskId, Opening>>,
+    /// Which nodes it has no connection to; nothing before it has said so on this connection.
+    pub(super) misses: Option<BTreeSet<NodeId>>,
     /// Questions for disks that it does not have open as the map lists them, in order.
     parked: VecDeque<(MemberToken, MemberRequest)>,
 }
@@ -82,7 +86,9 @@ pub(super) struct Peers {
     asked: crate::routes::Routes<Remote>,
     /// When the voter is told next that time passes.
     tick_at: Option<Time>,
-    ticks: u64,
+    pub(super) ticks: u64,
+    /// Which nodes all peers were told are missed here.
+    pub(super) told_misses: Option<BTreeSet<NodeId>>,
 }
 
 impl Peers {
@@ -93,6 +99,7 @@ impl Peers {
             asked: crate::routes::Routes::new(),
             tick_at: None,
             ticks: 0,
+            told_misses: None,
         }
     }
 
@@ -102,8 +109,28 @@ impl Peers {
         links.chain(self.tick_at).min()
     }
 
-    fn of(&mut self, node: NodeId, number: u64) -> Option<&mut Peer> {
+    pub(super) fn of(&mut self, node: NodeId, number: u64) -> Option<&mut Peer> {
         self.all.get_mut(&node).filter(|peer| peer.number == number)
+    }
+
+    /// Whether there is a connection to a node.
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
+        self.all.get(&node).is_some_and(|peer| peer.link.is_up())
+    }
+
+    /// The nodes that there are connections to.
+    pub(super) fn all_up(&self) -> impl Iterator<Item = NodeId> {
+        self.all.iter().filter(|(_, peer)| peer.link.is_up()).map(|(node, _)| *node)
+    }
+
+    /// The nodes that there are connections to and that have one to this node, as they say.
+    pub(super) fn seeing(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
+        let sees = move |peer: &Peer| peer.misses.as_ref().is_some_and(|it| !it.contains(&node));
+        let all = self
+            .all
+            .iter()
+            .filter(move |(id, peer)| **id != node && peer.link.is_up() && sees(peer));
+        all.map(|(id, _)| *id)
     }
 }
 
@@ -139,7 +166,7 @@ impl Engine {
         let is_known = self.peers.all.contains_key(&node);
         // Who waits for its first map takes it from whoever comes.
         let may_come = self.waits_for_map() && self.peers.all.len() < limits::NODES_MAX;
-        if !is_known && may_come && node < self.settings.node {
+        if !is_known && may_come {
             self.add_peer(now, node);
         }
         let Some(peer) = self.peers.all.get_mut(&node) else {
@@ -282,6 +309,7 @@ impl Engine {
             trouble: None,
             lost: 0,
             openings: None,
+            misses: None,
             parked: VecDeque::new(),
         };
         self.peers.all.insert(node, peer);
@@ -362,6 +390,7 @@ impl Engine {
             self.peers.tick_at = Some(now + TICK);
             self.peers.ticks += 1;
             self.work.push_back(Work::Voter(cluster::Event::Tick));
+            self.tell_new_misses(now);
             if self.peers.ticks.is_multiple_of(ARRANGE_TICKS) {
                 self.arrange(now);
             }
@@ -380,11 +409,11 @@ impl Engine {
         self.work.extend(effects.into_iter().map(Work::FromVoter));
     }
 
-    /// A message of the agreed log. It is lost where there is no link, or no connection.
-    pub(super) fn send_to_voter(&mut self, now: Time, to: NodeId, bytes: &[u8]) {
+    /// Sends a message that may be lost, and is where there is no connection.
+    pub(super) fn send_control(&mut self, now: Time, to: NodeId, channel: Channel, bytes: &[u8]) {
         let Some(number) = self.peers.all.get(&to).map(|peer| peer.number) else { return };
         let message = message_of(bytes);
-        self.tell_link(now, to, number, link::Event::Control { channel: Channel::RAFT, message });
+        self.tell_link(now, to, number, link::Event::Control { channel, message });
     }
 
     /// Tells one peer, or all of them, which disks are open here, and which of them are retired.
@@ -426,7 +455,10 @@ impl Engine {
                 outputs.push(Output::Dial { node, connection, addresses });
             }
             link::Effect::Close { connection, farewell, reason } => {
-                if let Some(peer) = self.peers.of(node, number) {
+                // It may be one beside that which is up.
+                if let Some(peer) = self.peers.of(node, number)
+                    && !peer.link.is_up()
+                {
                     peer.trouble = Some(reason.clone());
                 }
                 outputs.push(Output::Hangup { node, connection, farewell, reason });
@@ -444,6 +476,12 @@ impl Engine {
             }
             link::Effect::Control { channel: OPENINGS, message } => {
                 self.learn_openings(now, node, number, &message);
+            }
+            link::Effect::Control { channel: RELAY, message } => {
+                self.take_relayed(now, node, message.as_slice());
+            }
+            link::Effect::Control { channel: MISSES, message } => {
+                self.learn_misses(node, number, message.as_slice());
             }
             // Of a later version, and for something that this one does not have.
             link::Effect::Control { .. } => {}
@@ -469,8 +507,9 @@ impl Engine {
         if peer.instance.replace(instance) != Some(instance) {
             peer.openings = None;
         }
-        (peer.since, peer.trouble) = (now, None);
+        (peer.since, peer.trouble, peer.misses) = (now, None, None);
         self.tell_openings(now, Some(node));
+        self.tell_misses(now, node);
         let sentence = format!("node {} is connected", self.node_words(node));
         outputs.push(Output::Notice { level: NoticeLevel::Info, sentence });
     }
@@ -484,7 +523,7 @@ impl Engine {
         outputs: &mut Vec<Output>,
     ) {
         let Some(peer) = self.peers.of(node, number) else { return };
-        (peer.since, peer.trouble) = (now, Some(reason.clone()));
+        (peer.since, peer.trouble, peer.misses) = (now, Some(reason.clone()), None);
         peer.lost += 1;
         if self.voter.is_some() {
             self.work.push_back(Work::Voter(cluster::Event::Unreachable { node }));

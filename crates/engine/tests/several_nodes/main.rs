@@ -2,6 +2,7 @@
 //! one another.
 
 mod copies;
+mod cuts;
 mod kept;
 mod people;
 mod support;
@@ -226,6 +227,45 @@ fn requests_wait_for_a_disk_whose_node_is_away_and_go_on_when_it_is_back() {
     let expected = [[1; 4096], [2; 4096], [3; 4096], [1; 4096]].concat();
     assert!(read == expected, "{:?}", [read[0], read[4096], read[8192], read[12288]]);
     net.flush(0, connection);
+}
+
+/// A guest that moves is opened at once where it goes on, while the node that had it drains. It was
+/// told that the volume is attached.
+#[test]
+fn who_opens_what_another_node_is_closing_waits_for_it() {
+    let mut net = Net::cluster(13, ELSEWHERE);
+    net.create(0, "v");
+    let mut before = net.open(0, "v");
+    for (from, to) in [(0, 2), (2, 1), (1, 0)] {
+        net.write(from, before, 0, to as u8 + 1, MIB);
+        net.tell(from, engine::Input::Close { connection: before });
+        before = net.open(to, "v");
+        assert!(net.read(to, before, 0, MIB).iter().all(|byte| *byte == to as u8 + 1));
+    }
+    // One that stays is waited for as long as it could take, and then said so.
+    let late = net.begin_open(2, "v");
+    let begun = net.now;
+    net.until("it is refused", 8, |net| net.nodes[2].answers.contains_key(&late));
+    assert!(net.now.since(begun).as_millis() >= 4_900, "{:?}", net.now.since(begun));
+    let Some(volume::Answer::Refused { sentence }) = net.nodes[2].answers.remove(&late) else {
+        panic!("it has another writer")
+    };
+    assert!(sentence.contains("is attached by client"), "{sentence}");
+    net.write(0, before, 0, 9, 4096);
+    // One that went while it waited does not get it, and is in nobody's way.
+    let gone = net.begin_open(2, "v");
+    net.pass(1);
+    net.tell(2, engine::Input::Close { connection: gone });
+    net.tell(0, engine::Input::Close { connection: before });
+    net.pass(1);
+    assert!(!net.nodes[2].answers.contains_key(&gone));
+    let connection = net.open(1, "v");
+    assert!(net.read(1, connection, 0, 4096).iter().all(|byte| *byte == 9));
+    // Nor does it keep its node from stopping.
+    net.begin_open(2, "v");
+    net.pass(1);
+    net.tell(2, engine::Input::Stop);
+    net.until("it stops", 20, |net| net.nodes[2].is_stopped);
 }
 
 /// The map tells of a new opening before the process that has it is connected: what the session

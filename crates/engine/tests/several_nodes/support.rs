@@ -66,6 +66,8 @@ impl Medium {
 /// A node, running or not, and what it said.
 pub struct Node {
     pub id: NodeId,
+    /// How often its address became another one.
+    moves: u32,
     founds: bool,
     /// Whether it has served once.
     has_served: bool,
@@ -172,6 +174,7 @@ impl Net {
         let first = self.nodes.first().map(|node| node.id);
         self.nodes.push(Node {
             id: NodeId(id),
+            moves: 0,
             founds: first.is_none(),
             has_served: false,
             seeds: first.map(|first| (first, vec![address(first)])).into_iter().collect(),
@@ -250,6 +253,8 @@ impl Net {
         let node = &mut self.nodes[at];
         assert!(node.engine.is_none(), "it runs");
         node.starts += 1;
+        let own_address = self.address_of(self.nodes[at].id);
+        let node = &mut self.nodes[at];
         let founding = if node.founds { Founding::Here } else { Founding::Elsewhere };
         let settings = Settings {
             cluster: ClusterId(77),
@@ -257,7 +262,7 @@ impl Net {
             founding: (!node.has_served).then_some(founding),
             instance: (at as u64 + 1) * 1000 + node.starts,
             seed,
-            addresses: vec![address(node.id)],
+            addresses: vec![own_address],
             seeds: node.seeds.clone(),
             journal_bytes: node.journal.bytes.len() as u64,
             disks: node.disks.iter().map(|(id, medium)| Net::disk_settings(*id, medium)).collect(),
@@ -270,6 +275,19 @@ impl Net {
         };
         (node.is_ready, node.is_stopped, node.failed) = (false, false, None);
         Engine::new(now, settings, outputs)
+    }
+
+    /// A node that does not run has another address when it is started again.
+    pub fn move_away(&mut self, at: usize) {
+        assert!(self.nodes[at].engine.is_none(), "it runs");
+        self.nodes[at].moves += 1;
+    }
+
+    /// Where a node is.
+    fn address_of(&self, node: NodeId) -> String {
+        let found = self.nodes.iter().find(|known| known.id == node);
+        let moves = found.map_or(0, |known| known.moves);
+        address(node) + &"0".repeat(moves as usize)
     }
 
     /// The process dies: whoever it was connected to notices, unless the network is cut.
@@ -455,7 +473,7 @@ impl Net {
                 node.added.insert(disk, result);
             }
             Output::Dial { node, connection, addresses } => {
-                let is_known = addresses.contains(&address(node));
+                let is_known = addresses.contains(&self.address_of(node));
                 if !is_known {
                     return Some(Input::Peer { node, input: PeerInput::DialFailed { connection } });
                 }
@@ -726,13 +744,18 @@ impl Net {
         assert!(matches!(reply, Ok(AdminReply::Volume(_))), "{reply:?}");
     }
 
-    #[track_caller]
-    pub fn open(&mut self, at: usize, name: &str) -> ConnectionId {
+    pub fn begin_open(&mut self, at: usize, name: &str) -> ConnectionId {
         self.next += 1;
         let connection = ConnectionId(self.next);
         let who = format!("client {}", self.next);
         let client = Client { identity: who.clone(), description: who };
         self.tell(at, Input::Open { connection, client, name: name.into() });
+        connection
+    }
+
+    #[track_caller]
+    pub fn open(&mut self, at: usize, name: &str) -> ConnectionId {
+        let connection = self.begin_open(at, name);
         self.until("the volume opens", 30, |net| net.nodes[at].answers.contains_key(&connection));
         let answer = self.nodes[at].answers.remove(&connection);
         assert!(matches!(answer, Some(Answer::Opened { .. })), "{answer:?}");

@@ -25,9 +25,11 @@ const ASKED_MAX: usize = 300;
 /// Bytes on their way in one direction.
 const PIPE_BYTES_MAX: usize = 96 << 10;
 
-/// One attempt to connect, and what became of it. The first node dials.
+/// One attempt to connect, and what became of it.
 #[derive(Debug, Default)]
 struct Wire {
+    /// Who has dialled.
+    dialler: usize,
     /// The number that each side gave it; the listener later.
     numbers: [Option<u64>; 2],
     greeter: Option<Greeter>,
@@ -74,7 +76,7 @@ struct Side {
 pub struct Pair {
     now: Time,
     sides: [Side; 2],
-    dialling: Option<u64>,
+    dialling: [Option<u64>; 2],
     wires: Vec<Wire>,
     /// Most bytes that are handed over at once.
     piece_bytes: usize,
@@ -140,7 +142,7 @@ impl Pair {
         let mut pair = Pair {
             now,
             sides,
-            dialling: None,
+            dialling: [None; 2],
             wires: Vec::new(),
             piece_bytes,
             next_nonce: 1,
@@ -202,13 +204,11 @@ impl Pair {
         for effect in effects {
             match effect {
                 Effect::Dial { connection } => {
-                    assert_eq!((side, self.dialling), (0, None), "only one dials, one at a time");
-                    self.dialling = Some(connection);
+                    let before = self.dialling[side].replace(connection);
+                    assert_eq!(before, None, "one at a time");
                 }
                 Effect::Close { connection, farewell, reason } => {
-                    if side == 0 && self.dialling == Some(connection) {
-                        self.dialling = None;
-                    }
+                    self.dialling[side].take_if(|dialled| *dialled == connection);
                     self.reasons.push(reason);
                     let wire = self.wires.iter_mut().find(|w| w.numbers[side] == Some(connection));
                     if let Some(wire) = wire {
@@ -439,9 +439,7 @@ impl Pair {
         self.next_instance += 1;
         let own = settings(side as u128 + 1, instance, self.credit.0, self.credit.1);
         let mut effects = Vec::new();
-        if side == 0 {
-            self.dialling = None;
-        }
+        self.dialling[side] = None;
         let link = Link::new(now, own, NodeId(2 - side as u128), &mut effects);
         self.count_link(side);
         let before = std::mem::replace(&mut self.sides[side], Side::new(link, instance));
@@ -460,15 +458,22 @@ impl Pair {
 
     /// The dialled connection is there, or cannot be had.
     fn connect(&mut self, works: bool) {
-        let Some(connection) = self.dialling.take() else { return };
+        // Where both dial, in turns.
+        let first = usize::from(self.events.is_multiple_of(2));
+        let side = [first, 1 - first].into_iter().find(|&side| self.dialling[side].is_some());
+        let Some(dialler) = side else { return };
+        let connection = self.dialling[dialler].take().expect("just seen");
         if !works {
-            return self.handle(0, Event::DialFailed { connection });
+            return self.handle(dialler, Event::DialFailed { connection });
         }
-        let identity = settings(2, self.sides[1].instance, 1, 1).identity;
+        let other = 1 - dialler;
+        let identity = settings(other as u128 + 1, self.sides[other].instance, 1, 1).identity;
         let greeter = Some(Greeter::new(self.now, identity));
-        self.wires.push(Wire { numbers: [Some(connection), None], greeter, ..Wire::default() });
+        let mut numbers = [None; 2];
+        numbers[dialler] = Some(connection);
+        self.wires.push(Wire { dialler, numbers, greeter, ..Wire::default() });
         let nonce = self.nonce();
-        self.handle(0, Event::Dialled { connection, nonce });
+        self.handle(dialler, Event::Dialled { connection, nonce });
     }
 
     fn nonce(&mut self) -> u64 {
@@ -553,6 +558,7 @@ impl Pair {
 
     fn greet(&mut self, place: usize, bytes: &[u8]) {
         let wire = &mut self.wires[place];
+        let side = 1 - wire.dialler;
         let greeter = wire.greeter.as_mut().expect("a listener greets");
         match greeter.handle_bytes(bytes) {
             Ok(None) => {}
@@ -560,15 +566,15 @@ impl Pair {
                 wire.greeter = None;
                 let nonce = self.nonce();
                 let mut effects = Vec::new();
-                let link = &mut self.sides[1].link;
+                let link = &mut self.sides[side].link;
                 let number = link.handle_accepted(self.now, &hello, nonce, &mut effects);
                 link.check();
-                self.wires[place].numbers[1] = Some(number);
-                self.perform(1, effects);
+                self.wires[place].numbers[side] = Some(number);
+                self.perform(side, effects);
             }
             Err(reason) => {
-                wire.pipes[1].extend(Greeter::farewell(&reason));
-                wire.closed[1] = true;
+                wire.pipes[side].extend(Greeter::farewell(&reason));
+                wire.closed[side] = true;
                 self.reasons.push(reason);
             }
         }
@@ -627,7 +633,7 @@ impl Pair {
         self.now = self.now.max(until);
         for wire in &mut self.wires {
             if wire.greeter.as_ref().is_some_and(|greeter| greeter.deadline() <= self.now) {
-                wire.closed[1] = true;
+                wire.closed[1 - wire.dialler] = true;
             }
         }
     }

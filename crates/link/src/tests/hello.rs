@@ -1,8 +1,8 @@
 //! Who may speak: everybody else hears one sentence.
 
 use super::*;
-use proto::ClusterId;
 use proto::wire::note;
+use proto::{ClusterId, limits};
 
 #[test]
 fn both_sides_learn_version_process_and_what_both_can() {
@@ -126,17 +126,51 @@ fn everybody_else_hears_one_sentence() {
 }
 
 #[test]
-fn a_dialler_that_should_have_listened_is_refused() {
-    // Node 1 dials node 2; here node 2 dials it.
+fn of_two_connections_that_cross_one_stays() {
+    // Node 2 has dialled node 1 too. Whoever is not connected, or has not said a hello, takes it.
+    let hello = |instance| hello_of(&settings(2, instance, 8, 1 << 20), 1, 9);
     let mut end = dialler();
-    let hello = hello_of(&settings(2, 22, 8, 1 << 20), 1, 9);
-    let number = end.link.handle_accepted(START, &hello, 10, &mut end.effects);
+    let dialled = end.link.connection();
+    let number = end.link.handle_accepted(START, &hello(22), 10, &mut end.effects);
     let effects = end.wanted();
-    let Some(Effect::Close { connection, reason, .. }) = effects.last() else {
-        panic!("{effects:?}")
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Close { connection, .. }
+        if Some(*connection) == dialled)));
+    assert!(end.link.is_up() && end.link.connection() == Some(number));
+
+    // Else that of the lower id stays, at both ends.
+    let refuses = |end: &mut End, instance| {
+        let before = end.link.connection();
+        let number = end.link.handle_accepted(START, &hello(instance), 10, &mut end.effects);
+        let is_refused = end.wanted().iter().any(|effect| match effect {
+            Effect::Close { connection, reason, farewell } if *connection == number => {
+                assert_eq!(*reason, CloseReason::Superseded);
+                !farewell.is_empty()
+            }
+            _ => false,
+        });
+        assert_eq!(end.link.connection() == before, is_refused);
+        is_refused
     };
-    assert_eq!((*connection, reason), (number, &CloseReason::ShouldListen { node: NodeId(2) }));
-    assert_ne!(end.link.connection(), Some(number), "its own goes on");
+    let mut end = dialler();
+    let connection = end.link.connection().expect("it dials");
+    end.handle(Event::Dialled { connection, nonce: DIALLER_NONCE });
+    assert!(refuses(&mut end, 22));
+    let (mut end, mut other) = pair();
+    assert!(refuses(&mut end, 22));
+    assert!(!refuses(&mut end, 23), "it was restarted");
+    // The other end dials when nobody came for a while, and drops that for what comes.
+    other.handle(Event::Lost { connection: other.link.connection().expect("connected") });
+    other.pass(limits::LINK_RETRY_MS_MAX - 1);
+    assert_eq!(other.link.connection(), None);
+    other.pass(1);
+    let connection = other.link.connection().expect("it dials");
+    other.handle(Event::Dialled { connection, nonce: LISTENER_NONCE });
+    let mut first = dialler();
+    let dialled = first.link.connection().expect("it dials");
+    first.handle(Event::Dialled { connection: dialled, nonce: DIALLER_NONCE });
+    accept(&mut other, &first.take());
+    assert!(other.link.is_up());
+    assert_ne!(other.link.connection(), Some(connection));
 }
 
 #[test]

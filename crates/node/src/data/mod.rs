@@ -27,7 +27,7 @@ use engine::{
 use front::nbd;
 use link::Link;
 use mio::{Events, Poll, Token, Waker};
-use proto::{DiskDone, DiskError, DiskId, DiskOp, Duration, NodeId, Time};
+use proto::{DiskDone, DiskError, DiskId, DiskOp, Duration, Epoch, NodeId, Time};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -118,6 +118,8 @@ pub struct DataThread {
     peers: Peers,
     /// Machines that want to join, and which request of the engine is about them.
     applications: BTreeMap<AdminToken, (ApplicationId, NodeId, SocketAddr)>,
+    /// Of which map the sockets know where nodes are.
+    expected: Epoch,
     stopping: bool,
     has_noted_others: bool,
     outputs: Vec<Output>,
@@ -171,6 +173,7 @@ impl DataThread {
             sources,
             peers,
             applications: BTreeMap::new(),
+            expected: Epoch(0),
             stopping: false,
             has_noted_others: false,
             outputs,

@@ -80,6 +80,7 @@ impl DataThread {
         if !self.peers.wants_turn(now) {
             return;
         }
+        self.expect_nodes();
         self.with_peers(|peers, links| peers.turn(now, links));
         self.engine_owes = true;
         for Arrival { id, application, from } in self.peers.arrivals() {
@@ -96,6 +97,17 @@ impl DataThread {
             let addresses = addresses.take(proto::limits::NODE_ADDRESSES_MAX).collect();
             self.tell(now, Input::Admit { token, applicant, name, addresses });
         }
+    }
+
+    /// Tells the sockets where nodes are, when another map is there.
+    fn expect_nodes(&mut self) {
+        let map = self.engine.map();
+        if std::mem::replace(&mut self.expected, map.epoch()) == map.epoch() {
+            return;
+        }
+        let addresses = map.nodes().flat_map(|node| map.addresses_of(node.id));
+        let addresses = addresses.filter_map(|text| text.parse::<SocketAddr>().ok());
+        self.peers.expect(addresses.map(|address| address.ip()));
     }
 
     /// Writes what links have for their sockets.

@@ -22,14 +22,17 @@ use mio::{
 };
 use proto::{
     Duration, NodeId, Time,
-    limits::{JOINS_MAX, LINK_CONNECT_MS_MAX, PEER_CLOSING_MS_MAX, PEER_GREETING_MS_MAX},
+    limits::{
+        JOINS_MAX, LINK_CONNECT_MS_MAX, PEER_CLOSING_MS_MAX, PEER_GREETING_MS_MAX,
+        PEER_STRANGER_MS_MAX,
+    },
     wire::{Hello, Identity},
 };
-use slots::{Greetings, Slot, State};
+use slots::{Greetings, Slot, Standing, State};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, ErrorKind, IoSlice},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 use stream::{Purpose, Stream};
 
@@ -40,7 +43,7 @@ const TOKENS: usize = 1 << 62;
 /// Tokens of listeners; connections follow.
 const LISTENERS_MAX: usize = 16;
 /// Connections accepted in one round.
-const ACCEPTS_MAX: usize = 16;
+const ACCEPTS_MAX: usize = 64;
 /// How long accepting rests after it failed, as when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes read from one connection in one round, so that all have their turn.
@@ -178,6 +181,12 @@ impl Peers {
         }
     }
 
+    /// Where nodes of the cluster are, as is agreed: connections from there have places that no
+    /// stranger takes.
+    pub fn expect(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        self.greetings.agree(addresses.map(|address| address.to_canonical()).collect());
+    }
+
     /// Connects to a peer at one of its addresses; they take turns. Ends with
     /// [`Links::dialled`] or [`Links::dial_failed`], unless it is closed before.
     pub fn dial(
@@ -299,7 +308,7 @@ impl Peers {
         let number = self.next_slot;
         stream.register(&self.registry, Token(TOKENS + LISTENERS_MAX + number))?;
         self.next_slot += 1;
-        self.slots.insert(number, Slot { stream, remote, state, deadline, is_greeting: false });
+        self.slots.insert(number, Slot { stream, remote, state, deadline, greeting: None });
         self.ready.insert(number);
         Ok(number)
     }
@@ -313,9 +322,8 @@ impl Peers {
     }
 
     fn end_greeting(&mut self, slot: &mut Slot) {
-        if slot.is_greeting {
-            slot.is_greeting = false;
-            self.greetings.release(slot.remote.ip());
+        if let Some(standing) = slot.greeting.take() {
+            self.greetings.release(slot.remote.ip(), standing);
         }
     }
 
@@ -362,16 +370,25 @@ impl Peers {
     }
 
     fn greet(&mut self, now: Time, socket: TcpStream, remote: SocketAddr) {
-        if let Err(why) = self.greetings.admit(remote.ip()) {
-            tracing::debug!(%remote, "a connection was closed at once: {why}");
-            return;
-        }
+        let standing = match self.greetings.admit(now, remote.ip()) {
+            Ok(standing) => standing,
+            Err(why) => {
+                tracing::debug!(%remote, "a connection was closed at once: {why}");
+                return;
+            }
+        };
         let stream = Stream::accepted(socket, self.plain.is_for(remote.ip()));
-        let deadline = now + Duration::from_millis(PEER_GREETING_MS_MAX);
+        let span = match standing {
+            Standing::Known => PEER_GREETING_MS_MAX,
+            Standing::Stranger => PEER_STRANGER_MS_MAX,
+        };
+        let deadline = now + Duration::from_millis(span);
         match self.add(stream, remote, State::Unknown, deadline) {
-            Ok(number) => self.slots.get_mut(&number).expect("just added").is_greeting = true,
+            Ok(number) => {
+                self.slots.get_mut(&number).expect("just added").greeting = Some(standing);
+            }
             Err(error) => {
-                self.greetings.release(remote.ip());
+                self.greetings.release(remote.ip(), standing);
                 tracing::debug!(%remote, %error, "a connection was closed at once");
             }
         }
@@ -453,7 +470,9 @@ impl Peers {
         if !slot.stream.advance(&self.credentials)? {
             return Ok(());
         }
-        match slot.stream.purpose()? {
+        let purpose = slot.stream.purpose()?;
+        slot.deadline = now + Duration::from_millis(PEER_GREETING_MS_MAX);
+        match purpose {
             Purpose::Peer => {
                 slot.state = State::Greeting(Box::new(Greeter::new(now, self.identity)));
                 self.advance_greeting(now, number, links)
@@ -504,9 +523,10 @@ impl Peers {
                 slot.deadline = Time(u64::MAX);
                 self.linked.insert((peer, connection), number);
                 let remote = slot.remote.ip();
-                if std::mem::take(&mut slot.is_greeting) {
-                    self.greetings.release(remote);
+                if let Some(standing) = slot.greeting.take() {
+                    self.greetings.release(remote, standing);
                 }
+                self.greetings.meet(remote);
                 self.ready.insert(number);
             }
             Err(reason) => {

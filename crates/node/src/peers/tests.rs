@@ -274,7 +274,11 @@ fn talk(plain: [bool; 2]) {
         }
         assert_eq!(side.held(), (0, 1));
     }
-    // A goodbye arrives as such, and the sockets go.
+    // A goodbye arrives as such where nothing else was to be written, and the sockets go.
+    until(&mut [&mut low, &mut high], |sides| {
+        let link = &sides[0].links.links[&HIGH];
+        link.connection().is_some_and(|connection| link.output(connection).next().is_none())
+    });
     low.links.with(HIGH, |link, effects| link.handle(Time(0), link::Event::Stop, effects));
     until(&mut [&mut low, &mut high], |sides| {
         sides.iter().all(|side| side.held() == (0, 0)) && !sides[1].is_up()
@@ -485,7 +489,7 @@ fn connections_that_do_not_show_who_they_are_are_few_and_soon_gone() {
         high.turn(now);
     }
     assert_eq!(high.held(), (cap, cap));
-    now = now + Duration::from_millis(limits::PEER_GREETING_MS_MAX - 1);
+    now = now + Duration::from_millis(limits::PEER_STRANGER_MS_MAX - 1);
     high.turn(now);
     assert_eq!(high.held(), (cap, cap));
     assert!(high.peers.deadline(now).is_some_and(|at| at.since(now) <= Duration::from_millis(1)));
@@ -493,6 +497,53 @@ fn connections_that_do_not_show_who_they_are_are_few_and_soon_gone() {
     high.turn(now);
     assert_eq!(high.held(), (0, 0));
     drop(clients);
+}
+
+/// Silent strangers from many addresses, who come again as soon as one was closed, took all places,
+/// and nodes could not reach one another.
+#[test]
+fn a_flood_of_strangers_does_not_keep_a_node_out() {
+    const ADDRESSES: u8 = 24;
+    const CONNECTIONS_MAX: usize = 20_000;
+    let [low, high] = keys_of(CLUSTER, [LOW, HIGH]);
+    let mut low = side(&low, LOW, Some(HIGH), false);
+    let mut high = side(&high, HIGH, Some(LOW), false);
+    high.peers.expect([low.address.ip()].into_iter());
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (target, stopped) = (high.address, Arc::clone(&stop));
+    let flood = std::thread::spawn(move || {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let mut held = std::collections::VecDeque::new();
+        for at in 0..CONNECTIONS_MAX {
+            if stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                break;
+            }
+            let stranger = socket(AddressFamily::INET, SocketType::STREAM, None).expect("made");
+            let own = SocketAddr::from(([127, 0, 1, at as u8 % ADDRESSES], 0));
+            bind(&stranger, &own).expect("bound");
+            if connect(&stranger, &target).is_ok() {
+                held.push_back(stranger);
+            }
+            if held.len() > 200 {
+                held.pop_front();
+            }
+        }
+    });
+    let is_full = |side: &Side| side.held().0 >= limits::PEER_GREETINGS_MAX;
+    until(&mut [&mut high], |sides| is_full(sides[0]));
+    low.dials_to = vec![high.address];
+    let started = Instant::now();
+    until(&mut [&mut low, &mut high], |sides| sides.iter().all(|side| side.is_up()));
+    // And stays: what the flood costs leaves room for beats.
+    let span = std::time::Duration::from_secs(2);
+    until(&mut [&mut low, &mut high], |sides| {
+        assert!(sides.iter().all(|side| side.is_up()));
+        assert!(sides[1].held().0 <= 2 * limits::PEER_GREETINGS_MAX);
+        started.elapsed() > span
+    });
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    until(&mut [&mut low, &mut high], |_| flood.is_finished());
+    flood.join().expect("it ended");
 }
 
 /// The agreed state of a cluster with this one node, and a token.

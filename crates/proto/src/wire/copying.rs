@@ -7,8 +7,8 @@ use super::records::{
 use super::request::{self, Put, vet_change, vet_under};
 use crate::limits::{BATCH_PARTITIONS_MAX, INSTALL_FENCES_MAX, WIRE_BODY_BYTES_MAX};
 use crate::{
-    BLOCKS_PER_OBJECT, Batch, ConfigurationNumber, Generation, LayerId, LineageId, MemberRequest,
-    ObjectKey, PartitionId, Payload, Permit, Under,
+    Batch, ConfigurationNumber, Generation, LayerId, LineageId, MemberRequest, ObjectKey,
+    PartitionId, Payload, Permit, STAGED_NEVER, Under,
 };
 use std::mem::size_of;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -122,7 +122,7 @@ pub(super) fn vet(request: &MemberRequest) -> Result<(), &'static str> {
         }
         MemberRequest::Adopt { permit, staged, .. } => {
             vet_permit(permit)?;
-            match *staged <= BLOCKS_PER_OBJECT {
+            match *staged <= STAGED_NEVER {
                 true => Ok(()),
                 false => Err("no object has so many blocks"),
             }

@@ -482,12 +482,16 @@ fn requests_that_no_frame_can_carry_are_refused() {
         permit: session,
         lineage,
         key,
-        staged: BLOCKS_PER_OBJECT + 1,
+        staged: STAGED_NEVER + 1,
         stamp: stamp(1, 1),
         settled_generation: GENERATION,
         replaces: stamp(1, 1),
     };
-    check(adopt, "no object has so many blocks");
+    check(adopt.clone(), "no object has so many blocks");
+    let mut clear = adopt;
+    let MemberRequest::Adopt { staged, .. } = &mut clear else { unreachable!() };
+    *staged = STAGED_NEVER;
+    assert_eq!(request::vet(&clear), Ok(()));
     assert_eq!(request::vet(&read(256, Some(UNDER))), Ok(()));
     assert_eq!(request::cost(&read(256, None)), 1 << 20);
     assert_eq!(request::cost(&data(0, content(2, 0))), 8192);
@@ -565,7 +569,7 @@ fn nonsense_is_refused() {
         (request_of(StageZero), 64 + 12, &[1]),   // blocks beyond the object
         (request_of(StageAbsent), 64 + 26, &[1]), // reserved
         (request_of(Adopt), 4, &[1]),             // a flag of a stage
-        (request_of(Adopt), 64 + 12, &[1, 4]),    // 1025 blocks
+        (request_of(Adopt), 64 + 12, &[2, 4]),    // 1026 blocks
         (request_of(Adopt), 64 + 25, &[17]),
         (request_of(Retract), 64 + 12, &[1]), // reserved
         (request_of(Retract), 64 + 31, &[1]),

@@ -231,6 +231,11 @@ impl ClusterWorld {
         agree.then_some(leader)
     }
 
+    /// The term that a node knows, if it runs.
+    pub fn term(&self, place: Place) -> Option<u64> {
+        Some(self.members[place].sim()?.engine().voter()?.status().term)
+    }
+
     /// How many requests guests have made and got an answer to, in all.
     pub fn answered_requests(&self) -> u64 {
         let waiting: usize = self.tenants.values().map(|tenant| tenant.asked.len()).sum();
