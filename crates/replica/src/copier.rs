@@ -11,7 +11,7 @@ use proto::limits::{
 use proto::{
     BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockSum, Buffer, Change, ConfigurationNumber,
     DiskId, Duration, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    ObjectKey, ObjectStamp, Payload, Permit, Stamp, Time, block_checksum,
+    Mistake, ObjectKey, ObjectStamp, Payload, Permit, Stamp, Time, block_checksum, planted,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -446,7 +446,9 @@ impl Copier {
         let settled = source.map_or(Generation(0), |found| found.settled_generation);
         match self.given() {
             Some(given) => given,
-            None if self.is_torn => (Stamp::INCOMPLETE, settled),
+            None if self.is_torn && !planted(Mistake::IncompleteUnmarked) => {
+                (Stamp::INCOMPLETE, settled)
+            }
             None => (source.map_or(Stamp::INCOMPLETE, |found| found.stamp), settled),
         }
     }
@@ -729,6 +731,7 @@ impl Copier {
         };
         if let Some((stamp, _)) = self.given()
             && stamp != found.stamp
+            && !planted(Mistake::StaleSource)
         {
             return self.change_source(format!("the object is at {:?}", found.stamp));
         }

@@ -7,7 +7,7 @@ use crate::{
     names,
 };
 use cluster::Command;
-use proto::{Duration, Generation, Time, VolumeId, limits::FLATTEN_LOOK_MS};
+use proto::{Duration, Generation, Mistake, Time, VolumeId, limits::FLATTEN_LOOK_MS, planted};
 use volume::{Answer, Session, View};
 
 /// Why a client does not get what it was about to have.
@@ -86,6 +86,9 @@ impl Engine {
                 let mut held = Held::new(client, None);
                 held.join(connection);
                 self.begin_attach(id, held);
+                if planted(Mistake::AttachUnagreed) {
+                    self.answer_opened(id, connection, outputs);
+                }
             }
             Admission::Joined => self.answer_opened(id, connection, outputs),
             Admission::Wait => {

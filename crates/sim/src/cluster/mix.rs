@@ -35,6 +35,43 @@ pub struct Troubles {
     pub jump: u32,
     /// Connections of which the dialler does not know, per dial.
     pub ghosts: u32,
+    /// A fault just after something was promised, per promise.
+    pub ambush: u32,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// A process is killed.
+    Kill,
+    /// A machine loses its power.
+    PowerCut,
+    /// Two machines do.
+    TwoPowerCuts,
+    /// All processes are killed, or all machines lose their power.
+    All,
+    /// Of three, one loses its power, one is killed, and these two do not see the third for long.
+    Evidence,
+    /// A process is held up.
+    Pause,
+    /// A connection breaks.
+    Reset,
+    /// A way is cut in one direction.
+    OneWay,
+    /// Two nodes do not see each other.
+    Partial,
+    /// Some nodes do not see the others.
+    Partition,
+    /// Bytes are held for seconds.
+    Stall,
+    /// A way becomes slow.
+    SlowLink,
+    /// A medium becomes slow.
+    SlowMedium,
+    /// A disk fails a write or a flush.
+    Disk,
+    /// A wall clock jumps.
+    Jump,
 }
 
 /// Everything about a run that is not decided step by step.
@@ -70,6 +107,9 @@ pub struct ClusterMix {
     pub whole: bool,
     /// Whether the last node has no disk, and only votes.
     pub witness: bool,
+    /// Two to this power: the partitions. Few mostly: a run with all of a real cluster's takes ten
+    /// times as long.
+    pub partition_bits: u8,
 }
 
 impl ClusterMix {
@@ -95,6 +135,7 @@ impl ClusterMix {
             disk_fault: weight(4_000),
             jump: weight(5_000),
             ghosts: weight(50_000),
+            ambush: weight(10_000),
         };
         let calm = random.chance(100_000);
         let high = *random.pick(&[30, 300, 3_000]);
@@ -120,6 +161,10 @@ impl ClusterMix {
             early: random.chance(300_000),
             whole: random.chance(800_000),
             witness: random.chance(200_000),
+            partition_bits: match random.chance(40_000) {
+                true => 12,
+                false => *random.pick(&[1, 3, 5, 7]),
+            },
         }
     }
 
@@ -133,7 +178,7 @@ impl ClusterMix {
         mix.think = Duration::from_millis(150);
         (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
         (mix.span, mix.early, mix.whole) = (Duration::from_secs(3), false, true);
-        mix.witness = false;
+        (mix.witness, mix.partition_bits) = (false, 5);
         mix
     }
 }

@@ -1,7 +1,7 @@
 //! The run: who acts next, what they say to one another, and what the judges make of it.
 
 use super::{
-    ClusterMix,
+    ClusterMix, Fault,
     atlas::{Sight, quorum},
     copies::{Books, Losses},
     ledger::Ledger,
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     node::Life,
-    oracle::Oracle,
+    oracle::{Action, Oracle},
     random::Random,
     trace::Trace,
-    world::{Guest, Link, Outcome},
+    world::{Guest, InFlight, Link, Outcome},
 };
 use engine::{
     Client, ConnectionId, Input, NoticeLevel, Output, PeerInput,
@@ -67,6 +67,8 @@ pub(super) enum Due {
     Mend(Vec<(Place, Place)>),
     /// The administrator does something.
     Admin,
+    /// A fault that was put off for a moment.
+    Strike(Fault, Random),
 }
 
 /// A guest, and where it is.
@@ -88,6 +90,15 @@ pub struct ClusterWorld {
     pub(super) seed: u64,
     pub(super) mix: ClusterMix,
     pub(super) random: Random,
+    /// Draws what goes wrong, and nothing else.
+    pub(super) fate: Random,
+    /// Faults so far, and those that are left out.
+    pub(super) strikes: u64,
+    pub(super) spared: BTreeSet<u64>,
+    /// Things may go wrong.
+    pub(super) is_dangerous: bool,
+    /// The newest map that any node has had.
+    newest_epoch: u64,
     pub(super) trace: Trace,
     pub(super) now: Time,
     pub(super) net: Net,
@@ -153,6 +164,11 @@ impl ClusterWorld {
             seed,
             mix,
             random,
+            fate: Random::new(seed ^ 0x6661_7465),
+            strikes: 0,
+            spared: BTreeSet::new(),
+            is_dangerous: false,
+            newest_epoch: 0,
             trace,
             now: BEGIN,
             net,
@@ -174,6 +190,12 @@ impl ClusterWorld {
             steps: 0,
             summary: ClusterSummary { nodes, ..ClusterSummary::default() },
         }
+    }
+
+    /// Leaves out the faults of these numbers.
+    pub fn sparing(mut self, spared: BTreeSet<u64>) -> ClusterWorld {
+        self.spared = spared;
+        self
     }
 
     /// Runs it to its end. The error says what went wrong.
@@ -427,6 +449,7 @@ impl ClusterWorld {
         }
         self.looked[place] = seen;
         let map = voter.map();
+        let epoch = map.epoch().0;
         self.ledger.look(member.node, voter, &map)?;
         for volume in map.volumes() {
             let id = volume.id.0;
@@ -448,6 +471,10 @@ impl ClusterWorld {
                 may_fail: false,
             };
             self.tenants.insert(id, tenant);
+        }
+        if epoch > self.newest_epoch {
+            self.newest_epoch = epoch;
+            return self.ambush();
         }
         Ok(())
     }
@@ -651,6 +678,7 @@ impl ClusterWorld {
                 self.summary.attached[0] += 1;
                 self.summary.attached[1] += u64::from(moved);
                 self.oracle.attached(volume);
+                return self.ambush();
             }
             Answer::Refused { .. } => {
                 (tenant.guest.link, tenant.guest.next_at) = (Link::None, now + pause);
@@ -691,10 +719,13 @@ impl ClusterWorld {
         let found = self.tenants.values_mut().find(|t| t.guest.connection() == Some(connection));
         let Some(tenant) = found else { return Ok(()) };
         let asked = tenant.asked.remove(&id).expect("it was asked once");
+        let promises = |request: &InFlight| request.fua || request.action != Action::Read;
+        let is_promise = tenant.guest.in_flight.get(&id).is_some_and(promises);
         let took = now.since(asked).as_millis() as u64;
         self.summary.slowest_ms = self.summary.slowest_ms.max(took);
         let outcome = tenant.guest.ended(id, result, &mut self.oracle);
         match outcome.map_err(|wrong| wrong.to_string())? {
+            Outcome::Done if is_promise => self.ambush(),
             Outcome::Done => Ok(()),
             Outcome::Failed(volume::Error::Io(_)) if tenant.may_fail => {
                 self.summary.failures += 1;
