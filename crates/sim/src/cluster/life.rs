@@ -125,6 +125,7 @@ impl ClusterWorld {
         }
         self.net.sweep();
         self.rivals.retain(|_, (_, at)| *at != place);
+        self.ghosts.retain(|_, ghost| ghost.at != place);
         let forgiven = how == End::Power && self.lose(place);
         // A session of a sole member tells by a flush that its disk was opened anew.
         let is_sole = self.books.fewest() < 2;
@@ -512,6 +513,9 @@ impl ClusterWorld {
                 sim.media_mut().journal.clear_faults();
             }
             self.members[place].set_latency(calm);
+        }
+        for (connection, ghost) in std::mem::take(&mut self.ghosts) {
+            self.input(ghost.at, Input::Close { connection })?;
         }
         let before = self.now;
         // What was lost or held up meanwhile may be missed for a while yet.

@@ -99,6 +99,13 @@ pub struct ClusterMix {
     pub moves: u32,
     /// How often somebody else wants a guest's volume too, in the same way.
     pub rivals: u32,
+    /// How often a volume is taken from its guest by force, and its guest goes on elsewhere, per
+    /// look of the administrator, in millionths.
+    pub takeovers: u32,
+    /// How often it takes or deletes a snapshot, in the same way.
+    pub snapshots: u32,
+    /// How often it has a disk or a node drained, or not any more.
+    pub drains: u32,
     /// Faults.
     pub troubles: Troubles,
     /// Whether faults begin before all nodes have joined.
@@ -140,7 +147,7 @@ impl ClusterMix {
         let calm = random.chance(100_000);
         let high = *random.pick(&[30, 300, 3_000]);
         let far = *random.pick(&[100, 1_000, 20_000]);
-        ClusterMix {
+        let mut mix = ClusterMix {
             nodes: *random.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 7]),
             setup: Setup {
                 kind: if random.coin() { MediumKind::File } else { MediumKind::Device },
@@ -157,6 +164,9 @@ impl ClusterMix {
             guest: Mix::draw(random).guest,
             moves: *random.pick(&[2_000, 10_000, 40_000]),
             rivals: *random.pick(&[0, 10_000, 50_000]),
+            takeovers: *random.pick(&[0, 0, 0, 50_000, 300_000]),
+            snapshots: *random.pick(&[0, 0, 50_000, 300_000]),
+            drains: *random.pick(&[0, 0, 50_000, 200_000]),
             troubles: if calm { Troubles::default() } else { troubles },
             early: random.chance(300_000),
             whole: random.chance(800_000),
@@ -165,7 +175,12 @@ impl ClusterMix {
                 true => 12,
                 false => *random.pick(&[1, 3, 5, 7]),
             },
+        };
+        if mix.takeovers > 0 {
+            // Who has the volume may not know yet that it has not.
+            mix.rivals = 0;
         }
+        mix
     }
 
     /// A run in which nothing goes wrong by itself: for directed cases.
@@ -177,6 +192,7 @@ impl ClusterMix {
         mix.latency = Latency { low: Duration::from_micros(10), high: Duration::from_micros(300) };
         mix.think = Duration::from_millis(150);
         (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
+        (mix.takeovers, mix.snapshots, mix.drains) = (0, 0, 0);
         (mix.span, mix.early, mix.whole) = (Duration::from_secs(3), false, true);
         (mix.witness, mix.partition_bits) = (false, 5);
         mix

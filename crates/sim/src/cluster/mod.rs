@@ -8,6 +8,7 @@
 pub mod atlas;
 mod clock;
 mod copies;
+mod errands;
 mod ledger;
 mod life;
 mod member;

@@ -4,6 +4,7 @@ use super::{
     ClusterMix, Fault,
     atlas::{Sight, quorum},
     copies::{Books, Losses},
+    errands::Ghost,
     ledger::Ledger,
     member::{Member, address},
     net::{Arrival, Dial, End, Net, Owner, Place},
@@ -110,6 +111,8 @@ pub struct ClusterWorld {
     pub(super) tenants: BTreeMap<u64, Tenant>,
     /// Clients that want what a guest has: which volume, and where.
     pub(super) rivals: BTreeMap<ConnectionId, (u64, Place)>,
+    /// Clients that had a volume when somebody else was let have it.
+    pub(super) ghosts: BTreeMap<ConnectionId, Ghost>,
     /// Names and sizes of volumes that were asked for.
     pub(super) wanted: BTreeMap<String, u64>,
     pub(super) agenda: BTreeMap<(Time, u64), Due>,
@@ -179,6 +182,7 @@ impl ClusterWorld {
             losses: Losses::default(),
             tenants: BTreeMap::new(),
             rivals: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
             wanted: BTreeMap::new(),
             agenda: BTreeMap::new(),
             excused_at: vec![BEGIN; nodes],
@@ -419,6 +423,12 @@ impl ClusterWorld {
         }
         let sim = self.members[place].sim().expect("nothing has ended it");
         if let Life::Failed(sentence) = sim.life() {
+            // It opened its disk when that failed: whoever ran it starts it anew.
+            if self.losses.failed.contains(&place) {
+                self.trace.line(self.now, format_args!("{place}: failed: {sentence}"));
+                self.end(place, super::life::End::Kill);
+                return Ok(());
+            }
             return Err(format!("node {place} failed: {sentence}"));
         }
         let ready: Vec<(NodeId, u64)> = sim.engine().peers_with_output().collect();
@@ -488,6 +498,9 @@ impl ClusterWorld {
                 self.trace.line(now, format_args!("{place}: {} out: {reason}", connection.0));
                 if let Some(tenant) = self.tenant_of(connection) {
                     tenant.guest.link = Link::Closing(connection);
+                }
+                if self.ghosts.remove(&connection).is_some() {
+                    return self.input(place, Input::Close { connection });
                 }
                 Ok(())
             }
@@ -565,6 +578,11 @@ impl ClusterWorld {
                     self.hang_up(volume, connection)?;
                     let to = self.random.below(self.mix.nodes as u64) as usize;
                     self.tenants.get_mut(&volume).expect("it acts").at = to;
+                    return Ok(());
+                }
+                self.ghost_acts(volume)?;
+                let tenant = &self.tenants[&volume];
+                if tenant.guest.link != Link::Open(connection) {
                     return Ok(());
                 }
                 if !self.is_healed && self.random.chance(self.mix.rivals) {
@@ -675,6 +693,9 @@ impl ClusterWorld {
                 let volume = tenant.guest.volume;
                 let moved = tenant.was_at.replace(place).is_some_and(|before| before != place);
                 self.vouch(place, volume)?;
+                self.ghosts.values_mut().filter(|it| it.volume == volume).for_each(|it| {
+                    it.since.get_or_insert(now);
+                });
                 self.summary.attached[0] += 1;
                 self.summary.attached[1] += u64::from(moved);
                 self.oracle.attached(volume);
@@ -717,7 +738,7 @@ impl ClusterWorld {
         self.trace.line(self.now, format_args!("guest {} has {}: {error}", connection.0, id.0));
         let now = self.now;
         let found = self.tenants.values_mut().find(|t| t.guest.connection() == Some(connection));
-        let Some(tenant) = found else { return Ok(()) };
+        let Some(tenant) = found else { return self.ghost_told(connection, id, &result) };
         let asked = tenant.asked.remove(&id).expect("it was asked once");
         let promises = |request: &InFlight| request.fua || request.action != Action::Read;
         let is_promise = tenant.guest.in_flight.get(&id).is_some_and(promises);
@@ -728,6 +749,11 @@ impl ClusterWorld {
             Outcome::Done if is_promise => self.ambush(),
             Outcome::Done => Ok(()),
             Outcome::Failed(volume::Error::Io(_)) if tenant.may_fail => {
+                self.summary.failures += 1;
+                Ok(())
+            }
+            // Somebody has said that it is not to have the volume any more.
+            Outcome::Failed(volume::Error::Fenced) if self.mix.takeovers > 0 => {
                 self.summary.failures += 1;
                 Ok(())
             }
@@ -757,10 +783,10 @@ impl ClusterWorld {
             self.wanted.insert(name.clone(), bytes);
             return self.send_admin(at, AdminRequest::VolumeCreate { name, bytes });
         }
-        Ok(())
+        self.run_errand(at, &map)
     }
 
-    fn send_admin(&mut self, at: Place, request: AdminRequest) -> Result<(), String> {
+    pub(super) fn send_admin(&mut self, at: Place, request: AdminRequest) -> Result<(), String> {
         self.next_token += 1;
         self.trace.line(self.now, format_args!("{at}: admin {} {request:?}", self.next_token));
         let token = AdminToken(self.next_token);
