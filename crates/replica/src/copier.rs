@@ -550,7 +550,8 @@ impl Copier {
                 self.above.insert(at, None);
             }
             (Ask::TargetStamp, MemberError::Invalid(reason)) => {
-                if self.layer().parent == LayerId(0) || self.is_opened {
+                // Every disk knows the first layer of a lineage.
+                if self.layer().layer.0 == self.copy.lineage.0 || self.is_opened {
                     return self.fail_target(reason.into_owned());
                 }
                 self.is_opened = true;

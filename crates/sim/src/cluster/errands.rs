@@ -77,6 +77,7 @@ impl ClusterWorld {
         let name = tenant.guest.name.clone();
         tenant.guest.forget();
         tenant.asked.clear();
+        tenant.takeovers += 1;
         (tenant.at, tenant.guest.next_at) = (at, self.now);
         self.trace.line(self.now, format_args!("{at}: takes {name} over from {}", ghost.at));
         self.ghosts.insert(connection, ghost);

@@ -29,6 +29,7 @@ type Edit = (&'static str, fn(&mut ClusterMix));
 
 /// What is tried, the greatest relief first. Each leaves the mix as it is where it is so already.
 const EDITS: &[Edit] = &[
+    ("partitions", |mix| mix.partition_bits = mix.partition_bits.min(1)),
     ("all", |mix| mix.troubles.all = 0),
     ("pause", |mix| mix.troubles.pause = 0),
     ("reset", |mix| mix.troubles.reset = 0),
@@ -55,7 +56,6 @@ const EDITS: &[Edit] = &[
     ("depth", |mix| mix.depth = 1),
     ("nodes", |mix| mix.nodes = mix.nodes.min(3)),
     ("a node", |mix| mix.nodes = mix.nodes.saturating_sub(1).max(1)),
-    ("partitions", |mix| mix.partition_bits = mix.partition_bits.min(1)),
     ("unaligned writes", |mix| mix.guest.write_unaligned = 0),
     ("zeroes as data", |mix| mix.guest.write_zero_data = 0),
     ("discards", |mix| mix.guest.discard = 0),

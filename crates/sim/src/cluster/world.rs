@@ -84,6 +84,8 @@ pub(super) struct Tenant {
     pub(super) was_at: Option<Place>,
     /// A flush may tell that the disk was opened anew.
     pub(super) may_fail: bool,
+    /// How often it took its volume from itself elsewhere.
+    pub(super) takeovers: u64,
 }
 
 /// A run. See the module.
@@ -479,6 +481,7 @@ impl ClusterWorld {
                 asked: BTreeMap::new(),
                 opening_since: self.now,
                 may_fail: false,
+                takeovers: 0,
             };
             self.tenants.insert(id, tenant);
         }
@@ -628,7 +631,8 @@ impl ClusterWorld {
         tenant.guest.link = Link::Opening(connection);
         tenant.opening_since = self.now;
         let (at, name) = (tenant.at, tenant.guest.name.clone());
-        let identity = format!("guest of volume {volume}");
+        // Who takes a volume over is somebody else, and does not join whom it takes it from.
+        let identity = format!("guest {} of volume {volume}", tenant.takeovers);
         let client = Client { description: identity.clone(), identity };
         self.trace.line(self.now, format_args!("{at}: guest {} opens {name}", connection.0));
         self.input(at, Input::Open { connection, client, name })
