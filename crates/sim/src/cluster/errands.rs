@@ -5,7 +5,7 @@ use super::{net::Place, world::ClusterWorld};
 use crate::world::Link;
 use cluster::{DiskState, Map};
 use engine::{ConnectionId, Input, admin::AdminRequest};
-use proto::{BLOCK_SIZE, Buffer, Time};
+use proto::{BLOCK_SIZE, Buffer, Duration, Time};
 use volume::{Completion, Operation, Request, RequestId};
 
 /// A client whose volume was taken from it, and that does not know.
@@ -80,6 +80,14 @@ impl ClusterWorld {
         tenant.takeovers += 1;
         (tenant.at, tenant.guest.next_at) = (at, self.now);
         self.trace.line(self.now, format_args!("{at}: takes {name} over from {}", ghost.at));
+        // Who does not hear of it goes on for longest: its disks it may still reach.
+        if self.fate.coin()
+            && let Some(leader) = self.leader()
+            && leader != ghost.at
+        {
+            let ways = vec![(leader, ghost.at), (ghost.at, leader)];
+            self.cut(ways, Some(Duration::from_secs(6)));
+        }
         self.ghosts.insert(connection, ghost);
         self.send_admin(at, AdminRequest::VolumeDetach { name, tag: None })
     }

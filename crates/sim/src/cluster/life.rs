@@ -84,7 +84,7 @@ impl ClusterWorld {
                 ways.into_iter().for_each(|(from, to)| self.net.mend(from, to));
                 Ok(())
             }
-            Due::Strike(fault, random) => self.strike(fault, random),
+            Due::Strike(fault, place, random) => self.strike(fault, Some(place), random),
             Due::Start(place) => self.start(place),
             Due::Renew(place) => {
                 if self.losses.failed.contains(&place) {
@@ -287,14 +287,15 @@ impl ClusterWorld {
             let chance = fate.chance(odds);
             let random = fate.fork();
             if chance {
-                self.strike(fault, random)?;
+                self.strike(fault, None, random)?;
             }
         }
         Ok(())
     }
 
-    /// Something happened after which a fault tells most: sometimes there is one.
-    pub(super) fn ambush(&mut self) -> Result<(), String> {
+    /// Something was promised at a node, after which a fault there tells most: sometimes there is
+    /// one.
+    pub(super) fn ambush(&mut self, place: Place) -> Result<(), String> {
         if self.is_healed || !self.is_dangerous {
             return Ok(());
         }
@@ -308,15 +309,22 @@ impl ClusterWorld {
             Fault::TwoPowerCuts,
             Fault::All,
             Fault::Evidence,
+            Fault::Evidence,
             Fault::Kill,
             Fault::Partition,
         ]);
-        self.at(self.now + Duration::from_micros(random.below(3_000)), Due::Strike(fault, random));
+        let wait = Duration::from_micros(*random.pick(&[0, 0, 100, 3_000]));
+        self.at(self.now + wait, Due::Strike(fault, place, random));
         Ok(())
     }
 
     /// One fault, unless this one is left out.
-    fn strike(&mut self, fault: Fault, mut random: Random) -> Result<(), String> {
+    fn strike(
+        &mut self,
+        fault: Fault,
+        place: Option<Place>,
+        mut random: Random,
+    ) -> Result<(), String> {
         if self.is_healed {
             return Ok(());
         }
@@ -326,7 +334,8 @@ impl ClusterWorld {
             return Ok(());
         }
         let nodes = self.mix.nodes as u64;
-        let place = random.below(nodes) as usize;
+        let any = random.below(nodes) as usize;
+        let place = place.unwrap_or(any);
         let other = random.below(nodes) as usize;
         let long = *random.pick(&[200, 1_000, 3_000, 12_000]);
         let span = Duration::from_millis(random.between(1, long));

@@ -142,7 +142,7 @@ impl ClusterMix {
             disk_fault: weight(4_000),
             jump: weight(5_000),
             ghosts: weight(50_000),
-            ambush: weight(10_000),
+            ambush: weight(15_000),
         };
         let calm = random.chance(100_000);
         let high = *random.pick(&[30, 300, 3_000]);

@@ -69,7 +69,7 @@ pub(super) enum Due {
     /// The administrator does something.
     Admin,
     /// A fault that was put off for a moment.
-    Strike(Fault, Random),
+    Strike(Fault, Place, Random),
 }
 
 /// A guest, and where it is.
@@ -487,7 +487,7 @@ impl ClusterWorld {
         }
         if epoch > self.newest_epoch {
             self.newest_epoch = epoch;
-            return self.ambush();
+            return self.ambush(place);
         }
         Ok(())
     }
@@ -703,7 +703,7 @@ impl ClusterWorld {
                 self.summary.attached[0] += 1;
                 self.summary.attached[1] += u64::from(moved);
                 self.oracle.attached(volume);
-                return self.ambush();
+                return self.ambush(place);
             }
             Answer::Refused { .. } => {
                 (tenant.guest.link, tenant.guest.next_at) = (Link::None, now + pause);
@@ -746,11 +746,12 @@ impl ClusterWorld {
         let asked = tenant.asked.remove(&id).expect("it was asked once");
         let promises = |request: &InFlight| request.fua || request.action != Action::Read;
         let is_promise = tenant.guest.in_flight.get(&id).is_some_and(promises);
+        let at = tenant.at;
         let took = now.since(asked).as_millis() as u64;
         self.summary.slowest_ms = self.summary.slowest_ms.max(took);
         let outcome = tenant.guest.ended(id, result, &mut self.oracle);
         match outcome.map_err(|wrong| wrong.to_string())? {
-            Outcome::Done if is_promise => self.ambush(),
+            Outcome::Done if is_promise => self.ambush(at),
             Outcome::Done => Ok(()),
             Outcome::Failed(volume::Error::Io(_)) if tenant.may_fail => {
                 self.summary.failures += 1;
