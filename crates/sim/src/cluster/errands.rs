@@ -50,7 +50,7 @@ impl ClusterWorld {
         let chosen = self.fate.below(volumes.len().max(1) as u64) as usize;
         let Some(volume) = volumes.get(chosen).copied() else { return Ok(()) };
         if self.fate.chance(self.mix.takeovers) {
-            return self.take_over(volume, at);
+            return self.take_over(volume, at, map);
         }
         if self.fate.chance(self.mix.snapshots) {
             let name = self.tenants[&volume].guest.name.clone();
@@ -67,9 +67,21 @@ impl ClusterWorld {
 
     /// A volume is taken from who has it, and its guest goes on at this node; what runs at the other
     /// is not told by anybody here.
-    fn take_over(&mut self, volume: u64, at: Place) -> Result<(), String> {
+    fn take_over(&mut self, volume: u64, at: Place, map: &Map) -> Result<(), String> {
         let tenant = self.tenants.get_mut(&volume).expect("picked among them");
-        let Link::Open(connection) = tenant.guest.link else { return Ok(()) };
+        let Link::Open(connection) = tenant.guest.link else {
+            // Its guest has gone on, and waits for what a node has that does not serve.
+            let writer = map.volume(proto::VolumeId(volume)).and_then(|known| known.writer());
+            let is_down = writer.is_some_and(|writer| {
+                let holder = self.members.iter().position(|it| it.node == writer.node);
+                holder.is_some_and(|it| it != tenant.at && !self.members[it].serves(self.now))
+            });
+            if !is_down {
+                return Ok(());
+            }
+            let name = tenant.guest.name.clone();
+            return self.send_admin(at, AdminRequest::VolumeDetach { name, tag: None });
+        };
         if tenant.at == at || self.members[tenant.at].sim().is_none() {
             return Ok(());
         }

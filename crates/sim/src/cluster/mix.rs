@@ -164,7 +164,7 @@ impl ClusterMix {
             guest: Mix::draw(random).guest,
             moves: *random.pick(&[2_000, 10_000, 40_000]),
             rivals: *random.pick(&[0, 10_000, 50_000]),
-            takeovers: *random.pick(&[0, 0, 0, 50_000, 300_000]),
+            takeovers: *random.pick(&[0, 0, 0, 300_000, 600_000]),
             snapshots: *random.pick(&[0, 0, 50_000, 300_000]),
             drains: *random.pick(&[0, 0, 50_000, 200_000]),
             troubles: if calm { Troubles::default() } else { troubles },

@@ -513,8 +513,13 @@ impl ClusterWorld {
             }
             Output::Notice { level, sentence } => {
                 self.trace.line(now, format_args!("{place}: {level:?}: {sentence}"));
+                // Power that went while one of the two superblocks was written leaves it torn.
+                let is_torn = sentence.contains("the superblock at block ")
+                    && sentence.ends_with(" has a wrong checksum")
+                    && self.losses.lossy.contains(&place);
+                let may_fail = self.losses.failed.contains(&place) || is_torn;
                 match level {
-                    NoticeLevel::Error if !self.losses.failed.contains(&place) => {
+                    NoticeLevel::Error if !may_fail => {
                         Err(format!("node {place} says: {sentence}"))
                     }
                     _ => Ok(()),
