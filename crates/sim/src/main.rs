@@ -205,6 +205,7 @@ fn soak(span: Duration) -> Result<()> {
         workers.into_iter().map(|worker| worker.join()).collect::<Vec<_>>()
     });
     let (mut seeds, mut requests, mut crashes, mut simulated) = (0, 0, 0, Duration::ZERO);
+    let mut faults = [0; 6];
     for worker in outcome {
         let Ok(tally) = worker else { bail!("a seed panicked; it is named above") };
         let tally = tally.map_err(anyhow::Error::msg)?;
@@ -212,7 +213,13 @@ fn soak(span: Duration) -> Result<()> {
         requests += tally.requests;
         crashes += tally.crashes;
         simulated += tally.simulated;
+        faults.iter_mut().zip(tally.faults).for_each(|(sum, count)| *sum += count);
     }
+    let [kills, power_cuts, pauses, cuts, resets, disks] = faults;
+    println!(
+        "in clusters: {kills} kills, {power_cuts} power cuts, {pauses} pauses, {cuts} cuts of the \
+         network, {resets} resets, {disks} failures of disks"
+    );
     println!(
         "{seeds} seeds pass: {requests} requests, {crashes} crashes, {simulated:.0?} simulated"
     );
@@ -225,6 +232,8 @@ struct Tally {
     requests: u64,
     crashes: u64,
     simulated: Duration,
+    /// Of clusters: as they have them.
+    faults: [u64; 6],
 }
 
 fn soak_one(end: Instant) -> Result<Tally, String> {
@@ -239,6 +248,7 @@ fn soak_one(end: Instant) -> Result<Tally, String> {
         tally.seeds += 1;
         tally.requests += summary.requests;
         tally.crashes += summary.faults[..2].iter().sum::<u64>();
+        tally.faults.iter_mut().zip(summary.faults).for_each(|(sum, count)| *sum += count);
         tally.simulated += summary.simulated;
     }
     Ok(tally)

@@ -25,7 +25,14 @@ pub enum Kind {
 use Kind::{Cluster, Disk, Node};
 
 /// Which mistake is noticed by which seed of what.
-pub const CAUGHT: &[(Mistake, Kind, u64)] = &[];
+pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
+    (Mistake::FlushBeforeItIsMade, Disk, 3),
+    (Mistake::FreedReusedEarly, Disk, 4),
+    (Mistake::AttachUnagreed, Cluster, 1),
+    (Mistake::DiscardNotReplicated, Cluster, 1),
+    (Mistake::FailedFlushBelieved, Cluster, 1),
+    (Mistake::VoteNotWritten, Cluster, 1),
+];
 
 /// How a mistake is called on the command line.
 pub fn name(mistake: Mistake) -> String {
