@@ -32,6 +32,8 @@ pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
     (Mistake::DiscardNotReplicated, Cluster, 1),
     (Mistake::FailedFlushBelieved, Cluster, 1),
     (Mistake::VoteNotWritten, Cluster, 1),
+    (Mistake::AckBelowQuorum, Cluster, 15),
+    (Mistake::GenerationUnchecked, Cluster, 10),
 ];
 
 /// How a mistake is called on the command line.
