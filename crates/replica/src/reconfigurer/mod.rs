@@ -787,8 +787,8 @@ fn lists(part: &Part, disk: DiskId) -> bool {
 
 const NONSENSE: &str = "it gave an answer that makes no sense; see its log";
 
-/// The layers of each lineage but the first, each after the one below it, with that; 0: all below it
-/// has been dropped.
+/// The layers of each lineage but the first, each after the one below it, with that. 0: all that
+/// was below it has been dropped.
 fn layers_of(map: &Map) -> BTreeMap<LineageId, Vec<(LayerId, LayerId)>> {
     let mut layers: BTreeMap<LineageId, Vec<(LayerId, LayerId)>> = BTreeMap::new();
     for (lineage, layer) in map.layers() {

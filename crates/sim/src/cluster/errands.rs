@@ -31,7 +31,7 @@ impl ClusterWorld {
     /// Something an administrator does, or not.
     pub(super) fn run_errand(&mut self, at: Place, map: &Map) -> Result<(), String> {
         if self.is_healed {
-            // All that is drained is to stay after all: what is to be whole in the end is all of it.
+            // All that is drained is to stay after all: in the end everything is to be whole.
             let drained = map.disks().find(|disk| disk.state == DiskState::Draining);
             let Some(disk) = drained.map(|disk| disk.id) else { return Ok(()) };
             return self.send_admin(at, AdminRequest::DiskDrain { disk, wanted: false });
@@ -65,8 +65,8 @@ impl ClusterWorld {
         Ok(())
     }
 
-    /// A volume is taken from who has it, and its guest goes on at this node; what runs at the other
-    /// is not told by anybody here.
+    /// A volume is taken from who has it, and its guest goes on at this node; what runs at the
+    /// other is not told by anybody here.
     fn take_over(&mut self, volume: u64, at: Place, map: &Map) -> Result<(), String> {
         let tenant = self.tenants.get_mut(&volume).expect("picked among them");
         let Link::Open(connection) = tenant.guest.link else {
