@@ -87,6 +87,8 @@ pub struct Settings {
     /// How many bytes a second are copied into each volume that is being filled or flattened; 0:
     /// as many as can be.
     pub fill_bytes_per_s: u64,
+    /// Two to this power: the partitions of a cluster that is founded here.
+    pub partition_bits: u8,
 }
 
 /// One disk of the node.

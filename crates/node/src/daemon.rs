@@ -20,7 +20,8 @@ use crate::{
 };
 use engine::Founding;
 use mio::Poll;
-use proto::{NodeId, limits::DESCRIPTORS_WANTED};
+use proto::NodeId;
+use proto::limits::{DESCRIPTORS_WANTED, PARTITIONS_DEFAULT};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use std::{
@@ -267,6 +268,7 @@ fn engine_settings(
         boot: boot(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         fill_bytes_per_s: settings.fill_rate,
+        partition_bits: PARTITIONS_DEFAULT.trailing_zeros() as u8,
     })
 }
 

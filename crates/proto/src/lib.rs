@@ -14,6 +14,7 @@ mod ids;
 pub mod limits;
 mod member;
 mod partition;
+mod planted;
 mod time;
 mod units;
 pub mod wire;
@@ -31,6 +32,9 @@ pub use member::{
     MemberToken, ObjectStamp, Permit, Refused, STAGED_NEVER, Under, Write,
 };
 pub use partition::{mix, partition_of};
+#[cfg(debug_assertions)]
+pub use planted::plant;
+pub use planted::{Mistake, planted};
 pub use time::{Duration, Time};
 pub use units::{BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, OBJECT_SIZE, SECTOR_SIZE};
 pub use words::{SIZE_UNITS, counted, size_in_words};

@@ -13,7 +13,10 @@ use crate::coordinator::{Coordinator, Pending, is_only_absent};
 use crate::event::{Answer, Effect, Error};
 use crate::peer::{PeerIndex, PeerSet, PeerState};
 use proto::limits::SESSION_STAMPS_MAX;
-use proto::{Change, DiskId, LayerId, MemberError, MemberRequest, ObjectKey, Stamp, Write};
+use proto::{
+    BlockRange, Change, DiskId, LayerId, MemberError, MemberRequest, Mistake, ObjectKey, Stamp,
+    Write, planted,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What is known of one object.
@@ -220,6 +223,7 @@ impl Coordinator {
     fn send_or_skip(&mut self, number: u64, link: usize, entry: usize, effects: &mut Vec<Effect>) {
         let chain = self.chains.at_mut(number).expect("its chain is there");
         let index = chain.index;
+        let is_first_link = link == 0;
         let link = &mut chain.links[link];
         if link.state != LinkState::Flowing || chain.entries[entry].finished {
             return;
@@ -245,7 +249,13 @@ impl Coordinator {
         entry.is_sent = true;
         entry.may_have.insert(peer);
         entry.refused.remove(peer);
-        let (stamp, layer, change) = (entry.stamp, entry.layer, entry.change.clone());
+        let (stamp, layer, mut change) = (entry.stamp, entry.layer, entry.change.clone());
+        if let Change::Absent { blocks } = &mut change
+            && !is_first_link
+            && planted(Mistake::DiscardNotReplicated)
+        {
+            *blocks = BlockRange::new(blocks.first(), 1).expect("a block of an object");
+        }
         let write = Write {
             lineage: self.lineage,
             key: ObjectKey { layer, index },
@@ -289,7 +299,10 @@ impl Coordinator {
     fn evaluate(&mut self, number: u64, position: usize, effects: &mut Vec<Effect>) {
         let chain = self.chains.at(number).expect("its chain is there");
         let index = chain.index;
-        let quorum = self.partition_at(index).quorum();
+        let mut quorum = self.partition_at(index).quorum();
+        if quorum > 1 && planted(Mistake::AckBelowQuorum) {
+            quorum -= 1;
+        }
         let chain = self.chains.at_mut(number).expect("its chain is there");
         let entry = &mut chain.entries[position];
         let sequence = entry.stamp.sequence;
@@ -504,7 +517,10 @@ impl Coordinator {
             if entry.answered {
                 continue;
             }
-            let stamp = Stamp { generation: self.generation, sequence: self.sequence.issue() };
+            let stamp = match planted(Mistake::StampKeptAfterLoss) {
+                false => Stamp { generation: self.generation, sequence: self.sequence.issue() },
+                true => entry.stamp,
+            };
             chain.entries.push_back(Entry {
                 stamp,
                 is_sent: false,

@@ -11,7 +11,8 @@ use proto::limits::{
 use proto::{
     BLOCK_SIZE, BLOCKS_PER_OBJECT, BlockRange, BlockSum, Buffer, Change, ConfigurationNumber,
     DiskId, Duration, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    ObjectKey, ObjectStamp, Payload, Permit, STAGED_NEVER, Stamp, Time, block_checksum,
+    Mistake, ObjectKey, ObjectStamp, Payload, Permit, STAGED_NEVER, Stamp, Time, block_checksum,
+    planted,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -443,7 +444,9 @@ impl Copier {
         let settled = source.map_or(Generation(0), |found| found.settled_generation);
         match self.given() {
             Some(given) => given,
-            None if self.is_torn => (Stamp::INCOMPLETE, settled),
+            None if self.is_torn && !planted(Mistake::IncompleteUnmarked) => {
+                (Stamp::INCOMPLETE, settled)
+            }
             None => (source.map_or(Stamp::INCOMPLETE, |found| found.stamp), settled),
         }
     }
@@ -545,7 +548,8 @@ impl Copier {
                 self.above.insert(at, None);
             }
             (Ask::TargetStamp, MemberError::Invalid(reason)) => {
-                if self.layer().parent == LayerId(0) || self.is_opened {
+                // Every disk knows the first layer of a lineage.
+                if self.layer().layer.0 == self.copy.lineage.0 || self.is_opened {
                     return self.fail_target(reason.into_owned());
                 }
                 self.is_opened = true;
@@ -726,6 +730,7 @@ impl Copier {
         };
         if let Some((stamp, _)) = self.given()
             && stamp != found.stamp
+            && !planted(Mistake::StaleSource)
         {
             return self.change_source(format!("the object is at {:?}", found.stamp));
         }

@@ -158,6 +158,19 @@ fn whatever_two_disks_have_they_are_equal_afterwards() {
 }
 
 #[test]
+fn a_newcomer_is_told_of_a_layer_below_which_everything_was_dropped() {
+    let mut source = with_layers(2);
+    write(&mut source, 2, stamp(5, 1), data(3, 7));
+    let mut copy = order(Becomes::AsSource, 1);
+    copy.layers.retain(|it| it.layer == LayerId(2));
+    copy.layers[0].parent = LayerId(0);
+    let disks = vec![ModelDisk::new(), source];
+    let mut bench = Bench { disks, copier: Copier::begin(copy), now: Time(1) };
+    assert!(bench.run(|_, _, _| None).is_ok_and(|copied| copied.is_complete));
+    assert!(bench.is_equal(1));
+}
+
+#[test]
 fn what_is_written_meanwhile_is_marked_as_incomplete() {
     for seed in 0..200 {
         let mut random = Random(seed);

@@ -410,7 +410,8 @@ impl ModelDisk {
             MemberRequest::OpenLayer { lineage, generation, layer, parent } => {
                 self.vet(lineage, generation)?;
                 assert!(generation < Generation::SEALED);
-                if !self.knows(lineage, parent) {
+                // Below the lowest layer that is left there is none.
+                if parent != LayerId(0) && !self.knows(lineage, parent) {
                     return Err(MemberError::invalid("the layer below is not known"));
                 }
                 self.parents.insert(layer, parent);

@@ -14,7 +14,7 @@ use crate::event::{Answer, Effect, Error};
 use crate::partitions::Group;
 use crate::peer::{Peer, PeerIndex};
 use proto::limits::SESSION_UNSETTLED_MAX;
-use proto::{LayerId, MemberRequest, Stamp};
+use proto::{LayerId, MemberRequest, Mistake, Stamp, planted};
 
 /// A flush that has not ended.
 #[derive(Debug)]
@@ -176,6 +176,7 @@ impl Coordinator {
         let stable = members.map(|peer| match peer.dirty_epoch <= peer.stable_epoch {
             // Nothing came since it flushed: whatever it has is stable.
             true => everywhere,
+            false if planted(Mistake::SettledPointUnstable) => everywhere,
             false => peer.stable_below,
         });
         let Some(sequence) = stable.min().filter(|sequence| *sequence > 0) else { return };

@@ -15,8 +15,8 @@ use crate::settle::settle_among;
 use crate::slots::Slots;
 use proto::limits::{MEMBER_CHECKS_MAX, MEMBER_RETRY_MS, OPENING_COPIERS_MAX, OPENING_WAIT_MS};
 use proto::{
-    DiskId, Duration, Generation, LayerId, MemberError, MemberReply, MemberRequest, ObjectKey,
-    ObjectStamp, Permit, Stamp, Time,
+    DiskId, Duration, Generation, LayerId, MemberError, MemberReply, MemberRequest, Mistake,
+    ObjectKey, ObjectStamp, Permit, Stamp, Time, planted,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -482,7 +482,10 @@ impl Coordinator {
     }
 
     fn begin_flushing(&mut self) {
-        let settlers = self.settlers();
+        let mut settlers = self.settlers();
+        if planted(Mistake::OpeningUnflushed) {
+            settlers.clear();
+        }
         let Some(opening) = self.opening() else { return };
         opening.stage = Stage::Flushing;
         opening.queue =
@@ -616,5 +619,8 @@ impl Coordinator {
 }
 
 fn settled_by(found: &ObjectStamp) -> Generation {
+    if planted(Mistake::WriteDoesNotSettle) {
+        return found.settled_generation;
+    }
     found.settled_generation.max(found.stamp.generation)
 }

@@ -1,6 +1,6 @@
 //! The rule by which a new session decides what became of the writes in flight before it.
 
-use proto::{ObjectStamp, Stamp};
+use proto::{Generation, Mistake, ObjectStamp, Stamp, planted};
 
 /// What an object settles at, from the answers of at least a quorum of its members: of those with
 /// the highest settled generation the highest stamp. An older settled generation means that the
@@ -18,6 +18,11 @@ pub(crate) fn settle_among(answers: impl IntoIterator<Item = ObjectStamp>) -> Op
     let counts = |answer: &ObjectStamp| answer.stamp != Stamp::INCOMPLETE;
     answers.into_iter().filter(counts).max_by_key(|answer| {
         let settled = answer.settled_generation.max(answer.stamp.generation);
+        let settled = match () {
+            () if planted(Mistake::SettledGenerationIgnored) => Generation(0),
+            () if planted(Mistake::WriteDoesNotSettle) => answer.settled_generation,
+            () => settled,
+        };
         (settled, answer.stamp)
     })
 }

@@ -17,6 +17,7 @@ pub mod node;
 pub mod nodepoints;
 pub mod onedisk;
 pub mod oracle;
+pub mod plants;
 pub mod random;
 pub mod schedulepoints;
 pub mod stamp;

@@ -138,6 +138,7 @@ impl SimNode {
             boot: [0; 16],
             version: "simulated".into(),
             fill_bytes_per_s: 0,
+            partition_bits: limits::PARTITIONS_DEFAULT.trailing_zeros() as u8,
         };
         SimNode::start_with(now, settings, media)
     }

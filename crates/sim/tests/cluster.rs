@@ -10,7 +10,7 @@ const SECONDS_60: Duration = Duration::from_secs(60);
 
 #[test]
 fn fresh_seeds_pass() {
-    for _ in 0..12 {
+    for _ in 0..60 {
         if let Err(error) = ClusterWorld::new(entropy(), false).run() {
             panic!("{error}");
         }

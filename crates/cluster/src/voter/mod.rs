@@ -33,7 +33,7 @@ use proto::limits::{
     COMMAND_BYTES_MAX, FORWARDED_PROPOSALS_MAX, JOURNAL_APPEND_BYTES_MAX, LEARNERS_MAX,
     PROPOSALS_MAX, VOTER_MESSAGE_BYTES_MAX, VOTER_TICK_MS, VOTERS_MAX,
 };
-use proto::{Duration, NodeId, Time};
+use proto::{Duration, Mistake, NodeId, Time, planted};
 use raft::eraftpb::{Entry, HardState, Message};
 use raft::{Config, RawNode, StateRole};
 use record::{Head, Payload, Saved, WRAPPING_BYTES};
@@ -435,7 +435,7 @@ impl Voter {
                 messages.extend(ready.take_messages());
             }
             let entries: Vec<Arc<Entry>> = ready.take_entries().into_iter().map(Arc::new).collect();
-            let ballot = ready.hs().cloned();
+            let ballot = ready.hs().filter(|_| !planted(Mistake::VoteNotWritten)).cloned();
             let committed = ready.take_committed_entries();
             let snapshot = ready.snapshot();
             let install = (!snapshot.is_empty()).then(|| {

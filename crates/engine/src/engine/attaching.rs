@@ -8,8 +8,9 @@ use crate::{
 };
 use cluster::Command;
 use proto::{
-    Duration, Generation, Time, VolumeId,
+    Duration, Generation, Mistake, Time, VolumeId,
     limits::{FLATTEN_LOOK_MS, OPEN_TURN_MS_MAX},
+    planted,
 };
 use volume::{Answer, Session, View};
 
@@ -89,6 +90,9 @@ impl Engine {
                 let mut held = Held::new(client, None);
                 held.join(connection);
                 self.begin_attach(id, held);
+                if planted(Mistake::AttachUnagreed) {
+                    self.answer_opened(id, connection, outputs);
+                }
             }
             Admission::Joined => self.answer_opened(id, connection, outputs),
             Admission::Wait => {

@@ -7,7 +7,7 @@ use crate::{
     report,
 };
 use cluster::{Answer, Command, Founding, LayerFate, Refusal, Voter};
-use proto::{DiskId, Incarnation, Time, limits::PARTITIONS_DEFAULT};
+use proto::{DiskId, Incarnation, Time};
 use store::journal::{Journal, OpenError};
 
 /// A disk's size is agreed anew when it has changed by more than this share of it.
@@ -144,7 +144,7 @@ impl Engine {
         if self.map.cluster().0 == 0 {
             self.boot(Command::CreateCluster {
                 cluster: self.settings.cluster,
-                partition_bits: PARTITIONS_DEFAULT.trailing_zeros() as u8,
+                partition_bits: self.settings.partition_bits,
                 unix_s: self.settings.unix_s,
             });
         } else if self.map.cluster() != self.settings.cluster {

@@ -149,6 +149,7 @@ impl World {
             boot: [0; 16],
             version: "test".into(),
             fill_bytes_per_s,
+            partition_bits: 12,
         };
         let mut outputs = Vec::new();
         let now = Time(1);

@@ -272,6 +272,7 @@ impl Net {
             boot: [0; 16],
             version: "test".into(),
             fill_bytes_per_s: 0,
+            partition_bits: 12,
         };
         (node.is_ready, node.is_stopped, node.failed) = (false, false, None);
         Engine::new(now, settings, outputs)

@@ -796,11 +796,16 @@ fn lists(part: &Part, disk: DiskId) -> bool {
 
 const NONSENSE: &str = "it gave an answer that makes no sense; see its log";
 
-/// The layers of each lineage but the first, each after the one below it, with that.
+/// The layers of each lineage but the first, each after the one below it, with that. 0: all that
+/// was below it has been dropped.
 fn layers_of(map: &Map) -> BTreeMap<LineageId, Vec<(LayerId, LayerId)>> {
     let mut layers: BTreeMap<LineageId, Vec<(LayerId, LayerId)>> = BTreeMap::new();
     for (lineage, layer) in map.layers() {
-        if let Some(parent) = map.parent_in_lineage(layer) {
+        // Every disk knows the first layer of a lineage. Of one that became the lowest, when those
+        // below were dropped, a newcomer has to be told like of any other.
+        let parent = map.parent_in_lineage(layer);
+        if parent.is_some() || layer.0 != lineage.0 {
+            let parent = parent.unwrap_or(LayerId(0));
             layers.entry(lineage).or_default().push((layer, parent));
         }
     }

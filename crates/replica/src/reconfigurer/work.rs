@@ -8,7 +8,7 @@ use cluster::Member;
 use proto::limits::ATTEMPT_COPIERS_MAX;
 use proto::{
     BLOCK_SIZE, DiskId, Generation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    ObjectKey, ObjectStamp, Stamp, Time,
+    Mistake, ObjectKey, ObjectStamp, Stamp, Time, planted,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -245,12 +245,17 @@ impl Reconfigurer {
             return;
         };
         let is_same = source.stamp == target.stamp;
-        if is_same || settle([source, target]) != Some(source.stamp) {
+        let loses = settle([source, target]) != Some(source.stamp);
+        if is_same || (loses && !planted(Mistake::EvidenceShrinks)) {
             self.work.running.remove(&place);
             return;
         }
         let (stamp, settled_generation) = (source.stamp, source.settled_generation);
-        self.start_copier(place, sources, Becomes::Given { stamp, settled_generation });
+        let becomes = match planted(Mistake::EvidenceTorn) {
+            false => Becomes::Given { stamp, settled_generation },
+            true => Becomes::AsSource,
+        };
+        self.start_copier(place, sources, becomes);
     }
 
     /// Takes away the copiers that have ended.

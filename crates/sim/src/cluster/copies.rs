@@ -118,7 +118,7 @@ impl ClusterWorld {
     pub(super) fn compare_copies(&mut self) -> Result<(), String> {
         let map = self.furthest_map().ok_or("nobody knows a map")?;
         let lineages: BTreeMap<LayerId, LineageId> =
-            map.volumes().map(|volume| (volume.head, volume.lineage)).collect();
+            map.layers().map(|(lineage, layer)| (layer, lineage)).collect();
         let mut disks: BTreeMap<DiskId, BTreeMap<ObjectKey, Held>> = BTreeMap::new();
         for member in &self.members {
             let (Some(disk), Process::Runs(sim)) = (member.disk, &member.process) else { continue };

@@ -1,15 +1,16 @@
 //! What goes wrong, how it heals, and what must be true in the end.
 
 use super::{
-    atlas,
+    Fault, atlas,
     member::{Process, address},
     net::Place,
     world::{BEGIN, ClusterWorld, Due, PATIENCE},
 };
 use crate::{
     crashpoints::check_offline,
-    disk::{CrashState, Effect, Fault, Latency, Mixture, OperationKind},
+    disk::{CrashState, Effect, Fault as DiskFault, Latency, Mixture, OperationKind},
     node::{Life, Medium},
+    random::Random,
     world::Link,
 };
 use engine::Input;
@@ -61,6 +62,7 @@ impl ClusterWorld {
                 self.await_whole(0)?;
             }
         }
+        self.is_dangerous = true;
         self.at(self.now, Due::Misfortune);
         self.pass(self.mix.span)
     }
@@ -82,6 +84,7 @@ impl ClusterWorld {
                 ways.into_iter().for_each(|(from, to)| self.net.mend(from, to));
                 Ok(())
             }
+            Due::Strike(fault, place, random) => self.strike(fault, Some(place), random),
             Due::Start(place) => self.start(place),
             Due::Renew(place) => {
                 if self.losses.failed.contains(&place) {
@@ -100,7 +103,8 @@ impl ClusterWorld {
         self.trace.line(self.now, format_args!("{place}: starts"));
         self.net.machine_back(self.now, place);
         let seed = (self.members[0].node, address(0));
-        self.members[place].start(self.now, place, &seed, &self.mix.setup);
+        let bits = self.mix.partition_bits;
+        self.members[place].start(self.now, place, &seed, &self.mix.setup, bits);
         self.members[place].set_latency(self.mix.latency);
         self.heed(place)
     }
@@ -121,6 +125,7 @@ impl ClusterWorld {
         }
         self.net.sweep();
         self.rivals.retain(|_, (_, at)| *at != place);
+        self.ghosts.retain(|_, ghost| ghost.at != place);
         let forgiven = how == End::Power && self.lose(place);
         // A session of a sole member tells by a flush that its disk was opened anew.
         let is_sole = self.books.fewest() < 2;
@@ -263,78 +268,167 @@ impl ClusterWorld {
         Ok(())
     }
 
-    /// Lets something go wrong, or not.
+    /// Lets something go wrong, or not. What is drawn does not depend on what came of it, so that
+    /// faults can be left out one by one.
     fn misfortune(&mut self) -> Result<(), String> {
-        let (nodes, odds) = (self.mix.nodes as u64, self.mix.troubles);
-        let place = self.random.below(nodes) as usize;
-        let other = self.random.below(nodes) as usize;
-        let long = *self.random.pick(&[200, 1_000, 3_000, 12_000]);
-        let span = Duration::from_millis(self.random.between(1, long));
-        if self.random.chance(odds.kill) {
-            self.end(place, End::Kill);
-            self.start_later(place, span);
-        }
-        if self.random.chance(odds.power_cut) {
-            self.end(place, End::Power);
-            self.start_later(place, span);
-        }
-        if self.random.chance(odds.all) {
-            let how = if self.random.coin() { End::Kill } else { End::Power };
-            self.end_all(how, span);
-        }
-        if self.random.chance(odds.pause) {
-            let span = if self.random.chance(100_000) { Duration::from_secs(60) } else { span };
-            self.pause(place, span);
-        }
-        if self.random.chance(odds.reset)
-            && let connections = self.net.connections()
-            && !connections.is_empty()
-        {
-            let connection = *self.random.pick(&connections);
-            self.trace.line(self.now, format_args!("connection {connection} breaks"));
-            self.summary.faults[4] += 1;
-            self.net.reset(self.now, connection, span);
-            self.excused_at.fill(self.now);
-        }
-        if place != other && self.random.chance(odds.one_way) {
-            self.cut(vec![(place, other)], Some(span));
-        }
-        if place != other && self.random.chance(odds.partial) {
-            self.cut(vec![(place, other), (other, place)], Some(span));
-        }
-        if self.random.chance(odds.partition) {
-            let sides: Vec<bool> = (0..nodes).map(|_| self.random.coin()).collect();
-            let ways = (0..self.mix.nodes).flat_map(|from| {
-                let apart = |to: &usize| sides[*to] != sides[from];
-                (0..sides.len()).filter(apart).map(|to| (from, to)).collect::<Vec<_>>()
-            });
-            self.cut(ways.collect(), Some(span));
-        }
-        if place != other && self.random.chance(odds.stall) {
-            self.trace.line(self.now, format_args!("{place} to {other} stalls for {span:?}"));
-            self.net.stall(place, other, self.now + span);
-            self.at(self.now + span, Due::Mend(vec![(place, other)]));
-        }
-        if place != other && self.random.chance(odds.slow_link) {
-            let by = Duration::from_millis(self.random.between(1, 400));
-            self.trace.line(self.now, format_args!("{place} to {other} slower by {by:?}"));
-            self.net.slow(place, other, by);
-            self.at(self.now + span, Due::Mend(vec![(place, other)]));
-        }
-        if self.random.chance(odds.slow_medium) {
-            let fault = Fault::once(OperationKind::Write, Effect::Delay(span));
-            let medium = if self.random.coin() { Medium::Disk } else { Medium::Journal };
-            self.trace.line(self.now, format_args!("{place}: {medium:?} takes {span:?} longer"));
-            if let Some(sim) = self.members[place].sim_mut() {
-                sim.media_mut().get_mut(medium).add_fault(fault);
-                self.excused_at.fill(self.now + span);
+        let odds = self.mix.troubles;
+        let mut fate = self.fate.fork();
+        let kinds = [
+            (Fault::Kill, odds.kill),
+            (Fault::PowerCut, odds.power_cut),
+            (Fault::All, odds.all),
+            (Fault::Pause, odds.pause),
+            (Fault::Reset, odds.reset),
+            (Fault::OneWay, odds.one_way),
+            (Fault::Partial, odds.partial),
+            (Fault::Partition, odds.partition),
+            (Fault::Stall, odds.stall),
+            (Fault::SlowLink, odds.slow_link),
+            (Fault::SlowMedium, odds.slow_medium),
+            (Fault::Disk, odds.disk_fault),
+            (Fault::Jump, odds.jump),
+        ];
+        for (fault, odds) in kinds {
+            let chance = fate.chance(odds);
+            let random = fate.fork();
+            if chance {
+                self.strike(fault, None, random)?;
             }
         }
-        if self.random.chance(odds.disk_fault) {
-            self.fail_disk(place, span);
+        Ok(())
+    }
+
+    /// Something was promised at a node, after which a fault there tells most: sometimes there is
+    /// one.
+    pub(super) fn ambush(&mut self, place: Place) -> Result<(), String> {
+        if self.is_healed || !self.is_dangerous {
+            return Ok(());
         }
-        if self.random.chance(odds.jump) {
-            return self.jump(place);
+        let chance = self.fate.chance(self.mix.troubles.ambush);
+        let mut random = self.fate.fork();
+        if !chance {
+            return Ok(());
+        }
+        let fault = *random.pick(&[
+            Fault::PowerCut,
+            Fault::TwoPowerCuts,
+            Fault::All,
+            Fault::Evidence,
+            Fault::Evidence,
+            Fault::Kill,
+            Fault::Partition,
+        ]);
+        let wait = Duration::from_micros(*random.pick(&[0, 0, 100, 3_000]));
+        self.at(self.now + wait, Due::Strike(fault, place, random));
+        Ok(())
+    }
+
+    /// One fault, unless this one is left out.
+    fn strike(
+        &mut self,
+        fault: Fault,
+        place: Option<Place>,
+        mut random: Random,
+    ) -> Result<(), String> {
+        if self.is_healed {
+            return Ok(());
+        }
+        let number = self.strikes;
+        self.strikes += 1;
+        if self.spared.contains(&number) {
+            return Ok(());
+        }
+        let nodes = self.mix.nodes as u64;
+        let any = random.below(nodes) as usize;
+        let place = place.unwrap_or(any);
+        let other = random.below(nodes) as usize;
+        let long = *random.pick(&[200, 1_000, 3_000, 12_000]);
+        let span = Duration::from_millis(random.between(1, long));
+        self.trace.line(self.now, format_args!("fault {number}: {fault:?}"));
+        match fault {
+            Fault::Kill => {
+                self.end(place, End::Kill);
+                self.start_later(place, span);
+            }
+            Fault::PowerCut => {
+                self.end(place, End::Power);
+                self.start_later(place, span);
+            }
+            Fault::TwoPowerCuts => {
+                for place in [place, other] {
+                    self.end(place, End::Power);
+                    self.start_later(place, span);
+                }
+            }
+            Fault::All => {
+                let how = if random.coin() { End::Kill } else { End::Power };
+                self.end_all(how, span);
+            }
+            // One loses what it had not flushed, another is only opened anew, and those that know
+            // better are not to be reached: who may say what was acknowledged?
+            Fault::Evidence => {
+                let first = random.below(nodes) as usize;
+                let others: Vec<Place> =
+                    (0..self.mix.nodes).filter(|at| *at != place && *at != first).collect();
+                self.end(place, End::Power);
+                self.end(first, End::Kill);
+                let ways = others
+                    .iter()
+                    .flat_map(|at| [(*at, place), (*at, first), (place, *at), (first, *at)]);
+                self.start_later(place, Duration::from_millis(500));
+                self.start_later(first, Duration::from_millis(500));
+                if others.len() == 1 {
+                    self.cut(ways.collect(), Some(Duration::from_secs(15)));
+                }
+            }
+            Fault::Pause => {
+                let span = if random.chance(100_000) { Duration::from_secs(60) } else { span };
+                self.pause(place, span);
+            }
+            Fault::Reset => {
+                let connections = self.net.connections();
+                if !connections.is_empty() {
+                    let connection = *random.pick(&connections);
+                    self.trace.line(self.now, format_args!("connection {connection} breaks"));
+                    self.summary.faults[4] += 1;
+                    self.net.reset(self.now, connection, span);
+                    self.excused_at.fill(self.now);
+                }
+            }
+            Fault::Partition => {
+                let sides: Vec<bool> = (0..nodes).map(|_| random.coin()).collect();
+                let ways = (0..self.mix.nodes).flat_map(|from| {
+                    let apart = |to: &usize| sides[*to] != sides[from];
+                    (0..sides.len()).filter(apart).map(|to| (from, to)).collect::<Vec<_>>()
+                });
+                self.cut(ways.collect(), Some(span));
+            }
+            Fault::SlowMedium => {
+                let slow = DiskFault::once(OperationKind::Write, Effect::Delay(span));
+                let medium = if random.coin() { Medium::Disk } else { Medium::Journal };
+                let line = format_args!("{place}: {medium:?} takes {span:?} longer");
+                self.trace.line(self.now, line);
+                if let Some(sim) = self.members[place].sim_mut() {
+                    sim.media_mut().get_mut(medium).add_fault(slow);
+                    self.excused_at.fill(self.now + span);
+                }
+            }
+            Fault::Disk => self.fail_disk(place, span),
+            Fault::Jump => return self.jump(place),
+            _ if place == other => {}
+            Fault::OneWay => self.cut(vec![(place, other)], Some(span)),
+            Fault::Partial => self.cut(vec![(place, other), (other, place)], Some(span)),
+            Fault::Stall => {
+                self.trace.line(self.now, format_args!("{place} to {other} stalls for {span:?}"));
+                self.net.stall(place, other, self.now + span);
+                self.at(self.now + span, Due::Mend(vec![(place, other)]));
+            }
+            Fault::SlowLink => {
+                let by = Duration::from_millis(random.between(1, 400));
+                self.trace.line(self.now, format_args!("{place} to {other} slower by {by:?}"));
+                self.net.slow(place, other, by);
+                self.at(self.now + span, Due::Mend(vec![(place, other)]));
+            }
         }
         Ok(())
     }
@@ -352,7 +446,10 @@ impl ClusterWorld {
         let for_good = self.random.coin();
         let Some(sim) = self.members[place].sim_mut() else { return };
         let error = Effect::Error(DiskError::Io(5));
-        let fault = if for_good { Fault::always(kind, error) } else { Fault::once(kind, error) };
+        let fault = match for_good {
+            true => DiskFault::always(kind, error),
+            false => DiskFault::once(kind, error),
+        };
         sim.media_mut().disk.add_fault(fault);
         self.trace.line(
             self.now,
@@ -430,6 +527,9 @@ impl ClusterWorld {
                 sim.media_mut().journal.clear_faults();
             }
             self.members[place].set_latency(calm);
+        }
+        for (connection, ghost) in std::mem::take(&mut self.ghosts) {
+            self.input(ghost.at, Input::Close { connection })?;
         }
         let before = self.now;
         // What was lost or held up meanwhile may be missed for a while yet.

@@ -8,7 +8,7 @@ use crate::{
     random::Random,
 };
 use engine::{DiskSettings, Founding, Settings};
-use proto::{ClusterId, DiskId, Duration, NodeId, Time, limits};
+use proto::{ClusterId, DiskId, Duration, Mistake, NodeId, Time, limits, planted};
 
 /// The cluster of all runs.
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -116,8 +116,15 @@ impl Member {
         Some(due.max(self.paused_until))
     }
 
-    /// Starts a process.
-    pub fn start(&mut self, now: Time, place: usize, seed: &(NodeId, String), setup: &Setup) {
+    /// Starts a process. A cluster that is founded has two to this power partitions.
+    pub fn start(
+        &mut self,
+        now: Time,
+        place: usize,
+        seed: &(NodeId, String),
+        setup: &Setup,
+        partition_bits: u8,
+    ) {
         let nothing = Process::Down { media: Box::new(empty()) };
         let Process::Down { media, .. } = std::mem::replace(&mut self.process, nothing) else {
             panic!("one process at a time runs on a machine");
@@ -154,6 +161,7 @@ impl Member {
             boot: self.boot,
             version: "simulated".into(),
             fill_bytes_per_s: 0,
+            partition_bits,
         };
         let sim = SimNode::start_with(self.local(now), settings, *media);
         self.process = Process::Runs(Box::new(sim));
@@ -178,7 +186,9 @@ impl Member {
             Some([disk, journal]) => {
                 media.disk.power_cut(&disk);
                 media.journal.power_cut(&journal);
-                self.boot = (u128::from_le_bytes(self.boot) + 1).to_le_bytes();
+                if !planted(Mistake::BootKept) {
+                    self.boot = (u128::from_le_bytes(self.boot) + 1).to_le_bytes();
+                }
             }
             None => {
                 media.disk.kill();

@@ -35,6 +35,43 @@ pub struct Troubles {
     pub jump: u32,
     /// Connections of which the dialler does not know, per dial.
     pub ghosts: u32,
+    /// A fault just after something was promised, per promise.
+    pub ambush: u32,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// A process is killed.
+    Kill,
+    /// A machine loses its power.
+    PowerCut,
+    /// Two machines do.
+    TwoPowerCuts,
+    /// All processes are killed, or all machines lose their power.
+    All,
+    /// Of three, one loses its power, one is killed, and these two do not see the third for long.
+    Evidence,
+    /// A process is held up.
+    Pause,
+    /// A connection breaks.
+    Reset,
+    /// A way is cut in one direction.
+    OneWay,
+    /// Two nodes do not see each other.
+    Partial,
+    /// Some nodes do not see the others.
+    Partition,
+    /// Bytes are held for seconds.
+    Stall,
+    /// A way becomes slow.
+    SlowLink,
+    /// A medium becomes slow.
+    SlowMedium,
+    /// A disk fails a write or a flush.
+    Disk,
+    /// A wall clock jumps.
+    Jump,
 }
 
 /// Everything about a run that is not decided step by step.
@@ -62,6 +99,13 @@ pub struct ClusterMix {
     pub moves: u32,
     /// How often somebody else wants a guest's volume too, in the same way.
     pub rivals: u32,
+    /// How often a volume is taken from its guest by force, and its guest goes on elsewhere, per
+    /// look of the administrator, in millionths.
+    pub takeovers: u32,
+    /// How often it takes or deletes a snapshot, in the same way.
+    pub snapshots: u32,
+    /// How often it has a disk or a node drained, or not any more.
+    pub drains: u32,
     /// Faults.
     pub troubles: Troubles,
     /// Whether faults begin before all nodes have joined.
@@ -70,6 +114,9 @@ pub struct ClusterMix {
     pub whole: bool,
     /// Whether the last node has no disk, and only votes.
     pub witness: bool,
+    /// Two to this power: the partitions. Few mostly: a run with all of a real cluster's takes ten
+    /// times as long.
+    pub partition_bits: u8,
 }
 
 impl ClusterMix {
@@ -95,11 +142,12 @@ impl ClusterMix {
             disk_fault: weight(4_000),
             jump: weight(5_000),
             ghosts: weight(50_000),
+            ambush: weight(15_000),
         };
         let calm = random.chance(100_000);
         let high = *random.pick(&[30, 300, 3_000]);
         let far = *random.pick(&[100, 1_000, 20_000]);
-        ClusterMix {
+        let mut mix = ClusterMix {
             nodes: *random.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 7]),
             setup: Setup {
                 kind: if random.coin() { MediumKind::File } else { MediumKind::Device },
@@ -116,11 +164,23 @@ impl ClusterMix {
             guest: Mix::draw(random).guest,
             moves: *random.pick(&[2_000, 10_000, 40_000]),
             rivals: *random.pick(&[0, 10_000, 50_000]),
+            takeovers: *random.pick(&[0, 0, 0, 300_000, 600_000]),
+            snapshots: *random.pick(&[0, 0, 50_000, 300_000]),
+            drains: *random.pick(&[0, 0, 50_000, 200_000]),
             troubles: if calm { Troubles::default() } else { troubles },
             early: random.chance(300_000),
             whole: random.chance(800_000),
             witness: random.chance(200_000),
+            partition_bits: match random.chance(40_000) {
+                true => 12,
+                false => *random.pick(&[1, 3, 5, 7]),
+            },
+        };
+        if mix.takeovers > 0 {
+            // Who has the volume may not know yet that it has not.
+            mix.rivals = 0;
         }
+        mix
     }
 
     /// A run in which nothing goes wrong by itself: for directed cases.
@@ -132,8 +192,9 @@ impl ClusterMix {
         mix.latency = Latency { low: Duration::from_micros(10), high: Duration::from_micros(300) };
         mix.think = Duration::from_millis(150);
         (mix.moves, mix.rivals, mix.volumes, mix.depth) = (0, 0, 1, 2);
+        (mix.takeovers, mix.snapshots, mix.drains) = (0, 0, 0);
         (mix.span, mix.early, mix.whole) = (Duration::from_secs(3), false, true);
-        mix.witness = false;
+        (mix.witness, mix.partition_bits) = (false, 5);
         mix
     }
 }

@@ -8,13 +8,16 @@
 pub mod atlas;
 mod clock;
 mod copies;
+mod errands;
 mod ledger;
 mod life;
 mod member;
 mod mix;
 mod net;
+mod shrink;
 mod world;
 
 pub use life::End;
-pub use mix::{ClusterMix, Troubles};
+pub use mix::{ClusterMix, Fault, Troubles};
+pub use shrink::{Shrunk, shrink};
 pub use world::{ClusterSummary, ClusterWorld};

@@ -1,19 +1,20 @@
 //! The run: who acts next, what they say to one another, and what the judges make of it.
 
 use super::{
-    ClusterMix,
+    ClusterMix, Fault,
     atlas::{Sight, quorum},
     copies::{Books, Losses},
+    errands::Ghost,
     ledger::Ledger,
     member::{Member, address},
     net::{Arrival, Dial, End, Net, Owner, Place},
 };
 use crate::{
     node::Life,
-    oracle::Oracle,
+    oracle::{Action, Oracle},
     random::Random,
     trace::Trace,
-    world::{Guest, Link, Outcome},
+    world::{Guest, InFlight, Link, Outcome},
 };
 use engine::{
     Client, ConnectionId, Input, NoticeLevel, Output, PeerInput,
@@ -67,6 +68,8 @@ pub(super) enum Due {
     Mend(Vec<(Place, Place)>),
     /// The administrator does something.
     Admin,
+    /// A fault that was put off for a moment.
+    Strike(Fault, Place, Random),
 }
 
 /// A guest, and where it is.
@@ -81,6 +84,8 @@ pub(super) struct Tenant {
     pub(super) was_at: Option<Place>,
     /// A flush may tell that the disk was opened anew.
     pub(super) may_fail: bool,
+    /// How often it took its volume from itself elsewhere.
+    pub(super) takeovers: u64,
 }
 
 /// A run. See the module.
@@ -88,6 +93,15 @@ pub struct ClusterWorld {
     pub(super) seed: u64,
     pub(super) mix: ClusterMix,
     pub(super) random: Random,
+    /// Draws what goes wrong, and nothing else.
+    pub(super) fate: Random,
+    /// Faults so far, and those that are left out.
+    pub(super) strikes: u64,
+    pub(super) spared: BTreeSet<u64>,
+    /// Things may go wrong.
+    pub(super) is_dangerous: bool,
+    /// The newest map that any node has had.
+    newest_epoch: u64,
     pub(super) trace: Trace,
     pub(super) now: Time,
     pub(super) net: Net,
@@ -99,6 +113,8 @@ pub struct ClusterWorld {
     pub(super) tenants: BTreeMap<u64, Tenant>,
     /// Clients that want what a guest has: which volume, and where.
     pub(super) rivals: BTreeMap<ConnectionId, (u64, Place)>,
+    /// Clients that had a volume when somebody else was let have it.
+    pub(super) ghosts: BTreeMap<ConnectionId, Ghost>,
     /// Names and sizes of volumes that were asked for.
     pub(super) wanted: BTreeMap<String, u64>,
     pub(super) agenda: BTreeMap<(Time, u64), Due>,
@@ -153,6 +169,11 @@ impl ClusterWorld {
             seed,
             mix,
             random,
+            fate: Random::new(seed ^ 0x6661_7465),
+            strikes: 0,
+            spared: BTreeSet::new(),
+            is_dangerous: false,
+            newest_epoch: 0,
             trace,
             now: BEGIN,
             net,
@@ -163,6 +184,7 @@ impl ClusterWorld {
             losses: Losses::default(),
             tenants: BTreeMap::new(),
             rivals: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
             wanted: BTreeMap::new(),
             agenda: BTreeMap::new(),
             excused_at: vec![BEGIN; nodes],
@@ -174,6 +196,12 @@ impl ClusterWorld {
             steps: 0,
             summary: ClusterSummary { nodes, ..ClusterSummary::default() },
         }
+    }
+
+    /// Leaves out the faults of these numbers.
+    pub fn sparing(mut self, spared: BTreeSet<u64>) -> ClusterWorld {
+        self.spared = spared;
+        self
     }
 
     /// Runs it to its end. The error says what went wrong.
@@ -397,6 +425,12 @@ impl ClusterWorld {
         }
         let sim = self.members[place].sim().expect("nothing has ended it");
         if let Life::Failed(sentence) = sim.life() {
+            // It opened its disk when that failed: whoever ran it starts it anew.
+            if self.losses.failed.contains(&place) {
+                self.trace.line(self.now, format_args!("{place}: failed: {sentence}"));
+                self.end(place, super::life::End::Kill);
+                return Ok(());
+            }
             return Err(format!("node {place} failed: {sentence}"));
         }
         let ready: Vec<(NodeId, u64)> = sim.engine().peers_with_output().collect();
@@ -427,6 +461,7 @@ impl ClusterWorld {
         }
         self.looked[place] = seen;
         let map = voter.map();
+        let epoch = map.epoch().0;
         self.ledger.look(member.node, voter, &map)?;
         for volume in map.volumes() {
             let id = volume.id.0;
@@ -446,8 +481,13 @@ impl ClusterWorld {
                 asked: BTreeMap::new(),
                 opening_since: self.now,
                 may_fail: false,
+                takeovers: 0,
             };
             self.tenants.insert(id, tenant);
+        }
+        if epoch > self.newest_epoch {
+            self.newest_epoch = epoch;
+            return self.ambush(place);
         }
         Ok(())
     }
@@ -462,6 +502,9 @@ impl ClusterWorld {
                 if let Some(tenant) = self.tenant_of(connection) {
                     tenant.guest.link = Link::Closing(connection);
                 }
+                if self.ghosts.remove(&connection).is_some() {
+                    return self.input(place, Input::Close { connection });
+                }
                 Ok(())
             }
             Output::Admin { token, result } => {
@@ -470,8 +513,13 @@ impl ClusterWorld {
             }
             Output::Notice { level, sentence } => {
                 self.trace.line(now, format_args!("{place}: {level:?}: {sentence}"));
+                // Power that went while one of the two superblocks was written leaves it torn.
+                let is_torn = sentence.contains("the superblock at block ")
+                    && sentence.ends_with(" has a wrong checksum")
+                    && self.losses.lossy.contains(&place);
+                let may_fail = self.losses.failed.contains(&place) || is_torn;
                 match level {
-                    NoticeLevel::Error if !self.losses.failed.contains(&place) => {
+                    NoticeLevel::Error if !may_fail => {
                         Err(format!("node {place} says: {sentence}"))
                     }
                     _ => Ok(()),
@@ -540,6 +588,11 @@ impl ClusterWorld {
                     self.tenants.get_mut(&volume).expect("it acts").at = to;
                     return Ok(());
                 }
+                self.ghost_acts(volume)?;
+                let tenant = &self.tenants[&volume];
+                if tenant.guest.link != Link::Open(connection) {
+                    return Ok(());
+                }
                 if !self.is_healed && self.random.chance(self.mix.rivals) {
                     self.rival(volume)?;
                 }
@@ -583,7 +636,8 @@ impl ClusterWorld {
         tenant.guest.link = Link::Opening(connection);
         tenant.opening_since = self.now;
         let (at, name) = (tenant.at, tenant.guest.name.clone());
-        let identity = format!("guest of volume {volume}");
+        // Who takes a volume over is somebody else, and does not join whom it takes it from.
+        let identity = format!("guest {} of volume {volume}", tenant.takeovers);
         let client = Client { description: identity.clone(), identity };
         self.trace.line(self.now, format_args!("{at}: guest {} opens {name}", connection.0));
         self.input(at, Input::Open { connection, client, name })
@@ -648,9 +702,13 @@ impl ClusterWorld {
                 let volume = tenant.guest.volume;
                 let moved = tenant.was_at.replace(place).is_some_and(|before| before != place);
                 self.vouch(place, volume)?;
+                self.ghosts.values_mut().filter(|it| it.volume == volume).for_each(|it| {
+                    it.since.get_or_insert(now);
+                });
                 self.summary.attached[0] += 1;
                 self.summary.attached[1] += u64::from(moved);
                 self.oracle.attached(volume);
+                return self.ambush(place);
             }
             Answer::Refused { .. } => {
                 (tenant.guest.link, tenant.guest.next_at) = (Link::None, now + pause);
@@ -689,14 +747,23 @@ impl ClusterWorld {
         self.trace.line(self.now, format_args!("guest {} has {}: {error}", connection.0, id.0));
         let now = self.now;
         let found = self.tenants.values_mut().find(|t| t.guest.connection() == Some(connection));
-        let Some(tenant) = found else { return Ok(()) };
+        let Some(tenant) = found else { return self.ghost_told(connection, id, &result) };
         let asked = tenant.asked.remove(&id).expect("it was asked once");
+        let promises = |request: &InFlight| request.fua || request.action != Action::Read;
+        let is_promise = tenant.guest.in_flight.get(&id).is_some_and(promises);
+        let at = tenant.at;
         let took = now.since(asked).as_millis() as u64;
         self.summary.slowest_ms = self.summary.slowest_ms.max(took);
         let outcome = tenant.guest.ended(id, result, &mut self.oracle);
         match outcome.map_err(|wrong| wrong.to_string())? {
+            Outcome::Done if is_promise => self.ambush(at),
             Outcome::Done => Ok(()),
             Outcome::Failed(volume::Error::Io(_)) if tenant.may_fail => {
+                self.summary.failures += 1;
+                Ok(())
+            }
+            // Somebody has said that it is not to have the volume any more.
+            Outcome::Failed(volume::Error::Fenced) if self.mix.takeovers > 0 => {
                 self.summary.failures += 1;
                 Ok(())
             }
@@ -726,10 +793,10 @@ impl ClusterWorld {
             self.wanted.insert(name.clone(), bytes);
             return self.send_admin(at, AdminRequest::VolumeCreate { name, bytes });
         }
-        Ok(())
+        self.run_errand(at, &map)
     }
 
-    fn send_admin(&mut self, at: Place, request: AdminRequest) -> Result<(), String> {
+    pub(super) fn send_admin(&mut self, at: Place, request: AdminRequest) -> Result<(), String> {
         self.next_token += 1;
         self.trace.line(self.now, format_args!("{at}: admin {} {request:?}", self.next_token));
         let token = AdminToken(self.next_token);

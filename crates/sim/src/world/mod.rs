@@ -6,7 +6,7 @@ mod mix;
 mod office;
 mod shelf;
 
-pub use guest::{Guest, Link, Outcome};
+pub use guest::{Guest, InFlight, Link, Outcome};
 pub use mix::{FaultMix, GuestMix, Mix};
 
 use crate::{

@@ -7,8 +7,8 @@ use crate::Effect;
 use crate::layout::{AttemptRecord, Record};
 use crate::refusals::{Attempt, Refusals, are_bounded};
 use proto::{
-    Batch, Generation, LineageId, MemberError, MemberReply, MemberToken, Under, limits,
-    partition_of,
+    Batch, Generation, LineageId, MemberError, MemberReply, MemberToken, Mistake, Under, limits,
+    partition_of, planted,
 };
 
 /// What is answered when it is durable.
@@ -59,7 +59,12 @@ impl Serving {
         promise: Promise,
         effects: &mut Vec<Effect>,
     ) {
-        if lsn > self.flusher.durable_lsn() {
+        let is_early = match promise {
+            Promise::Fence(_) => planted(Mistake::FenceNotDurable),
+            Promise::Installed => planted(Mistake::ActivationUnflushed),
+            _ => false,
+        };
+        if lsn > self.flusher.durable_lsn() && !is_early {
             self.flusher.promises.insert((lsn, token), promise);
         } else {
             self.keep(token, promise, effects);
@@ -95,6 +100,9 @@ impl Serving {
     pub(super) fn refuse(&mut self, token: MemberToken, batch: &Batch, effects: &mut Vec<Effect>) {
         if let Some(error) = self.vet_batch(batch, false) {
             return self.answer(token, Err(error), effects);
+        }
+        if planted(Mistake::NotRefused) {
+            return self.keep(token, Promise::Refused, effects);
         }
         match self.learn_batch(batch, Vec::new(), false, effects) {
             Some(()) => self.promise(self.configurations.lsn, token, Promise::Refused, effects),
@@ -139,7 +147,8 @@ impl Serving {
         // Who has not heard that it ended may ask again.
         let newest = Attempt { ended: newest.ended && !installs, ..newest };
         let newer = newest.number;
-        newest.supersedes(batch.attempt).then_some(MemberError::Superseded { newer })
+        let is_late = newest.supersedes(batch.attempt) && !planted(Mistake::AttemptUnnumbered);
+        is_late.then_some(MemberError::Superseded { newer })
     }
 
     /// Puts what is new in a batch into the log, all of it at once. `None`: there is no room yet.
@@ -213,7 +222,8 @@ impl Serving {
         }
         let newest = self.configurations.refusals.attempt_for(under.copies, lineage, index);
         let newer = newest.number;
-        newest.supersedes(attempt).then_some(MemberError::Superseded { newer })
+        let is_late = newest.supersedes(attempt) && !planted(Mistake::AttemptUnnumbered);
+        is_late.then_some(MemberError::Superseded { newer })
     }
 
     /// Says that an attachment is not fenced, and what was refused since it asked last.
@@ -230,6 +240,7 @@ impl Serving {
         }
         let known = &self.configurations.refusals;
         let (refused, refusals, more) = known.after(refusals, limits::MEMBER_ROWS_MAX);
+        let refused = if planted(Mistake::RefusalUnnoticed) { Vec::new() } else { refused };
         let incarnation = self.superblock.incarnation;
         let reply = MemberReply::Confirmed { incarnation, refusals, refused, more };
         self.answer(token, Ok(reply), effects);

@@ -5,7 +5,8 @@ use super::{Operation, Serving};
 use crate::Effect;
 use crate::layout::{RECORD_BYTES_MAX, Record};
 use proto::{
-    DiskRequest, Duration, Generation, LineageId, MemberReply, MemberToken, Stamp, Time, limits,
+    DiskRequest, Duration, Generation, LineageId, MemberReply, MemberToken, Mistake, Stamp, Time,
+    limits, planted,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,7 +113,9 @@ impl Serving {
         }
         self.settle_point(lineage, settled);
         let flusher = &mut self.flusher;
-        if flusher.acknowledged == flusher.acknowledged_durable {
+        if flusher.acknowledged == flusher.acknowledged_durable
+            || planted(Mistake::FlushBeforeItIsMade)
+        {
             return self.answer_flush(token, effects);
         }
         match &mut flusher.under_way {
@@ -269,7 +272,11 @@ impl Serving {
 
     /// Makes available what flushes and ended reads have freed, and lets go on what waits.
     pub(super) fn release_space(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.space.release(self.flusher.durable_lsn, self.reads.oldest());
+        let durable = match planted(Mistake::FreedReusedEarly) {
+            false => self.flusher.durable_lsn,
+            true => self.log.next_lsn() - 1,
+        };
+        self.space.release(durable, self.reads.oldest());
         if self.queues.is_stalled() {
             self.run_stalled(now, effects);
         }

@@ -16,7 +16,7 @@ use crate::table::{NOT_CACHED, Row, Slot};
 use crate::{DamagedPart, Effect, Waiting};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, Generation, LayerId, LineageId, MemberError, MemberToken,
-    ObjectKey, Payload, Stamp, Time, Write, block_checksum, is_zero,
+    Mistake, ObjectKey, Payload, Stamp, Time, Write, block_checksum, is_zero, planted,
 };
 
 /// What a change needs.
@@ -122,7 +122,11 @@ impl Serving {
             let row = self.table.row(slot);
             (row.stamp, row.lsn)
         });
-        if have == write.stamp {
+        let is_again = match planted(Mistake::DuplicateByNumber) {
+            false => have == write.stamp,
+            true => have.sequence == write.stamp.sequence,
+        };
+        if is_again {
             // Sent again: it is here, or on its way.
             self.acknowledge_after(lsn, Acknowledgement::Written(token), effects);
             return Outcome::Done;
@@ -163,7 +167,9 @@ impl Serving {
         if write.stamp.generation == Generation::SEALED {
             return Err(MemberError::invalid("no attachment has this generation"));
         }
-        if let Some(error) = self.fenced(write.lineage, write.stamp.generation) {
+        if let Some(error) = self.fenced(write.lineage, write.stamp.generation)
+            && !planted(Mistake::GenerationUnchecked)
+        {
             return Err(error);
         }
         let refused = self.refused(write.under, write.lineage, write.key.index);
@@ -510,7 +516,10 @@ impl Serving {
             .then_some(MemberError::invalid("no attachment has this generation"));
         let refusal = sealed
             .or_else(|| self.fenced(lineage, generation))
-            .or_else(|| self.refused(under, lineage, key.index))
+            .or_else(|| {
+                self.refused(under, lineage, key.index)
+                    .filter(|_| !planted(Mistake::SettleUnderRefused))
+            })
             .or_else(|| self.foreign(lineage, key))
             .or_else(|| (have != stamp).then_some(MemberError::WrongStamp { have }));
         if let Some(error) = refusal {

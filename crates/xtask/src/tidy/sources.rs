@@ -50,6 +50,7 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     }
     check_limits(tree, &mut findings);
     check_manifest(tree, &mut findings);
+    check_planted(tree, &mut findings);
     findings
 }
 
@@ -151,6 +152,31 @@ fn check_limits(tree: &Tree, findings: &mut Vec<Finding>) {
     }
 }
 
+/// What is released has no mistakes in it that could be planted (decision 0011), and nobody plants
+/// one but the simulator.
+fn check_planted(tree: &Tree, findings: &mut Vec<Finding>) {
+    for file in tree.ending(".rs") {
+        let may = matches!(crate_of(&file.path), Some("proto" | "sim" | "xtask"));
+        for (at, line) in file.text.lines().enumerate() {
+            let plants = line.contains("proto::plant(") || line.contains("proto::plant;");
+            if plants && !may {
+                let message = "only the simulator plants mistakes".to_string();
+                findings.push(Finding::new(&file.path, at + 1, message));
+            }
+        }
+    }
+    let Some(manifest) = tree.files.iter().find(|file| file.path == "Cargo.toml") else { return };
+    let mut is_released = false;
+    for (at, line) in manifest.text.lines().enumerate() {
+        if line.starts_with('[') {
+            is_released = line.starts_with("[profile.release");
+        } else if is_released && line.starts_with("debug-assertions") {
+            let message = "debug assertions put mistakes into what is released: leave them off";
+            findings.push(Finding::new("Cargo.toml", at + 1, message));
+        }
+    }
+}
+
 /// Every outside crate has its reason beside it in the root manifest.
 fn check_manifest(tree: &Tree, findings: &mut Vec<Finding>) {
     let Some(manifest) = tree.files.iter().find(|file| file.path == "Cargo.toml") else { return };
@@ -209,5 +235,17 @@ mod tests {
         assert_eq!(findings("crates/proto/src/limits.rs", limit).len(), 1);
         let manifest = "[workspace.dependencies]\na = \"1\"\nb = \"1\" # needed\n";
         assert_eq!(findings("Cargo.toml", manifest).len(), 1);
+    }
+
+    #[test]
+    fn mistakes_in_what_is_released_are_found() {
+        for profile in ["[profile.release]", "[profile.release.package.store]"] {
+            let manifest = format!("{profile}\ndebug-assertions = true\n");
+            assert_eq!(findings("Cargo.toml", &manifest).len(), 1, "{profile}");
+        }
+        assert!(findings("Cargo.toml", "[profile.hunt]\ndebug-assertions = true\n").is_empty());
+        let plants = "//! x\nfn a() { proto::plant(None) }\n";
+        assert_eq!(findings("crates/node/src/a.rs", plants).len(), 1);
+        assert!(findings("crates/sim/src/a.rs", plants).is_empty());
     }
 }
