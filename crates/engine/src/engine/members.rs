@@ -285,7 +285,8 @@ impl Engine {
             return;
         }
         let own = self.settings.node;
-        for command in plan(&self.map, &sight, &Pace::default(), own) {
+        let pace = Pace { grace: self.settings.rebuild_after, ..Pace::default() };
+        for command in plan(&self.map, &sight, &pace, own) {
             let concerns_behind = match &command {
                 Command::BeginAttempt { copies, changes, .. } => {
                     let partitions = changes.iter().flat_map(|change| &change.partitions);
