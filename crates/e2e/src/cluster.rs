@@ -91,7 +91,7 @@ impl Cluster {
     }
 
     /// What a command tells on a node that ends with another code where something is not well.
-    fn ask(&self, at: usize, words: &str) -> Result<Value> {
+    pub fn ask(&self, at: usize, words: &str) -> Result<Value> {
         let output = self.nodes[at].dog(&format!("--json {words}")).run()?;
         serde_json::from_slice(&output.stdout).with_context(|| output.to_string())
     }

@@ -103,7 +103,7 @@ impl Network {
 
     /// Whatever one machine sends to another is answered by the end of the connection: requests
     /// that came before were executed, and their answers meet a closed door.
-    pub fn reset(&self, from: usize, to: usize) -> Result<()> {
+    pub fn refuse(&self, from: usize, to: usize) -> Result<()> {
         self.add(to, "refused", from)
     }
 
