@@ -343,7 +343,7 @@ fn rows_06_and_36_the_client_is_held_up_and_another_takes_the_volume(
     std::thread::sleep(NOTICED);
     let old = bench.load.take().context("a client is there")?;
     wait_until("the volume is taken from who is held up", || {
-        let detached = bench.cluster.nodes[other].dog("volume detach v --force").run()?;
+        let detached = bench.cluster.nodes[other].dog("volume detach v --force --yes").run()?;
         Ok(detached.code == Some(0))
     })?;
     let content = bench.cluster.content(other, "v")?;
