@@ -731,9 +731,10 @@ impl Reconfigurer {
                     continue;
                 }
                 let sources = part.members.iter().filter(present).map(|member| member.disk);
-                let (away, sources): (Vec<DiskId>, Vec<DiskId>) =
+                let (away, sources): (VecDeque<DiskId>, VecDeque<DiskId>) =
                     sources.partition(|disk| self.away.contains(disk));
-                let sources: VecDeque<DiskId> = sources.into_iter().chain(away).collect();
+                // A copier whose source has moved on would go to the next, and wait for it.
+                let sources = if sources.is_empty() { away } else { sources };
                 // If nobody is left that runs, all is found out when they have refused.
                 if !sources.is_empty() {
                     add(&mut comparisons, self.bits, partition, sources, target, listed.is_some());

@@ -478,6 +478,9 @@ fn carry_out_without(
     let end = world.now + Duration::from_millis(60_000);
     while world.now < end {
         while let Some((question, disk, request)) = machine.poll(world.now) {
+            if world.random.chance(100) && !machine.may_be_refused() {
+                world.write();
+            }
             let is_silent = since.is_some() || !answers(&machine);
             if is_silent {
                 since.get_or_insert(world.now);
