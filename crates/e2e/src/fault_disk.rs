@@ -25,6 +25,7 @@ const MOUNT_PATIENCE: Duration = Duration::from_secs(20);
 const FLAGS: u16 = 1 | 1 << 2 | 1 << 5 | 1 << 6;
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REPLY_UNSUPPORTED: u32 = 0x8000_0001;
+const INPUT_OUTPUT_ERROR: u32 = 5;
 /// No client here asks for more at once.
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
@@ -46,6 +47,8 @@ struct Medium {
     /// Sectors that were written since the last flush.
     unflushed: BTreeMap<u64, Vec<u8>>,
     flushes: u64,
+    /// Every request fails.
+    is_broken: bool,
 }
 
 /// A file system on such a disk, mounted; unmounted when dropped. Needs root.
@@ -63,12 +66,12 @@ impl FaultDisk {
         File::create(&path)?.set_len(bytes)?;
         Tool::new("sh")
             .arg("-c")
-            .arg(r#"PATH=$PATH:/usr/sbin mkfs.ext4 -q "$0""#)
+            .arg(r#"PATH=$PATH:/usr/sbin mkfs.ext4 -q -b 4096 "$0""#)
             .arg(&path)
             .ok()?;
         let durable = File::options().read(true).write(true).open(&path)?;
         let unflushed = BTreeMap::new();
-        let medium = Medium { durable, path, bytes, unflushed, flushes: 0 };
+        let medium = Medium { durable, path, bytes, unflushed, flushes: 0, is_broken: false };
         let medium = Arc::new(Mutex::new(medium));
         let socket = scratch.join("medium.sock");
         let listener = UnixListener::bind(&socket)?;
@@ -110,6 +113,11 @@ impl FaultDisk {
     /// How often it was flushed.
     pub fn flushes(&self) -> u64 {
         self.medium().flushes
+    }
+
+    /// From now on every request fails.
+    pub fn fail(&self) {
+        self.medium().is_broken = true;
     }
 
     /// The power fails: `image` becomes the medium as it is found afterwards. Gives how many
@@ -242,7 +250,16 @@ fn serve(mut stream: UnixStream, medium: &Mutex<Medium>) -> Result<()> {
         let length = u32::from_be_bytes(take(&mut stream)?) as usize;
         ensure!(length <= REQUEST_BYTES_MAX, "a request of {length} bytes");
         let mut content = Vec::new();
+        let mut error = 0;
+        let is_broken = lock().is_broken;
         match command {
+            crate::nbd::command::DISCONNECT => return Ok(()),
+            _ if is_broken => {
+                if command == crate::nbd::command::WRITE {
+                    stream.read_exact(&mut vec![0; length])?;
+                }
+                error = INPUT_OUTPUT_ERROR;
+            }
             crate::nbd::command::READ => content = lock().read(offset, length)?,
             crate::nbd::command::WRITE => {
                 let mut bytes = vec![0; length];
@@ -253,10 +270,9 @@ fn serve(mut stream: UnixStream, medium: &Mutex<Medium>) -> Result<()> {
             crate::nbd::command::TRIM | crate::nbd::command::WRITE_ZEROES => {
                 lock().write(offset, &vec![0; length])?;
             }
-            crate::nbd::command::DISCONNECT => return Ok(()),
             command => bail!("command {command}"),
         }
-        let head = [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &cookie].concat();
+        let head = [&0x6744_6698_u32.to_be_bytes()[..], &error.to_be_bytes(), &cookie].concat();
         stream.write_all(&[head, content].concat())?;
     }
 }
@@ -278,7 +294,8 @@ mod tests {
         let durable = File::options().read(true).write(true).create_new(true).open(&path)?;
         durable.set_len(1 << 20)?;
         let unflushed = BTreeMap::new();
-        let mut medium = Medium { durable, path, bytes: 1 << 20, unflushed, flushes: 0 };
+        let mut medium =
+            Medium { durable, path, bytes: 1 << 20, unflushed, flushes: 0, is_broken: false };
         medium.write(100, &[1; 5000])?;
         medium.flush()?;
         medium.write(4090, &[2; 10])?;

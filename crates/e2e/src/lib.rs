@@ -12,21 +12,25 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes are started, timed and awaited")]
 
+mod cluster;
 mod fault_disk;
 mod guest;
 mod load;
 mod look;
 pub mod nbd;
+mod netns;
 mod node;
 mod programs;
 mod qmp;
 mod scratch;
 mod tool;
 
+pub use cluster::Cluster;
 pub use fault_disk::{FaultDisk, Unflushed};
 pub use guest::{DiskSetup, Guest, GuestOutput, Machine};
 pub use load::{History, Load, Moment, NEVER};
 pub use look::{below, content, wait_empty, wait_until};
+pub use netns::Network;
 pub use node::{LogLine, Node};
 pub use programs::{dog, guest_file, repository, sheep};
 pub use qmp::Qmp;

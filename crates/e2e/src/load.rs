@@ -27,6 +27,8 @@ const COVERED: usize = BLOCKS * BLOCK + QUARTERS * QUARTER;
 const DEPTH: usize = 16;
 /// How long a server may be away.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// The error of an attachment that has ended. Whether what it answers was done, nobody knows.
+const SHUTDOWN: u32 = 108;
 /// A flush is no write of a unit.
 const FLUSH_COOKIE: u64 = u64::MAX;
 /// Set in the cookie of a read of a unit.
@@ -213,6 +215,10 @@ impl Writer {
                 return Ok(());
             }
             let (error, cookie) = peer.reply().map_err(Trouble::Away)?;
+            if error == SHUTDOWN {
+                let text = "another client has the volume";
+                return Err(Trouble::Away(anyhow::anyhow!(text)));
+            }
             if error != 0 {
                 let text = format!("request {cookie} of the load fails with error {error}");
                 return Err(Trouble::Refused(anyhow::anyhow!(text)));

@@ -24,6 +24,8 @@ pub struct Node {
     options: Vec<String>,
     environment: Vec<(String, String)>,
     expected: Vec<String>,
+    /// The network namespace that it runs in, if not that of the test.
+    namespace: Option<PathBuf>,
     child: Option<Child>,
     /// Where the daemon says that it serves, as it would to systemd.
     notify: UnixDatagram,
@@ -60,6 +62,26 @@ impl Node {
         Ok(node)
     }
 
+    /// As [`Node::start_member`], on a machine of a [`crate::Network`], with variables in its
+    /// environment.
+    pub fn start_member_in(
+        namespace: &Path,
+        data: &Path,
+        address: &str,
+        token: Option<&str>,
+        variables: &[(&str, &str)],
+    ) -> Result<Node> {
+        let options = token.map_or(vec![], |token| vec!["--join", token]);
+        let mut node = Node::prepare(data, &options)?;
+        let listen = ("SHEEP_LISTEN", address);
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        node.environment = variables.iter().chain([&listen]).map(owned).collect();
+        node.namespace = Some(namespace.to_owned());
+        node.begin()?;
+        node.options.clear();
+        Ok(node)
+    }
+
     /// As [`Node::start`], with another file as its log.
     pub fn start_logging_to(log: &Path, data: &Path) -> Result<Node> {
         let mut node = Node::prepare(data, &[])?;
@@ -79,6 +101,7 @@ impl Node {
             options: options.iter().map(|&option| option.to_owned()).collect(),
             environment: Vec::new(),
             expected: Vec::new(),
+            namespace: None,
             child: None,
             notify,
             notify_path,
@@ -95,7 +118,11 @@ impl Node {
     pub fn launch(&mut self) -> Result<()> {
         assert!(self.child.is_none(), "the daemon still runs");
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut tool = Tool::new(programs::sheep())
+        let program = match &self.namespace {
+            Some(namespace) => crate::netns::within(namespace, programs::sheep()),
+            None => Tool::new(programs::sheep()),
+        };
+        let mut tool = program
             .arg("--data")
             .arg(&self.data)
             .args(&self.options)
@@ -139,6 +166,18 @@ impl Node {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// SIGSTOP: it answers nothing, while the kernel goes on taking what is sent to it.
+    pub fn pause(&self) -> Result<()> {
+        let child = self.child.as_ref().context("the daemon does not run")?;
+        Ok(kill_process(Pid::from_child(child), Signal::STOP)?)
+    }
+
+    /// SIGCONT: it goes on as if no time had passed.
+    pub fn wake(&self) -> Result<()> {
+        let child = self.child.as_ref().context("the daemon does not run")?;
+        Ok(kill_process(Pid::from_child(child), Signal::CONT)?)
     }
 
     /// SIGTERM, as systemd does it; demands a clean end.

@@ -4,8 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Load, Node, Scratch, Tool, content, patchy_file, wait_until};
-use serde_json::Value;
+use e2e::{Cluster, Load, Node, Scratch, Tool, patchy_file, wait_until};
 use std::time::{Duration, Instant};
 
 const VOLUME_BYTES: usize = 64 << 20;
@@ -22,91 +21,9 @@ fn tell(begin: Instant, what: &str) {
     println!("{:6.1} s: {what}", begin.elapsed().as_secs_f64());
 }
 
-/// The nodes, each with its place in the order in which they came.
-struct Cluster<'a> {
-    scratch: &'a Scratch,
-    nodes: Vec<Node>,
-}
-
-impl Cluster<'_> {
-    fn found(scratch: &Scratch) -> Result<Cluster<'_>> {
-        let mut cluster = Cluster { scratch, nodes: Vec::new() };
-        cluster.add(None)?;
-        Ok(cluster)
-    }
-
-    /// One more machine, as people add it.
-    fn grow(&mut self) -> Result<()> {
-        let token = self.nodes[0].dog_ok("cluster token --uses 1")?;
-        self.add(Some(token.trim()))
-    }
-
-    fn add(&mut self, token: Option<&str>) -> Result<()> {
-        let at = self.nodes.len();
-        let data = self.scratch.join(&format!("n{at}"));
-        let mut node = Node::start_member(&data, &address(at), token)?;
-        // Others die here.
-        node.expect_log("is not connected any more");
-        self.nodes.push(node);
-        Ok(())
-    }
-
-    /// Waits until all see all others and everything has as many whole copies as there are nodes.
-    fn wait_whole(&self) -> Result<()> {
-        wait_until("every copy is whole, for every node", || {
-            let whole =
-                |node: &Node| -> Result<bool> { Ok(copies(node)? == self.nodes.len() as u64) };
-            let peers = self.nodes.len() - 1;
-            let sees = |node: &Node| -> Result<bool> {
-                let status = node.dog_json("status")?;
-                let is_up = |peer: &&Value| peer["up"] == true;
-                let up = status["peers"].as_array().map(|all| all.iter().filter(is_up).count());
-                Ok(up == Some(peers))
-            };
-            // The first one that is not so is enough.
-            for node in &self.nodes {
-                if !whole(node)? || !sees(node)? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-    }
-
-    /// Waits until each node's voice counts, without which not any of them may die.
-    fn wait_voters(&self) -> Result<()> {
-        wait_until("all nodes vote", || {
-            let agreement = &self.nodes[0].dog_json("status")?["agreement"];
-            let voters = agreement["voters"].as_array().map(Vec::len);
-            Ok(voters == Some(self.nodes.len()) && agreement["changing"] == false)
-        })
-    }
-}
-
 /// How many whole copies of the only volume there are, as a node tells.
 fn copies(node: &Node) -> Result<u64> {
     node.dog_json("volume info v")?["copies"].as_u64().context("no number of copies")
-}
-
-/// All that the volume contains, as a node tells once nobody has it: an attachment ends a moment
-/// after its client, and other nodes refuse it until then.
-fn content_there(node: &Node) -> Result<Vec<u8>> {
-    wait_free(node)?;
-    content(node, "v")
-}
-
-/// Waits until a node knows that nobody has the volume.
-fn wait_free(node: &Node) -> Result<()> {
-    wait_until("nobody has the volume", || {
-        Ok(node.dog_json("volume info v")?["attachment"].is_null())
-    })
-}
-
-/// Where the other nodes reach this one. An address of this process alone, and a port that no
-/// system gives away: it is free again after each death of its daemon.
-fn address(at: usize) -> String {
-    let [_, high, middle, low] = std::process::id().to_be_bytes();
-    format!("127.{}.{middle}.{low}:{}", 1 + (high & 0x7f), 7117 + at)
 }
 
 /// The same check for all: nobody's answer took too long, nobody's connection ended.
@@ -157,11 +74,11 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
         load.wait_for_writes(SOME)?;
         check_stall(begin, &load, &format!("node {victim} is killed and comes back"))?;
     }
-    cluster.wait_voters()?;
+    cluster.wait_voters(3)?;
     tell(begin, "all vote");
     let history = load.stop()?;
     ensure!(history.connections() == 1, "{} connections", history.connections());
-    let now = content_there(&cluster.nodes[2])?;
+    let now = cluster.content(2, "v")?;
     history.check_latest(&now)?;
 
     // All at once, in the middle of writes, and back in another order.
@@ -181,7 +98,7 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     cluster.wait_whole()?;
     let history = load.stop()?;
     ensure!(history.connections() == 2, "{} connections", history.connections());
-    let now = content_there(&cluster.nodes[1])?;
+    let now = cluster.content(1, "v")?;
     history.check_latest(&now)?;
     tell(begin, "nothing was lost by that");
 
@@ -194,12 +111,12 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     let refused = cluster.nodes[1].dog("volume export v -").run()?;
     ensure!(refused.code != Some(0), "two nodes have one volume: {refused}");
     cluster.nodes[0].begin()?;
-    wait_free(&cluster.nodes[1])?;
+    cluster.wait_free(1, "v")?;
     cluster.nodes[0].kill()?;
-    let now = content_there(&cluster.nodes[1])?;
+    let now = cluster.content(1, "v")?;
     history.check_latest(&now)?;
     let load = Load::start_with_reads(&cluster.nodes[1].nbd_socket(), "v", now);
     load.wait_for_writes(SOME)?;
     let history = load.stop()?;
-    history.check_latest(&content_there(&cluster.nodes[2])?)
+    history.check_latest(&cluster.content(2, "v")?)
 }

@@ -80,6 +80,9 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing is deleted for good because it has expired.
     pub trash_grace: Duration,
+    /// How long a disk may be away before what it holds is built anew on others, as long as this
+    /// node decides about that.
+    pub rebuild_after: Duration,
     /// The machine's boot, as the system names it: see [`store::Options::boot`].
     pub boot: [u8; 16],
     /// The program's version, for reports.

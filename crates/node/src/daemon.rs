@@ -265,6 +265,7 @@ fn engine_settings(
         unix_s: since_1970.as_secs(),
         trash_expiry_s: settings.trash_expiry_s,
         trash_grace: settings.trash_grace,
+        rebuild_after: settings.rebuild_after,
         boot: boot(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         fill_bytes_per_s: settings.fill_rate,

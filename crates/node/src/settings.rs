@@ -10,7 +10,7 @@ use crate::{
     span::Span,
 };
 use clap::{Arg, ArgAction, Command, error::ErrorKind};
-use proto::limits::{MAP_CACHE_BYTES_MIN, NODE_ADDRESSES_MAX, TRASH_KEEP_S_MAX};
+use proto::limits::{MAP_CACHE_BYTES_MIN, NODE_ADDRESSES_MAX, STEWARD_MOMENT_MS, TRASH_KEEP_S_MAX};
 use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
@@ -66,6 +66,8 @@ pub struct Settings {
     pub trash_expiry_s: u64,
     /// How long after the start nothing goes from the trash because it has expired.
     pub trash_grace: Duration,
+    /// How long a disk may be away before what it holds is built anew on others.
+    pub rebuild_after: Duration,
     /// How many bytes a second are copied into a volume that is filled, flattened or shortened; 0:
     /// no bound.
     pub fill_rate: u64,
@@ -358,6 +360,25 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "rebuild-after",
+        value: "TIME",
+        default: "10m",
+        limit: "a number with s, m, h, d or w; at least 6s",
+        doc: "How long a disk or a machine may be away before its copies are made anew on other \
+              disks, where there are such. What returns earlier only gets what it has missed. \
+              The node that leads the cluster goes by its own setting: give all the same.",
+        hidden: false,
+        take: |settings, text| {
+            let span = parse::<Span>(text)?;
+            // Until then it is not even left out.
+            if span.milliseconds() <= STEWARD_MOMENT_MS {
+                return Err("must be at least 6s".to_string());
+            }
+            settings.rebuild_after = span.duration();
+            Ok(())
+        },
+    },
+    Setting {
         name: "fill-rate",
         value: "SIZE",
         default: "100M",
@@ -474,6 +495,7 @@ impl Settings {
             log_level: tracing::Level::INFO,
             trash_expiry_s: 0,
             trash_grace: Duration::ZERO,
+            rebuild_after: Duration::ZERO,
             fill_rate: 0,
             listen: Listen::Usual,
             advertise: Vec::new(),
@@ -861,6 +883,7 @@ mod tests {
             ("log-level", "debug"),
             ("trash-expiry", "7d"),
             ("trash-grace", "0"),
+            ("rebuild-after", "1h"),
             ("fill-rate", "1M"),
             ("listen", "127.0.0.1:3"),
             ("advertise", "192.0.2.7:7117,[2001:db8::7]:1"),
@@ -914,6 +937,7 @@ mod tests {
         flag(&["--stop-timeout", "0"], "from 1 to 3600");
         flag(&["--trash-expiry", "1y"], "--trash-expiry: `1y` is wrong: `1y` is no span of time");
         flag(&["--trash-expiry", "523w"], "at most 3660d");
+        flag(&["--rebuild-after", "5s"], "at least 6s");
         flag(&["--log-level", "loud"], "error, warn, info");
         flag(&["--log-level", "3"], "error, warn, info");
         flag(&["--direct-io", "maybe"], "on or off");

@@ -135,6 +135,7 @@ impl SimNode {
             unix_s,
             trash_expiry_s: 24 * 3600,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
+            rebuild_after: Duration::from_millis(limits::STEWARD_GRACE_MS),
             boot: [0; 16],
             version: "simulated".into(),
             fill_bytes_per_s: 0,

@@ -203,9 +203,21 @@ impl Engine {
     pub(super) fn tick_members(&mut self, now: Time, outputs: &mut Vec<Output>) {
         if self.members_here.look_at.is_some_and(|at| at <= now) {
             self.members_here.look_at = self.tends_members().then_some(now + LOOK);
+            self.miss_disks(now);
             self.look_after_members(now);
         }
         self.pump_attempts(now, outputs);
+    }
+
+    /// Attempts do without disks that do not answer, as far as they can.
+    fn miss_disks(&mut self, now: Time) {
+        if self.members_here.attempts.is_empty() {
+            return;
+        }
+        let away = self.sight(now).away;
+        for attempt in self.members_here.attempts.values_mut() {
+            attempt.machine.miss(now, &away);
+        }
     }
 
     /// The node stops: others carry out what it had begun.
@@ -286,7 +298,8 @@ impl Engine {
         if !is_steward && sight.behind.is_empty() && !self.map.attempts().any(is_own) {
             return;
         }
-        for command in plan(&self.map, &sight, &Pace::default(), own) {
+        let pace = Pace { grace: self.settings.rebuild_after, ..Pace::default() };
+        for command in plan(&self.map, &sight, &pace, own) {
             let concerns_this = match &command {
                 Command::BeginAttempt { copies, changes, .. } => {
                     let partitions = changes.iter().flat_map(|change| &change.partitions);

@@ -8,7 +8,7 @@ use crate::admin::{
     CopiesReport,
 };
 use cluster::{Attachment, Configuration, DiskState, NodeState};
-use proto::{DiskId, NodeId, PartitionId, Time, counted, limits};
+use proto::{DiskId, NodeId, PartitionId, Time, counted};
 use replica::{AttemptProgress, AttemptStage};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -209,7 +209,7 @@ impl Engine {
             warnings.push(waiting_words(waiting, &disks));
         }
         for copies in report.copies.iter().filter(|copies| copies.fewer > 0) {
-            warnings.push(fewer_words(copies, report));
+            warnings.push(fewer_words(copies, report, self.settings.rebuild_after.as_secs()));
         }
         warnings
     }
@@ -272,7 +272,7 @@ fn waiting_words(count: u64, disks: &[&ClusterDiskReport]) -> String {
 }
 
 /// What has fewer copies than it could have, and what follows.
-fn fewer_words(copies: &CopiesReport, report: &ClusterReport) -> String {
+fn fewer_words(copies: &CopiesReport, report: &ClusterReport, rebuild_after_s: u64) -> String {
     let changing: u64 = report
         .attempts
         .iter()
@@ -283,7 +283,7 @@ fn fewer_words(copies: &CopiesReport, report: &ClusterReport) -> String {
         0 if report.disks.iter().any(|disk| disk.away_s.is_some()) => format!(
             "what is away is waited for, and after {} its copies are made anew on other disks, \
              where there are such",
-            span_words(limits::STEWARD_GRACE_MS / 1000)
+            span_words(rebuild_after_s)
         ),
         0 => "copies are made by themselves, as disks have room for them".to_string(),
         1 => "1 partition is being changed just now".to_string(),

@@ -146,6 +146,7 @@ impl World {
             unix_s,
             trash_expiry_s: TRASH_EXPIRY_S,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
+            rebuild_after: Duration::from_millis(limits::STEWARD_GRACE_MS),
             boot: [0; 16],
             version: "test".into(),
             fill_bytes_per_s,

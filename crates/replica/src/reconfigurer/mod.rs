@@ -234,6 +234,8 @@ pub struct Reconfigurer {
     is_verified: bool,
     /// In which opening a disk takes part, once that matters.
     openings: BTreeMap<DiskId, Incarnation>,
+    /// Disks that do not answer: others are compared with and copied from, where there are such.
+    away: BTreeSet<DiskId>,
     may_be_refused: bool,
     outcome: Option<AttemptOutcome>,
 }
@@ -268,6 +270,7 @@ impl Reconfigurer {
             found: BTreeSet::new(),
             is_verified: false,
             openings: BTreeMap::new(),
+            away: BTreeSet::new(),
             may_be_refused: false,
             outcome: None,
             map,
@@ -408,6 +411,40 @@ impl Reconfigurer {
                 if self.openings.contains_key(&disk) =>
             {
                 self.give_up(GiveUp::Reopened { disk });
+            }
+            _ => {}
+        }
+        self.advance();
+    }
+
+    /// Tells which disks do not answer, and since when. What one of them was to give while newcomers
+    /// are made equal another one gives. Of what those know who have refused nothing can be left
+    /// out: where one of them does not answer for a moment, the attempt comes to nothing, and the
+    /// next does without it.
+    pub fn miss(&mut self, now: Time, away: &BTreeMap<DiskId, Time>) {
+        if self.outcome.is_some() {
+            return;
+        }
+        let before = std::mem::replace(&mut self.away, away.keys().copied().collect());
+        let asked = self.asked.iter().filter(|(_, it)| it.step == self.step);
+        let asked: BTreeSet<DiskId> = asked.map(|(_, it)| it.disk).collect();
+        match self.stage {
+            AttemptStage::Copying { pass }
+                if asked.iter().any(|it| self.away.contains(it) && !before.contains(it)) =>
+            {
+                // They would be kept until it answers, and there is room for so many.
+                let waiting = self.asked.iter().filter(|(_, it)| self.away.contains(&it.disk));
+                for number in waiting.map(|(number, _)| number).collect::<Vec<u64>>() {
+                    self.asked.remove(number);
+                }
+                self.begin_pass(pass);
+            }
+            AttemptStage::Settling | AttemptStage::Installing => {
+                let moment = Duration::from_millis(STEWARD_MOMENT_MS);
+                let is_gone = |disk: &&DiskId| away.get(disk).is_some_and(|it| *it + moment <= now);
+                if let Some(&disk) = asked.iter().find(is_gone) {
+                    return self.fail_disk(disk, "it does not answer".to_string());
+                }
             }
             _ => {}
         }
@@ -703,7 +740,10 @@ impl Reconfigurer {
                     continue;
                 }
                 let sources = part.members.iter().filter(present).map(|member| member.disk);
-                let sources: VecDeque<DiskId> = sources.collect();
+                let (away, sources): (VecDeque<DiskId>, VecDeque<DiskId>) =
+                    sources.partition(|disk| self.away.contains(disk));
+                // A copier whose source has moved on would go to the next, and wait for it.
+                let sources = if sources.is_empty() { away } else { sources };
                 // If nobody is left that runs, all is found out when they have refused.
                 if !sources.is_empty() {
                     add(&mut comparisons, self.bits, partition, sources, target, listed.is_some());

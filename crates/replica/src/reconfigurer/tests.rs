@@ -465,6 +465,74 @@ fn a_next_member_that_is_retired_for_a_moment_ends_the_attempt() {
     panic!("no end: {:?}", machine.progress());
 }
 
+/// Carries an attempt out with a disk that answers nothing from some moment on, of which the
+/// machine hears. Gives the outcome, if there is one within a minute of what it counts.
+fn carry_out_without(
+    world: &mut World,
+    attempt: u64,
+    silent: DiskId,
+    answers: impl Fn(&Reconfigurer) -> bool,
+) -> Option<AttemptOutcome> {
+    let mut machine = Reconfigurer::begin(world.state.map(), attempt).expect("under way");
+    let mut since = None;
+    let end = world.now + Duration::from_millis(60_000);
+    while world.now < end {
+        while let Some((question, disk, request)) = machine.poll(world.now) {
+            if world.random.chance(100) && !machine.may_be_refused() {
+                world.write();
+            }
+            let is_silent = since.is_some() || !answers(&machine);
+            if is_silent {
+                since.get_or_insert(world.now);
+            }
+            if disk == silent && is_silent {
+                continue;
+            }
+            let result = world.disks.get_mut(&disk).expect("known").handle(&request);
+            machine.handle(world.now, question, result);
+        }
+        if let Some(outcome) = machine.outcome() {
+            return Some(outcome.clone());
+        }
+        world.now = world.now + Duration::from_millis(500);
+        let away = since.map(|since| (silent, since)).into_iter().collect();
+        machine.miss(world.now, &away);
+    }
+    None
+}
+
+/// Of three, one was started anew and has to be listed anew, and then another one dies: it was the
+/// first source for what the former has missed. Two of three are enough, and what lay there waited
+/// for the dead one for as long as that lasted.
+#[test]
+fn who_dies_as_a_source_is_not_waited_for_where_another_has_it_all() {
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        world.write_some(50);
+        world.reopen(DiskId(2), false);
+        let attempt = world.begin(&[2, 3]);
+        let outcome = carry_out_without(&mut world, attempt, DiskId(1), |_| false);
+        let Some(AttemptOutcome::Activate { openings }) = outcome else { panic!("{outcome:?}") };
+        world.judge(attempt, openings);
+    }
+}
+
+/// Of what it knew nothing can be left out, so the next attempt is one without it.
+#[test]
+fn who_dies_after_it_has_refused_ends_the_attempt() {
+    let mut world = World::new(9);
+    world.write_some(50);
+    let attempt = world.begin(&[2, 3]);
+    let is_early = |machine: &Reconfigurer| {
+        matches!(machine.stage, AttemptStage::Copying { .. } | AttemptStage::Refusing)
+    };
+    let outcome = carry_out_without(&mut world, attempt, DiskId(1), is_early);
+    let Some(AttemptOutcome::GiveUp { reason, may_be_refused: true }) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(matches!(reason, GiveUp::Disk { disk: DiskId(1), .. }), "{reason}");
+}
+
 /// Some answer, right or not.
 fn nonsense(random: &mut Random) -> Result<MemberReply, MemberError> {
     let incarnation = Incarnation(random.below(3));

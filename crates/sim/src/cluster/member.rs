@@ -158,6 +158,7 @@ impl Member {
             unix_s: self.unix_s + now.0 / 1_000_000_000,
             trash_expiry_s: 24 * 3600,
             trash_grace: Duration::from_secs(limits::TRASH_START_GRACE_S),
+            rebuild_after: Duration::from_millis(limits::STEWARD_GRACE_MS),
             boot: self.boot,
             version: "simulated".into(),
             fill_bytes_per_s: 0,
