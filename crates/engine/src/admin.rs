@@ -2,10 +2,14 @@
 //! these types as JSON and `dog` prints them; every field name here is part of API version 1.
 
 mod cluster;
+mod volume;
 
 pub use cluster::{
     AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport, ClusterReport,
     CopiesReport,
+};
+pub use volume::{
+    ExplainReport, LocateReport, LocatedReport, LossReport, PartGroupReport, PartMemberReport,
 };
 
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
@@ -336,6 +340,21 @@ pub enum AdminRequest {
         #[serde(default)]
         tag: Option<String>,
     },
+    /// Where the copies of a volume are, how they are, and what is waited for. Answered by
+    /// [`AdminReply::Explained`], also while nothing can be agreed on: with what was known last.
+    VolumeExplain {
+        /// Its name.
+        name: String,
+    },
+    /// Which disks hold a volume, or one of its objects. Answered by [`AdminReply::Located`], also
+    /// while nothing can be agreed on: with what was known last.
+    VolumeLocate {
+        /// Its name.
+        name: String,
+        /// One object, counted from 0 in pieces of 4 MiB; nothing: all of them.
+        #[serde(default)]
+        index: Option<u64>,
+    },
 }
 
 impl AdminRequest {
@@ -458,6 +477,10 @@ pub enum AdminReply {
     Tokens(Vec<TokenReport>),
     /// The cluster.
     Cluster(Box<ClusterReport>),
+    /// How the copies of a volume are.
+    Explained(Box<ExplainReport>),
+    /// Where a volume is.
+    Located(Box<LocateReport>),
 }
 
 /// A join token, without its secret, which nobody keeps.

@@ -50,6 +50,13 @@ impl Engine {
                 let sentence = self.not_serving();
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
             }
+            // Wanted most while nothing can be agreed on.
+            AdminRequest::VolumeExplain { name } => {
+                AdminReply::Explained(Box::new(self.explain(now, &name)?))
+            }
+            AdminRequest::VolumeLocate { name, index } => {
+                AdminReply::Located(Box::new(self.locate(now, &name, index)?))
+            }
             _ if leaderless.is_some() => {
                 let sentence = leaderless.expect("just seen");
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
@@ -83,8 +90,7 @@ impl Engine {
                 return Ok(None);
             }
             AdminRequest::DiskRemove { disk } => {
-                let command = Command::RemoveDisk { disk };
-                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                self.remove_disk(token, disk)?;
                 return Ok(None);
             }
             AdminRequest::VolumeDetach { name, tag } => {

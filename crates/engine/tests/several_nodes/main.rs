@@ -2,6 +2,7 @@
 //! one another.
 
 mod copies;
+mod explain;
 mod people;
 mod support;
 

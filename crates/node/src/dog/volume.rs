@@ -3,7 +3,7 @@
 use super::{
     Context, Failure,
     arguments::VolumeVerb,
-    attach, cluster, content, diff, export,
+    attach, cluster, content, copies, diff, export,
     failure::FailureKind,
     from, import,
     interrupt::Interrupt,
@@ -78,6 +78,8 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Rollback { name, yes } => snapshot::rollback(context, name, yes),
         VolumeVerb::Flatten { name, stop, wait } => snapshot::flatten(context, &name.0, stop, wait),
         VolumeVerb::Tree { name } => tree::run(context, name),
+        VolumeVerb::Explain { name } => copies::explain(context, name.0),
+        VolumeVerb::Locate { name, index } => copies::locate(context, name.0, index),
         VolumeVerb::Import(options) => import::run(context, &options),
         VolumeVerb::Export(options) => export::run(context, &options),
         VolumeVerb::Read { name, range, file, overwrite } => {
