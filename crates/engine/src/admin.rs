@@ -744,8 +744,9 @@ pub struct VolumeReport {
     pub name: String,
     /// Its size in bytes: what a guest sees.
     pub bytes: u64,
-    /// What its data takes with that of its snapshots, in bytes. A block that several of them
-    /// show counts once, and what it shows of another volume's snapshot counts there.
+    /// What its data takes with that of its snapshots, in bytes, on all disks of the cluster: with
+    /// three copies three times as much as with one. A block that several of them show counts once,
+    /// and what it shows of another volume's snapshot counts there.
     pub used_bytes: u64,
     /// Part of `used_bytes`: what was written since the last snapshot.
     pub head_bytes: u64,
@@ -780,6 +781,9 @@ pub struct VolumeReport {
     /// Its schedules, by name.
     #[serde(default)]
     pub schedules: Vec<ScheduleReport>,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// One schedule.
@@ -879,6 +883,9 @@ pub struct SnapshotReport {
     /// Until when nobody can delete it, in seconds since 1970, if that is not over.
     #[serde(default)]
     pub locked_until_unix_s: Option<u64>,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// One volume in the trash.
@@ -898,6 +905,9 @@ pub struct TrashReport {
     pub deleted_unix_s: u64,
     /// From when on it may be deleted for good, seconds since 1970.
     pub expires_unix_s: u64,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// One layer.
@@ -923,6 +933,9 @@ pub struct LayerReport {
     /// Whether the volume it belongs to is in the trash.
     #[serde(default)]
     pub in_trash: bool,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// What a layer is.
@@ -952,6 +965,17 @@ pub struct AttachmentReport {
     pub connections: u32,
     /// Whether it may only read.
     pub read_only: bool,
+    /// Its node does not say how many connections there are.
+    #[serde(default)]
+    pub unknown: bool,
+}
+
+impl AttachmentReport {
+    /// Whether a client has it, or may have. Without connections it is the node itself, which
+    /// finishes with it and gives it up to who wants it.
+    pub fn is_client(&self) -> bool {
+        self.unknown || self.connections > 0
+    }
 }
 
 /// One group of volumes.

@@ -11,6 +11,7 @@ mod boot;
 mod duties;
 mod errands;
 mod explain;
+mod gathering;
 mod groups;
 mod locate;
 mod machines;
@@ -35,6 +36,7 @@ use crate::{
 };
 use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
+use gathering::Gatherings;
 use groups::{GroupSealing, GroupStep};
 use members::Members;
 use peers::Peers;
@@ -285,6 +287,8 @@ pub struct Engine {
     last_turn: VolumeId,
     /// When flattenings are looked after.
     flattens_at: Option<Time>,
+    /// Reports that wait for what other nodes know.
+    gatherings: Gatherings,
     /// Questions what deleting snapshots would free.
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
@@ -347,6 +351,7 @@ impl Engine {
             turns_at: None,
             last_turn: VolumeId(0),
             flattens_at: None,
+            gatherings: Gatherings::default(),
             surveys: BTreeMap::new(),
             next_survey: 0,
             schedules: Schedules::new(),
@@ -456,6 +461,7 @@ impl Engine {
             self.turns_at,
             self.flattens_at,
             self.errands_deadline(),
+            self.gatherings.deadline(),
             self.surveys_deadline(),
             self.schedules_deadline(),
             self.trash.look_at,
@@ -598,6 +604,7 @@ impl Engine {
         self.answer_sealed(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
+        self.tick_gatherings(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();
         self.expire_creations(Some(now), outputs);

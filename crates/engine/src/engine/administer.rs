@@ -24,13 +24,16 @@ impl Engine {
         request: AdminRequest,
         outputs: &mut Vec<Output>,
     ) {
+        if self.gather(now, token, &request) {
+            return;
+        }
         if let Some(result) = self.administer(now, token, request, outputs).transpose() {
             outputs.push(Output::Admin { token, result: Box::new(result) });
         }
     }
 
     /// Answers at once, or sees to it that the answer follows.
-    fn administer(
+    pub(super) fn administer(
         &mut self,
         now: Time,
         token: AdminToken,
@@ -297,7 +300,7 @@ impl Engine {
         };
         let copies = report::copies(&self.map);
         let report = report::volume(now, &self.map, &self.disks, volume, held, &copies, &named);
-        Ok(VolumeReport { schedules: self.schedule_reports(volume), ..report })
+        Ok(self.with_unknown(VolumeReport { schedules: self.schedule_reports(volume), ..report }))
     }
 
     fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
@@ -313,7 +316,7 @@ impl Engine {
             let named = |layer: LayerId| all.as_ref()?.get(&layer).cloned();
             let (map, disks) = (&self.map, &self.disks);
             let report = report::volume(now, map, disks, volume, held, &copies, &named);
-            VolumeReport { schedules: self.schedule_reports(volume), ..report }
+            self.with_unknown(VolumeReport { schedules: self.schedule_reports(volume), ..report })
         };
         self.map.volumes_by_name().map(&mut report).collect()
     }

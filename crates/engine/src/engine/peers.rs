@@ -10,7 +10,7 @@
 //! lists. Otherwise a disk that was opened anew after a power cut could be read before the map,
 //! and with it the session, knows that it may have lost something.
 
-use super::{Engine, MemberRoute, Phase, Work};
+use super::{Engine, MemberRoute, Phase, Work, gathering::REPORTS};
 use crate::{
     NoticeLevel, Output, PeerInput,
     admin::{AgreementReport, PeerReport},
@@ -382,9 +382,19 @@ impl Engine {
 
     /// A message of the agreed log. It is lost where there is no link, or no connection.
     pub(super) fn send_to_voter(&mut self, now: Time, to: NodeId, bytes: &[u8]) {
+        self.send_control(now, to, Channel::RAFT, message_of(bytes));
+    }
+
+    /// A control message. It is lost where there is no link, or no connection.
+    pub(super) fn send_control(
+        &mut self,
+        now: Time,
+        to: NodeId,
+        channel: Channel,
+        message: Payload,
+    ) {
         let Some(number) = self.peers.all.get(&to).map(|peer| peer.number) else { return };
-        let message = message_of(bytes);
-        self.tell_link(now, to, number, link::Event::Control { channel: Channel::RAFT, message });
+        self.tell_link(now, to, number, link::Event::Control { channel, message });
     }
 
     /// Tells one peer, or all of them, which disks are open here, and which of them are retired.
@@ -444,6 +454,9 @@ impl Engine {
             }
             link::Effect::Control { channel: OPENINGS, message } => {
                 self.learn_openings(now, node, number, &message);
+            }
+            link::Effect::Control { channel: REPORTS, message } => {
+                self.handle_report(now, node, &message, outputs);
             }
             // Of a later version, and for something that this one does not have.
             link::Effect::Control { .. } => {}
@@ -707,7 +720,7 @@ impl Peer {
 }
 
 /// A control message of these bytes; a buffer by itself is longer.
-fn message_of(bytes: &[u8]) -> Payload {
+pub(super) fn message_of(bytes: &[u8]) -> Payload {
     Buffer::copy_of(bytes).freeze().slice(0, bytes.len())
 }
 

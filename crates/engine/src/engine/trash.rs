@@ -236,6 +236,7 @@ impl Engine {
             snapshots: volume.snapshots.len() as u32,
             deleted_unix_s: trash.since_unix_s,
             expires_unix_s: trash.expires_unix_s,
+            unknown_nodes: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@
 mod copies;
 mod explain;
 mod people;
+mod reports;
 mod support;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};

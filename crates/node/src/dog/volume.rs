@@ -229,6 +229,8 @@ fn list(context: &Context) -> Result<(), Failure> {
         return print::json(&volumes);
     }
     print::text(&tabulate(&volumes))?;
+    let unknown = volumes.first().and_then(|volume| print::unknown_note(&volume.unknown_nodes));
+    unknown.into_iter().for_each(|note| context.note(&note));
     context.warn_of_overcommit()
 }
 
@@ -285,7 +287,7 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
         vec![
             volume.name.clone(),
             Size(volume.bytes).to_string(),
-            Size(volume.used_bytes).to_string(),
+            print::at_least(volume.used_bytes, &volume.unknown_nodes),
             volume.snapshots.to_string(),
             volume.copies.to_string(),
             client(volume).map_or_else(|| "-".to_string(), |held| held.holder.clone()),
@@ -295,10 +297,9 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
     print::table(&columns, rows.collect())
 }
 
-/// The client that has a volume. Without connections it is the node itself, which finishes with it
-/// and gives it up to who wants it.
+/// The client that has a volume, or may have it.
 fn client(volume: &VolumeReport) -> Option<&AttachmentReport> {
-    volume.attachment.as_ref().filter(|attachment| attachment.connections > 0)
+    volume.attachment.as_ref().filter(|attachment| attachment.is_client())
 }
 
 fn state(volume: &VolumeReport) -> String {
@@ -367,8 +368,10 @@ fn describe(volume: &VolumeReport) -> String {
         None => fields.push(("Attached to", "nobody".to_string())),
         Some(attachment) => {
             let mode = if attachment.read_only { ", read only" } else { "" };
-            let connections = u64::from(attachment.connections);
-            let connections = counted(connections, "connection", "connections");
+            let connections = match attachment.unknown {
+                true => "connections that are not known now".to_string(),
+                false => counted(u64::from(attachment.connections), "connection", "connections"),
+            };
             fields.push(("Attached to", format!("{} by {connections}{mode}", attachment.holder)));
             fields.push(("On node", attachment.node.to_string()));
             fields.push(("Generation", attachment.generation.to_string()));
@@ -378,6 +381,11 @@ fn describe(volume: &VolumeReport) -> String {
         fields.push(("Schedule", schedule::words(schedule)));
     }
     fields.push(("State", state(volume)));
+    if !volume.unknown_nodes.is_empty() {
+        let nodes = volume.unknown_nodes.join(", ");
+        fields
+            .push(("Not known", format!("what lies on disks of {nodes}: more is used than that")));
+    }
     print::fields(&fields)
 }
 
@@ -433,6 +441,7 @@ mod tests {
             holder: "process 4711 (qemu-system-x86)".to_string(),
             connections: 1,
             read_only: false,
+            unknown: false,
         });
         VolumeReport {
             volume: VolumeId(7),
@@ -453,6 +462,7 @@ mod tests {
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
             importing: None,
             schedules: Vec::new(),
+            unknown_nodes: Vec::new(),
         }
     }
 

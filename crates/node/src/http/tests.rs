@@ -133,10 +133,12 @@ fn volume() -> VolumeReport {
             holder: "process 1 (qemu)".to_string(),
             connections: 2,
             read_only: false,
+            unknown: false,
         }),
         waiting: None,
         importing: None,
         schedules: vec![schedule()],
+        unknown_nodes: Vec::new(),
     }
 }
 
@@ -219,6 +221,7 @@ fn snapshot() -> SnapshotReport {
         clones: vec!["c".to_string()],
         schedule: None,
         locked_until_unix_s: None,
+        unknown_nodes: Vec::new(),
     }
 }
 
@@ -233,6 +236,7 @@ fn layer() -> LayerReport {
         used_bytes: 4096,
         sealing: false,
         in_trash: false,
+        unknown_nodes: Vec::new(),
     }
 }
 
