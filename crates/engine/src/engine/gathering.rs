@@ -6,7 +6,9 @@
 
 use super::{Engine, Phase, overview::all_attachments, peers};
 use crate::Output;
-use crate::admin::{AdminReply, AdminRequest, AdminToken, AttachmentReport, VolumeReport};
+use crate::admin::{
+    AdminReply, AdminRequest, AdminToken, AttachmentReport, SnapshotReport, VolumeReport,
+};
 use crate::disks::Disk;
 use cluster::DiskState;
 use proto::wire::note::Channel;
@@ -255,38 +257,48 @@ impl Engine {
         answer
     }
 
-    /// Says of a volume what this node does not know by itself.
-    pub(super) fn with_unknown(&self, report: VolumeReport) -> VolumeReport {
+    /// Says of a volume what this node does not know by itself; `unknown` is `unknown_here`.
+    pub(super) fn with_unknown(&self, unknown: &[String], report: VolumeReport) -> VolumeReport {
         let mut report = report;
-        self.complete_volume(&Elsewhere::default(), &mut report);
+        self.complete_volume(&Elsewhere::default(), unknown, &mut report);
         report
+    }
+
+    /// Says of a snapshot what this node does not know by itself; `unknown` is `unknown_here`.
+    pub(super) fn with_unknown_snapshot(
+        &self,
+        unknown: &[String],
+        report: SnapshotReport,
+    ) -> SnapshotReport {
+        let mut report = report;
+        self.complete_snapshot(&Elsewhere::default(), unknown, &mut report);
+        report
+    }
+
+    /// The other nodes that have disks of which this one does not know what lies there.
+    pub(super) fn unknown_here(&self) -> Vec<String> {
+        self.unknown_nodes(&Elsewhere::default())
     }
 
     /// Puts what others said into a report.
     fn complete(&self, got: &Elsewhere, reply: &mut AdminReply) {
         let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
         let usage = |layer: &LayerId| got.usage.get(layer).copied().unwrap_or_default();
+        let unknown = self.unknown_nodes(got);
         match reply {
-            AdminReply::Volume(volume) => self.complete_volume(got, volume),
+            AdminReply::Volume(volume) => self.complete_volume(got, &unknown, volume),
             AdminReply::Volumes(volumes) => {
-                volumes.iter_mut().for_each(|volume| self.complete_volume(got, volume));
+                volumes.iter_mut().for_each(|volume| self.complete_volume(got, &unknown, volume));
             }
             AdminReply::Snapshots(snapshots) => {
-                for snapshot in snapshots {
-                    let usage = usage(&snapshot.layer);
-                    snapshot.used_bytes += bytes(usage.data_blocks);
-                    snapshot.metadata_bytes += bytes(usage.map_blocks);
-                    snapshot.unknown_nodes = self.unknown_nodes(got);
-                    let volume = self.map.volume_named(&snapshot.volume).map(|volume| volume.id);
-                    for reader in &mut snapshot.readers {
-                        self.complete_attachment(got, volume, reader);
-                    }
-                }
+                snapshots
+                    .iter_mut()
+                    .for_each(|snapshot| self.complete_snapshot(got, &unknown, snapshot));
             }
             AdminReply::Layers(layers) => {
                 for layer in layers {
                     layer.used_bytes += bytes(usage(&layer.layer).data_blocks);
-                    layer.unknown_nodes = self.unknown_nodes(got);
+                    layer.unknown_nodes.clone_from(&unknown);
                 }
             }
             AdminReply::Trash(trashed) => {
@@ -294,17 +306,17 @@ impl Engine {
                     let layers = self.map.volume(report.volume).map(|volume| volume.layers());
                     let blocks = layers.into_iter().flatten().map(|it| usage(&it).data_blocks);
                     report.used_bytes += bytes(blocks.sum());
-                    report.unknown_nodes = self.unknown_nodes(got);
+                    report.unknown_nodes = unknown.to_vec();
                 }
             }
             _ => {}
         }
     }
 
-    fn complete_volume(&self, got: &Elsewhere, report: &mut VolumeReport) {
+    fn complete_volume(&self, got: &Elsewhere, unknown: &[String], report: &mut VolumeReport) {
         let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
         let usage = |layer: LayerId| got.usage.get(&layer).copied().unwrap_or_default();
-        report.unknown_nodes = self.unknown_nodes(got);
+        report.unknown_nodes = unknown.to_vec();
         let Some(volume) = self.map.volume(report.volume) else { return };
         let head = usage(volume.head);
         report.head_bytes += bytes(head.data_blocks);
@@ -329,6 +341,17 @@ impl Engine {
         let copying = report.flatten.iter_mut().chain(report.shorten.as_deref_mut());
         for progress in copying.filter(|progress| !progress.running) {
             progress.waiting.get_or_insert_with(|| known_there.clone());
+        }
+    }
+
+    fn complete_snapshot(&self, got: &Elsewhere, unknown: &[String], report: &mut SnapshotReport) {
+        let usage = got.usage.get(&report.layer).copied().unwrap_or_default();
+        report.used_bytes += usage.data_blocks * BLOCK_SIZE as u64;
+        report.metadata_bytes += usage.map_blocks * BLOCK_SIZE as u64;
+        report.unknown_nodes = unknown.to_vec();
+        let volume = self.map.volume_named(&report.volume).map(|volume| volume.id);
+        for reader in &mut report.readers {
+            self.complete_attachment(got, volume, reader);
         }
     }
 

@@ -129,6 +129,14 @@ mod tests {
     }
 
     #[test]
+    fn what_others_did_not_say_is_told() {
+        let unknown = ["n1".to_string(), "n2".to_string()];
+        assert_eq!((at_least(1 << 20, &[]), unknown_note(&[])), ("1.0 MiB".to_string(), None));
+        assert_eq!(at_least(1 << 20, &unknown), "1.0 MiB+");
+        assert!(unknown_note(&unknown).is_some_and(|note| note.contains("disks of n1, n2 is")));
+    }
+
+    #[test]
     fn tables_are_lines_for_scripts() {
         let rows = vec![
             vec!["short".to_string(), "1".to_string(), "x".to_string()],

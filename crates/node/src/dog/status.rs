@@ -166,6 +166,31 @@ mod tests {
         assert!(page.contains("Provisioned: 101.0 GiB (101 %)"), "{page}");
     }
 
+    /// It compared what all volumes may grow to with the disks of one of several nodes.
+    #[test]
+    fn among_others_capacity_is_told_as_that_of_one_node() {
+        let peer = engine::admin::PeerReport {
+            node: NodeId(2),
+            name: "n2".to_string(),
+            addresses: Vec::new(),
+            up: true,
+            since_s: 1,
+            reason: None,
+            lost_connections: 0,
+            waiting_requests: 0,
+        };
+        let report = StatusReport { peers: vec![peer], ..report(101 << 30) };
+        assert_eq!(overcommit_warning(&report), None);
+        let page = describe(&report);
+        for part in [
+            "Capacity:    100.0 GiB, on this node\n",
+            "Used:        25.0 GiB (25 %), on this node\n",
+            "Provisioned: 101.0 GiB, in the whole cluster\n",
+        ] {
+            assert!(page.contains(part), "{part} is not in\n{page}");
+        }
+    }
+
     #[test]
     fn status_shows_health_space_and_warnings() {
         let page = describe(&report(0));

@@ -512,6 +512,15 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
             assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
         }
         assert!(describe(&volume("a", false)).contains("Attached to:  nobody"));
+        // It said "-" of who had it on another node.
+        let mut elsewhere = volume("v", true);
+        elsewhere.attachment.as_mut().expect("attached").connections = 0;
+        elsewhere.attachment.as_mut().expect("attached").unknown = true;
+        elsewhere.unknown_nodes = vec!["n2".to_string()];
+        let page = describe(&elsewhere);
+        assert!(page.contains("by connections that are not known now"), "{page}");
+        assert!(page.contains("what lies on disks of n2: more is used than that"), "{page}");
+        assert!(tabulate(&[elsewhere]).contains("4.0 KiB+"));
         // It said "by 0 connections" when the client had gone and the node was not done yet.
         let mut left = volume("a", true);
         left.attachment.as_mut().expect("attached").connections = 0;
