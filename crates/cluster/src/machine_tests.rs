@@ -402,15 +402,15 @@ fn a_disk_stays_while_volumes_ask_for_as_many_as_there_are() {
     done(&mut state, drain(4, true));
     done(&mut state, remove(3));
     // The fourth is there, but gets nothing new.
-    let short = "without disk 00000000000000000000000000000002, 1 disk is left that could hold 4 of \
-                 the partitions on it, whose volumes ask for 2 copies at least: what lies there \
+    let short = "without disk 00000000000000000000000000000002, 1 disk is left that could hold 4 \
+                 of the partitions on it, whose volumes ask for 2 copies at least: what lies there \
                  would wait until there are more; let another machine with a disk join first (`dog \
                  cluster token`), or bring back what is away";
     let before = state.clone();
     refused(&mut state, remove(2), RefusalKind::Busy, short);
     let nowhere = "what lies there has nowhere to go: 1 disk is left beside those that are \
-                   drained, and volumes ask for 2 copies at least; let another machine with a disk join \
-                   first (`dog cluster token`), or end another drain";
+                   drained, and volumes ask for 2 copies at least; let another machine with a disk \
+                   join first (`dog cluster token`), or end another drain";
     let drain_node = |disk, wanted| Command::DrainNode { node: node(disk), wanted };
     for command in [drain(2, true), drain_node(2, true)] {
         refused(&mut state, command, RefusalKind::Busy, nowhere);

@@ -805,8 +805,8 @@ pub enum Refusal {
     #[error(
         "without disk {disk}, {left} {are} left that could hold {count} of the partitions on it, \
          whose volumes ask for {floor} copies at least: what lies there would wait until there are \
-         more; let another machine with a disk join first (`dog cluster token`), or bring back what \
-         is away",
+         more; let another machine with a disk join first (`dog cluster token`), or bring back \
+         what is away",
         are = if *.left == 1 { "disk is" } else { "disks are" }
     )]
     TooFewDisks {

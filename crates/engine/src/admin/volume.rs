@@ -27,8 +27,8 @@ pub struct ExplainReport {
     /// What the loss of each node would do now, that of the worst first. Nodes whose loss would not
     /// be felt are not listed.
     pub losses: Vec<LossReport>,
-    /// In how many seconds all copies of the cluster that are possible are there, at the pace of the
-    /// last minute; nothing if that is not known, or none is missing.
+    /// In how many seconds all copies of the cluster that are possible are there, at the pace of
+    /// the last minute; nothing if that is not known, or none is missing.
     pub whole_in_s: Option<u64>,
     /// Where so many objects lie was not counted, as there are too many: bytes are about right.
     pub estimated: bool,

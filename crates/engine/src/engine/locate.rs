@@ -1,5 +1,5 @@
-//! Which disks hold a volume, or one of its objects: where they have their place by the map, written
-//! or not.
+//! Which disks hold a volume, or one of its objects: where they have their place by the map,
+//! written or not.
 
 use super::Engine;
 use super::explain::{Amount, Copy};

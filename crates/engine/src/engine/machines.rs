@@ -73,8 +73,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A disk is to go. The agreed state judges by what it knows; here also disks that do not answer
-    /// count as not there.
+    /// A disk is to go. The agreed state judges by what it knows; here disks that do not answer
+    /// count as not there, too.
     pub(super) fn remove_disk(
         &mut self,
         token: AdminToken,
