@@ -68,8 +68,7 @@ impl Map {
             let floor = self.floor(copies);
             for partition in (0..1u32 << self.partition_bits()).map(PartitionId) {
                 let held = self.configuration(copies, partition);
-                let leaves =
-                    |member: &Member| self.disk(member.disk).is_some_and(|disk| is_leaving(disk));
+                let leaves = |member: &Member| self.disk(member.disk).is_some_and(&is_leaving);
                 let floor = held.fewest(floor);
                 if left < floor && held.current.iter().any(leaves) {
                     return Err(Refusal::NowhereToGo { left, floor });
