@@ -241,7 +241,7 @@ impl State {
     /// Whether so many members are enough for a partition: no fewer than before, or than the
     /// volumes ask for that lie there.
     fn vet_enough(&self, copies: u8, present: &Configuration, left: usize) -> Result<(), Refusal> {
-        let floor = usize::from(self.map.floor(copies)).min(present.current.len()).max(1);
+        let floor = present.fewest(self.map.floor(copies));
         if left < floor { Err(Refusal::TooFewCopies { left, floor }) } else { Ok(()) }
     }
 }

@@ -15,6 +15,7 @@
 
 mod attempt;
 mod command;
+mod departure;
 mod group;
 mod layer;
 mod layering;

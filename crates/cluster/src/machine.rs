@@ -243,6 +243,9 @@ impl State {
     pub(crate) fn drain_node(&mut self, node: NodeId, wanted: bool) -> Result<Answer, Refusal> {
         let state = if wanted { NodeState::Draining } else { NodeState::In };
         let node = Node { state, ..self.node(node)?.clone() };
+        if wanted && self.map.node(node.id) != Some(&node) {
+            self.map.vet_drain(|disk| disk.node == node.id)?;
+        }
         Ok(self.change_node(node))
     }
 
@@ -357,6 +360,9 @@ impl State {
     pub(crate) fn drain_disk(&mut self, disk: DiskId, wanted: bool) -> Result<Answer, Refusal> {
         let state = if wanted { DiskState::Draining } else { DiskState::In };
         let disk = Disk { state, ..self.disk(disk)?.clone() };
+        if wanted && self.map.disk(disk.id) != Some(&disk) {
+            self.map.vet_drain(|known| known.id == disk.id)?;
+        }
         Ok(self.change_disk(disk))
     }
 
@@ -366,34 +372,13 @@ impl State {
             Some(known) if known.state == DiskState::Gone => return Ok(Answer::Done),
             Some(_) => {}
         }
-        let needed = |&(copies, partition): &(u8, PartitionId)| {
-            self.is_needed(disk, self.map.configuration(copies, partition))
-        };
-        let count = self.map.partitions_on(disk).filter(needed).count();
-        if count > 0 {
-            return Err(Refusal::LastCopy { disk, count });
-        }
+        self.map.vet_removal(disk, |_| false)?;
         let map = self.change();
         let disks = Arc::make_mut(&mut map.disks);
         disks.get_mut(&disk).expect("looked up before").state = DiskState::Gone;
         map.end_attempts_with(disk);
         map.forget_gone();
         Ok(Answer::Done)
-    }
-
-    /// Whether what was acknowledged in a partition could be lost with this disk: what is left
-    /// without it and without those that are gone must meet every majority of the members, with
-    /// those alone that are open as they are listed, or be a majority itself.
-    fn is_needed(&self, disk: DiskId, configuration: &Configuration) -> bool {
-        let current = &configuration.current;
-        if !current.iter().any(|member| member.disk == disk) {
-            return false;
-        }
-        let stays = |member: &&Member| member.disk != disk && self.disk(member.disk).is_ok();
-        let left = || current.iter().filter(stays);
-        let present = left().filter(|member| self.map.is_present(**member)).count();
-        let meets_all = present > current.len() - configuration.quorum();
-        !meets_all && left().count() < configuration.quorum()
     }
 }
 

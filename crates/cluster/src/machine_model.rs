@@ -150,8 +150,32 @@ fn towards_the_wish(dice: &mut Dice, map: &Map, copies: u8) -> Command {
     Command::SplitPartitions { bits }
 }
 
+/// A disk that is taken out leaves as many for what it held as volumes ask for.
+fn compare_removal(before: &Map, gone: DiskId) {
+    for copies in before.tables() {
+        for index in 0..1u32 << before.partition_bits() {
+            let held = before.configuration(copies, PartitionId(index));
+            let is_member = |disk: DiskId| held.current.iter().any(|member| member.disk == disk);
+            let can_be = |disk: &&Disk| {
+                let is_usable = disk.is_in() && disk.bytes > 0 && disk.incarnation.0 > 0;
+                disk.id != gone
+                    && disk.state != DiskState::Gone
+                    && (is_member(disk.id) || is_usable)
+            };
+            let floor = held.current.len().min(usize::from(before.floor(copies)));
+            let left = before.disks().filter(can_be).count();
+            assert!(!is_member(gone) || left >= floor, "{gone}: {left} of {floor}");
+        }
+    }
+}
+
 /// What an accepted command may have done to the configurations.
 fn compare(before: &Map, command: &Command, after: &Map) {
+    if let &Command::RemoveDisk { disk } = command
+        && before.disk(disk).is_some_and(|known| known.state != DiskState::Gone)
+    {
+        compare_removal(before, disk);
+    }
     let doubled = after.partition_bits() - before.partition_bits();
     for copies in after.tables() {
         let is_new = !before.tables().any(|table| table == copies);

@@ -366,7 +366,9 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
         change(&mut state, &[(partition, 2)], &[member(1, 1), member(2, 1)]);
     }
     assert!(state.map().disk(DiskId(3)).is_none());
-    // Now all writes are on both.
+    // Now all writes are on both, and there is another for the second copy.
+    add(&mut state, 4);
+    done(&mut state, open(4, 1));
     done(&mut state, remove(2));
     let sole =
         needed.replace("00000000000000000000000000000002", "00000000000000000000000000000001");
@@ -380,12 +382,56 @@ fn a_disk_that_is_needed_is_not_removed_and_one_that_is_gone_is_forgotten_when_n
     let unknown = "node 0000000000000000000000000000000d is not part of this cluster; let it join \
                    first";
     refused(&mut state, remove_node(3), RefusalKind::NotFound, unknown);
+    done(&mut state, remove(4));
     let (holder, read_only) = ("guest".into(), false);
     let attach = Command::Attach { volume: VOLUME, node: node(4), holder, read_only, unix_s: 0 };
     done(&mut state, attach);
     let uses = "node n4 has 1 volumes or snapshots attached; stop their clients there, or end that \
                 with `dog volume detach` if the node does not come back";
     refused(&mut state, remove_node(4), RefusalKind::Busy, uses);
+}
+
+/// What both of two disks held waited for ever when one was taken out: two copies are asked for.
+#[test]
+fn a_disk_stays_while_volumes_ask_for_as_many_as_there_are() {
+    let mut state = three_copies();
+    let remove = |disk| Command::RemoveDisk { disk: DiskId(disk) };
+    let drain = |disk, wanted| Command::DrainDisk { disk: DiskId(disk), wanted };
+    let all = [(0, 2), (1, 2), (2, 2), (3, 2)];
+    change(&mut state, &all, &[member(1, 1), member(2, 1)]);
+    done(&mut state, drain(4, true));
+    done(&mut state, remove(3));
+    // The fourth is there, but gets nothing new.
+    let short = "without disk 00000000000000000000000000000002, 1 disk is left that could hold 4 \
+                 of the partitions on it, whose volumes ask for 2 copies at least: what lies there \
+                 would wait until there are more; let another machine with a disk join first (`dog \
+                 cluster token`), or bring back what is away";
+    let before = state.clone();
+    refused(&mut state, remove(2), RefusalKind::Busy, short);
+    let nowhere = "what lies there has nowhere to go: 1 disk is left beside those that are \
+                   drained, and volumes ask for 2 copies at least; let another machine with a disk \
+                   join first (`dog cluster token`), or end another drain";
+    let drain_node = |disk, wanted| Command::DrainNode { node: node(disk), wanted };
+    for command in [drain(2, true), drain_node(2, true)] {
+        refused(&mut state, command, RefusalKind::Busy, nowhere);
+    }
+    assert_eq!(state, before, "nothing changed");
+    // Whoever sees that one is away judges by the others alone.
+    done(&mut state, drain(4, false));
+    let map = state.map();
+    assert_eq!(map.vet_removal(DiskId(2), |_| false), Ok(()));
+    let (disk, count) = (DiskId(2), 4);
+    let short = Refusal::TooFewDisks { disk, count, left: 1, floor: 2 };
+    assert_eq!(map.vet_removal(disk, |away| away == DiskId(4)), Err(short));
+    let last = Refusal::LastCopy { disk, count };
+    assert_eq!(map.vet_removal(disk, |away| away == DiskId(1)), Err(last));
+    done(&mut state, drain(2, true));
+    done(&mut state, drain(2, true));
+    done(&mut state, remove(2));
+    // Where nothing is, one may go that is one too many.
+    let mut empty = four();
+    done(&mut empty, drain(4, true));
+    done(&mut empty, remove(4));
 }
 
 #[test]

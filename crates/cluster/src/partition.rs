@@ -38,6 +38,12 @@ impl Configuration {
         self.current.len() / 2 + 1
     }
 
+    /// How few members it may be left with where volumes ask for `floor`: so many, as far as it has
+    /// them, and at least one.
+    pub fn fewest(&self, floor: u8) -> usize {
+        usize::from(floor).min(self.current.len()).max(1)
+    }
+
     /// All members, the current ones first.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.current.iter().chain(&self.recovering)

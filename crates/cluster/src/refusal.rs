@@ -815,6 +815,37 @@ pub enum Refusal {
         max = TOKENS_MAX
     )]
     TooManyTokens,
+    /// Others are too few to hold what it holds.
+    #[error(
+        "without disk {disk}, {left} {are} left that could hold {count} of the partitions on it, \
+         whose volumes ask for {floor} copies at least: what lies there would wait until there are \
+         more; let another machine with a disk join first (`dog cluster token`), or bring back \
+         what is away",
+        are = if *.left == 1 { "disk is" } else { "disks are" }
+    )]
+    TooFewDisks {
+        /// Which disk.
+        disk: DiskId,
+        /// Of how many partitions.
+        count: usize,
+        /// How many disks could hold them.
+        left: usize,
+        /// How many must be there.
+        floor: usize,
+    },
+    /// A drain would never end.
+    #[error(
+        "what lies there has nowhere to go: {left} {are} left beside those that are drained, and \
+         volumes ask for {floor} copies at least; let another machine with a disk join first (`dog \
+         cluster token`), or end another drain",
+        are = if *.left == 1 { "disk is" } else { "disks are" }
+    )]
+    NowhereToGo {
+        /// How many disks would stay.
+        left: usize,
+        /// How many are needed.
+        floor: usize,
+    },
 }
 
 impl Refusal {
@@ -896,6 +927,8 @@ impl Refusal {
             | NeverOpened { .. }
             | DiskDraining { .. }
             | TooFewCopies { .. }
+            | TooFewDisks { .. }
+            | NowhereToGo { .. }
             | AttemptOver { .. }
             | AttemptsUnderWay { .. }
             | TooManyProposals => RefusalKind::Busy,

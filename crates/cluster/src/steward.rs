@@ -74,6 +74,57 @@ enum Need {
     Misplaced,
 }
 
+/// How the members of a partition are, and what is done about them or waited for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Situation {
+    /// All are whole.
+    Whole,
+    /// An attempt to change them is under way.
+    Changing,
+    /// The last attempt came to nothing a short time ago; the next one follows.
+    Paused,
+    /// A member has not answered for a moment, and may in the next: then it is left out.
+    Hesitant,
+    /// A member answers other nodes and not this one: from here it is not left out.
+    Unseen,
+    /// A member that fails more is felt: one is away, gone, behind, or was opened anew. It is left
+    /// out or made whole by the next attempt.
+    Weak,
+    /// As `Weak`, but as many are needed as there are: it is waited for, or for another disk.
+    Short,
+    /// Nothing can be written: members may refuse, or too few are whole. The next attempt ends
+    /// that.
+    Stuck,
+    /// Too few members answer to find out what was acknowledged: they are waited for.
+    Unsettled,
+}
+
+/// In how many partitions of a table the members are how. Whether others would be better is not
+/// looked at.
+pub fn situations(map: &Map, sight: &Sight, pace: &Pace, copies: u8) -> BTreeMap<Situation, u64> {
+    let mut found = BTreeMap::new();
+    for partition in (0..1u32 << map.partition_bits()).map(PartitionId) {
+        *found.entry(situation(map, sight, pace, copies, partition)).or_default() += 1;
+    }
+    found
+}
+
+/// How the members of one partition are.
+pub fn situation(
+    map: &Map,
+    sight: &Sight,
+    pace: &Pace,
+    copies: u8,
+    partition: PartitionId,
+) -> Situation {
+    match (View { map, sight, pace }).step(copies, partition, None) {
+        Ok(Step { need: Need::Stuck, .. }) => Situation::Stuck,
+        Ok(Step { need: Need::Weak, .. }) => Situation::Weak,
+        Ok(Step { need: Need::Few | Need::Misplaced, .. }) => Situation::Whole,
+        Err(situation) => situation,
+    }
+}
+
 /// The next members of one partition.
 struct Step {
     copies: u8,
@@ -113,9 +164,9 @@ pub fn plan(map: &Map, sight: &Sight, pace: &Pace, owner: NodeId) -> Vec<Command
     if !is_wanted(map) || map.node(owner).is_none() {
         return commands;
     }
-    let view = View { map, sight, pace, owner };
+    let view = View { map, sight, pace };
     let (halted, going): (Vec<&Attempt>, Vec<&Attempt>) =
-        map.attempts().partition(|attempt| view.is_halted(attempt));
+        map.attempts().partition(|attempt| view.is_halted(attempt, owner));
     for attempt in halted {
         // How far it had come nobody can say.
         let (attempt, may_be_refused) = (attempt.number, true);
@@ -131,7 +182,7 @@ pub fn plan(map: &Map, sight: &Sight, pace: &Pace, owner: NodeId) -> Vec<Command
             .then(|| map.wanted_members_without(copies, |disk| view.is_away_for(disk, pace.grace)));
         for index in 0..1u32 << map.partition_bits() {
             let wish = wish.as_ref().map(|wish| &wish[index as usize][..]);
-            steps.extend(view.step(copies, PartitionId(index), wish));
+            steps.extend(view.step(copies, PartitionId(index), wish).ok());
         }
     }
     steps.sort_by_key(|step| (step.need, step.whole, step.copies, step.partition));
@@ -157,7 +208,6 @@ struct View<'a> {
     map: &'a Map,
     sight: &'a Sight,
     pace: &'a Pace,
-    owner: NodeId,
 }
 
 impl View<'_> {
@@ -173,11 +223,11 @@ impl View<'_> {
         is_usable && !self.sight.away.contains_key(&disk) && !self.sight.unseen.contains_key(&disk)
     }
 
-    fn is_halted(&self, attempt: &Attempt) -> bool {
+    fn is_halted(&self, attempt: &Attempt, owner: NodeId) -> bool {
         let since = self.sight.away_nodes.get(&attempt.owner);
         let is_left = since.is_some_and(|&since| since + self.pace.moment <= self.sight.now);
         let cannot_ask = |disk: &DiskId| {
-            let since = self.sight.unseen.get(disk).filter(|_| attempt.owner == self.owner);
+            let since = self.sight.unseen.get(disk).filter(|_| attempt.owner == owner);
             since.is_some_and(|&since| since + self.pace.moment <= self.sight.now)
         };
         let is_away = |disk: &DiskId| self.is_away_for(*disk, self.pace.moment);
@@ -189,21 +239,31 @@ impl View<'_> {
         partitions.any(|&at| !self.map.configuration(attempt.copies, at).recovering.is_empty())
     }
 
-    /// What is to be done about one partition, if anything is and can be.
-    fn step(&self, copies: u8, partition: PartitionId, wish: Option<&[DiskId]>) -> Option<Step> {
+    /// What is to be done about one partition, or why nothing is.
+    fn step(
+        &self,
+        copies: u8,
+        partition: PartitionId,
+        wish: Option<&[DiskId]>,
+    ) -> Result<Step, Situation> {
         let held = self.map.configuration(copies, partition);
-        let is_paused = self.sight.paused.contains(&(copies, partition));
-        if held.current.is_empty() || held.attempt != 0 || is_paused {
-            return None;
+        if held.current.is_empty() {
+            return Err(Situation::Whole);
+        }
+        if held.attempt != 0 {
+            return Err(Situation::Changing);
+        }
+        if self.sight.paused.contains(&(copies, partition)) {
+            return Err(Situation::Paused);
         }
         let answers = |member: &&Member| self.is_there(member.disk);
         // It answers others, and may be what they write to: it is not to be left out from here.
         if held.current.iter().any(|member| self.sight.unseen.contains_key(&member.disk)) {
-            return None;
+            return Err(Situation::Unseen);
         }
         // Those who settle must meet every write quorum.
         if held.current.iter().filter(answers).count() <= held.current.len() - held.quorum() {
-            return None;
+            return Err(Situation::Unsettled);
         }
         // Whoever does not answer at this moment may in the next.
         let hesitates = |member: &Member| {
@@ -218,7 +278,7 @@ impl View<'_> {
         let helping = answering().filter(helps).count();
         let is_held_up = helping < held.quorum() && helping < answering().count();
         if held.current.iter().any(hesitates) && !is_held_up {
-            return None;
+            return Err(Situation::Hesitant);
         }
         let stays = |member: &&Member| answers(member) && !is_behind(member);
         let staying: Vec<Member> = held.current.iter().filter(stays).copied().collect();
@@ -233,12 +293,13 @@ impl View<'_> {
         if whole < held.current.len() || held.may_be_refused {
             let is_stuck = held.may_be_refused || whole < held.quorum();
             let need = if is_stuck { Need::Stuck } else { Need::Weak };
-            let wanted = self.enough(copies, held, disks(&staying), is_behind, wish)?;
-            return Some(step(need, wanted));
+            let wanted = self.enough(copies, held, disks(&staying), is_behind, wish);
+            return wanted.map(|wanted| step(need, wanted)).ok_or(Situation::Short);
         }
-        let wanted = self.better(held, wish?)?;
+        let better = wish.and_then(|wish| self.better(held, wish));
+        let wanted = better.ok_or(Situation::Whole)?;
         let is_few = held.current.len() < wanted.len();
-        Some(step(if is_few { Need::Few } else { Need::Misplaced }, wanted))
+        Ok(step(if is_few { Need::Few } else { Need::Misplaced }, wanted))
     }
 
     /// Those who stay, if they are as many as volumes ask for; otherwise with those who are behind,
@@ -251,7 +312,7 @@ impl View<'_> {
         is_behind: impl Fn(&Member) -> bool,
         wish: Option<&[DiskId]>,
     ) -> Option<Vec<DiskId>> {
-        let floor = usize::from(self.map.floor(copies)).min(held.current.len()).max(1);
+        let floor = held.fewest(self.map.floor(copies));
         // All that they miss is not settled: the attempt makes it whole, while sessions wait.
         let behind = held.current.iter().filter(|it| is_behind(it) && self.is_there(it.disk));
         let newcomers =

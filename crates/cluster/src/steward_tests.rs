@@ -1,7 +1,7 @@
 //! What the steward proposes, and that a cluster which does so comes to where it should be.
 
 use crate::model::Dice;
-use crate::steward::{Pace, Sight, plan};
+use crate::steward::{Pace, Sight, Situation, plan, situations};
 use crate::*;
 use proto::limits::{STEWARD_COPYING_MAX, STEWARD_COPYING_PARTITIONS_MAX};
 use proto::{ClusterId, DiskId, Duration, Incarnation, NodeId, PartitionId, Time};
@@ -437,4 +437,45 @@ fn whatever_happens_what_is_planned_is_accepted_and_leads_to_where_it_should() {
             assert!(!held.may_be_refused && held.attempt == 0);
         }
     }
+}
+
+#[test]
+fn how_members_are_is_told_whatever_is_done_about_them() {
+    let mut world = World::new(2, 1);
+    let told = |world: &World| {
+        let (map, sight) = (world.state.map(), &world.sight);
+        let found = situations(&map, sight, &world.pace, 3);
+        assert_eq!(found.values().sum::<u64>(), 4);
+        found.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world), [(Situation::Whole, 4)]);
+    // Two, and both are needed.
+    world.add(2);
+    let attempts = world.propose();
+    assert_eq!(told(&world), [(Situation::Changing, 4)]);
+    attempts.into_iter().for_each(|attempt| world.activate(attempt));
+    world.settle();
+    world.goes_away(2);
+    assert_eq!(told(&world), [(Situation::Hesitant, 4)]);
+    world.wait(seconds(5));
+    assert_eq!(told(&world), [(Situation::Short, 4)]);
+    world.sight.away.clear();
+    // Three: one can be left out, and nobody knows anything with one of them alone.
+    world.add(3);
+    world.settle();
+    assert_eq!(told(&world), [(Situation::Whole, 4)]);
+    world.goes_away(3);
+    world.wait(seconds(5));
+    world.sight.paused.insert((3, PartitionId(1)));
+    assert_eq!(told(&world), [(Situation::Paused, 1), (Situation::Weak, 3)]);
+    world.sight.paused.clear();
+    world.goes_away(2);
+    assert_eq!(told(&world), [(Situation::Unsettled, 4)]);
+    world.sight.away.clear();
+    // Two were opened anew: what they have counts only when that is agreed.
+    world.open(2);
+    world.open(3);
+    assert_eq!(told(&world), [(Situation::Stuck, 4)]);
+    world.settle();
+    assert_eq!(told(&world), [(Situation::Whole, 4)]);
 }

@@ -2,10 +2,16 @@
 //! these types as JSON and `dog` prints them; every field name here is part of API version 1.
 
 mod cluster;
+mod group;
+mod volume;
 
 pub use cluster::{
     AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport, ClusterReport,
     CopiesReport,
+};
+pub use group::{GroupMemberReport, GroupReport, GroupSnapshotReport};
+pub use volume::{
+    ExplainReport, LocateReport, LocatedReport, LossReport, PartGroupReport, PartMemberReport,
 };
 
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
@@ -368,6 +374,21 @@ pub enum AdminRequest {
         #[serde(default)]
         min_copies: Option<u8>,
     },
+    /// Where the copies of a volume are, how they are, and what is waited for. Answered by
+    /// [`AdminReply::Explained`], also while nothing can be agreed on: with what was known last.
+    VolumeExplain {
+        /// Its name.
+        name: String,
+    },
+    /// Which disks hold a volume, or one of its objects. Answered by [`AdminReply::Located`], also
+    /// while nothing can be agreed on: with what was known last.
+    VolumeLocate {
+        /// Its name.
+        name: String,
+        /// One object, counted from 0 in pieces of 4 MiB; nothing: all of them.
+        #[serde(default)]
+        index: Option<u64>,
+    },
 }
 
 impl AdminRequest {
@@ -492,6 +513,10 @@ pub enum AdminReply {
     Tokens(Vec<TokenReport>),
     /// The cluster.
     Cluster(Box<ClusterReport>),
+    /// How the copies of a volume are.
+    Explained(Box<ExplainReport>),
+    /// Where a volume is.
+    Located(Box<LocateReport>),
 }
 
 /// A join token, without its secret, which nobody keeps.
@@ -755,8 +780,9 @@ pub struct VolumeReport {
     pub name: String,
     /// Its size in bytes: what a guest sees.
     pub bytes: u64,
-    /// What its data takes with that of its snapshots, in bytes. A block that several of them
-    /// show counts once, and what it shows of another volume's snapshot counts there.
+    /// What its data takes with that of its snapshots, in bytes, on all disks of the cluster: with
+    /// three copies three times as much as with one. A block that several of them show counts once,
+    /// and what it shows of another volume's snapshot counts there.
     pub used_bytes: u64,
     /// Part of `used_bytes`: what was written since the last snapshot.
     pub head_bytes: u64,
@@ -797,6 +823,9 @@ pub struct VolumeReport {
     /// Its schedules, by name.
     #[serde(default)]
     pub schedules: Vec<ScheduleReport>,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// One schedule.
@@ -896,6 +925,9 @@ pub struct SnapshotReport {
     /// Until when nobody can delete it, in seconds since 1970, if that is not over.
     #[serde(default)]
     pub locked_until_unix_s: Option<u64>,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// One volume in the trash.
@@ -915,6 +947,9 @@ pub struct TrashReport {
     pub deleted_unix_s: u64,
     /// From when on it may be deleted for good, seconds since 1970.
     pub expires_unix_s: u64,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// One layer.
@@ -940,6 +975,9 @@ pub struct LayerReport {
     /// Whether the volume it belongs to is in the trash.
     #[serde(default)]
     pub in_trash: bool,
+    /// Other nodes that did not say what lies on their disks: sizes are those of all others.
+    #[serde(default)]
+    pub unknown_nodes: Vec<String>,
 }
 
 /// What a layer is.
@@ -969,53 +1007,15 @@ pub struct AttachmentReport {
     pub connections: u32,
     /// Whether it may only read.
     pub read_only: bool,
+    /// Its node does not say how many connections there are.
+    #[serde(default)]
+    pub unknown: bool,
 }
 
-/// One group of volumes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupReport {
-    /// Its name.
-    pub name: String,
-    /// When it was created, seconds since 1970.
-    pub created_unix_s: u64,
-    /// Its volumes, by name.
-    pub volumes: Vec<String>,
-    /// Its snapshots, oldest first.
-    pub snapshots: Vec<GroupSnapshotReport>,
-}
-
-/// Snapshots of several volumes of one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupSnapshotReport {
-    /// The group's name.
-    pub group: String,
-    /// Its own name, which each of its snapshots has too.
-    pub tag: String,
-    /// When it was taken, seconds since 1970.
-    pub created_unix_s: u64,
-    /// Of how many volumes it was taken.
-    pub count: u32,
-    /// Whether all of its snapshots still exist: only then can the group go back to it.
-    pub complete: bool,
-    /// Whether some of it is still being taken: that cannot be read yet.
-    pub sealing: bool,
-    /// Those of its snapshots that still exist.
-    pub members: Vec<GroupMemberReport>,
-}
-
-/// One snapshot of a group snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupMemberReport {
-    /// The volume's name.
-    pub volume: String,
-    /// The snapshot's layer.
-    pub layer: LayerId,
-    /// The volume's size when it was taken, in bytes.
-    pub bytes: u64,
-    /// What is kept for it, in bytes: the data written between the snapshot before it and it.
-    pub used_bytes: u64,
-    /// Whether it is still being taken: it cannot be read yet.
-    pub sealing: bool,
-    /// Whether its volume is in the trash.
-    pub in_trash: bool,
+impl AttachmentReport {
+    /// Whether a client has it, or may have. Without connections it is the node itself, which
+    /// finishes with it and gives it up to who wants it.
+    pub fn is_client(&self) -> bool {
+        self.unknown || self.connections > 0
+    }
 }

@@ -10,9 +10,13 @@ mod attaching;
 mod boot;
 mod duties;
 mod errands;
+mod explain;
+mod gathering;
 mod groups;
+mod locate;
 mod machines;
 mod members;
+mod outlook;
 mod overview;
 mod peers;
 mod relay;
@@ -33,6 +37,7 @@ use crate::{
 };
 use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
+use gathering::Gatherings;
 use groups::{GroupSealing, GroupStep};
 use members::Members;
 use peers::Peers;
@@ -283,6 +288,8 @@ pub struct Engine {
     last_turn: VolumeId,
     /// When flattenings are looked after.
     flattens_at: Option<Time>,
+    /// Reports that wait for what other nodes know.
+    gatherings: Gatherings,
     /// Questions what deleting snapshots would free.
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
@@ -345,6 +352,7 @@ impl Engine {
             turns_at: None,
             last_turn: VolumeId(0),
             flattens_at: None,
+            gatherings: Gatherings::default(),
             surveys: BTreeMap::new(),
             next_survey: 0,
             schedules: Schedules::new(),
@@ -454,6 +462,7 @@ impl Engine {
             self.turns_at,
             self.flattens_at,
             self.errands_deadline(),
+            self.gatherings.deadline(),
             self.surveys_deadline(),
             self.schedules_deadline(),
             self.trash.look_at,
@@ -598,6 +607,7 @@ impl Engine {
         self.answer_sealed(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
+        self.tick_gatherings(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();
         self.expire_creations(Some(now), outputs);

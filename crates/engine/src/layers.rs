@@ -57,6 +57,7 @@ fn snapshot_with(
         holder: reader.holder.clone(),
         connections: connections(reader.generation),
         read_only: true,
+        unknown: false,
     });
     SnapshotReport {
         volume: volume.name.clone(),
@@ -72,6 +73,7 @@ fn snapshot_with(
         clones: clones.get(&snapshot.layer).cloned().unwrap_or_default(),
         schedule: snapshot.schedule.clone(),
         locked_until_unix_s: snapshot.is_locked(unix_s).then_some(snapshot.locked_until_unix_s),
+        unknown_nodes: Vec::new(),
     }
 }
 
@@ -141,6 +143,7 @@ pub(crate) fn list(map: &Map, disks: &Disks, volume: Option<&Volume>) -> Vec<Lay
             used_bytes: report::usage(disks, id).data_blocks * BLOCK_SIZE as u64,
             sealing: belongs_to.is_some_and(|volume| map.sealing(volume) == Some(id)),
             in_trash: belongs_to.is_some_and(|volume| volume.trash.is_some()),
+            unknown_nodes: Vec::new(),
         });
     }
     reports

@@ -230,6 +230,7 @@ pub(crate) fn volume(
         holder: attachment.holder.clone(),
         connections: held.map_or(0, |held| held.connections.len() as u32),
         read_only: attachment.read_only,
+        unknown: false,
     });
     VolumeReport {
         volume: volume.id,
@@ -255,11 +256,12 @@ pub(crate) fn volume(
             .or_else(|| unfinished::marked(&volume.name, volume.bytes))
             .map(str::to_string),
         schedules: Vec::new(),
+        unknown_nodes: Vec::new(),
     }
 }
 
 /// Why the oldest request of a volume waits, if it does so for long.
-fn waiting(now: Time, held: &Held) -> Option<String> {
+pub(crate) fn waiting(now: Time, held: &Held) -> Option<String> {
     let waiting = held.session.as_ref()?.waiting(now)?;
     let span = now.since(waiting.since);
     (span >= WAITING_SHOWN).then(|| format!("{}, {} s", waiting.reason, span.as_secs()))
@@ -376,7 +378,7 @@ pub(crate) fn status(
 fn unfinished_words(volume: &VolumeReport) -> Option<String> {
     let name = &volume.name;
     let (target, before) = unfinished::target(name)?;
-    let goes_on = volume.attachment.as_ref().is_some_and(|held| held.connections > 0);
+    let goes_on = volume.attachment.as_ref().is_some_and(AttachmentReport::is_client);
     let remedy = match before {
         Before::Nothing => format!(
             "begun {} and not finished: delete what is there of it with `dog volume delete {name} \
@@ -394,7 +396,7 @@ fn unfinished_words(volume: &VolumeReport) -> Option<String> {
 /// Changes that nobody goes on receiving into a volume, with the remedy.
 fn half_received_words(marker: &VolumeReport, volumes: &[VolumeReport]) -> Option<String> {
     let target = unfinished::marked(&marker.name, marker.bytes)?;
-    let goes_on = marker.attachment.as_ref().is_some_and(|held| held.connections > 0);
+    let goes_on = marker.attachment.as_ref().is_some_and(AttachmentReport::is_client);
     // Once the volume is deleted nothing is half received.
     let exists = volumes.iter().any(|volume| volume.name == target);
     (exists && !goes_on).then(|| {

@@ -124,6 +124,21 @@ impl Voter {
     }
 
     /// How each node looks to the leader.
+    /// How long it takes at most until every node that this leader hears of may vote; nothing if
+    /// it does not lead, or one has not got the log yet.
+    pub fn ready_in(&self, now: Time) -> Option<Duration> {
+        if !self.leads() {
+            return None;
+        }
+        let map = self.state.map();
+        let members = map.nodes().map(|node| member_of(node.id)).filter(|it| *it != self.member);
+        let left = |member: u64| {
+            let since = self.watch.steady.get(&member)?;
+            Some(STEADY.saturating_sub(now.since(*since)))
+        };
+        members.map(left).try_fold(Duration::ZERO, |most, left| Some(most.max(left?)))
+    }
+
     fn seats(&mut self, now: Time, place_of: impl Fn(NodeId) -> Place) -> Vec<Seat> {
         let raft = &self.raft.raft;
         let since = *self.watch.since.get_or_insert(now);

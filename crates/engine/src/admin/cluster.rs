@@ -14,6 +14,17 @@ pub struct ClusterReport {
     pub warnings: Vec<String>,
     /// One sentence each: what is worth knowing and not wrong.
     pub notes: Vec<String>,
+    /// One sentence each: what is being done, or waited for, about the copies, and until when.
+    #[serde(default)]
+    pub doing: Vec<String>,
+    /// How many copies of partitions are still to be made with the disks there are. What is away
+    /// counts as there until it is left out.
+    #[serde(default)]
+    pub missing_copies: u64,
+    /// In how many seconds they will be made, at the pace of the last minute; nothing if that is
+    /// not known, or none is missing.
+    #[serde(default)]
+    pub whole_in_s: Option<u64>,
     /// The cluster.
     pub cluster: ClusterId,
     /// How often the agreed state has changed.

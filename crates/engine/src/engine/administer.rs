@@ -24,13 +24,16 @@ impl Engine {
         request: AdminRequest,
         outputs: &mut Vec<Output>,
     ) {
+        if self.gather(now, token, &request) {
+            return;
+        }
         if let Some(result) = self.administer(now, token, request, outputs).transpose() {
             outputs.push(Output::Admin { token, result: Box::new(result) });
         }
     }
 
     /// Answers at once, or sees to it that the answer follows.
-    fn administer(
+    pub(super) fn administer(
         &mut self,
         now: Time,
         token: AdminToken,
@@ -49,6 +52,13 @@ impl Engine {
             _ if self.phase != Phase::Serving => {
                 let sentence = self.not_serving();
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });
+            }
+            // Wanted most while nothing can be agreed on.
+            AdminRequest::VolumeExplain { name } => {
+                AdminReply::Explained(Box::new(self.explain(now, &name)?))
+            }
+            AdminRequest::VolumeLocate { name, index } => {
+                AdminReply::Located(Box::new(self.locate(now, &name, index)?))
             }
             _ if leaderless.is_some() => {
                 let sentence = leaderless.expect("just seen");
@@ -83,8 +93,7 @@ impl Engine {
                 return Ok(None);
             }
             AdminRequest::DiskRemove { disk } => {
-                let command = Command::RemoveDisk { disk };
-                self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
+                self.remove_disk(token, disk)?;
                 return Ok(None);
             }
             AdminRequest::VolumeDetach { name, tag } => {
@@ -157,7 +166,10 @@ impl Engine {
             AdminRequest::LayerList { name } => {
                 let volume = name.map(|name| self.find(&name)).transpose()?;
                 let volume = volume.and_then(|volume| self.map.volume(volume));
-                AdminReply::Layers(layers::list(&self.map, &self.disks, volume))
+                let mut layers = layers::list(&self.map, &self.disks, volume);
+                let unknown = self.unknown_here();
+                layers.iter_mut().for_each(|layer| layer.unknown_nodes.clone_from(&unknown));
+                AdminReply::Layers(layers)
             }
             AdminRequest::SnapshotList { name, reclaimable } => {
                 let volume = self.find(&name)?;
@@ -245,7 +257,11 @@ impl Engine {
     }
 
     pub(super) fn snapshot_reports(&self, volume: &cluster::Volume) -> Vec<SnapshotReport> {
-        layers::snapshots((&self.map, self.unix_s()), &self.disks, &self.held, volume)
+        let reports =
+            layers::snapshots((&self.map, self.unix_s()), &self.disks, &self.held, volume);
+        let unknown = self.unknown_here();
+        let complete = |report| self.with_unknown_snapshot(&unknown, report);
+        reports.into_iter().map(complete).collect()
     }
 
     pub(super) fn snapshot_report(
@@ -253,7 +269,9 @@ impl Engine {
         volume: &cluster::Volume,
         snapshot: &cluster::Snapshot,
     ) -> SnapshotReport {
-        layers::snapshot((&self.map, self.unix_s()), &self.disks, &self.held, volume, snapshot)
+        let present = (&*self.map, self.unix_s());
+        let report = layers::snapshot(present, &self.disks, &self.held, volume, snapshot);
+        self.with_unknown_snapshot(&self.unknown_here(), report)
     }
 
     pub(super) fn find(&self, name: &str) -> Result<VolumeId, AdminError> {
@@ -314,11 +332,13 @@ impl Engine {
         };
         let copies = report::copies(&self.map);
         let report = report::volume(now, &self.map, &self.disks, volume, held, &copies, &named);
-        Ok(VolumeReport { schedules: self.schedule_reports(volume), ..report })
+        let report = VolumeReport { schedules: self.schedule_reports(volume), ..report };
+        Ok(self.with_unknown(&self.unknown_here(), report))
     }
 
     fn volume_reports(&self, now: Time) -> Vec<VolumeReport> {
         let mut all = None;
+        let unknown = self.unknown_here();
         let copies = report::copies(&self.map);
         let mut report = |volume: &cluster::Volume| {
             let held = self.held.get(&HeldId::Head(volume.id));
@@ -330,7 +350,8 @@ impl Engine {
             let named = |layer: LayerId| all.as_ref()?.get(&layer).cloned();
             let (map, disks) = (&self.map, &self.disks);
             let report = report::volume(now, map, disks, volume, held, &copies, &named);
-            VolumeReport { schedules: self.schedule_reports(volume), ..report }
+            let report = VolumeReport { schedules: self.schedule_reports(volume), ..report };
+            self.with_unknown(&unknown, report)
         };
         self.map.volumes_by_name().map(&mut report).collect()
     }

@@ -3,8 +3,8 @@
 
 use super::{Engine, Purpose, Work, administer::refused, overview::all_attachments};
 use crate::admin::{AdminError, AdminErrorKind, AdminToken};
-use cluster::{Command, Refusal};
-use proto::{Generation, NodeId};
+use cluster::{Command, DiskState, Refusal};
+use proto::{DiskId, Generation, NodeId};
 
 impl Engine {
     /// Which node is meant by a name or an id.
@@ -70,6 +70,24 @@ impl Engine {
         }
         let purpose = Purpose::AdminDone(token);
         self.work.push_back(Work::Propose(Command::RemoveNode { node }, purpose));
+        Ok(())
+    }
+
+    /// A disk is to go. The agreed state judges by what it knows; here disks that do not answer
+    /// count as not there, too.
+    pub(super) fn remove_disk(
+        &mut self,
+        token: AdminToken,
+        disk: DiskId,
+    ) -> Result<(), AdminError> {
+        let away = self.disks_away(self.present);
+        let is_in = self.map.disk(disk).is_some_and(|known| known.state != DiskState::Gone);
+        if is_in {
+            let vetted = self.map.vet_removal(disk, |id| away.contains_key(&id));
+            vetted.map_err(|refusal| refused(&refusal))?;
+        }
+        let purpose = Purpose::AdminDone(token);
+        self.work.push_back(Work::Propose(Command::RemoveDisk { disk }, purpose));
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! state judges each by itself: so two nodes that see things differently are in each other's way
 //! for a moment at most.
 
+use super::outlook::{Outlook, missing_copies};
 use super::{Engine, MemberRoute, Phase, Purpose, Work};
 use crate::{NoticeLevel, Output, disks::Disk};
 use cluster::steward::{Pace, Sight, plan};
@@ -64,6 +65,10 @@ pub(super) struct Members {
     setbacks: BTreeMap<(u8, PartitionId), Setbacks>,
     /// Since when each disk has not served that a node of it that answers has, or should have.
     failed: BTreeMap<DiskId, Time>,
+    /// Since when each attempt has been under way, as this node saw it.
+    begun: BTreeMap<u64, Time>,
+    /// How fast copies come to be there.
+    outlook: Outlook,
 }
 
 impl Members {
@@ -109,6 +114,14 @@ impl Members {
             for disk in reopened {
                 attempt.machine.reopened(*disk);
             }
+        }
+    }
+
+    /// Notes since when attempts are under way.
+    fn note_begun(&mut self, now: Time, map: &Map) {
+        self.begun.retain(|number, _| map.attempt(*number).is_some());
+        for attempt in map.attempts() {
+            self.begun.entry(attempt.number).or_insert(now);
         }
     }
 
@@ -187,6 +200,7 @@ impl Engine {
             .map(|disk| disk.id)
             .collect();
         self.members_here.learn(&self.map, &reopened);
+        self.members_here.note_begun(now, &self.map);
         self.members_here.note_setbacks(now, old, &self.map);
         self.members_here.take_up(&self.map, self.settings.node);
         if self.tends_members() && self.members_here.look_at.is_none() {
@@ -204,6 +218,7 @@ impl Engine {
         if self.members_here.look_at.is_some_and(|at| at <= now) {
             self.members_here.look_at = self.tends_members().then_some(now + LOOK);
             self.miss_disks(now);
+            self.members_here.outlook.note(now, &self.map);
             self.look_after_members(now);
         }
         self.pump_attempts(now, outputs);
@@ -293,12 +308,17 @@ impl Engine {
             return;
         }
         let sight = self.sight(now);
+        let is_failed = |disk: &DiskId| {
+            self.map.disk(*disk).is_some_and(|known| !sight.away_nodes.contains_key(&known.node))
+        };
+        let failed = sight.away.iter().filter(|(disk, _)| is_failed(disk));
+        self.members_here.failed = failed.map(|(disk, since)| (*disk, *since)).collect();
         let (is_steward, own) = (self.is_steward(), self.settings.node);
         let is_own = |attempt: &cluster::Attempt| attempt.owner == own;
         if !is_steward && sight.behind.is_empty() && !self.map.attempts().any(is_own) {
             return;
         }
-        let pace = Pace { grace: self.settings.rebuild_after, ..Pace::default() };
+        let pace = self.pace();
         for command in plan(&self.map, &sight, &pace, own) {
             let concerns_this = match &command {
                 Command::BeginAttempt { copies, changes, .. } => {
@@ -339,40 +359,52 @@ impl Engine {
         Some(attempt.machine.progress())
     }
 
+    /// Since when disks have not served, as far as this node sees; those that do are not listed.
+    pub(super) fn disks_away(&self, now: Time) -> BTreeMap<DiskId, Time> {
+        let away = |disk: &cluster::Disk| Some((disk.id, self.disk_away_since(now, disk)?));
+        self.map.disks().filter_map(away).collect()
+    }
+
+    /// Since when an attempt has been under way, as this node saw it.
+    pub(super) fn attempt_begun(&self, number: u64) -> Option<Time> {
+        self.members_here.begun.get(&number).copied()
+    }
+
+    /// How many copies are still to be made, and how long that takes if it goes on as of late;
+    /// nothing if that cannot be told.
+    pub(super) fn outlook(&self, now: Time) -> (u64, Option<Duration>) {
+        let missing = missing_copies(&self.map);
+        (missing, self.members_here.outlook.left(now, missing))
+    }
+
+    /// How long is waited before anything is done about members.
+    pub(super) fn pace(&self) -> Pace {
+        Pace { grace: self.settings.rebuild_after, ..Pace::default() }
+    }
+
     /// What this node sees of disks and nodes.
-    fn sight(&mut self, now: Time) -> Sight {
-        let mut sight = Sight { now, ..Sight::default() };
-        let mut down: BTreeMap<NodeId, Time> = BTreeMap::new();
+    pub(super) fn sight(&self, now: Time) -> Sight {
+        let (mut away_nodes, mut unseen) = (BTreeMap::new(), BTreeMap::new());
         for node in self.map.nodes().map(|node| node.id).filter(|id| *id != self.settings.node) {
             let Some(since) = self.away_since(node) else { continue };
             if self.peers.seeing(node).next().is_some() {
-                let disks = self.map.disks_of(node).map(|disk| (disk.id, since));
-                sight.unseen.extend(disks);
+                unseen.extend(self.map.disks_of(node).map(|disk| (disk.id, since)));
             } else {
-                down.insert(node, since);
+                away_nodes.insert(node, since);
             }
         }
-        let mut failed = BTreeMap::new();
-        for disk in self.map.disks() {
-            if !sight.unseen.contains_key(&disk.id)
-                && let Some(since) = self.disk_away_since(now, disk)
-            {
-                if !down.contains_key(&disk.node) {
-                    failed.insert(disk.id, since);
-                }
-                sight.away.insert(disk.id, since);
-            }
-        }
-        self.members_here.failed = failed;
-        sight.away_nodes = down;
+        let mut away = self.disks_away(now);
+        away.retain(|disk, _| !unseen.contains_key(disk));
         let paused = self.members_here.setbacks.iter().filter(|(_, it)| now < it.until);
-        sight.paused = paused.map(|(at, _)| *at).collect();
-        for held in self.held.values() {
-            if let Some(session) = &held.session {
-                sight.behind.extend(session.behind());
-            }
+        let sessions = self.held.values().filter_map(|held| held.session.as_ref());
+        Sight {
+            now,
+            away,
+            unseen,
+            away_nodes,
+            behind: sessions.flat_map(|session| session.behind()).collect(),
+            paused: paused.map(|(at, _)| *at).collect(),
         }
-        sight
     }
 
     /// Asserts what must hold between two inputs.

@@ -7,8 +7,9 @@ use crate::admin::{
     AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport, ClusterReport,
     CopiesReport,
 };
-use cluster::{Attachment, Configuration, DiskState, NodeState};
-use proto::{DiskId, NodeId, PartitionId, Time, counted};
+use cluster::steward::{self, Sight, Situation};
+use cluster::{Attachment, Configuration, DiskState, NodeState, wanted_voters};
+use proto::{DiskId, Duration, NodeId, PartitionId, Time, counted, limits};
 use replica::{AttemptProgress, AttemptStage};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,20 +35,21 @@ struct Survey {
 impl Engine {
     /// The cluster as this node knows it.
     pub(super) fn cluster_report(&self, now: Time) -> ClusterReport {
-        let away: BTreeMap<DiskId, Time> = self
-            .map
-            .disks()
-            .filter_map(|disk| Some((disk.id, self.disk_away_since(now, disk)?)))
-            .collect();
-        let survey = self.survey_copies(&away);
+        let sight = self.sight(now);
+        let away = &sight.away;
+        let survey = self.survey_copies(away);
         let agreement = self.agreement_report();
         let nodes = self.node_reports(now);
-        let disks = self.disk_reports(now, &away, &survey.loads);
+        let disks = self.disk_reports(now, away, &survey.loads);
         let attempts = self.attempt_reports();
+        let (missing_copies, whole_in) = self.outlook(now);
         let mut report = ClusterReport {
             healthy: true,
             warnings: Vec::new(),
             notes: Vec::new(),
+            doing: Vec::new(),
+            missing_copies,
+            whole_in_s: whole_in.map(|span| span.as_secs()),
             cluster: self.settings.cluster,
             epoch: self.map.epoch().0,
             asked: self.settings.node,
@@ -59,6 +61,10 @@ impl Engine {
         };
         report.warnings = self.cluster_warnings(&report, &survey.awaited);
         report.notes = cluster_notes(&report);
+        let (warning, note) = voters_words(&report, self.votes_in(now));
+        report.warnings.extend(warning);
+        report.notes.extend(note);
+        report.doing = self.doing_words(&sight, &report);
         report.healthy = report.warnings.is_empty();
         report
     }
@@ -106,6 +112,34 @@ impl Engine {
             let absent = held.current.iter().filter(|member| !is_there(member));
             survey.awaited.extend(absent.map(|member| member.disk));
         }
+    }
+
+    /// What is being done about the members of partitions, and until when.
+    fn doing_words(&self, sight: &Sight, report: &ClusterReport) -> Vec<String> {
+        let mut doing = Vec::new();
+        for table in &report.copies {
+            let found = steward::situations(&self.map, sight, &self.pace(), table.copies);
+            let words = found.into_iter().filter_map(|(situation, count)| {
+                let what = counted(count, "partition", "partitions");
+                let what = format!("{what} of what is kept in {} copies", table.copies);
+                situation_words(situation, &what, self.settings.rebuild_after)
+            });
+            doing.extend(words);
+        }
+        if report.missing_copies > 0 {
+            let copies = counted(report.missing_copies, "copy", "copies");
+            doing.push(format!(
+                "{copies} of partitions are still to be made: {}",
+                outlook_words(report.whole_in_s)
+            ));
+        }
+        doing
+    }
+
+    /// How long it takes at most until all nodes may vote, if this one leads and knows.
+    fn votes_in(&self, now: Time) -> Option<u64> {
+        let left = self.voter.as_ref()?.ready_in(now)?;
+        Some(left.as_secs() + 1)
     }
 
     fn node_reports(&self, now: Time) -> Vec<ClusterNodeReport> {
@@ -301,6 +335,103 @@ fn fewer_words(copies: &CopiesReport, report: &ClusterReport, rebuild_after_s: u
     )
 }
 
+/// What is done about partitions whose members are so, and until when; nothing where nothing is.
+pub(super) fn situation_words(
+    situation: Situation,
+    what: &str,
+    rebuild_after: Duration,
+) -> Option<String> {
+    let moment = span_words(limits::STEWARD_MOMENT_MS / 1000);
+    let grace = span_words(rebuild_after.as_secs());
+    Some(match situation {
+        Situation::Whole => return None,
+        Situation::Changing => format!("the disks that hold {what} are being changed just now"),
+        Situation::Paused => format!(
+            "a change of the disks that hold {what} came to nothing; another one follows within \
+             10 s"
+        ),
+        Situation::Hesitant => format!(
+            "{what} have a copy on a disk that does not answer; it is left out if it is away for \
+             {moment}"
+        ),
+        Situation::Unseen => format!(
+            "{what} have a copy on a node that only others see; until the connection to it is \
+             back, nothing changes there"
+        ),
+        Situation::Weak => format!(
+            "{what} have a copy that is away or misses something; it is left out or made whole \
+             next"
+        ),
+        Situation::Short => format!(
+            "{what} have a copy that is away or misses something, and no fewer copies than are \
+             left there are enough: that one is waited for, or for another disk, which gets a \
+             copy in its place after {grace}"
+        ),
+        Situation::Stuck => format!(
+            "{what} cannot be written; which disks hold them is agreed anew next, which ends that"
+        ),
+        Situation::Unsettled => format!(
+            "{what} wait for disks that are away: without them nobody knows all that was written"
+        ),
+    })
+}
+
+/// When all copies will be there, from the seconds that are left.
+pub(super) fn outlook_words(left_s: Option<u64>) -> String {
+    match left_s {
+        Some(left_s) => {
+            format!("about {} more, at the pace of the last minute", span_words(left_s))
+        }
+        None => "how long that takes is not known, as none came in the last minute".to_string(),
+    }
+}
+
+/// Whether the cluster's state could be agreed on after one more loss: what is wrong, and what is
+/// worth knowing.
+fn voters_words(report: &ClusterReport, votes_in: Option<u64>) -> (Option<String>, Option<String>) {
+    let voters: Vec<&ClusterNodeReport> = report.nodes.iter().filter(|node| node.votes).collect();
+    let names = voters.iter().map(|node| match node.name.is_empty() {
+        true => node.node.to_string(),
+        false => node.name.clone(),
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let up = voters.iter().filter(|node| node.up).count();
+    let (count, wanted) = (voters.len(), wanted_voters(report.nodes.len()));
+    let stops = "nothing can be attached, created or left out until it is back";
+    if report.agreement.waiting.is_some() || count == 0 {
+        return (None, None);
+    }
+    if count < wanted {
+        let when = match votes_in {
+            Some(left_s) => format!("in {} at most", span_words(left_s)),
+            None => "once they have been there for half a minute, with all that is agreed".into(),
+        };
+        let who = match count {
+            1 => format!("only node {names} votes"),
+            _ => format!("only {count} nodes vote ({names})"),
+        };
+        let warning = format!(
+            "{who} on the state of the cluster, and {wanted} should: if one of them is lost, \
+             {stops}; others will vote {when}"
+        );
+        return (Some(warning), None);
+    }
+    if count > 1 && up == count / 2 + 1 && up < count {
+        let warning = format!(
+            "{up} of the {count} nodes that vote can be reached, and no fewer are enough: if one \
+             more is lost, {stops}; bring those that are away back, or let other machines join"
+        );
+        return (Some(warning), None);
+    }
+    let note = (count == 1 && report.nodes.len() > 1).then(|| {
+        format!(
+            "of two nodes one votes, {names}: if it is lost, {stops}; with a third machine the \
+             loss of any one is borne"
+        )
+    });
+    (None, note)
+}
+
 /// What is worth knowing.
 fn cluster_notes(report: &ClusterReport) -> Vec<String> {
     let mut notes = Vec::new();
@@ -349,11 +480,40 @@ fn progress_report(progress: AttemptProgress) -> AttemptProgressReport {
 }
 
 /// A span of time, in its largest unit.
-fn span_words(seconds: u64) -> String {
+pub(super) fn span_words(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_situation_but_that_of_rest_has_a_sentence_of_its_own() {
+        let all = [
+            Situation::Changing,
+            Situation::Paused,
+            Situation::Hesitant,
+            Situation::Unseen,
+            Situation::Weak,
+            Situation::Short,
+            Situation::Stuck,
+            Situation::Unsettled,
+        ];
+        let words: BTreeSet<String> = all
+            .iter()
+            .filter_map(|it| situation_words(*it, "7 partitions", Duration::from_secs(60)))
+            .collect();
+        assert_eq!(words.len(), all.len(), "{words:?}");
+        assert!(words.iter().all(|sentence| sentence.contains("7 partitions")), "{words:?}");
+        assert_eq!(
+            situation_words(Situation::Whole, "7 partitions", Duration::from_secs(60)),
+            None
+        );
     }
 }

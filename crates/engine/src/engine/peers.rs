@@ -12,7 +12,7 @@
 //! and with it the session, knows that it may have lost something.
 
 use super::relay::{MISSES, RELAY};
-use super::{Engine, MemberRoute, Phase, Work};
+use super::{Engine, MemberRoute, Phase, Work, gathering::REPORTS};
 use crate::{
     NoticeLevel, Output, PeerInput,
     admin::{AgreementReport, PeerReport},
@@ -483,6 +483,9 @@ impl Engine {
             link::Effect::Control { channel: MISSES, message } => {
                 self.learn_misses(node, number, message.as_slice());
             }
+            link::Effect::Control { channel: REPORTS, message } => {
+                self.handle_report(now, node, &message, outputs);
+            }
             // Of a later version, and for something that this one does not have.
             link::Effect::Control { .. } => {}
             link::Effect::Beat { beat } => self.answer_beat(now, node, number, beat),
@@ -746,7 +749,7 @@ impl Peer {
 }
 
 /// A control message of these bytes; a buffer by itself is longer.
-fn message_of(bytes: &[u8]) -> Payload {
+pub(super) fn message_of(bytes: &[u8]) -> Payload {
     Buffer::copy_of(bytes).freeze().slice(0, bytes.len())
 }
 

@@ -212,7 +212,10 @@ impl Engine {
             None => Refusal::UnknownVolume { volume },
         };
         self.refuse_shrunk(volume, &refusal.to_string(), outputs);
-        let report = self.map.volume(volume).map(|volume| self.trash_report(volume));
+        let report = self.map.volume(volume).map(|volume| TrashReport {
+            unknown_nodes: self.unknown_here(),
+            ..self.trash_report(volume)
+        });
         let reply = report.map_or(AdminReply::Done, AdminReply::Trashed);
         outputs.push(Output::Admin { token, result: Box::new(Ok(reply)) });
     }
@@ -236,6 +239,7 @@ impl Engine {
             snapshots: volume.snapshots.len() as u32,
             deleted_unix_s: trash.since_unix_s,
             expires_unix_s: trash.expires_unix_s,
+            unknown_nodes: Vec::new(),
         }
     }
 
@@ -243,6 +247,8 @@ impl Engine {
     pub(super) fn trash_reports(&self) -> Vec<TrashReport> {
         let mut reports: Vec<TrashReport> =
             self.in_trash().map(|volume| self.trash_report(volume)).collect();
+        let unknown = self.unknown_here();
+        reports.iter_mut().for_each(|report| report.unknown_nodes.clone_from(&unknown));
         reports.sort_by_key(|report| (report.expires_unix_s, report.volume));
         reports
     }

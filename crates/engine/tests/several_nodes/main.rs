@@ -3,8 +3,10 @@
 
 mod copies;
 mod cuts;
+mod explain;
 mod kept;
 mod people;
+mod reports;
 mod support;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};

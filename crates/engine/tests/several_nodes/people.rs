@@ -151,6 +151,61 @@ fn a_machine_is_taken_out_in_order_and_the_last_copy_never() {
     assert!(net.read(0, connection, MIB, MIB).iter().all(|byte| *byte == 6));
 }
 
+/// What both of two disks held waited for ever when one was taken out.
+#[test]
+fn a_disk_without_which_too_few_would_be_left_is_not_taken_out() {
+    let mut net = Net::cluster(46, &[(20, &[200]), (10, &[100])]);
+    net.create(0, "v");
+    let connection = net.open(0, "v");
+    net.write(0, connection, 0, 5, MIB);
+    let has_all = |net: &mut Net, disks: usize| {
+        let report = report(net, 0);
+        let is_whole = |disk: &engine::admin::ClusterDiskReport| disk.partitions == 4096;
+        report.disks.len() == disks && report.disks.iter().all(is_whole)
+    };
+    net.until("both have all", 120, |net| has_all(net, 2));
+    net.pass(5);
+    let remove = |disk: u128| AdminRequest::DiskRemove { disk: DiskId(disk) };
+    let drain = |disk: u128| AdminRequest::DiskDrain { disk: DiskId(disk), wanted: true };
+    let map = |net: &Net| net.nodes[0].engine.as_ref().expect("it runs").map().clone();
+    let before = map(&net);
+    let drain_node = AdminRequest::NodeDrain { node: "n1".into(), wanted: true };
+    for request in [remove(100), remove(200), drain(100), drain(200), drain_node] {
+        for at in 0..2 {
+            let sentence = refused(&mut net, at, request.clone());
+            assert!(sentence.contains("let another machine with a disk join first"), "{sentence}");
+            assert!(sentence.contains("ask for 2 copies at least"), "{sentence}");
+        }
+    }
+    let after = map(&net);
+    assert_eq!((after.epoch(), &*after), (before.epoch(), &*before), "nothing changed");
+    net.write(0, connection, MIB, 6, MIB);
+
+    let third = net.add(30, &[300]);
+    net.let_in(0, third);
+    net.start(third);
+    net.until("all three have all", 240, |net| has_all(net, 3));
+    // While the third is away it is as if it were not there.
+    net.kill(third);
+    net.until("it is missed", 30, |net| report(net, 0).nodes.iter().any(|node| !node.up));
+    let sentence = refused(&mut net, 0, remove(100));
+    assert!(sentence.contains("bring other disks back first"), "{sentence}");
+    net.until("it is left out", 30, |net| {
+        report(net, 0).disks.iter().any(|disk| disk.partitions == 0)
+    });
+    let sentence = refused(&mut net, 0, remove(100));
+    assert!(sentence.contains("bring back what is away"), "{sentence}");
+    net.start(third);
+    net.until("all three have all again", 240, |net| has_all(net, 3));
+    done(&mut net, 0, remove(100));
+    net.until("no partition lists it", 120, |net| report(net, 0).disks.len() == 2);
+    net.write(0, connection, 2 * MIB, 7, MIB);
+    net.flush(0, connection);
+    for (at, byte) in [(0, 5), (1, 6), (2, 7)] {
+        assert!(net.read(0, connection, at * MIB, MIB).iter().all(|read| *read == byte));
+    }
+}
+
 /// It held its volumes for ever: nobody else could attach them.
 #[test]
 fn a_machine_that_died_does_not_hold_its_volumes() {

@@ -269,7 +269,7 @@ impl Net {
             unix_s: 1_000_000 + now.0 / 1_000_000_000,
             trash_expiry_s: 0,
             trash_grace: Duration::ZERO,
-            rebuild_after: Duration::from_millis(limits::STEWARD_GRACE_MS),
+            rebuild_after: Duration::from_millis(proto::limits::STEWARD_GRACE_MS),
             boot: [0; 16],
             version: "test".into(),
             fill_bytes_per_s: 0,

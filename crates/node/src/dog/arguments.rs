@@ -284,6 +284,20 @@ pub enum VolumeVerb {
         /// Only what belongs to this volume, and what it builds on
         name: Option<VolumeName>,
     },
+    /// Show how the copies of a volume are: what is away or being built, what is waited for, which
+    /// loss would hurt, and when all will be whole
+    Explain {
+        /// Its name
+        name: VolumeName,
+    },
+    /// Show on which disks of which nodes a volume has its place, or one of its objects
+    Locate {
+        /// Its name
+        name: VolumeName,
+        /// Only this object: the volume in pieces of 4 MiB, counted from 0
+        #[arg(long, value_name = "N")]
+        index: Option<u64>,
+    },
     /// Fill a volume from a disk image or from standard input
     Import(Import),
     /// Save a volume or a snapshot as a disk image or to standard output

@@ -96,6 +96,9 @@ fn describe(report: &ClusterReport) -> String {
     for warning in &report.warnings {
         page += &format!("\nwarning: {warning}");
     }
+    for doing in &report.doing {
+        page += &format!("\nnow: {doing}");
+    }
     for note in &report.notes {
         page += &format!("\nnote: {note}");
     }
@@ -337,6 +340,9 @@ pub(super) mod tests {
             healthy: false,
             warnings: vec!["node n1 has been away".to_string()],
             notes: vec!["there are two disks".to_string()],
+            doing: vec!["9 copies are still to be made".to_string()],
+            missing_copies: 9,
+            whole_in_s: None,
             cluster: ClusterId(9),
             epoch: 12,
             asked: NodeId(1),
@@ -397,7 +403,8 @@ pub(super) mod tests {
             "Voters:  n0, n1, being changed\n",
             "copying       4     17  1.0 MiB  00000000000000000000000000000002\n",
             "under way     -      -",
-            "\nwarning: node n1 has been away\nnote: there are two disks\n",
+            "\nwarning: node n1 has been away\nnow: 9 copies are still to be made\n",
+            "\nnote: there are two disks\n",
         ] {
             assert!(page.contains(part), "{part} is not in\n{page}");
         }

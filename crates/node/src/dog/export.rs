@@ -76,8 +76,7 @@ pub fn size_of(context: &Context, name: &Name) -> Result<u64, Failure> {
         Name::Volume(name) => name,
     };
     let volume = context.volume(name)?;
-    // Without connections it is the node itself that has it, and gives it up to who wants it.
-    match volume.attachment.filter(|attachment| attachment.connections > 0) {
+    match volume.attachment.filter(|attachment| attachment.is_client()) {
         None => Ok(volume.bytes),
         Some(attachment) => Err(Failure::conflict(format!(
             "volume {name} is attached by {}; take a snapshot and export that: `dog volume \

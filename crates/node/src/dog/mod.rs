@@ -13,6 +13,7 @@ mod bench;
 mod cluster;
 mod complete;
 mod content;
+mod copies;
 mod diff;
 mod disk;
 mod export;

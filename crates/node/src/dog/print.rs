@@ -82,6 +82,22 @@ pub fn exact(bytes: u64) -> String {
     }
 }
 
+/// A number of bytes that other nodes have a part in: with a plus if some of them did not say.
+pub fn at_least(bytes: u64, unknown_nodes: &[String]) -> String {
+    let plus = if unknown_nodes.is_empty() { "" } else { "+" };
+    format!("{}{plus}", Size(bytes))
+}
+
+/// What a plus behind a size means, if there is one.
+pub fn unknown_note(unknown_nodes: &[String]) -> Option<String> {
+    (!unknown_nodes.is_empty()).then(|| {
+        format!(
+            "+: at least so much; what lies on disks of {} is not known now",
+            unknown_nodes.join(", ")
+        )
+    })
+}
+
 /// A span of time in the two largest units: `3 d 4 h`, `2 min 5 s`, `7 s`.
 pub fn span(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
@@ -110,6 +126,14 @@ mod tests {
         check(125, "2 min 5 s");
         check(3600, "1 h");
         check(90_061, "1 d 1 h");
+    }
+
+    #[test]
+    fn what_others_did_not_say_is_told() {
+        let unknown = ["n1".to_string(), "n2".to_string()];
+        assert_eq!((at_least(1 << 20, &[]), unknown_note(&[])), ("1.0 MiB".to_string(), None));
+        assert_eq!(at_least(1 << 20, &unknown), "1.0 MiB+");
+        assert!(unknown_note(&unknown).is_some_and(|note| note.contains("disks of n1, n2 is")));
     }
 
     #[test]

@@ -285,7 +285,7 @@ fn tabulate(snapshots: &[SnapshotReport], reclaimable: bool) -> String {
             snapshot.tag.clone(),
             proto::calendar::date(snapshot.created_unix_s),
             Size(snapshot.bytes).to_string(),
-            Size(snapshot.used_bytes).to_string(),
+            print::at_least(snapshot.used_bytes, &snapshot.unknown_nodes),
         ];
         if reclaimable {
             let bytes = snapshot.reclaimable_bytes.map(|bytes| Size(bytes).to_string());
@@ -355,6 +355,7 @@ mod tests {
             clones: Vec::new(),
             schedule: None,
             locked_until_unix_s: None,
+            unknown_nodes: Vec::new(),
         }
     }
 
@@ -409,6 +410,7 @@ b    2023-11-14 22:13:20 UTC  20.0 GiB  3.0 MiB     unknown        0  -       ok
             holder: "process 4711 (qemu-img)".to_string(),
             connections: 1,
             read_only: true,
+            unknown: false,
         });
         let printed = describe(&read);
         for line in [

@@ -38,9 +38,11 @@ pub fn status_report(context: &Context) -> Result<StatusReport, Failure> {
     }
 }
 
-/// The sentence about volumes that were promised more than the disks could hold, if so.
+/// The sentence about volumes that were promised more than the disks could hold, if so, and if
+/// this node has all of them.
 pub fn overcommit_warning(report: &StatusReport) -> Option<String> {
-    (report.provisioned_bytes > report.capacity_bytes).then(|| {
+    // Among others this node's disks are not all there are, and each copy takes room.
+    (report.peers.is_empty() && report.provisioned_bytes > report.capacity_bytes).then(|| {
         format!(
             "the volumes may grow to {} together, but the disks hold {}: add space before they \
              are full, or writes of new data will be refused",
@@ -91,6 +93,11 @@ fn describe(report: &StatusReport) -> String {
         0 => String::new(),
         capacity => format!(" ({:.0} %)", bytes as f64 * 100.0 / capacity as f64),
     };
+    // Others have disks too.
+    let (here, promised) = match report.peers.is_empty() {
+        true => ("", part(report.provisioned_bytes)),
+        false => (", on this node", ", in the whole cluster".to_string()),
+    };
     let health = if report.healthy { "ok" } else { "needs attention" };
     let mut fields = vec![("Health", health.to_string())];
     fields.extend(node_fields(&report.node));
@@ -98,12 +105,9 @@ fn describe(report: &StatusReport) -> String {
         ("Volumes", format!("{}, {} attached", report.volumes, report.attached)),
         ("Snapshots", snapshots(report)),
         ("Trash", trash(report)),
-        ("Capacity", Size(report.capacity_bytes).to_string()),
-        ("Used", format!("{}{}", Size(report.used_bytes), part(report.used_bytes))),
-        (
-            "Provisioned",
-            format!("{}{}", Size(report.provisioned_bytes), part(report.provisioned_bytes)),
-        ),
+        ("Capacity", format!("{}{here}", Size(report.capacity_bytes))),
+        ("Used", format!("{}{}{here}", Size(report.used_bytes), part(report.used_bytes))),
+        ("Provisioned", format!("{}{promised}", Size(report.provisioned_bytes))),
     ]);
     let mut page = print::fields(&fields);
     page += "\n";
@@ -160,6 +164,31 @@ mod tests {
         assert!(warning.contains("101.0 GiB") && warning.contains("100.0 GiB"), "{warning}");
         let page = describe(&report(101 << 30));
         assert!(page.contains("Provisioned: 101.0 GiB (101 %)"), "{page}");
+    }
+
+    /// It compared what all volumes may grow to with the disks of one of several nodes.
+    #[test]
+    fn among_others_capacity_is_told_as_that_of_one_node() {
+        let peer = engine::admin::PeerReport {
+            node: NodeId(2),
+            name: "n2".to_string(),
+            addresses: Vec::new(),
+            up: true,
+            since_s: 1,
+            reason: None,
+            lost_connections: 0,
+            waiting_requests: 0,
+        };
+        let report = StatusReport { peers: vec![peer], ..report(101 << 30) };
+        assert_eq!(overcommit_warning(&report), None);
+        let page = describe(&report);
+        for part in [
+            "Capacity:    100.0 GiB, on this node\n",
+            "Used:        25.0 GiB (25 %), on this node\n",
+            "Provisioned: 101.0 GiB, in the whole cluster\n",
+        ] {
+            assert!(page.contains(part), "{part} is not in\n{page}");
+        }
     }
 
     #[test]

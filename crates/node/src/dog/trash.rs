@@ -144,7 +144,7 @@ fn tabulate(trash: &[TrashReport]) -> String {
             volume.volume.to_string(),
             volume.name.clone(),
             Size(volume.bytes).to_string(),
-            Size(volume.used_bytes).to_string(),
+            print::at_least(volume.used_bytes, &volume.unknown_nodes),
             volume.snapshots.to_string(),
             calendar::date(volume.deleted_unix_s),
             calendar::date(volume.expires_unix_s),
@@ -168,6 +168,7 @@ mod tests {
             snapshots: 2,
             deleted_unix_s: 1_700_000_000,
             expires_unix_s: 1_700_086_400,
+            unknown_nodes: Vec::new(),
         }];
         let expected = "\
 ID  NAME      SIZE     USED  SNAPSHOTS  DELETED                  KEPT UNTIL

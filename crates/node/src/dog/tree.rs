@@ -41,7 +41,7 @@ fn tabulate(layers: &[LayerReport]) -> String {
             format!("{branch}{}", label(layer)),
             kind(layer.kind).to_string(),
             layer.bytes.map_or_else(|| "-".to_string(), |bytes| Size(bytes).to_string()),
-            Size(layer.used_bytes).to_string(),
+            print::at_least(layer.used_bytes, &layer.unknown_nodes),
             state(layer).to_string(),
         ],
     });
@@ -164,6 +164,7 @@ mod tests {
             used_bytes: id << 20,
             sealing: false,
             in_trash: false,
+            unknown_nodes: Vec::new(),
         }
     }
 

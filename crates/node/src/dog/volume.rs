@@ -3,7 +3,7 @@
 use super::{
     Context, Failure,
     arguments::{Copies, VolumeVerb},
-    attach, cluster, content, diff, export,
+    attach, cluster, content, copies, diff, export,
     failure::FailureKind,
     from, import,
     interrupt::Interrupt,
@@ -81,6 +81,8 @@ pub fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
         VolumeVerb::Rollback { name, yes } => snapshot::rollback(context, name, yes),
         VolumeVerb::Flatten { name, stop, wait } => snapshot::flatten(context, &name.0, stop, wait),
         VolumeVerb::Tree { name } => tree::run(context, name),
+        VolumeVerb::Explain { name } => copies::explain(context, name.0),
+        VolumeVerb::Locate { name, index } => copies::locate(context, name.0, index),
         VolumeVerb::Import(options) => import::run(context, &options),
         VolumeVerb::Export(options) => export::run(context, &options),
         VolumeVerb::Read { name, range, file, overwrite } => {
@@ -265,6 +267,8 @@ fn list(context: &Context) -> Result<(), Failure> {
         return print::json(&volumes);
     }
     print::text(&tabulate(&volumes))?;
+    let unknown = volumes.first().and_then(|volume| print::unknown_note(&volume.unknown_nodes));
+    unknown.into_iter().for_each(|note| context.note(&note));
     context.warn_of_overcommit()
 }
 
@@ -321,7 +325,7 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
         vec![
             volume.name.clone(),
             Size(volume.bytes).to_string(),
-            Size(volume.used_bytes).to_string(),
+            print::at_least(volume.used_bytes, &volume.unknown_nodes),
             volume.snapshots.to_string(),
             volume.copies.to_string(),
             client(volume).map_or_else(|| "-".to_string(), |held| held.holder.clone()),
@@ -331,10 +335,9 @@ fn tabulate(volumes: &[VolumeReport]) -> String {
     print::table(&columns, rows.collect())
 }
 
-/// The client that has a volume. Without connections it is the node itself, which finishes with it
-/// and gives it up to who wants it.
+/// The client that has a volume, or may have it.
 fn client(volume: &VolumeReport) -> Option<&AttachmentReport> {
-    volume.attachment.as_ref().filter(|attachment| attachment.connections > 0)
+    volume.attachment.as_ref().filter(|attachment| attachment.is_client())
 }
 
 fn state(volume: &VolumeReport) -> String {
@@ -403,8 +406,10 @@ fn describe(volume: &VolumeReport) -> String {
         None => fields.push(("Attached to", "nobody".to_string())),
         Some(attachment) => {
             let mode = if attachment.read_only { ", read only" } else { "" };
-            let connections = u64::from(attachment.connections);
-            let connections = counted(connections, "connection", "connections");
+            let connections = match attachment.unknown {
+                true => "connections that are not known now".to_string(),
+                false => counted(u64::from(attachment.connections), "connection", "connections"),
+            };
             fields.push(("Attached to", format!("{} by {connections}{mode}", attachment.holder)));
             fields.push(("On node", attachment.node.to_string()));
             fields.push(("Generation", attachment.generation.to_string()));
@@ -414,6 +419,11 @@ fn describe(volume: &VolumeReport) -> String {
         fields.push(("Schedule", schedule::words(schedule)));
     }
     fields.push(("State", state(volume)));
+    if !volume.unknown_nodes.is_empty() {
+        let nodes = volume.unknown_nodes.join(", ");
+        fields
+            .push(("Not known", format!("what lies on disks of {nodes}: more is used than that")));
+    }
     print::fields(&fields)
 }
 
@@ -469,6 +479,7 @@ mod tests {
             holder: "process 4711 (qemu-system-x86)".to_string(),
             connections: 1,
             read_only: false,
+            unknown: false,
         });
         VolumeReport {
             volume: VolumeId(7),
@@ -491,6 +502,7 @@ mod tests {
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),
             importing: None,
             schedules: Vec::new(),
+            unknown_nodes: Vec::new(),
         }
     }
 
@@ -540,6 +552,15 @@ long-name  20.0 GiB  4.0 KiB          0       1  process 4711 (qemu-system-x86) 
             assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
         }
         assert!(describe(&volume("a", false)).contains("Attached to:  nobody"));
+        // It said "-" of who had it on another node.
+        let mut elsewhere = volume("v", true);
+        elsewhere.attachment.as_mut().expect("attached").connections = 0;
+        elsewhere.attachment.as_mut().expect("attached").unknown = true;
+        elsewhere.unknown_nodes = vec!["n2".to_string()];
+        let page = describe(&elsewhere);
+        assert!(page.contains("by connections that are not known now"), "{page}");
+        assert!(page.contains("what lies on disks of n2: more is used than that"), "{page}");
+        assert!(tabulate(&[elsewhere]).contains("4.0 KiB+"));
         // It said "by 0 connections" when the client had gone and the node was not done yet.
         let mut left = volume("a", true);
         left.attachment.as_mut().expect("attached").connections = 0;

@@ -101,6 +101,8 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Token(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Tokens(reports)) => json(StatusCode::OK, &reports),
         Ok(AdminReply::Cluster(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Explained(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::Located(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }

@@ -135,10 +135,12 @@ fn volume() -> VolumeReport {
             holder: "process 1 (qemu)".to_string(),
             connections: 2,
             read_only: false,
+            unknown: false,
         }),
         waiting: None,
         importing: None,
         schedules: vec![schedule()],
+        unknown_nodes: Vec::new(),
     }
 }
 
@@ -147,6 +149,9 @@ fn cluster() -> ClusterReport {
         healthy: false,
         warnings: vec!["node n2 has been away for 7 s".to_string()],
         notes: Vec::new(),
+        doing: Vec::new(),
+        missing_copies: 0,
+        whole_in_s: None,
         cluster: ClusterId(8),
         epoch: 9,
         asked: NodeId(7),
@@ -218,6 +223,7 @@ fn snapshot() -> SnapshotReport {
         clones: vec!["c".to_string()],
         schedule: None,
         locked_until_unix_s: None,
+        unknown_nodes: Vec::new(),
     }
 }
 
@@ -232,6 +238,7 @@ fn layer() -> LayerReport {
         used_bytes: 4096,
         sealing: false,
         in_trash: false,
+        unknown_nodes: Vec::new(),
     }
 }
 
