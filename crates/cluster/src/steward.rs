@@ -24,8 +24,8 @@ pub struct Sight {
     pub now: Time,
     /// Disks that do not answer, and since when.
     pub away: BTreeMap<DiskId, Time>,
-    /// Disks of nodes that only others see, and since when: nobody is left out for that, and whoever
-    /// asks carries out nothing that needs them.
+    /// Disks of nodes that only others see, and since when: nobody is left out for that, and
+    /// whoever asks carries out nothing that needs them.
     pub unseen: BTreeMap<DiskId, Time>,
     /// Nodes that do not answer, and since when. What they carry out comes to a halt.
     pub away_nodes: BTreeMap<NodeId, Time>,

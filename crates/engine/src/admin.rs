@@ -11,7 +11,8 @@ pub use cluster::{
 };
 pub use group::{GroupMemberReport, GroupReport, GroupSnapshotReport};
 pub use volume::{
-    ExplainReport, LocateReport, LocatedReport, LossReport, PartGroupReport, PartMemberReport,
+    ExplainReport, FlattenReport, LocateReport, LocatedReport, LossReport, OriginReport,
+    PartGroupReport, PartMemberReport,
 };
 
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
@@ -852,43 +853,6 @@ pub struct ScheduleReport {
     pub problem: Option<String>,
     /// Whether that lasts: `status` warns of it.
     pub failing: bool,
-}
-
-/// What shows through a clone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OriginReport {
-    /// "volume@tag"; nothing: the snapshot was deleted, and is kept, hidden, for its clones.
-    pub name: Option<String>,
-    /// Its layer.
-    pub layer: LayerId,
-    /// So many bytes from the start show through.
-    pub bytes: u64,
-    /// Where it is, if it lies elsewhere.
-    #[serde(default)]
-    pub source: Option<String>,
-    /// Through how many other volumes' snapshots the volume reads, one after the other; this is the
-    /// first of them.
-    #[serde(default)]
-    pub lineages: u32,
-}
-
-/// How far flattening or shortening is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlattenReport {
-    /// Whether it goes on at this moment; else it waits for the volume's session.
-    pub running: bool,
-    /// So many bytes need no copying any more. 0 while it waits.
-    pub done_bytes: u64,
-    /// Of so many.
-    pub total_bytes: u64,
-    /// Why it came to a halt. It is tried again after a while.
-    pub error: Option<String>,
-    /// How fast it went of late, in bytes a second; 0 when that is not known.
-    #[serde(default)]
-    pub bytes_per_s: u64,
-    /// Why it does not go on: the source that does not answer, and for how long.
-    #[serde(default)]
-    pub waiting: Option<String>,
 }
 
 /// One snapshot.

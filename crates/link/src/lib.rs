@@ -5,9 +5,9 @@
 //! It must never open a socket, read a clock, draw randomness, or hold more than the limits that
 //! `proto::limits` names, whatever the peer does. Its main type is [`Link`]: one for each peer,
 //! made when the map shows the peer and stopped when it does not any more; connections come and go
-//! meanwhile. The node with the lower id dials at once, the other one where nobody came for a while;
-//! a listener reads the first frame of a connection
-//! with a [`Greeter`] and gives it to the link of the node that it names.
+//! meanwhile. The node with the lower id dials at once, the other one where nobody came for a
+//! while; a listener reads the first frame of a connection with a [`Greeter`] and gives it to the
+//! link of the node that it names.
 //!
 //! A driver owns the sockets:
 //!

@@ -69,8 +69,8 @@ pub const PEER_STRANGER_MS_MAX: u64 = 3_000;
 /// Connections from addresses where no node is known that have not shown who they are, in all; and
 /// as many more from where one is.
 pub const PEER_GREETINGS_MAX: usize = 64;
-/// How many such connections are looked at in a second, in all; those from where a node is known are
-/// not among them.
+/// How many such connections are looked at in a second, in all; those from where a node is known
+/// are not among them.
 pub const PEER_GREETINGS_PER_S_MAX: u64 = 64;
 /// The same for one address, whoever is there.
 pub const PEER_GREETINGS_PER_ADDRESS_PER_S_MAX: u64 = 16;

@@ -1,10 +1,10 @@
 //! Messages of the agreed log to a node that this one has no connection to: over a third one that
 //! has connections to both (decision 0012).
 //!
-//! Each node tells its peers which nodes of the map it *misses*. Who has no link to a node gives its
-//! message to a peer that does not miss it, which passes it on, once: what was passed on is never
-//! passed on again. Nothing is kept on the way. What is lost, late or overtaken the agreed log
-//! stands, as on any way.
+//! Each node tells its peers which nodes of the map it *misses*. Who has no link to a node gives
+//! its message to a peer that does not miss it, which passes it on, once: what was passed on is
+//! never passed on again. Nothing is kept on the way. What is lost, late or overtaken the agreed
+//! log stands, as on any way.
 
 use super::{Engine, Work};
 use proto::wire::note::Channel;
@@ -25,7 +25,7 @@ const RELAY_HEAD_BYTES: usize = 2 + NODE_BYTES;
 
 const _: () = assert!(
     RELAY_HEAD_BYTES + limits::VOTER_MESSAGE_BYTES_MAX <= limits::WIRE_CONTROL_BYTES_MAX
-        && 1 + limits::NODES_MAX * NODE_BYTES <= limits::WIRE_CONTROL_BYTES_MAX
+        && limits::NODES_MAX * NODE_BYTES < limits::WIRE_CONTROL_BYTES_MAX
 );
 
 /// How far a message has come.

@@ -417,10 +417,10 @@ impl Reconfigurer {
         self.advance();
     }
 
-    /// Tells which disks do not answer, and since when. What one of them was to give while newcomers
-    /// are made equal another one gives. Of what those know who have refused nothing can be left
-    /// out: where one of them does not answer for a moment, the attempt comes to nothing, and the
-    /// next does without it.
+    /// Tells which disks do not answer, and since when. What one of them was to give while
+    /// newcomers are made equal another one gives. Of what those know who have refused nothing can
+    /// be left out: where one of them does not answer for a moment, the attempt comes to nothing,
+    /// and the next does without it.
     pub fn miss(&mut self, now: Time, away: &BTreeMap<DiskId, Time>) {
         if self.outcome.is_some() {
             return;

@@ -256,8 +256,8 @@ fn describe(rows: &[Row], machine: &[String], options: &Cluster) -> String {
     }
     line("");
     line(
-        "| job | plain /s | TLS /s | raw /s | plain : raw | wanted | plain p50/p99 us | raw p50/p99 \
-         us | CPU us/op, plain | TLS | peer | plain : peer | wanted |",
+        "| job | plain /s | TLS /s | raw /s | plain : raw | wanted | plain p50/p99 us | raw \
+         p50/p99 us | CPU us/op, plain | TLS | peer | plain : peer | wanted |",
     );
     line("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |");
     for row in rows {
