@@ -63,7 +63,11 @@ impl Map {
 
     /// Ends attempts for some of their partitions: those that `ends` says so of. If members may
     /// refuse the configurations by now, that is noted.
-    fn end_attempts(&mut self, may_be_refused: bool, ends: impl Fn(&Attempt, PartitionId) -> bool) {
+    pub(crate) fn end_attempts(
+        &mut self,
+        may_be_refused: bool,
+        ends: impl Fn(&Attempt, PartitionId) -> bool,
+    ) {
         let mut ended: Vec<(u64, u8, PartitionId)> = Vec::new();
         for attempt in self.attempts() {
             let gone = attempt.wanted.keys().filter(|&&partition| ends(attempt, partition));

@@ -5,8 +5,9 @@ use crate::machine::{Disk, DiskState, NodeState};
 use crate::map::Map;
 use crate::partition::{Configuration, Member};
 use crate::refusal::Refusal;
-use proto::{DiskId, Incarnation, PartitionId};
+use proto::{ConfigurationNumber, DiskId, Incarnation, PartitionId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 impl Map {
     /// Whether a disk can be taken out for good, if those of which `is_away` says so do not count:
@@ -29,6 +30,7 @@ impl Map {
         let takers: BTreeSet<DiskId> = self.disks().filter(takes).map(|known| known.id).collect();
         let floors: BTreeMap<u8, u8> =
             self.tables().map(|copies| (copies, self.floor(copies))).collect();
+        let used: BTreeSet<u8> = self.tables().filter(|copies| self.is_used(*copies)).collect();
         let (mut needed, mut short) = (0, 0);
         let mut worst: Option<(usize, usize)> = None;
         for (copies, partition) in self.partitions_on(disk) {
@@ -36,7 +38,7 @@ impl Map {
             if !held.current.iter().any(|member| member.disk == disk) {
                 continue;
             }
-            needed += usize::from(self.is_needed(held, is_left));
+            needed += usize::from(used.contains(&copies) && self.is_needed(held, is_left));
             let members = held.current.iter().filter(|member| is_left(member.disk));
             let others = members.filter(|member| !takers.contains(&member.disk)).count();
             let (left, floor) = (takers.len() + others, held.fewest(floors[&copies]));
@@ -51,6 +53,43 @@ impl Map {
                 Err(Refusal::TooFewDisks { disk, count: short, left, floor })
             }
             (0, None) => Ok(()),
+        }
+    }
+
+    /// Whether anything lies by a table.
+    pub(crate) fn is_used(&self, copies: u8) -> bool {
+        self.lineages.values().any(|known| known.copies == copies || known.wanted == copies)
+    }
+
+    /// A disk is gone: tables by which nothing lies do without it at once. Nothing has to be copied
+    /// or settled for that, and what will lie there must not wait for it.
+    pub(crate) fn take_from_unused(&mut self, gone: DiskId) {
+        let is_in = |disk: &&Disk| disk.is_in() && disk.incarnation.0 > 0;
+        let member = |disk: &Disk| Member { disk: disk.id, incarnation: disk.incarnation };
+        let others: Vec<Member> = self.disks().filter(is_in).map(member).collect();
+        let held = |copies: &u8, partition: &PartitionId| {
+            let held = self.configuration(*copies, *partition);
+            held.current.iter().any(|member| member.disk == gone)
+        };
+        let places: Vec<(u8, PartitionId)> = self
+            .partitions_on(gone)
+            .filter(|(copies, partition)| !self.is_used(*copies) && held(copies, partition))
+            .collect();
+        self.end_attempts(true, |attempt, partition| {
+            places.binary_search(&(attempt.copies, partition)).is_ok()
+        });
+        for (copies, partition) in places {
+            let held = self.configuration(copies, partition);
+            let mut current: Vec<Member> =
+                held.current.iter().filter(|member| member.disk != gone).copied().collect();
+            if current.is_empty() && !others.is_empty() {
+                current.push(others[partition.0 as usize % others.len()]);
+            }
+            if !current.is_empty() {
+                let number = ConfigurationNumber(held.number.0 + 1);
+                let new = Configuration { number, current, ..Configuration::default() };
+                Arc::make_mut(&mut self.partitions).set(copies, partition, Arc::new(new));
+            }
         }
     }
 

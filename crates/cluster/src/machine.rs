@@ -377,6 +377,7 @@ impl State {
         let disks = Arc::make_mut(&mut map.disks);
         disks.get_mut(&disk).expect("looked up before").state = DiskState::Gone;
         map.end_attempts_with(disk);
+        map.take_from_unused(disk);
         map.forget_gone();
         Ok(Answer::Done)
     }

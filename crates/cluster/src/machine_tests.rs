@@ -597,6 +597,32 @@ fn copies_are_chosen_when_a_volume_is_made_or_while_there_is_one_disk() {
     assert!(state == before, "a refusal changes nothing");
 }
 
+/// A table once there stays, and a disk that was the only member of a part of it could not be taken
+/// out any more, though nothing lay there.
+#[test]
+fn a_table_that_nothing_lies_by_keeps_no_disk() {
+    let mut state = three_copies();
+    let create = Command::CreateVolumeKept {
+        name: "one".into(),
+        bytes: 4096,
+        from: None,
+        copies: 1,
+        min_copies: None,
+        unix_s: 0,
+    };
+    let Ok(Answer::VolumeCreated { volume }) = state.apply(&create) else { panic!("not made") };
+    let only = state.map().configuration(1, P0).current[0].disk;
+    let remove = Command::RemoveDisk { disk: only };
+    assert!(matches!(state.apply(&remove), Err(Refusal::LastCopy { .. })));
+    done(&mut state, Command::DropVolume { volume, with_snapshots: true, unix_s: 0 });
+    done(&mut state, remove);
+    let map = state.map();
+    let held = map.configuration(1, P0);
+    assert!(held.current.len() == 1 && held.current[0].disk != only, "{held:?}");
+    // Where something lies its members are changed by an attempt.
+    assert!(map.configuration(3, P0).current.iter().any(|member| member.disk == only));
+}
+
 #[test]
 fn on_one_disk_another_number_of_copies_is_there_at_once() {
     let mut state = state();

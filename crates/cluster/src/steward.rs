@@ -257,8 +257,11 @@ impl View<'_> {
             return Err(Situation::Paused);
         }
         let answers = |member: &&Member| self.is_there(member.disk);
-        // It answers others, and may be what they write to: it is not to be left out from here.
-        if held.current.iter().any(|member| self.sight.unseen.contains_key(&member.disk)) {
+        // It answers others, and may be what they write to: it is not to be left out from here,
+        // unless nobody writes anyway.
+        if !held.may_be_refused
+            && held.current.iter().any(|member| self.sight.unseen.contains_key(&member.disk))
+        {
             return Err(Situation::Unseen);
         }
         // Those who settle must meet every write quorum.
@@ -277,7 +280,7 @@ impl View<'_> {
         let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
         let helping = answering().filter(helps).count();
         let is_held_up = helping < held.quorum() && helping < answering().count();
-        if held.current.iter().any(hesitates) && !is_held_up {
+        if held.current.iter().any(hesitates) && !is_held_up && !held.may_be_refused {
             return Err(Situation::Hesitant);
         }
         let stays = |member: &&Member| answers(member) && !is_behind(member);

@@ -151,6 +151,24 @@ fn a_cluster_grows_by_itself_a_few_partitions_at_a_time() {
     }
 }
 
+/// Guests wait where members may refuse: there each moment counts.
+#[test]
+fn who_is_away_is_not_hoped_for_where_members_may_refuse() {
+    let mut world = World::new(0, 3);
+    world.settle();
+    let present = world.state.map().configuration(3, PartitionId(0)).number;
+    let wanted = [1, 2, 3].map(DiskId).to_vec();
+    let changes = vec![Change { wanted, partitions: vec![(PartitionId(0), present)] }];
+    let begin = Command::BeginAttempt { copies: 3, bits: 0, owner: node(1), changes };
+    let Answer::AttemptBegun { attempt } = world.apply(begin) else { panic!("not begun") };
+    world.goes_away(3);
+    world.apply(Command::GiveUpAttempt { attempt, may_be_refused: true });
+    let attempts = world.propose();
+    assert_eq!(attempts.len(), 1, "it is left out at once");
+    world.activate(attempts[0]);
+    assert_eq!(world.members(0), [1, 2].into());
+}
+
 #[test]
 fn who_is_away_is_left_out_after_a_moment_and_replaced_after_the_grace_time() {
     let mut world = World::new(8, 4);

@@ -65,7 +65,7 @@ pub const TOKEN_SPAN_S_MAX: u64 = 31 * 24 * 3600;
 pub const PEER_GREETING_MS_MAX: u64 = 10_000;
 /// How long a connection from an address where no node is known may take until it has said what it
 /// is for, in milliseconds.
-pub const PEER_STRANGER_MS_MAX: u64 = 3_000;
+pub const PEER_STRANGER_MS_MAX: u64 = 5_000;
 /// Connections from addresses where no node is known that have not shown who they are, in all; and
 /// as many more from where one is.
 pub const PEER_GREETINGS_MAX: usize = 64;
@@ -235,6 +235,11 @@ pub const STEWARD_LOOK_MS: u64 = 500;
 /// How long a disk may be away before the partitions that it holds go on without it, in
 /// milliseconds.
 pub const STEWARD_MOMENT_MS: u64 = 5_000;
+/// How long an attempt to change members waits for a disk that is away once guests wait for the
+/// attempt, in milliseconds: then another one is begun without that disk.
+pub const ATTEMPT_STALL_MS: u64 = 250;
+/// How often a node looks for such disks then, in milliseconds.
+pub const ATTEMPT_LOOK_MS: u64 = 100;
 /// How long a disk may be away before what it holds is built anew on others, in milliseconds,
 /// unless something else is set: ten minutes, in which most machines start again.
 pub const STEWARD_GRACE_MS: u64 = 600_000;
@@ -588,6 +593,7 @@ const _: () = assert!(
 const _: () = assert!(NODE_ADDRESSES_MAX * (NODE_ADDRESS_BYTES_MAX + 2) + 64 <= COMMAND_BYTES_MAX);
 const _: () = assert!(STEWARD_URGENT_MAX + STEWARD_COPYING_MAX <= ATTEMPTS_MAX);
 const _: () = assert!(STEWARD_MOMENT_MS < STEWARD_GRACE_MS);
+const _: () = assert!(ATTEMPT_LOOK_MS < ATTEMPT_STALL_MS && ATTEMPT_STALL_MS < STEWARD_MOMENT_MS);
 const _: () = assert!(COPIES_DEFAULT <= COPIES_MAX && (COPIES_MAX as usize) < MEMBERS_MAX);
 const _: () = assert!(
     2 * VOLUME_NAME_BYTES_MAX

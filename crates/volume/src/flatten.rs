@@ -44,6 +44,7 @@ pub(crate) struct Flatten {
     /// The first block of each work under way.
     works: BTreeMap<u64, u64>,
     /// The first block of each part that made way for guests, and is copied again from the start.
+    /// All of them lie before the cursor: what lies behind comes anyway.
     again: BTreeSet<u64>,
     pace: Pace,
     /// When it was last looked how fast it goes, how far it was then, and how fast it had gone.
@@ -177,6 +178,12 @@ impl Flatten {
 
     pub(crate) fn losses(&self) -> u64 {
         self.losses
+    }
+
+    /// Asserts the invariant.
+    pub(crate) fn check(&self) {
+        let mut again = self.again.iter();
+        assert!(again.all(|at| *at < self.cursor), "what lies between would be left out");
     }
 
     fn is_running(&self) -> bool {
@@ -353,7 +360,10 @@ impl Session {
                 continue;
             }
             let at = self.flatten.works.remove(&number).expect("listed just now");
-            self.flatten.again.insert(at);
+            // It may be one from before the copying began anew.
+            if at < self.flatten.cursor {
+                self.flatten.again.insert(at);
+            }
             let work = self.works.remove(number).expect("it is in work");
             self.release_bytes(work.bytes());
             let mut granted = Vec::new();

@@ -298,6 +298,7 @@ impl Session {
         self.coordinator.check();
         self.sources.check(|piece, work| self.pieces.at(piece).is_some_and(|p| p.work == work));
         self.locks.check();
+        self.flatten.check();
         let guests = self.works.iter().filter(|(_, work)| work.id.is_some()).count();
         let open = self.inbox.len() + self.shelf.len() + guests;
         assert_eq!(self.accepted, self.completed + open as u64, "a request was lost");

@@ -225,7 +225,7 @@ impl Engine {
     ) -> Vec<Copy> {
         let current = |member: &Member| {
             let disk = member.disk;
-            let away = sight.away.get(&disk).copied();
+            let away = sight.away.get(&disk).or(sight.unseen.get(&disk)).copied();
             let known = self.map.disk(disk);
             let is_gone = known.is_none_or(|known| known.state == DiskState::Gone);
             let state = match away {
@@ -238,7 +238,7 @@ impl Engine {
             (disk, state, away.filter(|_| state == CopyState::Away))
         };
         let building = |member: &Member| {
-            let away = sight.away.get(&member.disk).copied();
+            let away = sight.away.get(&member.disk).or(sight.unseen.get(&member.disk)).copied();
             match away {
                 Some(since) => (member.disk, CopyState::Away, Some(since)),
                 None => (member.disk, CopyState::Building, self.attempt_begun(held.attempt)),

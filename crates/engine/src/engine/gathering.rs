@@ -198,9 +198,9 @@ impl Engine {
         }
         for (layer, usage) in answer.layers {
             let sum = gathering.got.usage.entry(layer).or_default();
-            sum.objects += usage.objects;
-            sum.data_blocks += usage.data_blocks;
-            sum.map_blocks += usage.map_blocks;
+            sum.objects = sum.objects.saturating_add(usage.objects);
+            sum.data_blocks = sum.data_blocks.saturating_add(usage.data_blocks);
+            sum.map_blocks = sum.map_blocks.saturating_add(usage.map_blocks);
         }
         let holds = answer.holds.into_iter().map(|hold| ((hold.volume, hold.generation), hold));
         gathering.got.holds.extend(holds);
@@ -221,9 +221,9 @@ impl Engine {
             for (_, layer) in store.layers().into_iter().filter(|(_, it)| it.0 > after.layer) {
                 let usage = store.usage(layer);
                 let sum = layers.entry(layer).or_default();
-                sum.objects += usage.objects;
-                sum.data_blocks += usage.data_blocks;
-                sum.map_blocks += usage.map_blocks;
+                sum.objects = sum.objects.saturating_add(usage.objects);
+                sum.data_blocks = sum.data_blocks.saturating_add(usage.data_blocks);
+                sum.map_blocks = sum.map_blocks.saturating_add(usage.map_blocks);
             }
         }
         // Generations are those of their volumes: all of one are told together.
@@ -282,7 +282,7 @@ impl Engine {
 
     /// Puts what others said into a report.
     fn complete(&self, got: &Elsewhere, reply: &mut AdminReply) {
-        let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
+        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_SIZE as u64);
         let usage = |layer: &LayerId| got.usage.get(layer).copied().unwrap_or_default();
         let unknown = self.unknown_nodes(got);
         match reply {
@@ -297,7 +297,8 @@ impl Engine {
             }
             AdminReply::Layers(layers) => {
                 for layer in layers {
-                    layer.used_bytes += bytes(usage(&layer.layer).data_blocks);
+                    layer.used_bytes =
+                        layer.used_bytes.saturating_add(bytes(usage(&layer.layer).data_blocks));
                     layer.unknown_nodes.clone_from(&unknown);
                 }
             }
@@ -305,7 +306,8 @@ impl Engine {
                 for report in trashed {
                     let layers = self.map.volume(report.volume).map(|volume| volume.layers());
                     let blocks = layers.into_iter().flatten().map(|it| usage(&it).data_blocks);
-                    report.used_bytes += bytes(blocks.sum());
+                    let blocks = blocks.fold(0, u64::saturating_add);
+                    report.used_bytes = report.used_bytes.saturating_add(bytes(blocks));
                     report.unknown_nodes = unknown.to_vec();
                 }
             }
@@ -314,17 +316,18 @@ impl Engine {
     }
 
     fn complete_volume(&self, got: &Elsewhere, unknown: &[String], report: &mut VolumeReport) {
-        let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
+        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_SIZE as u64);
         let usage = |layer: LayerId| got.usage.get(&layer).copied().unwrap_or_default();
         report.unknown_nodes = unknown.to_vec();
         let Some(volume) = self.map.volume(report.volume) else { return };
         let head = usage(volume.head);
-        report.head_bytes += bytes(head.data_blocks);
-        report.metadata_bytes += bytes(head.map_blocks);
+        report.head_bytes = report.head_bytes.saturating_add(bytes(head.data_blocks));
+        report.metadata_bytes = report.metadata_bytes.saturating_add(bytes(head.map_blocks));
         for snapshot in &volume.snapshots {
             let usage = usage(snapshot.layer);
-            report.snapshots_bytes += bytes(usage.data_blocks);
-            report.metadata_bytes += bytes(usage.map_blocks);
+            report.snapshots_bytes =
+                report.snapshots_bytes.saturating_add(bytes(usage.data_blocks));
+            report.metadata_bytes = report.metadata_bytes.saturating_add(bytes(usage.map_blocks));
         }
         report.used_bytes = report.head_bytes + report.snapshots_bytes;
         let Some(attachment) = &mut report.attachment else { return };
@@ -346,8 +349,11 @@ impl Engine {
 
     fn complete_snapshot(&self, got: &Elsewhere, unknown: &[String], report: &mut SnapshotReport) {
         let usage = got.usage.get(&report.layer).copied().unwrap_or_default();
-        report.used_bytes += usage.data_blocks * BLOCK_SIZE as u64;
-        report.metadata_bytes += usage.map_blocks * BLOCK_SIZE as u64;
+        report.used_bytes =
+            report.used_bytes.saturating_add(usage.data_blocks.saturating_mul(BLOCK_SIZE as u64));
+        report.metadata_bytes = report
+            .metadata_bytes
+            .saturating_add(usage.map_blocks.saturating_mul(BLOCK_SIZE as u64));
         report.unknown_nodes = unknown.to_vec();
         let volume = self.map.volume_named(&report.volume).map(|volume| volume.id);
         for reader in &mut report.readers {

@@ -65,6 +65,9 @@ pub(super) struct Members {
     setbacks: BTreeMap<(u8, PartitionId), Setbacks>,
     /// Since when each disk has not served that a node of it that answers has, or should have.
     failed: BTreeMap<DiskId, Time>,
+    /// The nodes that this one has no connection to, and since when nobody else that it sees has
+    /// one either; nothing: somebody has.
+    dark: BTreeMap<NodeId, Option<Time>>,
     /// Since when each attempt has been under way, as this node saw it.
     begun: BTreeMap<u64, Time>,
     /// How fast copies come to be there.
@@ -216,7 +219,12 @@ impl Engine {
     /// Time has come, perhaps.
     pub(super) fn tick_members(&mut self, now: Time, outputs: &mut Vec<Output>) {
         if self.members_here.look_at.is_some_and(|at| at <= now) {
-            self.members_here.look_at = self.tends_members().then_some(now + LOOK);
+            // Where guests wait for an attempt, each moment counts.
+            let mut attempts = self.members_here.attempts.values();
+            let is_felt = attempts.any(|attempt| attempt.machine.may_be_refused());
+            let pause = if is_felt { Duration::from_millis(limits::ATTEMPT_LOOK_MS) } else { LOOK };
+            self.members_here.look_at = self.tends_members().then_some(now + pause);
+            self.note_dark(now);
             self.miss_disks(now);
             self.members_here.outlook.note(now, &self.map);
             self.look_after_members(now);
@@ -229,7 +237,9 @@ impl Engine {
         if self.members_here.attempts.is_empty() {
             return;
         }
-        let away = self.sight(now).away;
+        // Nobody is left out for being seen by others alone, but this node cannot ask it either.
+        let Sight { mut away, unseen, .. } = self.sight(now);
+        away.extend(unseen);
         for attempt in self.members_here.attempts.values_mut() {
             attempt.machine.miss(now, &away);
         }
@@ -382,6 +392,20 @@ impl Engine {
         Pace { grace: self.settings.rebuild_after, ..Pace::default() }
     }
 
+    /// Notes which nodes nobody sees. One that others saw until now has only now gone dark, however
+    /// long ago the connection from here was lost.
+    fn note_dark(&mut self, now: Time) {
+        let own = self.settings.node;
+        let mut dark = BTreeMap::new();
+        for node in self.map.nodes().map(|node| node.id).filter(|id| *id != own) {
+            let Some(since) = self.away_since(node) else { continue };
+            let is_seen = self.peers.seeing(node).next().is_some();
+            let before = self.members_here.dark.get(&node);
+            dark.insert(node, (!is_seen).then(|| before.map_or(since, |it| it.unwrap_or(now))));
+        }
+        self.members_here.dark = dark;
+    }
+
     /// What this node sees of disks and nodes.
     pub(super) fn sight(&self, now: Time) -> Sight {
         let (mut away_nodes, mut unseen) = (BTreeMap::new(), BTreeMap::new());
@@ -390,11 +414,18 @@ impl Engine {
             if self.peers.seeing(node).next().is_some() {
                 unseen.extend(self.map.disks_of(node).map(|disk| (disk.id, since)));
             } else {
-                away_nodes.insert(node, since);
+                let dark = self.members_here.dark.get(&node);
+                away_nodes.insert(node, dark.map_or(since, |it| it.unwrap_or(now)));
             }
         }
         let mut away = self.disks_away(now);
         away.retain(|disk, _| !unseen.contains_key(disk));
+        for disk in self.map.disks() {
+            if let (Some(known), Some(node)) = (away.get_mut(&disk.id), away_nodes.get(&disk.node))
+            {
+                *known = (*known).max(*node);
+            }
+        }
         let paused = self.members_here.setbacks.iter().filter(|(_, it)| now < it.until);
         let sessions = self.held.values().filter_map(|held| held.session.as_ref());
         Sight {

@@ -36,7 +36,8 @@ impl Engine {
     /// The cluster as this node knows it.
     pub(super) fn cluster_report(&self, now: Time) -> ClusterReport {
         let sight = self.sight(now);
-        let away = &sight.away;
+        // Also those that others see: this node cannot say how they are.
+        let away = &self.disks_away(now);
         let survey = self.survey_copies(away);
         let agreement = self.agreement_report();
         let nodes = self.node_reports(now);

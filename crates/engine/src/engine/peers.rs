@@ -89,6 +89,8 @@ pub(super) struct Peers {
     pub(super) ticks: u64,
     /// Which nodes all peers were told are missed here.
     pub(super) told_misses: Option<BTreeSet<NodeId>>,
+    /// When that was.
+    pub(super) told_misses_at: Option<Time>,
 }
 
 impl Peers {
@@ -100,6 +102,7 @@ impl Peers {
             tick_at: None,
             ticks: 0,
             told_misses: None,
+            told_misses_at: None,
         }
     }
 

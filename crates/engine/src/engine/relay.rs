@@ -8,7 +8,7 @@
 
 use super::{Engine, Work};
 use proto::wire::note::Channel;
-use proto::{NodeId, Time, limits};
+use proto::{Duration, NodeId, Time, limits};
 use std::collections::BTreeSet;
 
 /// What goes over a third node.
@@ -20,6 +20,8 @@ const RELAY_VERSION: u8 = 1;
 /// The version of what is missed, its first byte.
 const MISSES_VERSION: u8 = 1;
 const NODE_BYTES: usize = size_of::<NodeId>();
+/// How often it is said again which nodes are missed.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// Version, stage and node.
 const RELAY_HEAD_BYTES: usize = 2 + NODE_BYTES;
 
@@ -130,13 +132,18 @@ impl Engine {
         }
     }
 
-    /// Tells all peers which nodes are missed here, if others are than they were told. Once a tick,
-    /// so that many who come and go together are one message.
+    /// Tells all peers which nodes are missed here, if others are than they were told; and as long
+    /// as any are, again every few seconds, for a message may be lost. Once a tick, so that many
+    /// who come and go together are one message.
     pub(super) fn tell_new_misses(&mut self, now: Time) {
         let missing = self.missing();
-        if missing == self.peers.told_misses {
+        let is_due = self.peers.told_misses_at.is_none_or(|at| at + TELL_AGAIN <= now);
+        let is_news = missing != self.peers.told_misses;
+        let is_any = missing.as_ref().is_some_and(|all| !all.is_empty());
+        if !is_news && (!is_due || !is_any) {
             return;
         }
+        self.peers.told_misses_at = Some(now);
         if let Some(missing) = &missing {
             let bytes = put_misses(missing);
             for node in self.peers.all_up().collect::<Vec<_>>() {

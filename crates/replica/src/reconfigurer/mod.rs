@@ -18,7 +18,7 @@ use comparison::Comparison;
 use evidence::Said;
 use proto::limits::{
     ATTEMPT_PASSES_MAX, ATTEMPT_QUESTIONS_MAX, ATTEMPT_RETRY_MS, ATTEMPT_SHORT_PASS,
-    INSTALL_FENCES_MAX, MEMBER_RETRY_MS, STEWARD_MOMENT_MS,
+    ATTEMPT_STALL_MS, INSTALL_FENCES_MAX, MEMBER_RETRY_MS, STEWARD_MOMENT_MS,
 };
 use proto::{
     Batch, ConfigurationNumber, DiskId, Duration, Generation, Incarnation, LayerId, LineageId,
@@ -419,7 +419,7 @@ impl Reconfigurer {
 
     /// Tells which disks do not answer, and since when. What one of them was to give while
     /// newcomers are made equal another one gives. Of what those know who have refused nothing can
-    /// be left out: where one of them does not answer for a moment, the attempt comes to nothing,
+    /// be left out, and guests wait: where one of them is away, the attempt soon comes to nothing,
     /// and the next does without it.
     pub fn miss(&mut self, now: Time, away: &BTreeMap<DiskId, Time>) {
         if self.outcome.is_some() {
@@ -439,10 +439,14 @@ impl Reconfigurer {
                 }
                 self.begin_pass(pass);
             }
-            AttemptStage::Settling | AttemptStage::Installing => {
-                let moment = Duration::from_millis(STEWARD_MOMENT_MS);
-                let is_gone = |disk: &&DiskId| away.get(disk).is_some_and(|it| *it + moment <= now);
-                if let Some(&disk) = asked.iter().find(is_gone) {
+            AttemptStage::Refusing | AttemptStage::Settling | AttemptStage::Installing => {
+                let long = Duration::from_millis(ATTEMPT_STALL_MS);
+                let is_gone = |disk: &&DiskId| away.get(disk).is_some_and(|it| *it + long <= now);
+                // Enough of those refuse that are not to be members.
+                let is_refusing = self.stage == AttemptStage::Refusing;
+                let wanted = |disk: &DiskId| self.parts.values().any(|it| it.wanted.contains(disk));
+                let mut needed = asked.iter().filter(|disk| !is_refusing || wanted(disk));
+                if let Some(&disk) = needed.find(is_gone) {
                     return self.fail_disk(disk, "it does not answer".to_string());
                 }
             }

@@ -533,6 +533,22 @@ fn who_dies_after_it_has_refused_ends_the_attempt() {
     assert!(matches!(reason, GiveUp::Disk { disk: DiskId(1), .. }), "{reason}");
 }
 
+/// Guests wait from then on, so that the next attempt, without it, is to come soon.
+#[test]
+fn who_dies_before_it_refuses_ends_the_attempt_soon() {
+    let mut world = World::new(9);
+    world.write_some(50);
+    let attempt = world.begin(&[1, 2]);
+    let begun = world.now;
+    let is_early = |machine: &Reconfigurer| matches!(machine.stage, AttemptStage::Copying { .. });
+    let outcome = carry_out_without(&mut world, attempt, DiskId(1), is_early);
+    let Some(AttemptOutcome::GiveUp { reason, may_be_refused: true }) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(matches!(reason, GiveUp::Disk { disk: DiskId(1), .. }), "{reason}");
+    assert!(world.now.since(begun) < Duration::from_secs(2), "{:?}", world.now.since(begun));
+}
+
 /// Some answer, right or not.
 fn nonsense(random: &mut Random) -> Result<MemberReply, MemberError> {
     let incarnation = Incarnation(random.below(3));

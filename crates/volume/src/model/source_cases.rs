@@ -183,6 +183,37 @@ fn guests_write_where_the_filling_waits_for_one_that_waits_for_the_source() {
     }
 }
 
+/// A part of a filling that was stopped stood in line yet when the next began from the start; made
+/// way for, it took the next one with it, past all that lay between.
+#[test]
+fn filling_that_begins_anew_leaves_nothing_out() {
+    let mut world = world();
+    world.read(2048 + 800, 16);
+    while world.source.questions.is_empty() {
+        world.disk.step(&mut world.random);
+        world.deliver();
+    }
+    let question = world.source.questions.pop();
+    world.tell(Event::Flatten { start: true });
+    rest(&mut world, 3_000);
+    world.tell(Event::Flatten { start: false });
+    world.tell(Event::FillRate { bytes_per_s: 1 << 20 });
+    world.tell(Event::Flatten { start: true });
+    world.source.down = Some("no route to host");
+    world.source.questions.extend(question);
+    rest(&mut world, 500);
+    world.session.check();
+    world.source.down = None;
+    world.tell(Event::FillRate { bytes_per_s: 0 });
+    fill(&mut world);
+    world.source.down = Some("gone for ever");
+    world.tell_map();
+    world.read(0, 3 * OBJECT_SECTORS);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
+
 #[test]
 fn a_filled_volume_needs_its_source_no_more_and_zeros_of_it_take_no_space() {
     let mut world = world();
