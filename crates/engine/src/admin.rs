@@ -357,7 +357,7 @@ pub enum AdminRequest {
         /// How many copies: 1 to `COPIES_MAX`; nothing: as many as there are by default.
         #[serde(default)]
         copies: Option<u8>,
-        /// With fewer copies than so many its writes wait, unless it never had so many: 1 to
+        /// No copy is left out so that fewer than these stay, unless it never had so many: 1 to
         /// `copies`; nothing: half of them, rounded up.
         #[serde(default)]
         min_copies: Option<u8>,
@@ -370,7 +370,7 @@ pub enum AdminRequest {
         /// How many copies: 1 to `COPIES_MAX`; nothing: as many as now.
         #[serde(default)]
         copies: Option<u8>,
-        /// With fewer copies than so many its writes wait, unless it never had so many: 1 to
+        /// No copy is left out so that fewer than these stay, unless it never had so many: 1 to
         /// `copies`; nothing: half of them, rounded up.
         #[serde(default)]
         min_copies: Option<u8>,
@@ -808,7 +808,8 @@ pub struct VolumeReport {
     /// Copies wanted. As long as there are fewer disks there are fewer copies.
     #[serde(default)]
     pub copies_wanted: u8,
-    /// With fewer copies than so many its writes wait, unless it never had so many.
+    /// No copy is left out so that fewer than these stay, unless it never had so many. Writes need
+    /// a majority of those that are not left out.
     #[serde(default)]
     pub min_copies: u8,
     /// When it was created, seconds since 1970.

@@ -1,6 +1,7 @@
 //! Mistakes planted in the product, and the seeds that notice them (decision 0011).
 //!
-//! The seeds were found by `sim hunt`, and a test replays each, with the mistake and without. A
+//! The seeds were found by `sim hunt`, and a test replays each, or one of the next few, with the
+//! mistake and without. A
 //! change of what is drawn from a seed makes others of them: then `sim hunt` finds new ones.
 
 use crate::{
@@ -30,10 +31,10 @@ pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
     (Mistake::FreedReusedEarly, Disk, 4),
     (Mistake::AttachUnagreed, Cluster, 1),
     (Mistake::DiscardNotReplicated, Cluster, 1),
-    (Mistake::FailedFlushBelieved, Cluster, 1),
+    (Mistake::FailedFlushBelieved, Cluster, 11),
     (Mistake::VoteNotWritten, Cluster, 1),
-    (Mistake::AckBelowQuorum, Cluster, 15),
-    (Mistake::GenerationUnchecked, Cluster, 10),
+    (Mistake::AckBelowQuorum, Cluster, 23),
+    (Mistake::GenerationUnchecked, Cluster, 67),
 ];
 
 /// How a mistake is called on the command line.

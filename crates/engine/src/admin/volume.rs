@@ -14,7 +14,7 @@ pub struct ExplainReport {
     pub bytes: u64,
     /// How many copies it asks for.
     pub copies: u8,
-    /// With fewer than this its writes wait, unless it never had so many.
+    /// No copy is left out so that fewer than these stay, unless it never had so many.
     pub min_copies: u8,
     /// How many it can have with the disks there are.
     pub possible: u8,

@@ -315,6 +315,7 @@ fn fewer_words(copies: &CopiesReport, report: &ClusterReport, rebuild_after_s: u
         .map(|attempt| attempt.partitions)
         .sum();
     let what_follows = match changing {
+        0 if copies.copies == 1 => "there is no other copy to make it anew from".to_string(),
         0 if report.disks.iter().any(|disk| disk.away_s.is_some()) => format!(
             "what is away is waited for, and after {} its copies are made anew on other disks, \
              where there are such",

@@ -490,8 +490,9 @@ pub struct Copies {
     /// fewer disks there are fewer, until there are more
     #[arg(long, value_name = "COUNT")]
     pub copies: Option<u8>,
-    /// Writes wait while fewer copies than so many are left, unless there never were so many [half
-    /// of the copies, rounded up]
+    /// A copy that is away is left out only if so many are left, unless there never were so many;
+    /// of those that are not left out a majority must have a write [half of the copies, rounded
+    /// up]
     #[arg(long, value_name = "COUNT")]
     pub min_copies: Option<u8>,
 }

@@ -204,7 +204,7 @@ fn tabulate(extents: &[Extent]) -> String {
 
 /// The file, or standard input.
 pub fn open_source(file: Option<&Path>) -> Result<Source, Failure> {
-    let Some(path) = file else {
+    let Some(path) = file.filter(|path| path.as_os_str() != "-") else {
         let input = io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
             Failure::failed(format!(
                 "cannot read standard input: {error}; check where it comes from"

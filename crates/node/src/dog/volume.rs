@@ -246,7 +246,7 @@ fn copies_words(volume: &VolumeReport) -> String {
     };
     let rest = match min_copies {
         0 | 1 => String::new(),
-        few => format!("; its writes wait while fewer than {few} are left"),
+        few => format!("; none is left out so that fewer than {few} stay"),
     };
     format!("{wanted}{now}{rest}")
 }
