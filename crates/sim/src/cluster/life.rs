@@ -117,6 +117,7 @@ impl ClusterWorld {
         self.trace.line(self.now, format_args!("{place}: {how:?}"));
         self.summary.faults[usize::from(how == End::Power)] += 1;
         self.losses.failed.remove(&place);
+        self.interrupted.insert(place);
         let states = [self.crash_state(), self.crash_state()];
         self.members[place].end((how == End::Power).then_some(states));
         match how {

@@ -110,6 +110,8 @@ pub struct ClusterWorld {
     pub(super) ledger: Ledger,
     pub(super) books: Books,
     pub(super) losses: Losses,
+    /// Machines whose process has ended at once, maybe in the middle of a write.
+    pub(super) interrupted: BTreeSet<Place>,
     pub(super) tenants: BTreeMap<u64, Tenant>,
     /// Clients that want what a guest has: which volume, and where.
     pub(super) rivals: BTreeMap<ConnectionId, (u64, Place)>,
@@ -182,6 +184,7 @@ impl ClusterWorld {
             ledger: Ledger::default(),
             books: Books::default(),
             losses: Losses::default(),
+            interrupted: BTreeSet::new(),
             tenants: BTreeMap::new(),
             rivals: BTreeMap::new(),
             ghosts: BTreeMap::new(),
@@ -513,10 +516,10 @@ impl ClusterWorld {
             }
             Output::Notice { level, sentence } => {
                 self.trace.line(now, format_args!("{place}: {level:?}: {sentence}"));
-                // Power that went while one of the two superblocks was written leaves it torn.
+                // An end while one of the two superblocks was written leaves it torn.
                 let is_torn = sentence.contains("the superblock at block ")
                     && sentence.ends_with(" has a wrong checksum")
-                    && self.losses.lossy.contains(&place);
+                    && self.interrupted.contains(&place);
                 let may_fail = self.losses.failed.contains(&place) || is_torn;
                 match level {
                     NoticeLevel::Error if !may_fail => {
