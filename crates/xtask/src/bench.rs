@@ -56,7 +56,15 @@ pub struct One {
     /// Run only these jobs
     #[arg(long, value_name = "JOB")]
     job: Vec<String>,
-    /// Where volume and raw file are made: a directory on the file system to be measured
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options that all have.
+#[derive(Args, Clone)]
+struct Common {
+    /// Where volumes, disks and raw files are made: a directory with room for them on the file
+    /// system to be measured
     #[arg(long, default_value = "scratch/bench")]
     directory: PathBuf,
     /// Where sheep and dog are; without it, they are built and taken from target/release
@@ -65,6 +73,28 @@ pub struct One {
     /// Only print the figures
     #[arg(long)]
     print_only: bool,
+}
+
+impl Common {
+    /// Where the programs are, built if nobody says so.
+    fn programs(&self, root: &Path) -> Result<PathBuf> {
+        self.programs.clone().map_or_else(|| build(root), Ok)
+    }
+
+    fn scratch(&self, root: &Path) -> Result<Scratch> {
+        Scratch::new(&root.join(&self.directory))
+    }
+
+    /// Prints what was measured, and puts it into the document unless it is only to be printed.
+    fn publish(&self, name: &str, text: &str) -> Result<()> {
+        println!("{text}");
+        if !self.print_only {
+            let path = crate::tidy::root().join("docs/performance.md");
+            report::put(&path, name, text)?;
+            eprintln!("written to {}", path.display());
+        }
+        Ok(())
+    }
 }
 
 /// The figures of one job on one system, one sample a round.
@@ -96,28 +126,17 @@ pub fn run(bench: &Bench) -> Result<()> {
 fn run_one(options: &One) -> Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "give at least one round and one second");
     let root = crate::tidy::root();
-    let programs = programs(&root, options.programs.as_deref())?;
+    let programs = options.common.programs(&root)?;
     let size = fio::parse_size(&options.size)?;
     let fill = fio::parse_size(&options.fill)?;
-    let scratch = Scratch::new(&root.join(&options.directory))?;
+    let scratch = options.common.scratch(&root)?;
     let jobs = fio::chosen(&root, &options.job)?;
     let started = Instant::now();
     let rows = compare(&root, &scratch.path, &programs, &jobs, size, options)?;
     let costs = costs(&root, &scratch.path, &programs, size, fill, options)?;
     let text = report::report(&rows, &costs, &machine::describe(&scratch.path), options);
-    println!("{text}");
     eprintln!("took {:.0} min", started.elapsed().as_secs_f64() / 60.0);
-    if !options.print_only {
-        let path = root.join("docs/performance.md");
-        report::put(&path, "bench one", &text)?;
-        eprintln!("written to {}", path.display());
-    }
-    Ok(())
-}
-
-/// Where the programs are, built if nobody says so.
-fn programs(root: &Path, given: Option<&Path>) -> Result<PathBuf> {
-    given.map_or_else(|| build(root), |directory| Ok(directory.to_path_buf()))
+    options.common.publish("bench one", &text)
 }
 
 /// Builds the programs; where they are then.

@@ -76,6 +76,13 @@ pub(super) struct Elsewhere {
     told: BTreeSet<NodeId>,
 }
 
+impl Elsewhere {
+    /// What lies of a layer on the disks of others.
+    fn usage(&self, layer: LayerId) -> Usage {
+        self.usage.get(&layer).copied().unwrap_or_default()
+    }
+}
+
 /// A report that waits for others.
 struct Gathering {
     token: AdminToken,
@@ -132,7 +139,7 @@ impl Engine {
         self.gatherings.last += 1;
         let number = self.gatherings.last;
         for node in &wanted {
-            self.tell_peer(now, *node, REPORTS, &ask(number, After::default()));
+            self.send_control(now, *node, REPORTS, &ask(number, After::default()));
         }
         let (request, got, until) = (request.clone(), Elsewhere::default(), now + PATIENCE);
         let gathering = Gathering { token, request, wanted, got, until };
@@ -174,7 +181,7 @@ impl Engine {
             (Some(VERSION), Some(ASK), Some(number)) => {
                 let Some(after) = bytes.after().filter(|_| bytes.0.is_empty()) else { return };
                 let answer = answer_message(number, &self.answer_after(now, after));
-                self.tell_peer(now, node, REPORTS, &answer);
+                self.send_control(now, node, REPORTS, &answer);
             }
             (Some(VERSION), Some(ANSWER), Some(number)) => {
                 let Some(answer) = bytes.answer() else { return };
@@ -197,15 +204,12 @@ impl Engine {
             return;
         }
         for (layer, usage) in answer.layers {
-            let sum = gathering.got.usage.entry(layer).or_default();
-            sum.objects = sum.objects.saturating_add(usage.objects);
-            sum.data_blocks = sum.data_blocks.saturating_add(usage.data_blocks);
-            sum.map_blocks = sum.map_blocks.saturating_add(usage.map_blocks);
+            add_usage(gathering.got.usage.entry(layer).or_default(), usage);
         }
         let holds = answer.holds.into_iter().map(|hold| ((hold.volume, hold.generation), hold));
         gathering.got.holds.extend(holds);
         if let Some(after) = answer.more {
-            return self.tell_peer(now, node, REPORTS, &ask(number, after));
+            return self.send_control(now, node, REPORTS, &ask(number, after));
         }
         gathering.wanted.remove(&node);
         gathering.got.told.insert(node);
@@ -219,11 +223,7 @@ impl Engine {
         let mut layers: BTreeMap<LayerId, Usage> = BTreeMap::new();
         for store in self.disks.values().filter_map(Disk::store) {
             for (_, layer) in store.layers().into_iter().filter(|(_, it)| it.0 > after.layer) {
-                let usage = store.usage(layer);
-                let sum = layers.entry(layer).or_default();
-                sum.objects = sum.objects.saturating_add(usage.objects);
-                sum.data_blocks = sum.data_blocks.saturating_add(usage.data_blocks);
-                sum.map_blocks = sum.map_blocks.saturating_add(usage.map_blocks);
+                add_usage(layers.entry(layer).or_default(), store.usage(layer));
             }
         }
         // Generations are those of their volumes: all of one are told together.
@@ -282,8 +282,6 @@ impl Engine {
 
     /// Puts what others said into a report.
     fn complete(&self, got: &Elsewhere, reply: &mut AdminReply) {
-        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_SIZE as u64);
-        let usage = |layer: &LayerId| got.usage.get(layer).copied().unwrap_or_default();
         let unknown = self.unknown_nodes(got);
         match reply {
             AdminReply::Volume(volume) => self.complete_volume(got, &unknown, volume),
@@ -297,17 +295,16 @@ impl Engine {
             }
             AdminReply::Layers(layers) => {
                 for layer in layers {
-                    layer.used_bytes =
-                        layer.used_bytes.saturating_add(bytes(usage(&layer.layer).data_blocks));
+                    add_blocks(&mut layer.used_bytes, got.usage(layer.layer).data_blocks);
                     layer.unknown_nodes.clone_from(&unknown);
                 }
             }
             AdminReply::Trash(trashed) => {
                 for report in trashed {
                     let layers = self.map.volume(report.volume).map(|volume| volume.layers());
-                    let blocks = layers.into_iter().flatten().map(|it| usage(&it).data_blocks);
-                    let blocks = blocks.fold(0, u64::saturating_add);
-                    report.used_bytes = report.used_bytes.saturating_add(bytes(blocks));
+                    for layer in layers.into_iter().flatten() {
+                        add_blocks(&mut report.used_bytes, got.usage(layer).data_blocks);
+                    }
                     report.unknown_nodes = unknown.to_vec();
                 }
             }
@@ -316,20 +313,17 @@ impl Engine {
     }
 
     fn complete_volume(&self, got: &Elsewhere, unknown: &[String], report: &mut VolumeReport) {
-        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_SIZE as u64);
-        let usage = |layer: LayerId| got.usage.get(&layer).copied().unwrap_or_default();
         report.unknown_nodes = unknown.to_vec();
         let Some(volume) = self.map.volume(report.volume) else { return };
-        let head = usage(volume.head);
-        report.head_bytes = report.head_bytes.saturating_add(bytes(head.data_blocks));
-        report.metadata_bytes = report.metadata_bytes.saturating_add(bytes(head.map_blocks));
+        let head = got.usage(volume.head);
+        add_blocks(&mut report.head_bytes, head.data_blocks);
+        add_blocks(&mut report.metadata_bytes, head.map_blocks);
         for snapshot in &volume.snapshots {
-            let usage = usage(snapshot.layer);
-            report.snapshots_bytes =
-                report.snapshots_bytes.saturating_add(bytes(usage.data_blocks));
-            report.metadata_bytes = report.metadata_bytes.saturating_add(bytes(usage.map_blocks));
+            let usage = got.usage(snapshot.layer);
+            add_blocks(&mut report.snapshots_bytes, usage.data_blocks);
+            add_blocks(&mut report.metadata_bytes, usage.map_blocks);
         }
-        report.used_bytes = report.head_bytes + report.snapshots_bytes;
+        report.used_bytes = report.head_bytes.saturating_add(report.snapshots_bytes);
         let Some(attachment) = &mut report.attachment else { return };
         if attachment.node == self.settings.node {
             return;
@@ -348,12 +342,9 @@ impl Engine {
     }
 
     fn complete_snapshot(&self, got: &Elsewhere, unknown: &[String], report: &mut SnapshotReport) {
-        let usage = got.usage.get(&report.layer).copied().unwrap_or_default();
-        report.used_bytes =
-            report.used_bytes.saturating_add(usage.data_blocks.saturating_mul(BLOCK_SIZE as u64));
-        report.metadata_bytes = report
-            .metadata_bytes
-            .saturating_add(usage.map_blocks.saturating_mul(BLOCK_SIZE as u64));
+        let usage = got.usage(report.layer);
+        add_blocks(&mut report.used_bytes, usage.data_blocks);
+        add_blocks(&mut report.metadata_bytes, usage.map_blocks);
         report.unknown_nodes = unknown.to_vec();
         let volume = self.map.volume_named(&report.volume).map(|volume| volume.id);
         for reader in &mut report.readers {
@@ -387,10 +378,18 @@ impl Engine {
             self.map.disks().filter(is_unknown).map(|disk| disk.node).collect();
         nodes.into_iter().map(|node| self.node_words(node)).collect()
     }
+}
 
-    fn tell_peer(&mut self, now: Time, node: NodeId, channel: Channel, bytes: &[u8]) {
-        self.send_control(now, node, channel, bytes);
-    }
+/// Adds what is told of a layer.
+fn add_usage(sum: &mut Usage, usage: Usage) {
+    sum.objects = sum.objects.saturating_add(usage.objects);
+    sum.data_blocks = sum.data_blocks.saturating_add(usage.data_blocks);
+    sum.map_blocks = sum.map_blocks.saturating_add(usage.map_blocks);
+}
+
+/// Adds so many blocks to a number of bytes. What others say may be nonsense: nothing overflows.
+fn add_blocks(bytes: &mut u64, blocks: u64) {
+    *bytes = bytes.saturating_add(blocks.saturating_mul(BLOCK_SIZE as u64));
 }
 
 fn ask(number: u64, after: After) -> Vec<u8> {

@@ -2,10 +2,10 @@
 //! the device itself and against `qemu-storage-daemon`, which has one copy.
 
 use super::{
-    Scratch,
+    Common,
     fio::{self, Job, Sample},
-    machine, output_of, programs,
-    report::{self, median},
+    machine, output_of,
+    report::median,
     server::{Server, Sheep, StorageDaemon},
 };
 use anyhow::{Context, Result, ensure};
@@ -39,15 +39,8 @@ pub struct Cluster {
     /// Run only these jobs
     #[arg(long, value_name = "JOB")]
     job: Vec<String>,
-    /// Where volumes and raw files are made: a directory on the file system to be measured
-    #[arg(long, default_value = "scratch/bench")]
-    directory: PathBuf,
-    /// Where sheep and dog are; without it, they are built and taken from target/release
-    #[arg(long)]
-    programs: Option<PathBuf>,
-    /// Only print the figures
-    #[arg(long)]
-    print_only: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// What is wanted of a job.
@@ -192,19 +185,13 @@ struct Row {
 pub fn run(options: &Cluster) -> Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "give at least one round and one second");
     let root = crate::tidy::root();
-    let programs = programs(&root, options.programs.as_deref())?;
+    let programs = options.common.programs(&root)?;
     let size = fio::parse_size(&options.size)?;
-    let scratch = Scratch::new(&root.join(&options.directory))?;
+    let scratch = options.common.scratch(&root)?;
     let jobs = fio::chosen(&root, &options.job)?;
     let rows = measure(&root, &scratch.path, &programs, &jobs, size, options)?;
     let text = describe(&rows, &machine::describe(&scratch.path), options);
-    println!("{text}");
-    if !options.print_only {
-        let path = root.join("docs/performance.md");
-        report::put(&path, "bench cluster", &text)?;
-        eprintln!("written to {}", path.display());
-    }
-    Ok(())
+    options.common.publish("bench cluster", &text)
 }
 
 fn measure(

@@ -3,10 +3,10 @@
 //! turn.
 
 use super::{
-    Scratch,
+    Common,
     fio::{self, Job, Sample},
     machine,
-    report::{self, median},
+    report::median,
     server::{Sheep, Volume},
 };
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use clap::Args;
 use proto::limits::CHAIN_LINEAGES_MAX;
 use serde_json::json;
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -47,15 +47,8 @@ pub struct Layers {
     /// How many snapshots the volume with many has
     #[arg(long, default_value_t = 1000)]
     snapshots: usize,
-    /// Where the volumes are made: a directory on the file system to be measured
-    #[arg(long, default_value = "scratch/bench")]
-    directory: PathBuf,
-    /// Where sheep and dog are; without it, they are built and taken from target/release
-    #[arg(long)]
-    programs: Option<PathBuf>,
-    /// Only print the figures
-    #[arg(long)]
-    print_only: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// One bench in progress.
@@ -70,9 +63,9 @@ struct Bench<'a> {
 pub fn run(options: &Layers) -> Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "give at least one round and one second");
     let root = crate::tidy::root();
-    let programs = super::programs(&root, options.programs.as_deref())?;
+    let programs = options.common.programs(&root)?;
     let size = fio::parse_size(&options.size)?;
-    let scratch = Scratch::new(&root.join(&options.directory))?;
+    let scratch = options.common.scratch(&root)?;
     let sheep = Sheep::start(&programs, &scratch.path.join("sheep"), &[])?;
     let bench = Bench { root: &root, scratch: &scratch.path, sheep: &sheep, size, options };
     let mut lines = vec![
@@ -94,11 +87,7 @@ pub fn run(options: &Layers) -> Result<()> {
     lines.extend(bench.deep_clone()?);
     lines.push(String::new());
     let text = lines.join("\n");
-    println!("{text}");
-    if !options.print_only {
-        report::put(&root.join("docs/performance.md"), "bench layers", &text)?;
-    }
-    Ok(())
+    options.common.publish("bench layers", &text)
 }
 
 impl Bench<'_> {

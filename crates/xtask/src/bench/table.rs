@@ -2,7 +2,7 @@
 //! describes a lot of data. The disk is written by the store's own code, block for block, on a
 //! medium that keeps everything but the data: superblocks, log, checkpoints and map pages are real.
 
-use super::{Scratch, machine, report, server::Sheep};
+use super::{Common, machine, server::Sheep};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use proto::{
@@ -11,14 +11,7 @@ use proto::{
     ObjectKey, Payload, Stamp, Time, Under, Write, limits,
 };
 use serde_json::json;
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path, time::Instant};
 use store::{Effect, Event, MediumKind, Options, ScrubRate, Store};
 
 /// Writes in flight at once: as many as a busy client has.
@@ -36,25 +29,18 @@ pub struct Described {
     /// How much data the disk describes, as fio writes sizes. It takes 1/200 of that in space
     #[arg(long, default_value = "1t")]
     size: String,
-    /// Where the disk is made: a directory with room for it
-    #[arg(long, default_value = "scratch/bench")]
-    directory: PathBuf,
-    /// Where sheep and dog are; without it, they are built and taken from target/release
-    #[arg(long)]
-    programs: Option<PathBuf>,
-    /// Only print the figures
-    #[arg(long)]
-    print_only: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 pub fn run(options: &Described) -> Result<()> {
     let root = crate::tidy::root();
-    let programs = super::programs(&root, options.programs.as_deref())?;
+    let programs = options.common.programs(&root)?;
     let bytes = super::fio::parse_size(&options.size)?;
     let objects = u32::try_from(bytes / OBJECT_SIZE as u64)?;
     let whole = bytes.is_multiple_of(OBJECT_SIZE as u64);
     ensure!(objects > 1 && whole, "the size must be some objects of {OBJECT_SIZE} bytes");
-    let scratch = Scratch::new(&root.join(&options.directory))?;
+    let scratch = options.common.scratch(&root)?;
     let data = scratch.path.join("table");
     // Found by the program itself, attached once so that the disk knows the volume.
     let mut sheep = Sheep::start(&programs, &data, &[])?;
@@ -93,11 +79,7 @@ pub fn run(options: &Described) -> Result<()> {
     lines.push(time_layers(&programs, &data)?);
     lines.push(String::new());
     let text = lines.join("\n");
-    println!("{text}");
-    if !options.print_only {
-        report::put(&root.join("docs/performance.md"), "bench table", &text)?;
-    }
-    Ok(())
+    options.common.publish("bench table", &text)
 }
 
 /// How long a snapshot of the volume takes, and a clone of that, from the question over the admin
