@@ -4,7 +4,7 @@ use crate::programs::guest_file;
 use crate::qmp::Qmp;
 use crate::scratch::Scratch;
 use crate::tool::{Tool, wait};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -38,6 +38,20 @@ pub enum Machine {
     Initramfs,
     /// The BIOS boots from the volume, which holds `disk.img`.
     Disk,
+}
+
+/// What fio writes to the guest's disk and verifies: whole blocks with flushes in its first half,
+/// odd sizes at odd sectors in its second.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifiedLoad {
+    /// For how long, in seconds.
+    pub seconds: u32,
+    /// Where the second half begins, in MiB.
+    pub half_mib: u32,
+    /// How much of each half is written to, in MiB.
+    pub written_mib: u32,
+    /// After how many writes they are verified.
+    pub backlog: u32,
 }
 
 /// A running virtual machine with one disk, `/dev/vda`. Killed when dropped.
@@ -179,6 +193,31 @@ impl Guest {
         let output =
             String::from_utf8_lossy(&from_base64(words.next().unwrap_or(""))?).into_owned();
         Ok(GuestOutput { code, output })
+    }
+
+    /// Starts fio on the disk; give it back to [`Guest::finish_load`].
+    pub fn begin_load(&mut self, load: VerifiedLoad) -> Result<Running> {
+        let VerifiedLoad { seconds, half_mib, written_mib, backlog } = load;
+        self.begin(&format!(
+            "fio --filename=/dev/vda --direct=1 --ioengine=libaio --time_based \
+             --runtime={seconds} --thread --verify=crc32c --verify_fatal=1 \
+             --verify_backlog={backlog} --serialize_overlap=1 --output=/tmp/fio \
+             --name=blocks --size={written_mib}m --rw=randwrite --bs=4k --iodepth=16 --fsync=64 \
+             --name=odd --offset={half_mib}m --size={written_mib}m --rw=randwrite \
+             --bsrange=512-64k --blockalign=512 --iodepth=8; \
+             code=$?; grep -iE 'err=|verify|bad magic|error' /tmp/fio; exit $code"
+        ))
+    }
+
+    /// Waits for the end of fio. Neither it nor the guest's kernel has seen an error or a delay
+    /// that the kernel calls one.
+    pub fn finish_load(&mut self, running: Running, limit: Duration) -> Result<()> {
+        let GuestOutput { code, output } = self.finish(running, limit)?;
+        let is_well = code == 0 && output.matches("err= 0").count() == 2;
+        ensure!(is_well, "fio in the guest ended with {code}: {output}");
+        let errors = self.ok("dmesg | grep -iE 'I/O error|blk_update|timeout' || true", limit)?;
+        ensure!(errors.is_empty(), "the guest's kernel saw: {errors}");
+        Ok(())
     }
 
     /// Everything on the guest's console so far.

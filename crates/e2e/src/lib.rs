@@ -27,7 +27,7 @@ mod tool;
 
 pub use cluster::Cluster;
 pub use fault_disk::{FaultDisk, Unflushed};
-pub use guest::{DiskSetup, Guest, GuestOutput, Machine};
+pub use guest::{DiskSetup, Guest, GuestOutput, Machine, VerifiedLoad};
 pub use load::{History, Load, Moment, NEVER};
 pub use look::{below, content, wait_empty, wait_until};
 pub use netns::Network;

@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Result, ensure};
-use e2e::{Cluster, DiskSetup, Guest, Machine, Network, Scratch};
+use e2e::{Cluster, DiskSetup, Guest, Machine, Network, Scratch, VerifiedLoad};
 use std::time::Duration;
 
 /// How long fio writes and verifies in the guest: longer than the three kills take.
@@ -25,17 +25,8 @@ fn a_guest_on_three_nodes_sees_nothing_of_the_death_of_each_of_them() -> Result<
     cluster.wait_whole()?;
     cluster.wait_voters(3)?;
 
-    let load = format!(
-        "fio --filename=/dev/vda --direct=1 --ioengine=libaio --time_based --runtime={LOAD_S} \
-         --thread --verify=crc32c --verify_fatal=1 --verify_backlog=256 --serialize_overlap=1 \
-         --output=/tmp/fio \
-         --name=blocks --size=24m --rw=randwrite --bs=4k --iodepth=16 --fsync=64 \
-         --name=odd --offset=32m --size=24m --rw=randwrite --bsrange=512-64k \
-         --blockalign=512 --iodepth=8"
-    );
-    let running = guest.begin(&format!(
-        "{load}; code=$?; grep -iE 'err=|verify|bad magic|error' /tmp/fio; exit $code"
-    ))?;
+    let load = VerifiedLoad { seconds: LOAD_S, half_mib: 32, written_mib: 24, backlog: 256 };
+    let running = guest.begin_load(load)?;
     for victim in [0, 1, 2] {
         std::thread::sleep(Duration::from_secs(1));
         cluster.nodes[victim].kill()?;
@@ -44,12 +35,7 @@ fn a_guest_on_three_nodes_sees_nothing_of_the_death_of_each_of_them() -> Result<
         // Only one at a time is promised.
         cluster.wait_whole()?;
     }
-    let output = guest.finish(running, GUEST_TIME_LIMIT)?;
-    ensure!(output.code == 0, "fio in the guest: {}", output.output);
-    ensure!(output.output.matches("err= 0").count() == 2, "fio in the guest: {}", output.output);
-    let errors =
-        guest.ok("dmesg | grep -iE 'I/O error|blk_update|timeout' || true", GUEST_TIME_LIMIT)?;
-    ensure!(errors.is_empty(), "the guest's kernel saw: {errors}");
+    guest.finish_load(running, GUEST_TIME_LIMIT)?;
     let sum = "dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum";
     let seen = guest.ok(sum, GUEST_TIME_LIMIT)?;
     guest.power_off()?;

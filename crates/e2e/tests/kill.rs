@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests of real processes read a clock and wait")]
 
 use anyhow::{Result, ensure};
-use e2e::{DiskSetup, Guest, LoopMount, Machine, Node, Scratch, direct_io_alignment};
+use e2e::{DiskSetup, Guest, LoopMount, Machine, Node, Scratch, VerifiedLoad, direct_io_alignment};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,18 +18,8 @@ fn ten_kills(data: &Path) -> Result<()> {
     node.dog_ok("volume create v 512M")?;
     let mut guest = Guest::boot(Machine::Initramfs, &DiskSetup::new(&node.nbd_socket(), "v"))?;
 
-    // One job of whole blocks with flushes, one of odd sizes at odd sectors, each on its own half.
-    let load = format!(
-        "fio --filename=/dev/vda --direct=1 --ioengine=libaio --time_based --runtime={LOAD_S} \
-         --thread --verify=crc32c --verify_fatal=1 --verify_backlog=512 --serialize_overlap=1 \
-         --output=/tmp/fio \
-         --name=blocks --size=96m --rw=randwrite --bs=4k --iodepth=16 --fsync=64 \
-         --name=odd --offset=256m --size=96m --rw=randwrite --bsrange=512-64k \
-         --blockalign=512 --iodepth=8"
-    );
-    let running = guest.begin(&format!(
-        "{load}; code=$?; grep -iE 'err=|verify|bad magic|error' /tmp/fio; exit $code"
-    ))?;
+    let load = VerifiedLoad { seconds: LOAD_S, half_mib: 256, written_mib: 96, backlog: 512 };
+    let running = guest.begin_load(load)?;
     for kill in 0..KILLS {
         // At ever other moments: in the middle of a batch, of a flush, of a reconnect.
         std::thread::sleep(Duration::from_millis(600 + u64::from(kill * 397 % 1100)));
@@ -37,12 +27,7 @@ fn ten_kills(data: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(u64::from(kill * 211 % 500)));
         node.begin()?;
     }
-    let output = guest.finish(running, GUEST_TIME_LIMIT)?;
-    ensure!(output.code == 0, "fio in the guest: {}", output.output);
-    ensure!(output.output.matches("err= 0").count() == 2, "fio in the guest: {}", output.output);
-    let errors =
-        guest.ok("dmesg | grep -iE 'I/O error|blk_update|timeout' || true", GUEST_TIME_LIMIT)?;
-    ensure!(errors.is_empty(), "the guest's kernel saw: {errors}");
+    guest.finish_load(running, GUEST_TIME_LIMIT)?;
 
     // And once more after a kill with nothing in flight: all of it is there.
     let sum = "dd if=/dev/vda bs=1M count=352 iflag=direct 2>/dev/null | sha256sum";
