@@ -38,6 +38,14 @@ fn fill(world: &mut World) {
     panic!("it is never filled");
 }
 
+/// Reads the whole volume, lets all that is under way end, and closes the session.
+fn read_all_and_end(world: &mut World) {
+    world.read(0, 3 * OBJECT_SECTORS);
+    world.settle();
+    world.close();
+    world.check_snapshots();
+}
+
 #[test]
 fn a_volume_has_what_its_source_has_and_zeros_beyond() {
     let mut world = world();
@@ -46,10 +54,7 @@ fn a_volume_has_what_its_source_has_and_zeros_beyond() {
     world.write(1001, 3, false);
     world.write((9 << 11) + 6, 1, false);
     world.zero(4099, 4, true, false, false);
-    world.read(0, 3 * OBJECT_SECTORS);
-    world.settle();
-    world.close();
-    world.check_snapshots();
+    read_all_and_end(&mut world);
 }
 
 #[test]
@@ -134,10 +139,7 @@ fn guests_write_where_the_filling_waits_for_its_source() {
     world.source.down = None;
     fill(&mut world);
     assert_eq!(world.flattened, 1);
-    world.read(0, 3 * OBJECT_SECTORS);
-    world.settle();
-    world.close();
-    world.check_snapshots();
+    read_all_and_end(&mut world);
 }
 
 /// The filling stood in line behind a read that waited for the source, and guests' writes that need
@@ -176,10 +178,7 @@ fn guests_write_where_the_filling_waits_for_one_that_waits_for_the_source() {
         world.source.down = None;
         fill(&mut world);
         assert_eq!((world.flattened, world.open.len()), (1, 0));
-        world.read(0, 3 * OBJECT_SECTORS);
-        world.settle();
-        world.close();
-        world.check_snapshots();
+        read_all_and_end(&mut world);
     }
 }
 
@@ -208,10 +207,7 @@ fn filling_that_begins_anew_leaves_nothing_out() {
     fill(&mut world);
     world.source.down = Some("gone for ever");
     world.tell_map();
-    world.read(0, 3 * OBJECT_SECTORS);
-    world.settle();
-    world.close();
-    world.check_snapshots();
+    read_all_and_end(&mut world);
 }
 
 #[test]
@@ -226,10 +222,7 @@ fn a_filled_volume_needs_its_source_no_more_and_zeros_of_it_take_no_space() {
     assert!((1400..1700).contains(&entries), "{entries} entries");
     world.source.down = Some("gone for ever");
     world.tell_map();
-    world.read(0, 3 * OBJECT_SECTORS);
-    world.settle();
-    world.close();
-    world.check_snapshots();
+    read_all_and_end(&mut world);
 }
 
 #[test]
@@ -324,10 +317,7 @@ fn a_chain_is_shortened_onto_a_source_that_is_away_and_nothing_of_it_is_read() {
     rest(&mut world, 2_000);
     assert_eq!(world.open.len(), 1, "what was written is there, what is elsewhere is waited for");
     world.source.down = None;
-    world.read(0, 3 * OBJECT_SECTORS);
-    world.settle();
-    world.close();
-    world.check_snapshots();
+    read_all_and_end(&mut world);
 }
 
 #[test]
@@ -420,10 +410,7 @@ fn a_status_that_waits_for_a_source_ends_when_all_was_copied() {
         }
         assert_eq!((world.flattened, world.open.len(), has_died), (1, 0, dies));
         world.source.down = Some("gone for ever");
-        world.read(0, 3 * OBJECT_SECTORS);
-        world.settle();
-        world.close();
-        world.check_snapshots();
+        read_all_and_end(&mut world);
     }
 }
 
