@@ -142,6 +142,11 @@ impl Payload {
         Buffer::zeroed(bytes).freeze()
     }
 
+    /// The bytes of several, one after the other.
+    pub fn joined(parts: &[Payload]) -> Vec<u8> {
+        parts.iter().map(Payload::as_slice).collect::<Vec<_>>().concat()
+    }
+
     /// The length in bytes.
     pub fn len(&self) -> usize {
         self.length

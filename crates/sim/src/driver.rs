@@ -7,7 +7,7 @@ use engine::{
     Client, ConnectionId, Input, NoticeLevel, SourceId, SourceRequest,
     admin::{AdminError, AdminReply, AdminRequest, AdminToken},
 };
-use proto::{Duration, Time};
+use proto::{Duration, Payload, Time};
 use std::collections::{BTreeMap, VecDeque};
 use volume::{Answer, Completion, Operation, Request, RequestId};
 
@@ -167,9 +167,7 @@ impl Driver {
         length: u64,
     ) -> Result<Vec<u8>, String> {
         match self.complete(connection, (offset, length), Operation::Read)? {
-            Completion::Data(parts) => {
-                Ok(parts.iter().flat_map(|part| part.as_slice().iter().copied()).collect())
-            }
+            Completion::Data(parts) => Ok(Payload::joined(&parts)),
             other => Err(format!("reading was answered {other:?}")),
         }
     }

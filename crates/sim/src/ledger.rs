@@ -454,7 +454,7 @@ impl Ledger {
             Ok(MemberReply::Data { content, .. }) => content,
             other => return Err(format!("the read of {key} was answered {other:?}")),
         };
-        let bytes: Vec<u8> = data.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
+        let bytes = Payload::joined(&data);
         if bytes.len() != whole.bytes() {
             return Err(format!(
                 "{} bytes of {key} came instead of {}",

@@ -7,7 +7,9 @@ use engine::{
     ConnectionId, Input,
     admin::{AdminReply, AdminRequest, AdminToken, FlattenAction},
 };
-use proto::{BLOCK_SIZE, Buffer, Duration, SECTOR_SIZE, Time, limits::SESSION_REQUESTS_MAX};
+use proto::{
+    BLOCK_SIZE, Buffer, Duration, Payload, SECTOR_SIZE, Time, limits::SESSION_REQUESTS_MAX,
+};
 use sim::{
     disk::{CrashState, Latency, Mixture},
     driver::{Driver, Pace},
@@ -505,8 +507,7 @@ impl Run {
         match (asked.action, result) {
             (Action::Read, Ok(Completion::Data(parts))) => {
                 self.proven.reads += 1;
-                let bytes: Vec<u8> =
-                    parts.iter().flat_map(|part| part.as_slice().iter().copied()).collect();
+                let bytes = Payload::joined(&parts);
                 content.read(&asked.range, &bytes)
             }
             (Action::Change(value), Ok(Completion::Done)) => {
@@ -594,8 +595,7 @@ impl Run {
             self.wait("a read", LONG, |run| run.driver.completions.contains_key(&key))?;
             match self.driver.completions.remove(&key) {
                 Some(Ok(Completion::Data(parts))) => {
-                    let bytes: Vec<u8> =
-                        parts.iter().flat_map(|part| part.as_slice().iter().copied()).collect();
+                    let bytes = Payload::joined(&parts);
                     content.read(&range, &bytes).map_err(|error| format!("{name}: {error}"))?;
                 }
                 other => return Err(format!("reading {name} was answered {other:?}")),

@@ -6,7 +6,7 @@ use crate::{
     random::Random,
 };
 use engine::ConnectionId;
-use proto::{BLOCK_SIZE, Buffer, OBJECT_SIZE, SECTOR_SIZE, Time};
+use proto::{BLOCK_SIZE, Buffer, OBJECT_SIZE, Payload, SECTOR_SIZE, Time};
 use std::collections::BTreeMap;
 use volume::{Completion, Operation, Request, RequestId};
 
@@ -159,8 +159,7 @@ impl Guest {
             }
             Ok(Completion::Data(payloads)) => {
                 assert_eq!(request.action, Action::Read, "only reads bring data");
-                let bytes: Vec<u8> =
-                    payloads.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
+                let bytes = Payload::joined(&payloads);
                 oracle.ok_read(operation, &bytes)?;
             }
             Ok(Completion::Done) => oracle.ok(operation, request.fua),

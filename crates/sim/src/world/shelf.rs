@@ -7,7 +7,7 @@ use engine::{
     Client, ConnectionId, Input,
     admin::{AdminReply, AdminRequest, FlattenAction},
 };
-use proto::{Duration, Time};
+use proto::{Duration, Payload, Time};
 use std::collections::BTreeMap;
 use volume::{Answer, Completion, Operation, Request, RequestId};
 
@@ -327,8 +327,7 @@ impl World {
         reader.next_at = now;
         match result {
             Ok(Completion::Data(payloads)) => {
-                let parts = payloads.iter().flat_map(|p| p.as_slice().iter().copied());
-                let bytes: Vec<u8> = parts.collect();
+                let bytes = Payload::joined(&payloads);
                 self.oracle.ok_read(booked, &bytes).map_err(|wrong| wrong.to_string())?;
                 self.summary.snapshot_reads += 1;
             }

@@ -4,7 +4,7 @@
 use proto::{
     BLOCK_SIZE, Buffer, Change, ClusterId, ConfigurationNumber, DiskDone, DiskError, DiskId,
     DiskOp, DiskRequest, DiskToken, Duration, Generation, LayerId, LineageId, MemberError,
-    MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey, Stamp, Time, Under, Write,
+    MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey, Payload, Stamp, Time, Under, Write,
 };
 use std::collections::BTreeMap;
 use store::{
@@ -377,8 +377,7 @@ impl Host {
         self.store = None;
         for under_way in std::mem::take(&mut self.under_way) {
             if let DiskRequest::Write { offset, payloads } = under_way.request {
-                let bytes: Vec<u8> =
-                    payloads.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
+                let bytes = Payload::joined(&payloads);
                 self.medium.write_torn(offset as usize, &bytes, random);
             }
         }
@@ -435,7 +434,7 @@ pub fn data(first: u32, values: &[u64]) -> Change {
 /// The numbers behind blocks that were read.
 pub fn values(reply: &MemberReply) -> Vec<u64> {
     let MemberReply::Data { content, .. } = reply else { panic!("{reply:?}") };
-    let bytes: Vec<u8> = content.iter().flat_map(|p| p.as_slice().iter().copied()).collect();
+    let bytes = Payload::joined(content);
     let value = |block: &[u8]| {
         let word = |at: usize| u64::from_le_bytes(block[at * 8..at * 8 + 8].try_into().unwrap());
         let first = word(0);
