@@ -9,14 +9,8 @@ const THREE: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
 fn three(seed: u64) -> Net {
     let mut net = Net::cluster(seed, THREE);
     until_whole(&mut net, 0, 3, 240);
-    until_all_vote(&mut net);
+    net.until_all_vote();
     net
-}
-
-fn until_all_vote(net: &mut Net) {
-    net.until("all three vote", 90, |net| {
-        (0..3).map(|at| net.status(at).agreement).all(|all| all.voters.len() == 3 && !all.changing)
-    });
 }
 
 /// How many partitions have so many whole copies that can be asked, as a node knows it.
@@ -65,7 +59,7 @@ fn a_disk_that_comes_gets_copies_of_everything_while_a_volume_is_written() {
     }
     until_whole(&mut net, 0, 3, 240);
     net.flush(0, connection);
-    until_all_vote(&mut net);
+    net.until_all_vote();
     assert!(net.nodes.iter().enumerate().all(|(at, _)| whole(&net, at, 3) == 4096));
     assert!((0..3).all(|at| told(&mut net, at) == 3));
     // Any one of them has it all: each of the others may go.

@@ -1,9 +1,7 @@
 //! What people are told of a volume's copies: how they are, where they are, and which loss hurts.
 
 use crate::support::{MIB, Net};
-use engine::admin::{
-    AdminErrorKind, AdminReply, AdminRequest, ClusterReport, ExplainReport, LocateReport,
-};
+use engine::admin::{AdminErrorKind, AdminReply, AdminRequest, ExplainReport, LocateReport};
 use proto::{DiskId, NodeId};
 
 const THREE: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
@@ -20,19 +18,6 @@ fn locate(net: &mut Net, at: usize, index: Option<u64>) -> LocateReport {
         Ok(AdminReply::Located(report)) => *report,
         other => panic!("{other:?}"),
     }
-}
-
-fn cluster(net: &mut Net, at: usize) -> ClusterReport {
-    match net.ask(at, AdminRequest::ClusterStatus) {
-        Ok(AdminReply::Cluster(report)) => *report,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn until_all_vote(net: &mut Net) {
-    net.until("all three vote", 90, |net| {
-        (0..3).map(|at| net.status(at).agreement).all(|all| all.voters.len() == 3 && !all.changing)
-    });
 }
 
 /// How many of the bytes of its parts are held in each state, by disk.
@@ -57,16 +42,16 @@ fn a_volume_is_explained_on_every_node_while_copies_come_and_go() {
     let connection = net.open(0, "v");
     net.write(0, connection, 0, 1, 8 * MIB);
     net.until("copies are being made", 60, |net| {
-        cluster(net, 0).whole_in_s.is_some() && !explain(net, 0).whole
+        net.report(0).whole_in_s.is_some() && !explain(net, 0).whole
     });
     let building = explain(&mut net, 0);
     says(&building, "have fewer whole copies than they could have");
     says(&building, "until it is whole: about");
     assert!(building.whole_in_s.is_some_and(|left| left < 600), "{:?}", building.whole_in_s);
-    let doing = cluster(&mut net, 0).doing.join("\n");
+    let doing = net.report(0).doing.join("\n");
     assert!(doing.contains("are still to be made: about"), "{doing}");
     net.until("all is whole", 240, |net| (0..3).all(|at| explain(net, at).whole));
-    until_all_vote(&mut net);
+    net.until_all_vote();
     for at in 0..3 {
         let whole = explain(&mut net, at);
         assert_eq!((whole.copies, whole.min_copies, whole.possible), (3, 2, 3));
@@ -80,7 +65,7 @@ fn a_volume_is_explained_on_every_node_while_copies_come_and_go() {
         says(&whole, "would make 16.0 MiB wait until one of them is back");
         let elsewhere = whole.summary.iter().any(|it| it.contains("attached on node"));
         assert_eq!(elsewhere, at != 0, "{:?}", whole.summary);
-        assert!(cluster(&mut net, at).doing.is_empty());
+        assert!(net.report(at).doing.is_empty());
     }
     // One is away: a second one more is felt, a third one takes the last copy.
     net.kill(2);
@@ -101,7 +86,7 @@ fn a_volume_is_explained_on_every_node_while_copies_come_and_go() {
     assert!(missed.groups.iter().all(|group| group.writable && group.doing.is_some()));
     // Another: it waits, and says so on the one that is left, though nothing can be agreed on.
     net.kill(1);
-    net.until("it is missed", 30, |net| cluster(net, 0).agreement.waiting.is_some());
+    net.until("it is missed", 30, |net| net.report(0).agreement.waiting.is_some());
     let alone = explain(&mut net, 0);
     assert!(alone.groups.iter().all(|group| !group.writable));
     says(&alone, "16.0 MiB wait for disk");
@@ -163,20 +148,20 @@ fn every_object_is_located_where_the_map_has_it() {
 #[test]
 fn a_cluster_that_would_stop_without_its_founder_says_so() {
     let mut net = Net::cluster(53, &[(20, &[200])]);
-    assert!(cluster(&mut net, 0).healthy);
+    assert!(net.report(0).healthy);
     for (at, id) in [(1, 10), (2, 30)] {
         net.add(id, &[]);
         net.let_in(0, at);
         net.start(at);
         net.until("it serves", 30, |net| net.nodes[at].is_ready);
         if at == 1 {
-            let two = cluster(&mut net, 0);
+            let two = net.report(0);
             assert!(two.notes.iter().any(|it| it.contains("of two nodes one votes")), "{two:?}");
         }
     }
     net.pass(5);
     let warned = |net: &mut Net, at: usize| {
-        let report = cluster(net, at);
+        let report = net.report(at);
         let found = report.warnings.iter().find(|it| it.contains("on the state of the cluster"));
         assert_eq!(report.healthy, report.warnings.is_empty());
         found.cloned()
@@ -192,8 +177,8 @@ fn a_cluster_that_would_stop_without_its_founder_says_so() {
     assert!((0..3).all(|at| warned(&mut net, at).is_none()), "they vote");
     // One is away: no more may be.
     net.kill(2);
-    net.until("it is missed", 30, |net| !cluster(net, 0).healthy);
-    let report = cluster(&mut net, 0);
+    net.until("it is missed", 30, |net| !net.report(0).healthy);
+    let report = net.report(0);
     let thin = report.warnings.iter().any(|it| it.contains("2 of the 3 nodes that vote"));
     assert!(thin, "{:?}", report.warnings);
 }

@@ -2,7 +2,7 @@
 //! attachments that are ended by force.
 
 use crate::support::{MIB, Net};
-use engine::admin::{AdminErrorKind, AdminReply, AdminRequest, ClusterReport};
+use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};
 use engine::{Client, ConnectionId, Input};
 use proto::DiskId;
 use volume::{Answer, Error, Operation};
@@ -10,28 +10,15 @@ use volume::{Answer, Error, Operation};
 const ONE_DISK: &[(u128, &[u128])] = &[(20, &[200]), (10, &[]), (30, &[])];
 const THREE_DISKS: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
 
-fn report(net: &mut Net, at: usize) -> ClusterReport {
-    match net.ask(at, AdminRequest::ClusterStatus) {
-        Ok(AdminReply::Cluster(report)) => *report,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn until_all_vote(net: &mut Net) {
-    net.until("all three vote", 90, |net| {
-        (0..3).map(|at| net.status(at).agreement).all(|all| all.voters.len() == 3 && !all.changing)
-    });
-}
-
 /// Three nodes with a disk each, and a copy of everything on each of them.
 fn three_whole(seed: u64) -> Net {
     let mut net = Net::cluster(seed, THREE_DISKS);
     net.until("every partition has three copies", 240, |net| {
-        let report = report(net, 0);
+        let report = net.report(0);
         let is_whole = |disk: &engine::admin::ClusterDiskReport| disk.partitions == 4096;
         report.disks.len() == 3 && report.disks.iter().all(is_whole) && report.attempts.is_empty()
     });
-    until_all_vote(&mut net);
+    net.until_all_vote();
     net
 }
 
@@ -67,7 +54,7 @@ fn detach(name: &str) -> AdminRequest {
 fn what_is_at_risk_is_said_with_what_is_waited_for() {
     let mut net = three_whole(41);
     for at in 0..3 {
-        let report = report(&mut net, at);
+        let report = net.report(at);
         assert!(report.healthy && report.warnings.is_empty(), "{report:?}");
         assert!(report.notes.is_empty(), "{:?}", report.notes);
         assert_eq!(report.nodes.iter().filter(|node| node.up && node.votes).count(), 3);
@@ -79,8 +66,8 @@ fn what_is_at_risk_is_said_with_what_is_waited_for() {
         assert!(report.disks.iter().all(|disk| (333..=334).contains(&disk.share_permille)));
     }
     net.kill(2);
-    net.until("it is missed", 30, |net| !report(net, 0).healthy);
-    let missed = report(&mut net, 0);
+    net.until("it is missed", 30, |net| !net.report(0).healthy);
+    let missed = net.report(0);
     let of_three = missed.copies.iter().find(|copies| copies.copies == 3).expect("a table");
     assert_eq!((of_three.fewer, of_three.single, of_three.waiting), (4096, 0, 0));
     let away = missed.nodes.iter().find(|node| !node.up).expect("one is away");
@@ -92,8 +79,8 @@ fn what_is_at_risk_is_said_with_what_is_waited_for() {
 
     // Two are away before the members could be changed: what they hold waits.
     net.kill(1);
-    net.until("it waits", 30, |net| report(net, 0).agreement.waiting.is_some());
-    let alone = report(&mut net, 0);
+    net.until("it waits", 30, |net| net.report(0).agreement.waiting.is_some());
+    let alone = net.report(0);
     let said = alone.warnings.join("\n");
     assert!(said.contains("a majority of the nodes that vote"), "{said}");
     assert!(said.contains("cannot be written"), "{said}");
@@ -101,7 +88,7 @@ fn what_is_at_risk_is_said_with_what_is_waited_for() {
     for at in [1, 2] {
         net.start(at);
     }
-    net.until("all is well again", 240, |net| report(net, 0).healthy);
+    net.until("all is well again", 240, |net| net.report(0).healthy);
 }
 
 #[test]
@@ -120,15 +107,15 @@ fn a_machine_is_taken_out_in_order_and_the_last_copy_never() {
 
     // Where no other disks are, a drain keeps what there is.
     done(&mut net, 1, AdminRequest::NodeDrain { node: "n2".into(), wanted: true });
-    net.until("it is known", 5, |net| report(net, 0).nodes.iter().any(|node| node.draining));
+    net.until("it is known", 5, |net| net.report(0).nodes.iter().any(|node| node.draining));
     net.pass(5);
-    let draining = report(&mut net, 0);
+    let draining = net.report(0);
     let disk = draining.disks.iter().find(|disk| disk.disk == DiskId(300)).expect("listed");
     assert_eq!((disk.standing.as_str(), disk.partitions), ("draining", 4096));
     assert!(draining.notes.iter().any(|note| note.contains("being drained")), "{draining:?}");
 
     done(&mut net, 0, remove_disk(300));
-    net.until("no partition lists it", 120, |net| report(net, 0).disks.len() == 2);
+    net.until("no partition lists it", 120, |net| net.report(0).disks.len() == 2);
     net.until("only that it runs is in the way", 60, |net| {
         refused(net, 0, remove_node("n2")).contains("still runs")
     });
@@ -138,10 +125,10 @@ fn a_machine_is_taken_out_in_order_and_the_last_copy_never() {
     net.tell(2, Input::Stop);
     net.until("it stops", 20, |net| net.nodes[2].is_stopped);
     net.kill(2);
-    net.until("it is missed", 20, |net| report(net, 0).nodes.iter().any(|node| !node.up));
+    net.until("it is missed", 20, |net| net.report(0).nodes.iter().any(|node| !node.up));
     done(&mut net, 0, remove_node("n2"));
     net.until("two are left, and one votes", 60, |net| {
-        let report = report(net, 0);
+        let report = net.report(0);
         report.nodes.len() == 2 && report.agreement.voters.len() == 1 && report.healthy
     });
     net.write(0, connection, MIB, 6, MIB);
@@ -159,7 +146,7 @@ fn a_disk_without_which_too_few_would_be_left_is_not_taken_out() {
     let connection = net.open(0, "v");
     net.write(0, connection, 0, 5, MIB);
     let has_all = |net: &mut Net, disks: usize| {
-        let report = report(net, 0);
+        let report = net.report(0);
         let is_whole = |disk: &engine::admin::ClusterDiskReport| disk.partitions == 4096;
         report.disks.len() == disks && report.disks.iter().all(is_whole)
     };
@@ -187,18 +174,18 @@ fn a_disk_without_which_too_few_would_be_left_is_not_taken_out() {
     net.until("all three have all", 240, |net| has_all(net, 3));
     // While the third is away it is as if it were not there.
     net.kill(third);
-    net.until("it is missed", 30, |net| report(net, 0).nodes.iter().any(|node| !node.up));
+    net.until("it is missed", 30, |net| net.report(0).nodes.iter().any(|node| !node.up));
     let sentence = refused(&mut net, 0, remove(100));
     assert!(sentence.contains("bring other disks back first"), "{sentence}");
     net.until("it is left out", 30, |net| {
-        report(net, 0).disks.iter().any(|disk| disk.partitions == 0)
+        net.report(0).disks.iter().any(|disk| disk.partitions == 0)
     });
     let sentence = refused(&mut net, 0, remove(100));
     assert!(sentence.contains("bring back what is away"), "{sentence}");
     net.start(third);
     net.until("all three have all again", 240, |net| has_all(net, 3));
     done(&mut net, 0, remove(100));
-    net.until("no partition lists it", 120, |net| report(net, 0).disks.len() == 2);
+    net.until("no partition lists it", 120, |net| net.report(0).disks.len() == 2);
     net.write(0, connection, 2 * MIB, 7, MIB);
     net.flush(0, connection);
     for (at, byte) in [(0, 5), (1, 6), (2, 7)] {
@@ -210,7 +197,7 @@ fn a_disk_without_which_too_few_would_be_left_is_not_taken_out() {
 #[test]
 fn a_machine_that_died_does_not_hold_its_volumes() {
     let mut net = Net::cluster(43, ONE_DISK);
-    until_all_vote(&mut net);
+    net.until_all_vote();
     net.create(0, "v");
     net.pass(1); // until the others know it
     let sentence = refused(&mut net, 0, detach("v"));
@@ -236,7 +223,7 @@ fn a_machine_that_died_does_not_hold_its_volumes() {
 #[test]
 fn who_lives_loses_its_volume_at_once_and_every_request_is_answered() {
     let mut net = Net::cluster(44, ONE_DISK);
-    until_all_vote(&mut net);
+    net.until_all_vote();
     net.create(0, "v");
     net.pass(1); // until the others know it
     let connection = net.open(1, "v");
@@ -276,10 +263,10 @@ fn who_lives_loses_its_volume_at_once_and_every_request_is_answered() {
 #[test]
 fn who_does_not_hear_of_it_is_fenced_and_gives_up_when_it_does() {
     let mut net = Net::cluster(45, THREE_DISKS);
-    until_all_vote(&mut net);
+    net.until_all_vote();
     net.create(0, "v");
     net.until("every partition has three copies", 240, |net| {
-        report(net, 0).disks.iter().all(|disk| disk.partitions == 4096)
+        net.report(0).disks.iter().all(|disk| disk.partitions == 4096)
     });
     let old = net.open(1, "v");
     net.write(1, old, 0, 1, MIB);

@@ -4,7 +4,9 @@
 use engine::{
     Client, CloseReason, ConnectionId, DiskSettings, Engine, Founding, Input, Output, PeerInput,
     Settings,
-    admin::{AdminError, AdminReply, AdminRequest, AdminToken, DiskReport, StatusReport},
+    admin::{
+        AdminError, AdminReply, AdminRequest, AdminToken, ClusterReport, DiskReport, StatusReport,
+    },
 };
 use link::Greeter;
 use proto::{
@@ -720,6 +722,22 @@ impl Net {
             Ok(AdminReply::Status(status)) => status,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What a node says of the whole cluster.
+    pub fn report(&mut self, at: usize) -> ClusterReport {
+        match self.ask(at, AdminRequest::ClusterStatus) {
+            Ok(AdminReply::Cluster(report)) => *report,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the first three nodes agree that they vote.
+    pub fn until_all_vote(&mut self) {
+        self.until("all three vote", 90, |net| {
+            let mut agreements = (0..3).map(|at| net.status(at).agreement);
+            agreements.all(|all| all.voters.len() == 3 && !all.changing)
+        });
     }
 
     pub fn disks(&mut self, at: usize) -> Vec<DiskReport> {
