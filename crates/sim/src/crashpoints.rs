@@ -323,6 +323,17 @@ pub fn check_offline(medium: &SimDisk) -> Result<(), String> {
     }
 }
 
+/// The same of a disk on which pages of maps were damaged: what they named has no owner any more,
+/// and the disk knows how much that is.
+pub fn check_offline_mended(medium: &SimDisk) -> Result<(), String> {
+    let mut reader = Reader(medium.image());
+    match store::check::check(&mut reader) {
+        Ok(report) if report.problems.is_empty() => Ok(()),
+        Ok(report) => Err(format!("the offline check found {:?}", report.problems)),
+        Err(error) => Err(format!("the offline check could not open the disk: {error}")),
+    }
+}
+
 /// Runs one step to its answer.
 pub fn run_step(disk: &mut OneDisk, ledger: &mut Ledger, step: Step) -> Result<(), String> {
     let mut asked = Vec::new();

@@ -327,7 +327,7 @@ impl World {
         reader.next_at = now;
         match result {
             Ok(Completion::Data(payloads)) => {
-                let bytes = Payload::joined(&payloads);
+                let bytes = Payload::joined(payloads);
                 self.oracle.ok_read(booked, &bytes).map_err(|wrong| wrong.to_string())?;
                 self.summary.snapshot_reads += 1;
             }
