@@ -315,20 +315,18 @@ pub fn empty(mut disk: OneDisk, ledger: &Ledger) -> Result<(), String> {
 
 /// The offline check of all that a process that died now would leave.
 pub fn check_offline(medium: &SimDisk) -> Result<(), String> {
-    let mut reader = Reader(medium.image());
-    match store::check::check(&mut reader) {
-        Ok(report) if report.problems.is_empty() && report.leaked_blocks == 0 => Ok(()),
-        Ok(report) => Err(format!("the offline check found {:?}", report.problems)),
-        Err(error) => Err(format!("the offline check could not open the disk: {error}")),
+    match check_offline_mended(medium)? {
+        0 => Ok(()),
+        leaked => Err(format!("the offline check found {leaked} blocks without an owner")),
     }
 }
 
 /// The same of a disk on which pages of maps were damaged: what they named has no owner any more,
-/// and the disk knows how much that is.
-pub fn check_offline_mended(medium: &SimDisk) -> Result<(), String> {
+/// and the disk knows how much that is. How much it is.
+pub fn check_offline_mended(medium: &SimDisk) -> Result<u64, String> {
     let mut reader = Reader(medium.image());
     match store::check::check(&mut reader) {
-        Ok(report) if report.problems.is_empty() => Ok(()),
+        Ok(report) if report.problems.is_empty() => Ok(report.leaked_blocks),
         Ok(report) => Err(format!("the offline check found {:?}", report.problems)),
         Err(error) => Err(format!("the offline check could not open the disk: {error}")),
     }

@@ -219,8 +219,8 @@ impl World {
         // A page of a map that could not be read when its layer went leaves what it named.
         let misreads = self.mix.faults.read_error + self.mix.faults.flip_on_read;
         let may_leak = misreads > 0 && disks.iter().any(|disk| disk.lost_blocks > 0);
-        let check = if may_leak { check_offline_mended } else { check_offline };
-        check(&self.node.media().disk)
+        let medium = &self.node.media().disk;
+        if may_leak { check_offline_mended(medium).map(|_| ()) } else { check_offline(medium) }
     }
 
     fn delete_whenever_possible(&mut self, name: &str) -> Result<(), String> {
