@@ -523,9 +523,13 @@ impl ClusterWorld {
                 self.end(place, End::Kill);
             }
             self.start(place)?;
+            let now = self.members[place].local(self.now);
             if let Some(sim) = self.members[place].sim_mut() {
-                sim.media_mut().disk.clear_faults();
-                sim.media_mut().journal.clear_faults();
+                for medium in [Medium::Disk, Medium::Journal] {
+                    let medium = sim.media_mut().get_mut(medium);
+                    medium.clear_faults();
+                    medium.release(now);
+                }
             }
             self.members[place].set_latency(calm);
         }

@@ -201,13 +201,16 @@ fn faults_hit_only_their_range_and_only_so_often() {
 }
 
 #[test]
-fn what_hangs_ends_when_released() {
-    let mut hand = Hand::new();
-    hand.disk.add_fault(Fault::once(OperationKind::Flush, Effect::Hang));
-    hand.submit(DiskRequest::Flush);
-    assert_eq!(hand.disk.next_due(), None);
-    hand.disk.release(Time(9));
-    assert_eq!(hand.disk.next_due(), Some(Time(9)));
-    assert!(hand.disk.complete_due(Time(8)).is_none());
-    assert!(hand.disk.complete_due(Time(9)).is_some());
+fn what_hangs_or_takes_longer_ends_when_released() {
+    let delay = Duration::from_secs(5);
+    for (effect, is_endless) in [(Effect::Hang, true), (Effect::Delay(delay), false)] {
+        let mut hand = Hand::new();
+        hand.disk.add_fault(Fault::once(OperationKind::Flush, effect));
+        hand.submit(DiskRequest::Flush);
+        assert_eq!(hand.disk.next_due().is_none(), is_endless);
+        hand.disk.release(Time(9));
+        assert_eq!(hand.disk.next_due(), Some(Time(9)));
+        assert!(hand.disk.complete_due(Time(8)).is_none());
+        assert!(hand.disk.complete_due(Time(9)).is_some());
+    }
 }
