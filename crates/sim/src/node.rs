@@ -10,6 +10,10 @@ use proto::wire::Hello;
 use proto::{DiskId, DiskToken, Duration, NodeId, Time, limits};
 use std::collections::VecDeque;
 
+/// The partitions of a cluster of one node, as a power of two. All of them have the same member, so
+/// that the number that people's clusters have would only take longer.
+const PARTITION_BITS: u8 = 5;
+
 /// What of a node outlives its process: its media, and whether it was founded.
 pub struct Media {
     /// The disk.
@@ -139,7 +143,7 @@ impl SimNode {
             boot: [0; 16],
             version: "simulated".into(),
             fill_bytes_per_s: 0,
-            partition_bits: limits::PARTITIONS_DEFAULT.trailing_zeros() as u8,
+            partition_bits: PARTITION_BITS,
         };
         SimNode::start_with(now, settings, media)
     }

@@ -2,10 +2,13 @@
 
 use crate::random::mix;
 use proto::{BLOCK_SIZE, SECTOR_SIZE, crc64, is_zero};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 /// One block of content, shared between copies of an image until one of them changes it.
-type Page = Arc<[u8; BLOCK_SIZE]>;
+type Page = Arc<Content>;
 
 static ZERO_PAGE: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
 
@@ -117,7 +120,7 @@ impl Image {
             let at = offset + done as u64;
             let (page, inside) = split(at);
             let count = (BLOCK_SIZE - inside).min(target.len() - done);
-            let bytes = self.pages.get(&page).map_or(&ZERO_PAGE, |p| &**p);
+            let bytes = self.pages.get(&page).map_or(&ZERO_PAGE, |page| &page.bytes);
             target[done..done + count].copy_from_slice(&bytes[inside..inside + count]);
             done += count;
         }
@@ -156,13 +159,13 @@ impl Image {
     /// One sector's content.
     pub fn sector(&self, sector: u64) -> &[u8] {
         let (page, inside) = split(sector * SECTOR_SIZE as u64);
-        let bytes = self.pages.get(&page).map_or(&ZERO_PAGE, |p| &**p);
+        let bytes = self.pages.get(&page).map_or(&ZERO_PAGE, |page| &page.bytes);
         &bytes[inside..inside + SECTOR_SIZE]
     }
 
     /// One block's content.
     pub fn block(&self, block: u64) -> &[u8; BLOCK_SIZE] {
-        self.pages.get(&block).map_or(&ZERO_PAGE, |page| &**page)
+        self.pages.get(&block).map_or(&ZERO_PAGE, |page| &page.bytes)
     }
 
     /// The numbers of all blocks that hold anything but zeros.
@@ -179,8 +182,8 @@ impl Image {
 
     /// A number that is equal for equal content, length and space, and hardly ever for others.
     pub fn key(&self) -> u64 {
-        let pages = self.pages.iter().fold(mix(self.length), |key, (page, bytes)| {
-            key ^ mix(crc64(&bytes[..]) ^ mix(page + 1))
+        let pages = self.pages.iter().fold(mix(self.length), |key, (page, content)| {
+            key ^ mix(content.sum() ^ mix(page + 1))
         });
         self.allocated
             .iter()
@@ -193,18 +196,42 @@ impl Image {
                 self.pages.remove(&page);
             } else {
                 let whole = source.try_into().expect("the length was just compared");
-                self.pages.insert(page, Arc::new(whole));
+                self.pages.insert(page, Arc::new(Content::new(whole)));
             }
             return;
         }
         if is_zero(source) && !self.pages.contains_key(&page) {
             return;
         }
-        let bytes = Arc::make_mut(self.pages.entry(page).or_insert_with(|| Arc::new(ZERO_PAGE)));
+        let held = self.pages.entry(page).or_insert_with(|| Arc::new(Content::new(ZERO_PAGE)));
+        let bytes = Arc::make_mut(held).bytes_mut();
         bytes[inside..inside + source.len()].copy_from_slice(source);
         if is_zero(bytes) {
             self.pages.remove(&page);
         }
+    }
+}
+
+/// What a page holds.
+#[derive(Clone, Debug)]
+struct Content {
+    bytes: [u8; BLOCK_SIZE],
+    /// The checksum of the bytes, once somebody has asked for it.
+    sum: OnceLock<u64>,
+}
+
+impl Content {
+    fn new(bytes: [u8; BLOCK_SIZE]) -> Content {
+        Content { bytes, sum: OnceLock::new() }
+    }
+
+    fn sum(&self) -> u64 {
+        *self.sum.get_or_init(|| crc64(&self.bytes))
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8; BLOCK_SIZE] {
+        self.sum.take();
+        &mut self.bytes
     }
 }
 
