@@ -22,7 +22,8 @@ fn fresh_seeds_pass() {
 fn seeds_that_failed_before_pass() {
     // - A kill in the middle of writing a superblock leaves it torn, as a loss of power does.
     // - A write that took seconds longer was still under way when copies were compared.
-    for seed in [4065232474961956832, 15445360714367031675] {
+    // - A node that had lost a volume to another one told of its last report as of an error.
+    for seed in [4065232474961956832, 15445360714367031675, 16281179104028420737] {
         if let Err(error) = ClusterWorld::new(seed, false).run() {
             panic!("{error}");
         }

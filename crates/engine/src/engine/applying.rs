@@ -261,6 +261,8 @@ impl Engine {
             Ok(_) => {}
             // The session reports again, and `status` says what is wrong with the journal.
             Err(refusal) if refusal.kind() == RefusalKind::Unavailable => {}
+            // The volume was attached anew meanwhile: whoever has it now goes on with it.
+            Err(Refusal::NotTheWriter { .. }) => {}
             Err(refusal) => {
                 let sentence = format!(
                     "a snapshot, rollback, resize, flattening or shortening could not be \
