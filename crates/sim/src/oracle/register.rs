@@ -259,14 +259,25 @@ impl Register {
         *self = Register::of(values);
     }
 
-    /// The machine that has the block lost its power, whoever uses it lives: the block has its last
-    /// durable value or any later one, and what is pending may still take effect. Reads, flushes
-    /// and cuts in flight are to be forgotten before: what they answer is of before or after.
+    /// A machine that may have the block lost its power, whoever uses it lives: the block has its
+    /// last durable value or any later one, and what is pending may still take effect. What is left
+    /// is no more durable than it was: another machine may have it, and lose it later. Reads,
+    /// flushes and cuts in flight are to be forgotten before: what they answer is of before or
+    /// after.
     pub fn lose(&mut self) {
         let longer = self.histories.iter().flat_map(|history| self.extensions(history.clone()));
-        let values: BTreeSet<Value> = longer.flat_map(|history| history.versions).collect();
+        let cut = |history: History| {
+            (0..history.versions.len()).map(move |last| History {
+                versions: history.versions[..=last].to_vec(),
+                seen: last,
+                acknowledged: last,
+                ..History::of(history.versions[0])
+            })
+        };
+        let histories: BTreeSet<History> = longer.flat_map(cut).collect();
         let pending = std::mem::take(&mut self.pending);
-        *self = Register { pending, ..Register::of(values) };
+        let histories = histories.into_iter().collect();
+        *self = Register { histories, pending, cuts: BTreeMap::new() };
     }
 
     /// Whether nothing but zeros can be here, durably, with nothing pending.

@@ -104,6 +104,28 @@ fn a_power_cut_may_lose_what_was_not_flushed_but_not_more() {
     }
 }
 
+/// A machine that has nothing of it lost its power, and then the one that has it.
+#[test]
+fn what_a_loss_has_left_is_lost_with_the_next_but_not_what_was_flushed_before() {
+    let mut bench = Bench::new();
+    let first = bench.write(0, BLOCK);
+    let second = bench.write(0, BLOCK);
+    bench.flush();
+    let third = bench.write(0, BLOCK);
+    bench.oracle.lost_power([]);
+    assert_eq!(bench.read(0, BLOCK), Ok(()), "it is there still");
+    bench.oracle.lost_power([]);
+    for (content, outcome) in [(&first, Err(Wrong::Stale)), (&second, Ok(())), (&third, Ok(()))] {
+        let mut after = Bench { oracle: bench.oracle.clone(), bytes: bench.bytes.clone() };
+        after.put(0, content);
+        assert_eq!(after.read(0, BLOCK), outcome);
+        if outcome.is_ok() {
+            after.put(0, if *content == second { &third } else { &second });
+            assert_eq!(after.read(0, BLOCK), Err(Wrong::Stale), "once seen, no other");
+        }
+    }
+}
+
 #[test]
 fn a_flush_covers_only_what_was_acknowledged_before_it_began() {
     let mut bench = Bench::new();
