@@ -115,10 +115,10 @@ impl Chain {
             .map(|entry| entry.layer)
     }
 
-    /// Whether the peer is a member and does not have some change of a layer below this one.
-    pub(crate) fn misses_below(&self, layer: LayerId, peer: PeerIndex) -> bool {
+    /// The layer below this one of which the peer, a member, does not have some change.
+    pub(crate) fn missing_below(&self, layer: LayerId, peer: PeerIndex) -> Option<LayerId> {
         let is_member = self.links.iter().any(|link| link.peer == peer);
-        is_member && self.next_layer(peer).is_some_and(|next| next < layer)
+        self.next_layer(peer).filter(|next| is_member && *next < layer)
     }
 
     /// Whether the peer has everything that was acknowledged.
@@ -603,6 +603,13 @@ impl Coordinator {
         // Members that are behind have no link.
         let is_refused = chain.links.iter().all(|link| entry.refused.contains(link.peer));
         if !is_refused || !entry.acked.is_empty() || !entry.may_have.is_empty() {
+            let is_damaged = matches!(error, Error::Corrupt { .. });
+            if is_damaged && !entry.acked.is_empty() {
+                // It cannot take it before its map is mended, and that cannot be mended before it
+                // has what its peers have: a change of members does both.
+                let reason = "a page of a map on it is damaged".to_string();
+                return self.fall_behind(peer, reason, effects);
+            }
             self.back_off(peer);
             return;
         }

@@ -181,7 +181,18 @@ impl Coordinator {
         let (is_laddered, on_ladder) = (peer.is_laddered, peer.ladder.front());
         let next = on_ladder.or_else(|| self.rungs.iter().find(|rung| rung.layer > peer.layer));
         let Some(&Rung { layer, parent }) = next else { return };
-        if self.chains.iter().any(|(_, chain)| chain.misses_below(layer, index)) {
+        let is_on_ladder = on_ladder.is_some();
+        let missing = self.chains.iter().filter_map(|(_, chain)| chain.missing_below(layer, index));
+        if let Some(missing) = missing.min() {
+            // Just seen, or opened anew. It cannot know the layer, and is taken to know what lies
+            // below, as every disk is: if it does not, it says so when it is asked. A disk without
+            // peers is asked first which it knows.
+            let is_member = |group: &Group| group.members.contains(index);
+            let mut groups = self.partitions.groups.iter().filter(|group| is_member(group));
+            let has_peers = groups.all(|group| !group.is_sole());
+            if has_peers && !is_on_ladder && !self.peers[usize::from(index)].knows_a_layer() {
+                self.layer_known(index, missing, effects);
+            }
             return;
         }
         // It may have been flattened or its parent deleted since.
