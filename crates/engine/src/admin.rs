@@ -726,6 +726,13 @@ pub struct DiskReport {
     pub damage_found: u64,
     /// Damage mended since the program started.
     pub damage_mended: u64,
+    /// Damaged blocks that other disks have copies of: they are mended by themselves.
+    #[serde(default)]
+    pub damage_mending: u64,
+    /// How often what was written anew was damaged again since the program started: the disk is
+    /// failing.
+    #[serde(default)]
+    pub damage_again: u64,
     /// Blocks lost to damage of the maps: neither used nor free.
     pub lost_blocks: u64,
     /// Scrubbing.

@@ -2,7 +2,7 @@
 
 use crate::{DiskSettings, Settings};
 use proto::{DiskDone, DiskId, DiskOp, DiskRequest, Incarnation, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use store::{Expected, Format, FormatOptions, Identity, OpenError, Options, Store};
 
 /// One disk of the node.
@@ -19,6 +19,10 @@ pub(crate) struct Disk {
     given_back_bytes: u64,
     /// Damages mended since the program started.
     pub(crate) mended: u64,
+    /// Damages found since then.
+    pub(crate) found: u64,
+    /// Blocks, by address, that were damaged again after they were written anew, and still are.
+    pub(crate) relapsed: BTreeSet<u64>,
     /// Whether its opening is agreed.
     pub(crate) is_agreed: bool,
     /// Whether somebody waits to hear that it is there.
@@ -53,6 +57,8 @@ impl Disk {
             free_bytes: None,
             given_back_bytes: 0,
             mended: 0,
+            found: 0,
+            relapsed: BTreeSet::new(),
             is_agreed: false,
             is_added: false,
         }

@@ -16,6 +16,7 @@ mod groups;
 mod locate;
 mod machines;
 mod members;
+mod mending;
 mod outlook;
 mod overview;
 mod peers;
@@ -40,6 +41,7 @@ use errands::{Errand, Needs, Sealed, Sealing};
 use gathering::Gatherings;
 use groups::{GroupSealing, GroupStep};
 use members::Members;
+use mending::{MendAnswer, MendQuestion, Mending};
 use peers::Peers;
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
@@ -78,6 +80,10 @@ enum Work {
     Propose(Command, Purpose),
     /// Attempts to change members may want to ask more.
     Attempts,
+    /// What mends damages may want to ask more.
+    Mends,
+    /// A member answers a mend.
+    Mended(Box<MendAnswer>),
     /// A connection wants a volume or a snapshot (again, after it waited).
     Open(ConnectionId, Client, HeldId),
 }
@@ -219,6 +225,15 @@ enum MemberRoute {
         /// Its question.
         question: replica::AttemptQuestion,
     },
+    /// Damage of a disk of this node is being mended.
+    Mend {
+        /// On which disk.
+        disk: DiskId,
+        /// Which mend.
+        number: u64,
+        /// Its question.
+        question: MendQuestion,
+    },
     /// Another node.
     Peer {
         /// Which.
@@ -248,6 +263,8 @@ pub struct Engine {
     peers: Peers,
     /// What it does about the members of partitions.
     members_here: Members,
+    /// What it mends of its disks.
+    mending: Mending,
     held: BTreeMap<HeldId, Held>,
     /// What each connection has, or waits for.
     links: BTreeMap<ConnectionId, HeldId>,
@@ -329,6 +346,7 @@ impl Engine {
             map: cluster::State::default().map(),
             disks: Disks::new(),
             peers: Peers::new(),
+            mending: Mending::default(),
             members_here: Members::default(),
             held: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -469,6 +487,7 @@ impl Engine {
             self.creations_deadline(),
             self.peers.deadline(),
             self.members_here.deadline(),
+            self.mending.deadline(),
             self.own_turns_deadline(),
             self.stop_by,
         ];
@@ -515,6 +534,18 @@ impl Engine {
     /// The present agreed state.
     pub fn map(&self) -> &Arc<Map> {
         &self.map
+    }
+
+    /// How many scrub passes the node's disks have finished in all, and how many damages that count
+    /// are known and not mended: for simulation.
+    pub fn scrubbed(&self) -> (u64, usize) {
+        let stores = || self.disks.iter().filter_map(|(id, disk)| Some((*id, disk.store()?)));
+        let passes = stores().map(|(_, store)| store.status().scrub.passes_done).sum();
+        let missed = stores().map(|(id, store)| {
+            let is_it = |it: &&store::Damage| report::is_missed(&self.map, id, it.part);
+            store.damages().iter().filter(is_it).count()
+        });
+        (passes, missed.sum())
     }
 
     /// This node's part in agreeing on it; nothing before the journal is open.
@@ -604,6 +635,7 @@ impl Engine {
         self.end_own_turns(now, outputs);
         self.tick_peers(now);
         self.tick_members(now, outputs);
+        self.tick_mending(now, outputs);
         self.answer_sealed(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
@@ -622,6 +654,7 @@ impl Engine {
             Phase::Serving => {
                 self.phase = Phase::ClosingSessions;
                 self.forget_attempts();
+                self.forget_mends();
                 let links: Vec<_> = self.links.keys().copied().collect();
                 for connection in links {
                     let reason = "the node stops";
@@ -695,6 +728,8 @@ impl Engine {
                 Work::FromJournal(effect) => self.handle_journal_effect(now, effect, outputs),
                 Work::Propose(command, purpose) => self.propose(now, command, purpose),
                 Work::Attempts => self.pump_attempts(now, outputs),
+                Work::Mends => self.pump_mends(now, outputs),
+                Work::Mended(answer) => self.mend_answered(now, *answer, outputs),
                 Work::Open(connection, client, id) => {
                     self.open(connection, client, id, outputs);
                 }
@@ -825,6 +860,10 @@ impl Engine {
             MemberRoute::Attempt { number, question } => {
                 self.attempt_answered(now, number, question, result);
             }
+            MemberRoute::Mend { disk, number, question } => {
+                let answer = MendAnswer { disk, number, question, result };
+                self.work.push_back(Work::Mended(Box::new(answer)));
+            }
             MemberRoute::Peer { node, number, question } => {
                 self.answer_peer(now, (node, number, question), result);
             }
@@ -854,12 +893,27 @@ impl Engine {
                 self.closing.remove(&disk);
                 self.advance_stop(now, outputs);
             }
+            store::Effect::MendEnded { damage } => self.block_mended(now, disk, &damage, outputs),
             store::Effect::Notice(notice) => {
-                if matches!(notice, store::Notice::Mended(_)) {
-                    self.disks.get_mut(&disk).expect("it speaks").mended += 1;
+                if let store::Notice::Mended(damage) = &notice {
+                    let disk = self.disks.get_mut(&disk).expect("it speaks");
+                    disk.mended += 1;
+                    disk.relapsed.remove(&damage.address);
                 }
                 if matches!(notice, store::Notice::Retired { .. }) {
                     self.tell_openings(now, None);
+                }
+                if matches!(notice, store::Notice::Damaged(_)) {
+                    self.disks.get_mut(&disk).expect("it speaks").found += 1;
+                    self.note_damage(now);
+                }
+                if let store::Notice::Relapsed(damage) = &notice {
+                    self.mend_relapsed(disk, damage);
+                    let disk = self.disks.get_mut(&disk).expect("it speaks");
+                    if !disk.relapsed.insert(damage.address) {
+                        // Told when it was met first.
+                        return;
+                    }
                 }
                 let path = entry_path(&self.disks, disk);
                 let (level, sentence) = report::notice(&self.map, &path, &notice);

@@ -29,6 +29,7 @@ pub mod unfinished;
 pub use cluster::Founding;
 pub use engine::Engine;
 pub use link::CloseReason;
+pub use report::is_missed;
 
 use admin::{AdminError, AdminReply, AdminRequest, AdminToken};
 use proto::{ClusterId, DiskDone, DiskId, DiskOp, Duration, NodeId};

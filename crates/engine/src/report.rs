@@ -13,7 +13,7 @@ use crate::{
 };
 use cluster::Map;
 use proto::limits::SCHEDULE_WARNINGS_MAX;
-use proto::{BLOCK_SIZE, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
+use proto::{BLOCK_SIZE, DiskId, LayerId, OBJECT_SIZE, Time, calendar, counted, size_in_words};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use store::{Damage, DamagedPart, Notice, State, Usage};
@@ -45,6 +45,8 @@ pub(crate) fn disk(map: &Map, disk: &Disk) -> DiskReport {
         damaged_blocks: 0,
         damage_found: 0,
         damage_mended: disk.mended,
+        damage_mending: 0,
+        damage_again: disk.relapsed.len() as u64,
         lost_blocks: 0,
         scrub: ScrubReport::default(),
         counters: DiskCounters::default(),
@@ -82,7 +84,20 @@ pub(crate) fn disk(map: &Map, disk: &Disk) -> DiskReport {
         .saturating_sub(space.reserve_bytes)
         .saturating_sub(beyond);
     report.damaged_blocks = status.damages.len() as u64 + status.damages_dropped;
-    report.damage_found = status.counters.checksum_errors + status.counters.read_errors;
+    report.damage_found = disk.found;
+    let own = disk.settings.disk;
+    let unmissed = status.damages.iter().filter(|damage| !is_missed(map, own, damage.part)).count();
+    report.damaged_blocks -= unmissed as u64;
+    let has_others = |damage: &&Damage| match damage.part {
+        DamagedPart::Data { lineage, key, .. } | DamagedPart::MapPage { lineage, key, .. }
+            if is_missed(map, own, damage.part) =>
+        {
+            let members = &map.configuration_of(lineage, key.index).current;
+            members.iter().any(|member| member.disk != disk.settings.disk)
+        }
+        _ => false,
+    };
+    report.damage_mending = status.damages.iter().filter(has_others).count() as u64;
     report.lost_blocks = status.lost_blocks;
     report.scrub = ScrubReport {
         running: status.scrub.running,
@@ -129,6 +144,27 @@ fn damage_words(map: &Map, damage: &Damage) -> String {
         },
     };
     format!("{what}, {bytes} bytes from {from} on: {damage}")
+}
+
+/// Whether what is damaged counts: not what is left of a layer that is gone, or of a partition that
+/// other disks have by now.
+pub fn is_missed(map: &Map, disk: DiskId, part: DamagedPart) -> bool {
+    let (DamagedPart::Data { lineage, key, .. } | DamagedPart::MapPage { lineage, key, .. }) = part
+    else {
+        return true;
+    };
+    let is_live = map.layer(key.layer).is_some_and(|known| known.lineage == lineage);
+    let members = &map.configuration_of(lineage, key.index).current;
+    is_live && members.iter().any(|member| member.disk == disk)
+}
+
+/// Nobody has what a disk has lost.
+pub(crate) fn not_mended(map: &Map, path: &str, damage: &Damage) -> String {
+    format!(
+        "disk {path}: {}, and no other copy is good: restore it from a backup; every other block \
+         is served",
+        damage_words(map, damage)
+    )
 }
 
 /// How much a disk can still grow: to its limit, as far as the file system has room.
@@ -289,7 +325,24 @@ pub(crate) fn status(
             let reason = disk.reason.as_deref().unwrap_or("it is not open");
             warnings.push(format!("disk {} does not serve: {reason}", disk.path));
         }
-        if disk.damaged_blocks > 0 {
+        if disk.damage_again > 0 {
+            healthy = false;
+            warnings.push(format!(
+                "disk {} is failing: what was written anew is damaged again; have it drained with \
+                 `dog disk drain {}` and replace it",
+                disk.path, disk.disk
+            ));
+        }
+        if disk.damage_mending > 0 && disk.damage_mending == disk.damaged_blocks {
+            healthy = false;
+            warnings.push(format!(
+                "disk {} has {}, being mended from other disks by itself; {} mended since the \
+                 program started",
+                disk.path,
+                counted(disk.damaged_blocks, "damaged block", "damaged blocks"),
+                disk.damage_mended
+            ));
+        } else if disk.damaged_blocks > 0 {
             healthy = false;
             let them = if disk.damaged_blocks == 1 { "it" } else { "them" };
             warnings.push(format!(
@@ -439,6 +492,14 @@ pub(crate) fn notice(map: &Map, path: &str, notice: &Notice) -> (NoticeLevel, St
         Notice::Mended(damage) => {
             let damage = damage_words(map, damage);
             (NoticeLevel::Warning, format!("disk {path}: {damage}, and was written anew"))
+        }
+        Notice::Relapsed(damage) => {
+            let damage = damage_words(map, damage);
+            let sentence = format!(
+                "disk {path}: {damage}, again after it was written anew: the disk is failing, \
+                 replace it"
+            );
+            (NoticeLevel::Error, sentence)
         }
         Notice::Retired { reason } => {
             (NoticeLevel::Error, format!("disk {path} is out of service: {reason}"))

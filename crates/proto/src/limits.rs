@@ -152,6 +152,10 @@ pub const STORE_SPACE_WAIT_MS: u64 = 10_000;
 /// How soon after a flush the log says what is durable, in milliseconds, when nothing else is
 /// written to it.
 pub const STORE_TELL_DURABLE_MS: u64 = 100;
+/// How soon it is looked after damage that was found, in milliseconds.
+pub const MEND_LOOK_MS: u64 = 200;
+/// How long one mend of a damage from a peer may take, in milliseconds.
+pub const MEND_MS_MAX: u64 = 60_000;
 /// From the beginning of one scrub pass to that of the next, in seconds, unless it takes longer.
 pub const STORE_SCRUB_PAUSE_S: u64 = 24 * 3600;
 /// How often the scrub notes in the log how far it came, in seconds.

@@ -61,6 +61,13 @@ pub enum Permit {
         /// Its number.
         attempt: u64,
     },
+    /// A damaged page of a map is made anew. The content stays what it was, so that no stamp
+    /// changes: what is adopted has the stamp that the object has, and replaces only whole pages
+    /// that are damaged.
+    Mend {
+        /// The configuration, which must not be refused.
+        under: Under,
+    },
 }
 
 /// What a session asks of one disk. Every request of a session carries the generation of its

@@ -74,11 +74,13 @@ pub enum Mistake {
     SettleUnderRefused,
     /// A machine has the same boot id after its power was cut.
     BootKept,
+    /// A damaged block counts as mended, and is left as it is.
+    DamageLeft,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 33] = [
+    pub const ALL: [Mistake; 34] = [
         Mistake::FlushBeforeItIsMade,
         Mistake::FailedFlushBelieved,
         Mistake::GenerationUnchecked,
@@ -112,6 +114,7 @@ impl Mistake {
         Mistake::StampKeptAfterLoss,
         Mistake::SettleUnderRefused,
         Mistake::BootKept,
+        Mistake::DamageLeft,
     ];
 }
 

@@ -86,6 +86,9 @@ pub enum Becomes {
     AsBefore,
     /// It is left retracted: somebody else copies it.
     Retracted,
+    /// As the target has it, so that what is damaged there is made anew: a source at another stamp
+    /// is none.
+    AsTarget,
 }
 
 /// How a copy ended well.
@@ -170,6 +173,8 @@ pub struct Copier {
     from: Side,
     /// What the target has of the layer.
     to: Side,
+    /// The first blocks of the pages of its map that are damaged on the target.
+    lost: BTreeSet<u32>,
     /// The stamp of the layer below, at the source.
     below: Option<Stamp>,
     /// Why the source is of no use; it is changed when all is answered that was asked.
@@ -241,6 +246,8 @@ enum Ask {
     OpenLayer,
     SourceSums,
     TargetSums,
+    /// The checksums of one page of the map, by its first block.
+    TargetPage(u32),
     Read(BlockRange),
     Stage(Change),
     SourceStampAgain,
@@ -267,6 +274,7 @@ impl Ask {
             Ask::TargetStamp
             | Ask::OpenLayer
             | Ask::TargetSums
+            | Ask::TargetPage(_)
             | Ask::Stage(_)
             | Ask::Adopt
             | Ask::Clear
@@ -295,6 +303,7 @@ impl Copier {
             staged: BTreeMap::new(),
             from: Side::default(),
             to: Side::default(),
+            lost: BTreeSet::new(),
             below: None,
             failed: None,
             must_restart: false,
@@ -411,6 +420,10 @@ impl Copier {
             Ask::SourceSums | Ask::TargetSums => {
                 MemberRequest::Checksums { lineage, key, blocks: BlockRange::whole() }
             }
+            Ask::TargetPage(first) => {
+                let blocks = BlockRange::new(*first, PAGE as u32).expect("a page of an object");
+                MemberRequest::Checksums { lineage, key, blocks }
+            }
             Ask::Read(blocks) => {
                 let generation = Generation::SEALED;
                 MemberRequest::Read { lineage, key, generation, under: None, blocks: *blocks }
@@ -456,6 +469,7 @@ impl Copier {
         match self.layer().becomes {
             Becomes::Given { stamp, settled_generation } => Some((stamp, settled_generation)),
             Becomes::AsSource | Becomes::Retracted => None,
+            Becomes::AsTarget => self.to.stamp.map(|found| (found.stamp, found.settled_generation)),
             Becomes::AsBefore => {
                 let had = self.retracted.get(&self.layer().layer)?;
                 Some((had.stamp, had.settled_generation))
@@ -483,6 +497,7 @@ impl Copier {
         self.is_torn = false;
         self.is_bare = false;
         self.is_opened = false;
+        self.lost.clear();
         self.queue.clear();
         while self.layer < self.copy.layers.len() && self.is_passed_over() {
             self.layer += 1;
@@ -510,6 +525,12 @@ impl Copier {
             }
             (Ask::TargetSums, MemberReply::Checksums(sums)) if is_whole(&sums) => {
                 self.to.sums = Some(sums);
+            }
+            (Ask::TargetPage(first), MemberReply::Checksums(sums)) if sums.len() == PAGE => {
+                if let Some(known) = &mut self.to.sums {
+                    let first = first as usize;
+                    known[first..first + PAGE].copy_from_slice(&sums);
+                }
             }
             (Ask::Read(blocks), MemberReply::Data { content, .. }) => {
                 self.handle_content(blocks, &content);
@@ -549,11 +570,22 @@ impl Copier {
             }
             (Ask::TargetStamp, MemberError::Invalid(reason)) => {
                 // Every disk knows the first layer of a lineage.
-                if self.layer().layer.0 == self.copy.lineage.0 || self.is_opened {
+                if self.layer().becomes == Becomes::AsTarget
+                    || self.layer().layer.0 == self.copy.lineage.0
+                    || self.is_opened
+                {
                     return self.fail_target(reason.into_owned());
                 }
                 self.is_opened = true;
                 self.queue.push_back(Ask::OpenLayer);
+            }
+            // A page of its map is damaged: which one, and all of its blocks are to be copied.
+            (Ask::TargetSums, MemberError::Corrupt { .. }) => {
+                self.to.sums = Some(vec![BlockSum::Absent; BLOCKS_PER_OBJECT as usize]);
+                self.queue.extend((0..BLOCKS_PER_OBJECT).step_by(PAGE).map(Ask::TargetPage));
+            }
+            (&Ask::TargetPage(first), MemberError::Corrupt { .. }) => {
+                self.lost.insert(first);
             }
             // Others that were under way with the one below.
             (Ask::Stage(_), MemberError::Invalid(_)) if self.is_clearing() => {}
@@ -735,6 +767,9 @@ impl Copier {
             return self.change_source(format!("the object is at {:?}", found.stamp));
         }
         let target = self.to.stamp.map(|found| found.stamp).unwrap_or_default();
+        if self.layer().becomes == Becomes::AsTarget && target == Stamp::INCOMPLETE {
+            return self.fail_target("it has the object in part".to_string());
+        }
         if found.stamp != below {
             self.stage = Stage::Comparing;
             self.queue.extend([Ask::SourceSums, Ask::TargetSums]);
@@ -749,7 +784,8 @@ impl Copier {
     /// Asks for what differs, and stages what needs no content.
     fn move_blocks(&mut self) {
         let (Some(from), Some(to)) = (&self.from.sums, &self.to.sums) else { return };
-        if !self.is_bare && from != to && !self.layers_above().is_empty() {
+        let is_same = from == to && self.lost.is_empty();
+        if !self.is_bare && !is_same && !self.layers_above().is_empty() {
             return self.change(Next::Move);
         }
         self.stage = Stage::Moving;
@@ -761,7 +797,8 @@ impl Copier {
                 self.is_torn |= *staged != wanted;
                 continue;
             }
-            if wanted == present {
+            let page = block / PAGE as u32 * PAGE as u32;
+            if wanted == present && !self.lost.contains(&page) {
                 continue;
             }
             let one = BlockRange::new(block, 1).expect("a block of an object");
@@ -882,6 +919,9 @@ impl Copier {
         self.outcome = Some(Err(error));
     }
 }
+
+/// Blocks of a page of an object's map: what is damaged together.
+const PAGE: usize = 256;
 
 fn is_whole(sums: &[BlockSum]) -> bool {
     sums.len() == BLOCKS_PER_OBJECT as usize

@@ -261,6 +261,7 @@ impl ModelDisk {
                 let partition = self.partition(lineage, key);
                 self.vet_attempt(partition, attempt)
             }
+            Permit::Mend { under } => self.vet_under(lineage, key, under),
         }
     }
 

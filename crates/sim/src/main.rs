@@ -34,6 +34,9 @@ struct Arguments {
     /// Plants a mistake in the product, of those that `sim hunt --list` names.
     #[arg(long, requires = "seed")]
     plant: Option<String>,
+    /// Lets one disk of that cluster rot, in a quarter of the seeds.
+    #[arg(long, requires = "cluster")]
+    rot: bool,
     /// Makes the failing run of a cluster's seed as small as a minute allows.
     #[arg(long, requires = "cluster")]
     shrink: bool,
@@ -65,7 +68,7 @@ enum Command {
         /// For how many minutes at most, for each mistake.
         #[arg(long, default_value_t = 60)]
         minutes: u64,
-        /// In what: `disk`, `node`, `cluster`. All in turns if none is named.
+        /// In what: `disk`, `node`, `cluster`, `rot`. All in turns if none is named.
         #[arg(long)]
         world: Vec<String>,
         /// Only names them.
@@ -85,7 +88,10 @@ fn main() -> Result<()> {
         }
         (Some(seed), None) if arguments.shrink => shrink(seed, mistake, arguments.trace)?,
         (Some(seed), None) if arguments.cluster => {
-            let world = ClusterWorld::new(seed, arguments.trace);
+            let world = match arguments.rot {
+                true => ClusterWorld::rotting(seed, arguments.trace),
+                false => ClusterWorld::new(seed, arguments.trace),
+            };
             let summary = world.run().map_err(anyhow::Error::msg)?;
             println!("seed {seed} passes: {summary:?}");
         }
@@ -106,7 +112,7 @@ fn main() -> Result<()> {
             }
             let kinds: Result<Vec<Kind>> = world.iter().map(|name| kind_called(name)).collect();
             let kinds = match world.is_empty() {
-                true => vec![Kind::Disk, Kind::Node, Kind::Cluster],
+                true => vec![Kind::Disk, Kind::Node, Kind::Cluster, Kind::Rot],
                 false => kinds?,
             };
             hunt(&wanted, &kinds, from..=from + seeds, Duration::from_secs(60 * minutes))?;
@@ -127,7 +133,8 @@ fn kind_called(name: &str) -> Result<Kind> {
         "disk" => Kind::Disk,
         "node" => Kind::Node,
         "cluster" => Kind::Cluster,
-        _ => bail!("a seed is run in a disk, a node or a cluster, not in {name:?}"),
+        "rot" => Kind::Rot,
+        _ => bail!("a seed is run in a disk, a node, a cluster or one with rot, not in {name:?}"),
     })
 }
 

@@ -344,6 +344,7 @@ impl OneDisk {
                 Effect::AgreedNoted => panic!("nothing was told to be agreed"),
                 Effect::Closed => self.closed = true,
                 Effect::Notice(notice) => self.notices.push_back(notice),
+                Effect::MendEnded { .. } => {}
             }
         }
     }

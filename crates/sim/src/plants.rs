@@ -21,9 +21,11 @@ pub enum Kind {
     Node,
     /// Several nodes.
     Cluster,
+    /// Several nodes, a disk of which may rot.
+    Rot,
 }
 
-use Kind::{Cluster, Disk, Node};
+use Kind::{Cluster, Disk, Node, Rot};
 
 /// Which mistake is noticed by which seed of what.
 pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
@@ -35,6 +37,7 @@ pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
     (Mistake::VoteNotWritten, Cluster, 1),
     (Mistake::AckBelowQuorum, Cluster, 23),
     (Mistake::GenerationUnchecked, Cluster, 67),
+    (Mistake::DamageLeft, Rot, 10),
 ];
 
 /// How a mistake is called on the command line.
@@ -64,6 +67,7 @@ pub fn run(kind: Kind, seed: u64, mistake: Option<Mistake>) -> Result<String, St
         Disk => random_workload(&random_bases(), seed).map(|tally| format!("{tally:?}")),
         Node => World::new(seed, false).run().map(|summary| format!("{summary:?}")),
         Cluster => ClusterWorld::new(seed, false).run().map(|summary| format!("{summary:?}")),
+        Rot => ClusterWorld::rotting(seed, false).run().map(|summary| format!("{summary:?}")),
     }));
     plant(None);
     outcome.unwrap_or_else(|panic| {

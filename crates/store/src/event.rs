@@ -3,7 +3,7 @@
 use crate::{Damage, Identity, OpenError, ScrubRate};
 use proto::{
     DiskDone, DiskOp, Incarnation, LayerId, LineageId, MemberError, MemberReply, MemberRequest,
-    MemberToken,
+    MemberToken, Payload,
 };
 
 /// What a store is told.
@@ -48,6 +48,15 @@ pub enum Event {
         /// Whether there is anything.
         more: bool,
     },
+    /// A damaged block of data as a peer has it. It is written where it is, if it is what the map
+    /// says, and read again; [`Effect::MendEnded`] follows, whatever came of it, unless the disk
+    /// goes out of service.
+    Mend {
+        /// One of [`crate::Store::damages`], of data.
+        damage: Damage,
+        /// The block.
+        payload: Payload,
+    },
 }
 
 /// Directs the scrub.
@@ -81,6 +90,11 @@ pub enum Effect {
     Closed,
     /// Something for the log of the node.
     Notice(Notice),
+    /// [`Event::Mend`] has ended.
+    MendEnded {
+        /// What was to be mended; it is if it is known no more.
+        damage: Damage,
+    },
 }
 
 /// What an opened disk says of itself.
@@ -105,6 +119,8 @@ pub enum Notice {
     Damaged(Damage),
     /// Something damaged was written anew from a good copy.
     Mended(Damage),
+    /// What was written anew is damaged again: the medium does not keep it.
+    Relapsed(Damage),
     /// The disk is out of service from now on.
     Retired {
         /// Why, as one sentence.

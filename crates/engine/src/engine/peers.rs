@@ -549,6 +549,17 @@ impl Engine {
 
     // -- disks of others --
 
+    /// Whether a disk, of this node or another, serves as far as this node knows.
+    pub(super) fn can_be_asked(&self, disk: DiskId) -> bool {
+        if let Some(here) = self.disks.get(&disk) {
+            return here.serves();
+        }
+        self.map.disk(disk).is_some_and(|known| {
+            let peer = self.peers.all.get(&known.node);
+            peer.is_some_and(|peer| peer.has_open(disk, known.incarnation))
+        })
+    }
+
     /// Asks a disk that another node has.
     pub(super) fn ask_remote(
         &mut self,

@@ -6,7 +6,8 @@ use proto::{DiskId, PartitionId};
 
 const THREE: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
 
-fn three(seed: u64) -> Net {
+/// Three nodes with a disk each, and three copies of everything.
+pub fn three(seed: u64) -> Net {
     let mut net = Net::cluster(seed, THREE);
     until_whole(&mut net, 0, 3, 240);
     net.until_all_vote();

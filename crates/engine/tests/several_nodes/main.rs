@@ -7,6 +7,7 @@ mod explain;
 mod kept;
 mod people;
 mod reports;
+mod rot;
 mod support;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};

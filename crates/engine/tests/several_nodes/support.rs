@@ -340,6 +340,14 @@ impl Net {
         medium.bytes.iter_mut().for_each(|byte| *byte = 0x55);
     }
 
+    /// Turns a bit over in each block of a disk that holds nothing but this byte. How many.
+    pub fn rot(&mut self, at: usize, disk: u128, byte: u8) -> usize {
+        let medium = self.nodes[at].disks.get_mut(&DiskId(disk)).expect("it has it");
+        let blocks = medium.bytes.chunks_exact_mut(proto::BLOCK_SIZE);
+        let rotten = blocks.filter(|block| block.iter().all(|it| *it == byte));
+        rotten.map(|block| block[1000] ^= 8).count()
+    }
+
     /// Nothing passes between two nodes any more. Connections stay, silent.
     pub fn cut(&mut self, one: usize, other: usize) {
         self.cut.insert((one.min(other), one.max(other)));

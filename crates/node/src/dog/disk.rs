@@ -170,6 +170,7 @@ pub fn tabulate(disks: &[DiskReport]) -> String {
         ("TAKEN", true),
         ("AVAILABLE", true),
         ("DAMAGED", true),
+        ("MENDED", true),
         ("SCRUB", false),
         ("PATH", false),
     ];
@@ -185,6 +186,7 @@ pub fn tabulate(disks: &[DiskReport]) -> String {
             Size(disk.allocated_bytes).to_string(),
             Size(disk.available_bytes).to_string(),
             disk.damaged_blocks.to_string(),
+            disk.damage_mended.to_string(),
             describe_scrub(disk),
             disk.path.clone(),
         ]

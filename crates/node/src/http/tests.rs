@@ -102,6 +102,8 @@ fn disk() -> DiskReport {
         damaged_blocks: 0,
         damage_found: 3,
         damage_mended: 3,
+        damage_mending: 0,
+        damage_again: 0,
         lost_blocks: 0,
         scrub: ScrubReport::default(),
         counters: DiskCounters { write_operations: 42, ..DiskCounters::default() },

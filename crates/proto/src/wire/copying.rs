@@ -141,6 +141,7 @@ pub(super) fn vet(request: &MemberRequest) -> Result<(), &'static str> {
 fn vet_permit(permit: &Permit) -> Result<(), &'static str> {
     vet_under(match permit {
         Permit::Session { under, .. } | Permit::Attempt { under, .. } => under,
+        Permit::Mend { under } => under,
     })
 }
 
@@ -235,6 +236,8 @@ fn permit_parts(permit: &Permit) -> (u16, u64, UnderRecord) {
     match permit {
         Permit::Session { generation, under } => (0, generation.0, (*under).into()),
         Permit::Attempt { under, attempt } => (BY_ATTEMPT, *attempt, (*under).into()),
+        // It is never sent: a mend is asked of a disk of the own node.
+        Permit::Mend { under } => (BY_ATTEMPT, 0, (*under).into()),
     }
 }
 

@@ -11,8 +11,8 @@ use crate::{
 };
 use cluster::Map;
 use proto::{
-    BLOCK_SIZE, BlockRange, DiskId, Generation, LayerId, LineageId, MemberReply, MemberRequest,
-    OBJECT_SIZE, ObjectKey, PartitionId, Stamp, limits,
+    BLOCK_SIZE, BlockRange, DiskId, Duration, Generation, LayerId, LineageId, MemberReply,
+    MemberRequest, OBJECT_SIZE, ObjectKey, PartitionId, Stamp, limits,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use store::Identity;
 
 /// Copies that a volume has unless told otherwise, if there are as many disks.
 const COPIES: u8 = 3;
+/// After so long what was written is flushed, whatever is asked for.
+const ROT_UNFLUSHED: Duration = Duration::from_millis(4 * limits::STORE_FLUSH_INTERVAL_MS);
 /// Blocks of an object.
 const OBJECT_BLOCKS: u32 = (OBJECT_SIZE / BLOCK_SIZE) as u32;
 
@@ -108,7 +110,10 @@ impl ClusterWorld {
 
     /// If everything is whole, what was lost before is no matter any more.
     pub(super) fn forget_losses(&mut self) {
-        if !(self.losses.lossy.is_empty() && self.losses.failed.is_empty()) && self.is_whole() {
+        // What had rotted before it was flushed is lost if its process ends.
+        let may_rot = !self.rotten.is_empty() && self.now < self.rotted_at + ROT_UNFLUSHED;
+        let has_losses = !(self.losses.lossy.is_empty() && self.losses.failed.is_empty());
+        if has_losses && !may_rot && self.is_whole() {
             self.trace.line(self.now, format_args!("everything is whole"));
             self.losses = Losses::default();
         }
@@ -131,8 +136,14 @@ impl ClusterWorld {
                 .map_err(|error| format!("{disk} could not be opened alone: {error}"))?;
             let mut objects = BTreeMap::new();
             for (key, stamp) in report.objects {
-                if let Some(lineage) = lineages.get(&key.layer) {
-                    let content = read_object(&mut open, *lineage, key)?;
+                let Some(lineage) = lineages.get(&key.layer) else { continue };
+                // What is left of what others keep is nobody's, and may have rotted.
+                let held = map.configuration_of(*lineage, key.index);
+                if held.current.iter().any(|member| member.disk == disk) {
+                    let content = read_object(&mut open, *lineage, key).map_err(|error| {
+                        let damages = open.store().status().damages;
+                        format!("{error}; damages of {disk}: {damages:?}")
+                    })?;
                     objects.insert(key, (stamp, content));
                 }
             }

@@ -7,14 +7,17 @@ use super::{
     world::{BEGIN, ClusterWorld, Due, PATIENCE},
 };
 use crate::{
-    crashpoints::check_offline,
+    crashpoints::{check_offline, check_offline_mended},
     disk::{CrashState, Effect, Fault as DiskFault, Latency, Mixture, OperationKind},
     node::{Life, Medium},
     random::Random,
     world::Link,
 };
-use engine::Input;
-use proto::{DiskError, Duration, Time};
+use engine::{
+    Input,
+    admin::{AdminRequest, ScrubAction},
+};
+use proto::{BLOCK_SIZE, DiskError, Duration, Time};
 use std::collections::BTreeSet;
 
 /// How often it is drawn what goes wrong.
@@ -28,6 +31,8 @@ const JOIN_MAX: Duration = Duration::from_secs(180);
 /// Within which a node that is to stop has stopped.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
+/// Within which disks are scrubbed, and what is damaged is mended.
+const SCRUB_MAX: Duration = Duration::from_secs(120);
 /// Within which every partition has all its copies.
 const WHOLE_MAX: Duration = Duration::from_secs(300);
 /// How often that is looked at.
@@ -296,6 +301,12 @@ impl ClusterWorld {
                 self.strike(fault, None, random)?;
             }
         }
+        if self.mix.rot > 0 {
+            let mut rot = self.rot.fork();
+            if rot.chance(self.mix.rot) {
+                self.strike(Fault::Rot, Some(self.rots), rot)?;
+            }
+        }
         Ok(())
     }
 
@@ -416,6 +427,7 @@ impl ClusterWorld {
             }
             Fault::Disk => self.fail_disk(place, span),
             Fault::Jump => return self.jump(place),
+            Fault::Rot => self.rot_by_chance(place, &mut random),
             _ if place == other => {}
             Fault::OneWay => self.cut(vec![(place, other)], Some(span)),
             Fault::Partial => self.cut(vec![(place, other), (other, place)], Some(span)),
@@ -460,6 +472,90 @@ impl ClusterWorld {
         self.losses.lossy.insert(place);
         self.summary.faults[5] += 1;
         self.at(self.now + span, Due::Renew(place));
+    }
+
+    /// A bit turns over on the disk of a machine, if nothing else is lost.
+    fn rot_by_chance(&mut self, place: Place, random: &mut Random) {
+        let has_losses = !(self.losses.lossy.is_empty() && self.losses.failed.is_empty());
+        let is_only_here = self.rotten.iter().all(|other| *other == place)
+            && self.losses.failed.is_empty()
+            && self.losses.lossy.iter().all(|other| *other == place);
+        if (has_losses && !is_only_here) || (!has_losses && !self.is_whole()) {
+            return;
+        }
+        // What was lost before all copies were there may have been on one disk alone.
+        self.learn_members();
+        if self.books.fewest() < 2 {
+            return;
+        }
+        let of_maps = random.chance(300_000);
+        self.rot_one(place, of_maps, random);
+    }
+
+    /// A bit turns over in a block of data, or in a page of a map, on the disk of a machine. False:
+    /// it has none.
+    pub fn rot_one(&mut self, place: Place, of_maps: bool, random: &mut Random) -> bool {
+        let first = 3 + self.mix.setup.log_bytes / BLOCK_SIZE as u64;
+        let Some(sim) = self.members[place].sim_mut() else { return false };
+        let disk = &mut sim.media_mut().disk;
+        let image = disk.image();
+        let is_it = |block: &u64| {
+            let magic = &image.block(*block)[..4];
+            // Pages of checkpoints have twins, and both must not rot.
+            *block >= first && magic != b"SCKP" && (magic == b"SMAP") == of_maps
+        };
+        let blocks: Vec<u64> = image.blocks().filter(is_it).collect();
+        if blocks.is_empty() {
+            return false;
+        }
+        let block = *random.pick(&blocks);
+        let offset = block * BLOCK_SIZE as u64 + random.below(BLOCK_SIZE as u64);
+        let bit = random.below(8) as u8;
+        disk.spoil(|image| image.flip(offset, bit));
+        let line = format_args!("{place}: block {block} rots, of maps: {of_maps}");
+        self.trace.line(self.now, line);
+        self.summary.rot[0] += 1;
+        self.rotten.insert(place);
+        self.rotted_at = self.now;
+        self.losses.lossy.insert(place);
+        true
+    }
+
+    /// No guest asks for anything any more, until the end.
+    pub fn quiet(&mut self) {
+        for tenant in self.tenants.values_mut() {
+            tenant.guest.next_at = Time(u64::MAX);
+        }
+    }
+
+    /// Every disk is scrubbed once, and what is damaged is mended by then.
+    pub fn scrub_all(&mut self) -> Result<(), String> {
+        let places: Vec<Place> =
+            (0..self.mix.nodes).filter(|at| self.members[*at].disk.is_some()).collect();
+        let counts = |world: &ClusterWorld, place: Place| {
+            let engine = world.members[place].sim().map(|sim| sim.engine());
+            engine.map_or((0, 0), |engine| engine.scrubbed())
+        };
+        for &place in &places {
+            for action in [ScrubAction::Rate(1 << 30), ScrubAction::Start] {
+                self.send_admin(place, AdminRequest::DiskScrub { disk: None, action })?;
+            }
+        }
+        let before: Vec<u64> = places.iter().map(|at| counts(self, *at).0).collect();
+        // A pass that is under way may have come past what rotted since: so another one.
+        for more in 1..=2 {
+            self.await_that("a scrub", SCRUB_MAX, |world| {
+                let mut passes = places.iter().zip(&before);
+                passes.all(|(at, before)| counts(world, *at).0 >= before + more)
+            })?;
+            for &place in &places {
+                let action = ScrubAction::Start;
+                self.send_admin(place, AdminRequest::DiskScrub { disk: None, action })?;
+            }
+        }
+        self.await_that("mending", SCRUB_MAX, |world| {
+            places.iter().all(|at| counts(world, *at).1 == 0)
+        })
     }
 
     /// The wall clock of a machine is set to something else.
@@ -569,17 +665,28 @@ impl ClusterWorld {
         })?;
         self.pass(QUIET)?;
         self.await_whole(1)?;
+        if !self.rotten.is_empty() {
+            self.scrub_all()?;
+            // What was mended last reaches the disk.
+            self.pass(QUIET)?;
+            self.await_whole(1)?;
+        }
         self.compare_copies()?;
         self.await_that("agreeing in the end", HEAL_MAX, |world| world.has_settled())?;
+        let map = self.furthest_map().expect("it was agreed on");
         for place in (0..self.mix.nodes).rev() {
             self.stop(place)?;
         }
-        for member in &self.members {
+        for (place, member) in self.members.iter().enumerate() {
             let Process::Runs(sim) = &member.process else { panic!("it has stopped") };
-            if member.disk.is_some() {
-                check_offline(&sim.media().disk)
-                    .map_err(|error| format!("disk of {}: {error}", member.node))?;
-            }
+            let Some(disk) = member.disk else { continue };
+            let medium = &sim.media().disk;
+            let checked = match self.rotten.contains(&place) {
+                true => check_offline_mended(medium, |part| engine::is_missed(&map, disk, part))
+                    .map(|_| ()),
+                false => check_offline(medium),
+            };
+            checked.map_err(|error| format!("disk of {}: {error}", member.node))?;
         }
         Ok(())
     }

@@ -72,6 +72,8 @@ pub enum Fault {
     Disk,
     /// A wall clock jumps.
     Jump,
+    /// A bit turns over on a disk.
+    Rot,
 }
 
 /// Everything about a run that is not decided step by step.
@@ -117,6 +119,9 @@ pub struct ClusterMix {
     /// Two to this power: the partitions. Few mostly: a run with all of a real cluster's takes ten
     /// times as long.
     pub partition_bits: u8,
+    /// How often a bit of data or of a map turns over on the one disk of a run that rots, in
+    /// millionths per simulated tenth of a second. Drawn apart from all else.
+    pub rot: u32,
 }
 
 impl ClusterMix {
@@ -175,6 +180,7 @@ impl ClusterMix {
                 true => 12,
                 false => *random.pick(&[1, 3, 5, 7]),
             },
+            rot: 0,
         };
         if mix.takeovers > 0 {
             // Who has the volume may not know yet that it has not.

@@ -40,6 +40,7 @@ const EDITS: &[Edit] = &[
     ("slow link", |mix| mix.troubles.slow_link = 0),
     ("slow medium", |mix| mix.troubles.slow_medium = 0),
     ("disk fault", |mix| mix.troubles.disk_fault = 0),
+    ("rot", |mix| mix.rot = 0),
     ("jump", |mix| mix.troubles.jump = 0),
     ("ghosts", |mix| mix.troubles.ghosts = 0),
     ("ambush", |mix| mix.troubles.ambush = 0),

@@ -40,6 +40,8 @@ pub struct ClusterSummary {
     pub failures: u64,
     /// Volumes that were attached, and how often to another node than before.
     pub attached: [u64; 2],
+    /// Bits that turned over, blocks of data that were mended, and pages of maps.
+    pub rot: [u64; 3],
     /// Kills, power cuts, pauses, cuts of the network, resets, failures of disks.
     pub faults: [u64; 6],
     /// The longest time that a request took, in milliseconds.
@@ -95,6 +97,14 @@ pub struct ClusterWorld {
     pub(super) random: Random,
     /// Draws what goes wrong, and nothing else.
     pub(super) fate: Random,
+    /// Draws what rots.
+    pub(super) rot: Random,
+    /// The machine whose disk rots, in a run in which one does by chance.
+    pub(super) rots: Place,
+    /// Machines whose disk has rotted.
+    pub(super) rotten: BTreeSet<Place>,
+    /// When anything did last.
+    pub(super) rotted_at: Time,
     /// Faults so far, and those that are left out.
     pub(super) strikes: u64,
     pub(super) spared: BTreeSet<u64>,
@@ -145,7 +155,17 @@ const SIZES: [u64; 3] = [24, 1024, 1030];
 impl ClusterWorld {
     /// A run by this seed, with the mix that the seed draws.
     pub fn new(seed: u64, print: bool) -> ClusterWorld {
-        let mix = ClusterMix::draw(&mut Random::new(seed));
+        ClusterWorld::with_mix(seed, ClusterMix::draw(&mut Random::new(seed)), print)
+    }
+
+    /// The same, in a quarter of the runs with three disks or more on media of which one rots.
+    pub fn rotting(seed: u64, print: bool) -> ClusterWorld {
+        let mut mix = ClusterMix::draw(&mut Random::new(seed));
+        let mut rot = rot_of(seed);
+        if rot.chance(250_000) && mix.nodes - usize::from(mix.witness) >= 3 && mix.whole {
+            mix.rot = *rot.pick(&[20_000, 100_000]);
+            mix.setup.scrub_bytes_per_s = *rot.pick(&[0, 1 << 20, 64 << 20]);
+        }
         ClusterWorld::with_mix(seed, mix, print)
     }
 
@@ -172,6 +192,10 @@ impl ClusterWorld {
             mix,
             random,
             fate: Random::new(seed ^ 0x6661_7465),
+            rot: rot_of(seed ^ 1),
+            rots: rot_of(seed).below(nodes as u64) as usize,
+            rotten: BTreeSet::new(),
+            rotted_at: BEGIN,
             strikes: 0,
             spared: BTreeSet::new(),
             is_dangerous: false,
@@ -516,11 +540,19 @@ impl ClusterWorld {
             }
             Output::Notice { level, sentence } => {
                 self.trace.line(now, format_args!("{place}: {level:?}: {sentence}"));
+                if sentence.ends_with("was written anew") {
+                    let is_page = sentence.contains(" map page ");
+                    let is_data = !is_page && sentence.contains(" of object ");
+                    self.summary.rot[1] += u64::from(is_data);
+                    self.summary.rot[2] += u64::from(is_page);
+                }
                 // An end while one of the two superblocks was written leaves it torn.
                 let is_torn = sentence.contains("the superblock at block ")
                     && sentence.ends_with(" has a wrong checksum")
                     && self.interrupted.contains(&place);
-                let may_fail = self.losses.failed.contains(&place) || is_torn;
+                let is_rot =
+                    self.rotten.contains(&place) && sentence.contains(" has a wrong checksum");
+                let may_fail = self.losses.failed.contains(&place) || is_torn || is_rot;
                 match level {
                     NoticeLevel::Error if !may_fail => {
                         Err(format!("node {place} says: {sentence}"))
@@ -860,6 +892,11 @@ fn describe(member: &Member) -> String {
     let Some(sim) = member.sim() else { return format!("{} is down", member.node) };
     let voter = sim.engine().voter().map(|voter| voter.status());
     format!("{} is {:?}, {voter:?}", member.node, sim.life())
+}
+
+/// Draws what concerns rot in the run of a seed.
+fn rot_of(seed: u64) -> Random {
+    Random::new(seed ^ 0x726f_7400)
 }
 
 /// Says which seed it was when something panics.

@@ -220,7 +220,10 @@ impl World {
         let misreads = self.mix.faults.read_error + self.mix.faults.flip_on_read;
         let may_leak = misreads > 0 && disks.iter().any(|disk| disk.lost_blocks > 0);
         let medium = &self.node.media().disk;
-        if may_leak { check_offline_mended(medium).map(|_| ()) } else { check_offline(medium) }
+        match may_leak {
+            true => check_offline_mended(medium, |_| true).map(|_| ()),
+            false => check_offline(medium),
+        }
     }
 
     fn delete_whenever_possible(&mut self, name: &str) -> Result<(), String> {

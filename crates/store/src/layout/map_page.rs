@@ -60,6 +60,11 @@ impl Entry {
         Entry { owner: false, ..self }
     }
 
+    /// Whether it is this data at this address, whoever owns it.
+    pub(crate) fn is_data_at(&self, address: u64, checksum: u64) -> bool {
+        self.kind == Kind::Data && (self.address, self.checksum) == (address, checksum)
+    }
+
     /// Whether both show the same content, whoever owns it.
     pub(crate) fn shows_same(&self, other: &Entry) -> bool {
         self.borrowed() == other.borrowed()
@@ -108,6 +113,11 @@ impl MapPage {
     /// How many blocks are data that belongs to the page.
     pub(crate) fn data(&self) -> u16 {
         self.data
+    }
+
+    /// Whether it is not known what some of its blocks are.
+    pub(crate) fn has_lost(&self) -> bool {
+        (0..BLOCKS_PER_PAGE).any(|at| self.entry(at).kind == Kind::Lost)
     }
 
     /// Whether nothing in it needs keeping.

@@ -17,8 +17,10 @@ pub(super) struct PageLoading {
     expected: BTreeMap<usize, Vec<(Slot, u8)>>,
     /// Pages as the checkpoint has them.
     bases: BTreeMap<(Slot, u8), MapPage>,
-    /// Pages whose read failed together with others: each is to be read alone.
+    /// Pages of which something was wrong: each is to be read once more, alone.
     again: Vec<(Slot, u8)>,
+    /// Those that were.
+    read_again: BTreeSet<(Slot, u8)>,
 }
 
 impl PageLoading {
@@ -48,16 +50,13 @@ impl PageLoading {
         }
         let cache = Cache::new(common.options.map_cache_bytes);
         let (bases, again) = (BTreeMap::new(), Vec::new());
-        Ok(PageLoading { replay, cache, expected, bases, again })
+        Ok(PageLoading { replay, cache, expected, bases, again, read_again: BTreeSet::new() })
     }
 
     /// Takes one read.
     pub(super) fn fetched(&mut self, common: &mut Common, fetched: Fetched) {
         let Fetched { item, result } = fetched;
         let expected = self.expected.remove(&item).unwrap_or_default();
-        if result.is_err() && expected.len() > 1 {
-            return self.again.extend(expected);
-        }
         for (place, (slot, page)) in expected.into_iter().enumerate() {
             let row = self.replay.table.row(slot);
             let (address, checksum) = row.page(usize::from(page));
@@ -67,6 +66,11 @@ impl PageLoading {
                 let bytes = buffer.as_slice().get(start..start + BLOCK_SIZE)?;
                 parse_map_page(bytes, &name, checksum)
             });
+            if map.is_none() && self.read_again.insert((slot, page)) {
+                // What a page names is lost with it: one bad read is not enough for that.
+                self.again.push((slot, page));
+                continue;
+            }
             let map = map.unwrap_or_else(|| {
                 let PageName { lineage, key, page } = name;
                 let part = DamagedPart::MapPage { lineage, key, page };

@@ -137,6 +137,17 @@ impl Serving {
 
     /// A borrowed block belongs to a row below, as far as memory can tell.
     fn check_borrowed(&self, slot: Slot, page: usize, at: u32, address: u64) {
+        // Of a page that was damaged nobody knows the owners.
+        let is_known = self.lost_blocks == 0;
+        let owner = self.owner_below(slot, page, at, address);
+        assert!(
+            !(is_known && matches!(owner, Owner::Unknown)),
+            "a borrowed block at {address} belongs to nobody below"
+        );
+    }
+
+    /// Which layer below a row owns a block that the row borrows.
+    pub(super) fn owner_below(&self, slot: Slot, page: usize, at: u32, address: u64) -> Owner {
         let tree = self.tree(self.table.row(slot).lineage);
         let mut lower = slot;
         while let Some(below) = self.table.below(tree, lower) {
@@ -146,17 +157,31 @@ impl Serving {
                 continue;
             }
             let index = row.cached[page];
-            if index == NOT_CACHED || self.cache.peek(index).damaged {
-                return;
+            if index == NOT_CACHED {
+                return Owner::NotLoaded(lower);
+            }
+            if self.cache.peek(index).damaged {
+                return Owner::Damaged;
             }
             let entry = self.cache.peek(index).map.entry(at);
             if entry.kind == Kind::Data && entry.owner && entry.address == address {
-                return;
+                return Owner::Layer;
             }
         }
-        // Of a page that was damaged nobody knows the owners.
-        assert!(self.lost_blocks > 0, "a borrowed block at {address} belongs to nobody below");
+        Owner::Unknown
     }
+}
+
+/// Who owns a block that is borrowed.
+pub(super) enum Owner {
+    /// A layer below.
+    Layer,
+    /// It depends on a page of this row, which is not cached.
+    NotLoaded(Slot),
+    /// The page that would tell is damaged.
+    Damaged,
+    /// Nobody: the block may be used again.
+    Unknown,
 }
 
 /// What a row has.

@@ -32,6 +32,12 @@ pub(crate) enum Operation {
     GiveBack { first: u32, count: u32 },
     /// A piece of the scrub; its number.
     Scrub { piece: u64 },
+    /// A block that could not be read together with others.
+    Doubt,
+    /// A damaged block that is written anew.
+    Mend { address: u64 },
+    /// The same, read again.
+    MendRead { address: u64 },
     /// While the disk is opened: the meaning is in a list there.
     Open(usize),
 }

@@ -153,7 +153,11 @@ impl Serving {
             if entry.kind != Kind::Data || !entry.owner {
                 continue;
             }
-            if above != NOT_CACHED && self.cache.peek(above).map.entry(at).shows_same(&entry) {
+            let covering = (above != NOT_CACHED).then(|| self.cache.peek(above).map.entry(at));
+            if covering.is_some_and(|over| over.kind == Kind::Lost) {
+                // What it was is not known: layers above may show the block.
+                self.lost_blocks += 1;
+            } else if covering.is_some_and(|over| over.shows_same(&entry)) {
                 shown.push((at, entry));
             } else {
                 push_block(&mut merge.freed, entry.address);

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod configurations;
+mod doubts;
 mod drops;
 mod fence;
 mod flush;
@@ -31,7 +32,9 @@ pub(crate) use serving::{Layer, Lineage, Mark, Serving, ServingParts};
 
 use crate::layout::LOG_FIRST;
 use crate::open::{Opening, Step};
-use crate::{Effect, Event, Identity, LayerHere, OpenError, Options, Room, State, Status, Usage};
+use crate::{
+    Damage, Effect, Event, Identity, LayerHere, OpenError, Options, Room, State, Status, Usage,
+};
 use proto::{BLOCK_SIZE, LayerId, MemberError, Time};
 
 /// Where in its life a store is.
@@ -91,7 +94,8 @@ impl Store {
                 | Event::DropLayer { .. }
                 | Event::Scrub(_)
                 | Event::MediumSpace { .. }
-                | Event::GivesWay { .. },
+                | Event::GivesWay { .. }
+                | Event::Mend { .. },
             )
             | (Stage::Refused(_), _) => {}
         }
@@ -127,6 +131,14 @@ impl Store {
         match &self.stage {
             Stage::Serving(serving) => serving.failure(),
             _ => None,
+        }
+    }
+
+    /// The damages that are known and not mended, oldest first, cheaply.
+    pub fn damages(&self) -> &[Damage] {
+        match &self.stage {
+            Stage::Serving(serving) => serving.damages(),
+            _ => &[],
         }
     }
 

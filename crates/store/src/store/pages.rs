@@ -3,7 +3,7 @@
 use super::{Operation, Serving};
 use crate::layout::{MapPage, PageName, parse_map_page};
 use crate::table::{History, NOT_CACHED, Slot};
-use crate::{Damage, DamagedPart, Effect};
+use crate::{Damage, DamagedPart, Effect, Notice};
 use proto::{Buffer, DiskError, ObjectKey, Time};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,8 @@ struct Load {
     checksum: u64,
     /// Keeps the page's block from being used again.
     hold: u64,
+    /// Whether it is read once more, since the first time something was wrong.
+    again: bool,
     waiters: Vec<Waiter>,
 }
 
@@ -79,7 +81,8 @@ impl Serving {
             return false;
         }
         let hold = self.reads.hold();
-        let load = Load { key, address, checksum, hold, waiters: Vec::from_iter(waiter) };
+        let load =
+            Load { key, address, checksum, hold, again: false, waiters: Vec::from_iter(waiter) };
         self.loads.loads.insert((slot, page), load);
         self.counters.map_page_reads += 1;
         self.operations.read(Operation::LoadPage { slot, page }, address, 1, effects);
@@ -95,8 +98,8 @@ impl Serving {
         result: Result<Buffer, DiskError>,
         effects: &mut Vec<Effect>,
     ) {
-        let load = self.loads.loads.remove(&(slot, page)).expect("a load that ends was under way");
-        self.reads.release(load.hold);
+        let mut load =
+            self.loads.loads.remove(&(slot, page)).expect("a load that ends was under way");
         let place = usize::from(page);
         let wanted = self.table.row_in(slot).is_some_and(|row| {
             row.key == load.key
@@ -111,22 +114,64 @@ impl Serving {
                 .and_then(|buffer| parse_map_page(buffer.as_slice(), &name, load.checksum))
                 .filter(|map| map.data() == self.table.row(slot).counts[place]);
             let damaged = map.is_none();
+            if damaged && !load.again {
+                // What a page names is lost with it: one bad read is not enough for that.
+                load.again = true;
+                let address = load.address;
+                self.loads.loads.insert((slot, page), load);
+                self.counters.map_page_reads += 1;
+                return self.operations.read(
+                    Operation::LoadPage { slot, page },
+                    address,
+                    1,
+                    effects,
+                );
+            }
             let map = map.unwrap_or_else(MapPage::lost);
+            let in_part = !damaged && map.has_lost();
             self.cache.insert(&mut self.table, slot, page, map);
             if damaged {
                 let index = self.table.row(slot).cached[place];
                 self.cache.mark_damaged(index, true);
+            }
+            // A page that was lost while the log was replayed is known in part ever since.
+            if damaged || in_part {
                 let PageName { lineage, key, page } = name;
                 let part = DamagedPart::MapPage { lineage, key, page };
                 let unreadable = result.is_err();
                 self.damaged(Damage { part, address: load.address, unreadable }, effects);
+            } else {
+                self.page_is_good(slot, &name, effects);
             }
         }
+        self.reads.release(load.hold);
         for waiter in load.waiters {
             match waiter {
                 Waiter::Queue(history) => self.run_queue(now, history, effects),
                 Waiter::Read(parked) => self.retry_read(now, parked, effects),
             }
         }
+    }
+
+    /// A page was read and is whole: whatever was wrong with it is over, on the medium and, if it
+    /// was not changed since, in memory.
+    pub(super) fn page_is_good(&mut self, slot: Slot, name: &PageName, effects: &mut Vec<Effect>) {
+        let index = self.table.row(slot).cached[usize::from(name.page)];
+        if index != NOT_CACHED {
+            let cached = self.cache.peek(index);
+            let is_lost = cached.damaged || cached.map.has_lost();
+            if is_lost && (cached.dirty_since != 0 || cached.writing) {
+                return;
+            }
+            if is_lost {
+                self.cache.remove(&mut self.table, index);
+            }
+        }
+        let &PageName { lineage, key, page } = name;
+        let part = DamagedPart::MapPage { lineage, key, page };
+        let over = |damage: &&Damage| damage.part == part;
+        let mended = self.damages.iter().filter(over);
+        effects.extend(mended.map(|damage| Effect::Notice(Notice::Mended(*damage))));
+        self.forget_damages(|damage| damage.part == part);
     }
 }

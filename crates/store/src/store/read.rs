@@ -483,27 +483,34 @@ impl Serving {
         let key = ObjectKey { layer: *layer, ..*key };
         let (lineage, address, first) = (*lineage, *address, *first);
         let mut bad = Vec::new();
+        let mut doubted = Vec::new();
+        let sums = &checksums[*checksum_at..*checksum_at + *count as usize];
         match result {
-            Err(_) => bad.push((first, true)),
+            Err(_) => {
+                doubted.extend_from_slice(sums);
+                read.damaged = Some(read.damaged.map_or(first, |other| other.min(first)));
+            }
             Ok(buffer) => {
-                let sums = &checksums[*checksum_at..*checksum_at + *count as usize];
                 let blocks = buffer.as_slice().chunks_exact(BLOCK_SIZE);
                 for (block, (data, sum)) in (first..).zip(blocks.zip(sums)) {
                     if block_checksum(lineage, key, block, data) != *sum {
-                        bad.push((block, false));
+                        bad.push(block);
                     }
                 }
                 *bytes = Some(buffer.freeze());
             }
         }
-        if let Some((block, _)) = bad.first() {
+        if let Some(block) = bad.first() {
             read.damaged = Some(read.damaged.map_or(*block, |other| other.min(*block)));
         }
         let done = read.missing == 0;
-        for (block, unreadable) in bad {
+        if !doubted.is_empty() {
+            self.doubt((lineage, key), first, address, &doubted, false, effects);
+        }
+        for block in bad {
             let part = DamagedPart::Data { lineage, key, block };
             let address = address + u64::from(block - first);
-            self.damaged(Damage { part, address, unreadable }, effects);
+            self.damaged(Damage { part, address, unreadable: false }, effects);
         }
         if done {
             self.finish_read(id, effects);

@@ -91,6 +91,8 @@ struct Piece {
     reading: Reading,
     /// Where the pass goes on after it.
     next: u64,
+    /// Whether it is read once more, since the first time something was wrong.
+    again: bool,
 }
 
 /// See the module's description.
@@ -183,6 +185,7 @@ impl Serving {
                 self.scrub.stopped = false;
                 if self.scrub.place.position == 0 {
                     self.scrub.begin_pass(now);
+                    self.damages_dropped = 0;
                 }
                 self.scrub.due = now;
             }
@@ -232,10 +235,13 @@ impl Serving {
             return;
         }
         if scrub.place.position == 0 {
-            if now < scrub.next_pass {
+            // What found no room in the list is looked for again when all that did is mended.
+            let is_forgotten = self.damages_dropped > 0 && self.damages.is_empty();
+            if now < scrub.next_pass && !is_forgotten {
                 return;
             }
             scrub.begin_pass(now);
+            self.damages_dropped = 0;
         }
         if now < self.scrub_due() {
             return;
@@ -284,7 +290,7 @@ impl Serving {
         let scrub = &mut self.scrub;
         scrub.pieces += 1;
         let number = scrub.pieces;
-        scrub.piece = Some(Piece { number, address, hold, reading, next });
+        scrub.piece = Some(Piece { number, address, hold, reading, next, again: false });
         let bytes = (blocks * BLOCK_SIZE) as u64;
         scrub.bytes += bytes;
         let earliest = Time(now.0.saturating_sub(CATCH_UP.as_nanos() as u64));
@@ -341,6 +347,9 @@ impl Serving {
         for _ in 0..SLOTS_PER_ROUND {
             let (slot, page) = ((index / 4) as Slot, (index % 4) as usize);
             if index / 4 >= slots {
+                if self.doubts.is_of_scrub() {
+                    return;
+                }
                 return self.end_pass(effects);
             }
             index += 1;
@@ -469,7 +478,7 @@ impl Serving {
     /// A read has ended.
     pub(super) fn scrub_read(
         &mut self,
-        _now: Time,
+        now: Time,
         number: u64,
         result: Result<Buffer, DiskError>,
         effects: &mut Vec<Effect>,
@@ -509,13 +518,24 @@ impl Serving {
             }
             Reading::MapPage { slot, name, checksum } => {
                 let map = parse_map_page(bytes, &name, checksum);
+                if map.is_none() && !piece.again {
+                    if !self.scrub.is_running() {
+                        // It was switched off meanwhile, with no verdict.
+                        return;
+                    }
+                    // What a page names is lost with it: one bad read is not enough for that.
+                    let reading = Reading::MapPage { slot, name, checksum };
+                    self.scrub_ask(now, address, 1, reading, piece.next, effects);
+                    self.scrub.piece.iter_mut().for_each(|piece| piece.again = true);
+                    return;
+                }
                 self.scrub_map_page(slot, &name, address, map, unreadable, effects);
             }
             Reading::Data(run) => self.scrub_data(&run, bytes, unreadable, effects),
         }
     }
 
-    fn scrub_found(&mut self, damage: Damage, effects: &mut Vec<Effect>) {
+    pub(super) fn scrub_found(&mut self, damage: Damage, effects: &mut Vec<Effect>) {
         self.scrub.place.errors += 1;
         self.damaged(damage, effects);
     }
@@ -537,12 +557,18 @@ impl Serving {
         if moved {
             return;
         }
-        if map.is_none() {
+        if map.as_ref().is_some_and(|map| !map.has_lost()) {
+            self.page_is_good(slot, name, effects);
+        } else {
             let PageName { lineage, key, page } = *name;
             let part = DamagedPart::MapPage { lineage, key, page };
             self.scrub_found(Damage { part, address, unreadable }, effects);
             let index = self.table.row(slot).cached[place];
-            if index != NOT_CACHED && !self.cache.peek(index).damaged {
+            let is_whole = index != NOT_CACHED && {
+                let cached = self.cache.peek(index);
+                !cached.damaged && !cached.map.has_lost()
+            };
+            if is_whole {
                 // What is in memory is good: the next checkpoint writes it anew.
                 self.cache.change(index, self.log.next_lsn());
                 self.checkpoint.request();
@@ -559,6 +585,10 @@ impl Serving {
         effects: &mut Vec<Effect>,
     ) {
         let (lineage, key) = (run.lineage, run.key);
+        if unreadable && run.checksums.len() > 1 {
+            let (first, address) = (run.first, run.address);
+            return self.doubt((lineage, key), first, address, &run.checksums, true, effects);
+        }
         for (at, checksum) in run.checksums.iter().enumerate() {
             let block = run.first + at as u32;
             let data = bytes.get(at * BLOCK_SIZE..(at + 1) * BLOCK_SIZE);
@@ -573,20 +603,22 @@ impl Serving {
             if self.names(lineage, key, block, address) {
                 self.scrub_found(Damage { part, address, unreadable }, effects);
             }
-            if unreadable {
-                // Which of the blocks it was is not known: the first stands for all.
-                break;
-            }
         }
     }
 
     /// Whether an object's map still names a block at an address, as far as memory can tell.
-    fn names(&self, lineage: LineageId, key: ObjectKey, block: u32, address: u64) -> bool {
+    pub(super) fn names(
+        &self,
+        lineage: LineageId,
+        key: ObjectKey,
+        block: u32,
+        address: u64,
+    ) -> bool {
         let Some(slot) = self.table.find(lineage, key) else { return false };
         let index = self.table.row(slot).cached[(block / BLOCKS_PER_PAGE) as usize];
         index == NOT_CACHED || {
             let entry = self.cache.peek(index).map.entry(block % BLOCKS_PER_PAGE);
-            entry.kind == Kind::Data && entry.address == address
+            entry.kind == Kind::Lost || entry.kind == Kind::Data && entry.address == address
         }
     }
 }

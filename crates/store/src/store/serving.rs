@@ -2,9 +2,11 @@
 
 use super::checkpoint::Checkpoint;
 use super::configurations::Configurations;
+use super::doubts::Doubts;
 use super::drops::Drops;
 use super::flush::Flusher;
 use super::growth::Growth;
+use super::mend::Mend;
 use super::pages::Loads;
 use super::read::Reads;
 use super::requests::Queues;
@@ -21,8 +23,8 @@ use crate::space::Space;
 use crate::table::{Row, Slot, Table};
 use crate::tree::LayerTree;
 use crate::{
-    Counters, DAMAGES_MAX, Damage, Effect, Event, LayerHere, Notice, Options, ScrubStatus,
-    SpaceStatus, State, Status, Usage, Waiting,
+    Counters, DAMAGES_MAX, Damage, DamagedPart, Effect, Event, LayerHere, Notice, Options,
+    ScrubStatus, SpaceStatus, State, Status, Usage, Waiting,
 };
 use proto::{
     BLOCK_SIZE, DiskDone, Generation, LayerId, LineageId, MemberError, MemberReply, MemberToken,
@@ -159,6 +161,10 @@ pub(crate) struct Serving {
     pub(super) drops: Drops,
     pub(super) scrub: Scrub,
     pub(super) damages: Vec<Damage>,
+    /// Blocks that are to be read alone.
+    pub(super) doubts: Doubts,
+    /// Damaged blocks that are being written anew from a peer's copy.
+    pub(super) mends: Vec<Mend>,
     pub(super) damages_dropped: u64,
     pub(super) lost_blocks: u64,
     pub(super) counters: Counters,
@@ -202,6 +208,8 @@ impl Serving {
             loads: Loads::default(),
             queues: Queues::default(),
             damages: parts.damages,
+            doubts: Doubts::default(),
+            mends: Vec::new(),
             damages_dropped: 0,
             lost_blocks: parts.lost_blocks,
             counters: Counters::default(),
@@ -229,6 +237,7 @@ impl Serving {
             Event::Agreed => self.checkpoint.note_agreed(),
             Event::Close => self.closing = true,
             Event::GivesWay { more } => self.growth.gives_way(now, more),
+            Event::Mend { damage, payload } => self.mend(damage, payload, effects),
         }
     }
 
@@ -237,6 +246,8 @@ impl Serving {
         if self.retired.is_none() && !self.closed {
             self.release_space(now, effects);
             self.step_sweeps(effects);
+            self.step_doubts(effects);
+            self.step_mends(effects);
             if !self.closing {
                 self.step_drops(now, effects);
                 self.step_scrub(now, effects);
@@ -278,6 +289,8 @@ impl Serving {
                 self.page_loaded(now, slot, page, read(result), effects);
             }
             Operation::Scrub { piece } => self.scrub_read(now, piece, read(result), effects),
+            Operation::Doubt => self.doubt_read(read(result), effects),
+            Operation::MendRead { address } => self.mend_read(address, read(result), effects),
             Operation::Grow { first, count, zeroed } => {
                 self.grown(now, (first, count, zeroed), result, effects);
             }
@@ -321,6 +334,7 @@ impl Serving {
             Operation::MapPages { pages } => self.map_pages_written(&pages),
             Operation::CheckpointPages => self.checkpoint.write_done(),
             Operation::Superblock => self.superblock_written(effects),
+            Operation::Mend { address } => self.mend_written(address, effects),
             other => unreachable!("{other:?} is no write"),
         }
         self.go_on(now, ready, effects);
@@ -355,7 +369,10 @@ impl Serving {
         } else {
             self.counters.checksum_errors += 1;
         }
-        if self.damages.contains(&damage) {
+        // A page of a map that is known in part moves with checkpoints.
+        let is_page = matches!(damage.part, DamagedPart::MapPage { .. });
+        let is_it = |known: &Damage| *known == damage || (is_page && known.part == damage.part);
+        if self.damages.iter().any(is_it) {
             return;
         }
         if self.damages.len() < DAMAGES_MAX {
@@ -518,7 +535,9 @@ impl Serving {
 /// What an operation was, for people.
 fn what(operation: &Operation) -> &'static str {
     match operation {
-        Operation::Data { .. } | Operation::Staged { .. } => "a write of data",
+        Operation::Data { .. } | Operation::Staged { .. } | Operation::Mend { .. } => {
+            "a write of data"
+        }
         Operation::Batch { .. } => "a write of the log",
         Operation::Flush => "a flush",
         Operation::MapPages { .. } | Operation::CheckpointPages => "a write of the checkpoint",

@@ -11,7 +11,7 @@ use super::{Operation, Serving};
 use crate::inflight::{Acknowledgement, Ready};
 use crate::layout::{BLOCKS_PER_PAGE, MapRun, PAGES_PER_OBJECT, Run, WriteRecord};
 use crate::table::{NOT_CACHED, Slot};
-use crate::{Effect, Waiting};
+use crate::{DamagedPart, Effect, Notice, Waiting};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, Generation, LayerId, LineageId, MemberError, MemberToken,
     ObjectKey, Permit, Stamp, Time, limits,
@@ -118,6 +118,7 @@ impl Serving {
                     .or_else(ahead)
             }
             Permit::Attempt { under, attempt } => self.vet_attempt(attempt, under, lineage, index),
+            Permit::Mend { under } => self.refused(under, lineage, index),
         }
     }
 
@@ -166,7 +167,10 @@ impl Serving {
         effects: &mut Vec<Effect>,
     ) -> Outcome {
         let vetted = self.vet_change(permit, lineage, key);
-        let vetted = match vetted.or_else(|| self.vet_covered(lineage, key)) {
+        let vetted = vetted.or_else(|| self.vet_mend(permit, lineage, key));
+        // What a mend replaces is damaged: nothing of it is freed, whoever borrows it.
+        let covered = || self.vet_covered(lineage, key).filter(|_| !is_mend(permit));
+        let vetted = match vetted.or_else(covered) {
             Some(error) => Err(error),
             None => blocks_of(change),
         };
@@ -178,6 +182,9 @@ impl Serving {
             return self.refuse_change(token, MemberError::Busy, effects);
         };
         self.drop_staged_unless((lineage, key), permit, effects);
+        if is_mend(permit) {
+            self.drop_other_mends((lineage, key), effects);
+        }
         let staged = self.staging.objects.get(&(lineage, key));
         if staged.is_some_and(|staged| staged.overlaps(&blocks)) {
             let error = MemberError::invalid("parts that are staged overlap");
@@ -279,6 +286,15 @@ impl Serving {
         }
     }
 
+    /// What is staged for mends of other objects goes: one at a time is mended, so those failed.
+    fn drop_other_mends(&mut self, object: Object, effects: &mut Vec<Effect>) {
+        let objects = self.staging.objects.iter();
+        let failed = objects.filter(|(of, staged)| **of != object && is_mend(&staged.permit));
+        for of in failed.map(|(of, _)| *of).collect::<Vec<_>>() {
+            self.drop_staged(of, &MemberError::NotStaged { have: 0 }, effects);
+        }
+    }
+
     /// What is staged by permits that do not hold any more goes.
     pub(super) fn drop_overdue_staged(&mut self, effects: &mut Vec<Effect>) {
         let overdue = |(&(lineage, key), staged): (&Object, &Staged)| {
@@ -312,9 +328,11 @@ impl Serving {
     ) -> Outcome {
         let Adopt { permit, key, stamp, .. } = *adopt;
         let object = (lineage, key);
+        let adopt = &self.as_mend(*adopt, lineage);
         let sealed = super::fence::sealed(adopt.settled_generation)
             .or_else(|| super::fence::sealed(stamp.generation));
-        if let Some(error) = sealed.or_else(|| self.vet_change(&permit, lineage, key)) {
+        let vetted = sealed.or_else(|| self.vet_change(&permit, lineage, key));
+        if let Some(error) = vetted.or_else(|| self.vet_mend(&permit, lineage, key)) {
             return self.refuse_change(token, error, effects);
         }
         let Some(lsn) = self.learn_permit(&permit, lineage, key.index, effects) else {
@@ -343,7 +361,7 @@ impl Serving {
         // Who has settled it may change whatever lies above: no content does.
         let own = shown.map(|slot| self.table.row(slot)).filter(|row| row.key == key);
         let is_equal = staged.is_none() && own.is_some_and(|row| row.stamp == stamp);
-        if !(is_equal && adopt.staged == 0)
+        if !(is_mend(&permit) || is_equal && adopt.staged == 0)
             && let Some(error) = self.vet_covered(lineage, key)
         {
             self.drop_staged(object, &error, effects);
@@ -356,6 +374,15 @@ impl Serving {
             return self.refuse_change(token, MemberError::NotStaged { have }, effects);
         }
         let pages = Covered::of(staged);
+        let own = shown.filter(|&slot| self.table.row(slot).key == key);
+        if is_mend(&permit) && own.is_some_and(|slot| self.is_writing_pages(slot)) {
+            return self.refuse_change(token, MemberError::Busy, effects);
+        }
+        if is_mend(&permit) && !self.may_mend(own, stamp, &pages) {
+            let error = MemberError::invalid("what is mended is not damaged, or another by now");
+            self.drop_staged(object, &error, effects);
+            return self.refuse_change(token, error, effects);
+        }
         let runs = staged.iter().flat_map(|s| s.parts.values()).map(|part| part.runs.len()).sum();
         match self.prepare_adopt(now, object, shown, &pages, (have, runs), effects) {
             Err(Refusal::Wait(outcome)) => outcome,
@@ -368,6 +395,71 @@ impl Serving {
                 self.apply_adopt(token, lineage, adopt, shown, &pages, lsn, effects);
                 Outcome::Done
             }
+        }
+    }
+
+    /// The error for a mend of an object that something else is staged for: that goes first. And
+    /// for one between layers: those above may show blocks of those below through the damaged page,
+    /// which nobody would know any more when those below go.
+    fn vet_mend(&self, permit: &Permit, lineage: LineageId, key: ObjectKey) -> Option<MemberError> {
+        if !is_mend(permit) {
+            return None;
+        }
+        let staged = self.staging.objects.get(&(lineage, key));
+        if staged.is_some_and(|staged| !is_mend(&staged.permit)) {
+            return Some(MemberError::Busy);
+        }
+        let slot = self.table.find(lineage, key)?;
+        let tree = self.tree(lineage);
+        let is_between =
+            self.table.is_covered(tree, lineage, key) && self.table.below(tree, slot).is_some();
+        let between = "the object lies between layers, and is mended when the lower ones are gone";
+        is_between.then(|| MemberError::invalid(between))
+    }
+
+    /// A mend leaves it as it is who has settled an object.
+    fn as_mend(&self, mut adopt: Adopt, lineage: LineageId) -> Adopt {
+        if is_mend(&adopt.permit) {
+            let found = self.stamp_of(lineage, adopt.key);
+            adopt.settled_generation = found.settled_generation;
+        }
+        adopt
+    }
+
+    /// Whether a checkpoint is writing pages of a row just now.
+    fn is_writing_pages(&self, slot: Slot) -> bool {
+        let cached = self.table.row(slot).cached;
+        cached.into_iter().any(|index| index != NOT_CACHED && self.cache.peek(index).writing)
+    }
+
+    /// Whether a mend replaces damaged pages and nothing else, of an object at that stamp.
+    fn may_mend(&self, own: Option<Slot>, stamp: Stamp, covered: &Covered) -> bool {
+        let Some(slot) = own else { return false };
+        let row = self.table.row(slot);
+        let is_lost = |page: usize| {
+            let index = row.cached[page];
+            index != NOT_CACHED && {
+                let cached = self.cache.peek(index);
+                cached.damaged || cached.map.has_lost()
+            }
+        };
+        let mut pages = covered.pages();
+        let is_it = row.stamp == stamp && stamp != Stamp::INCOMPLETE;
+        is_it
+            && pages
+                .all(|(page, is_whole)| is_whole && (self.is_missing(slot, page) || is_lost(page)))
+    }
+
+    /// The damaged pages that a mend replaces are given up as a whole, also where something of
+    /// one is known: layers above may borrow what it names.
+    fn give_up_damaged(&mut self, slot: Slot, covered: &Covered, effects: &mut Vec<Effect>) {
+        let row = self.table.row(slot);
+        let (lineage, key, cached) = (row.lineage, row.key, row.cached);
+        for (page, _) in covered.pages() {
+            self.cache.mark_damaged(cached[page], true);
+            let part = DamagedPart::MapPage { lineage, key, page: page as u8 };
+            let mended = self.damages.iter().filter(|damage| damage.part == part);
+            effects.extend(mended.map(|damage| Effect::Notice(Notice::Mended(*damage))));
         }
     }
 
@@ -473,6 +565,9 @@ impl Serving {
         record.previous = shown.map_or(Stamp::default(), |slot| self.table.row(slot).stamp);
         let slot = own.unwrap_or_else(|| self.new_object(lineage, key, shown, &mut record));
         record.settled_generation = Some(settled_generation);
+        if is_mend(&adopt.permit) {
+            self.give_up_damaged(slot, covered, effects);
+        }
         self.take_pages(slot, covered.pages(), lsn, &mut record);
         self.change_map(slot, lsn, &mut record);
         let row = self.table.change(slot);
@@ -561,6 +656,10 @@ impl Serving {
         let going: u64 = going.flatten().map(|run| u64::from(run.count)).sum();
         assert_eq!(staged + going, self.space.staged_blocks(), "staged blocks are miscounted");
     }
+}
+
+fn is_mend(permit: &Permit) -> bool {
+    matches!(permit, Permit::Mend { .. })
 }
 
 /// Why an adoption cannot be made.

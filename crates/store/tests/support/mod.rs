@@ -53,6 +53,8 @@ pub struct Medium {
     pub fails_flushes: bool,
     /// Reads that touch these blocks fail.
     pub unreadable: Vec<u64>,
+    /// The first read that touches one of these blocks fails, and takes it off the list.
+    pub unreadable_once: Vec<u64>,
 }
 
 impl Medium {
@@ -124,6 +126,12 @@ impl Medium {
                 let block = *offset / BLOCK_SIZE as u64;
                 let count = (buffer.len() / BLOCK_SIZE) as u64;
                 if self.unreadable.iter().any(|bad| (block..block + count).contains(bad)) {
+                    return Err(DiskError::Io(5));
+                }
+                let once = self.unreadable_once.iter();
+                if let Some(at) = once.clone().position(|bad| (block..block + count).contains(bad))
+                {
+                    self.unreadable_once.remove(at);
                     return Err(DiskError::Io(5));
                 }
                 let start = *offset as usize;
@@ -296,6 +304,7 @@ impl Host {
                 Effect::AgreedNoted => self.agreed_noted = true,
                 Effect::Closed => self.closed = true,
                 Effect::Notice(notice) => self.notices.push(notice),
+                Effect::MendEnded { .. } => {}
             }
         }
     }

@@ -250,6 +250,7 @@ impl Writer {
                 Effect::Closed => bail!("the store closed by itself"),
                 Effect::AgreedNoted => {}
                 Effect::Notice(notice) => eprintln!("{notice:?}"),
+                Effect::MendEnded { .. } => {}
             }
         }
         Ok(())

@@ -130,6 +130,7 @@ impl Host {
                 }
                 Some(Effect::Opened(result)) => self.opened = Some(result.map(|_| ())),
                 Some(Effect::Notice(notice)) => self.notices.push(notice),
+                Some(Effect::MendEnded { .. }) => {}
                 Some(Effect::Member { result, .. }) => self.replies.push(result),
                 Some(Effect::Closed | Effect::AgreedNoted) => {}
                 None => {
