@@ -3,7 +3,7 @@
 //! is sealed.
 
 use super::*;
-use proto::BlockState;
+use proto::{BlockState, Payload};
 
 /// A snapshot.
 pub(super) struct Snap {
@@ -118,8 +118,7 @@ impl World {
             let length = (sectors - first).min(8192) * SECTOR;
             let read = self.ask(first * SECTOR, length, Operation::Read);
             let Ok(Completion::Data(content)) = read else { panic!("{read:?}") };
-            let bytes: Vec<u8> = content.iter().flat_map(|p| p.as_slice()).copied().collect();
-            tags.extend(bytes.chunks(SECTOR as usize).map(tag_of));
+            tags.extend(Payload::joined(&content).chunks(SECTOR as usize).map(tag_of));
         }
         tags
     }

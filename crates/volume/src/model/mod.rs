@@ -20,7 +20,7 @@ use cluster::{Answer, Command, Map, State};
 use disk::{FakeDisk, Faults, Random};
 use proto::{
     BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, Incarnation, LayerId, LineageId,
-    MemberError, MemberReply, MemberRequest, MemberToken, NodeId, Stamp, Time, VolumeId,
+    MemberError, MemberReply, MemberRequest, MemberToken, NodeId, Payload, Stamp, Time, VolumeId,
 };
 use register::Register;
 use source::FakeSource;
@@ -450,8 +450,7 @@ impl World {
         }
         match (open.what, result) {
             (What::Read { first, sectors, losses }, Ok(Completion::Data(content))) => {
-                let bytes: Vec<u8> =
-                    content.iter().flat_map(|payload| payload.as_slice()).copied().collect();
+                let bytes = Payload::joined(&content);
                 assert_eq!(bytes.len() as u64, sectors * SECTOR);
                 let sure = losses == self.register.failures();
                 for (place, sector) in bytes.chunks(SECTOR as usize).enumerate() {
@@ -510,10 +509,9 @@ impl World {
 
 /// The tag a sector is full of.
 fn tag_of(sector: &[u8]) -> u32 {
-    let mut words = sector.chunks(4).map(|word| u32::from_le_bytes(word.try_into().expect("4")));
-    let first = words.next().expect("a sector has words");
-    assert!(words.all(|word| word == first), "a torn sector");
-    first
+    let first = sector[..4].try_into().expect("a sector has words");
+    assert!(sector[4..] == sector[..sector.len() - 4], "a torn sector");
+    u32::from_le_bytes(first)
 }
 
 const _: () = assert!(BLOCK_SIZE == 4096);
