@@ -266,17 +266,16 @@ impl Register {
     /// after.
     pub fn lose(&mut self) {
         let longer = self.histories.iter().flat_map(|history| self.extensions(history.clone()));
-        let cut = |history: History| {
-            (0..history.versions.len()).map(move |last| History {
-                versions: history.versions[..=last].to_vec(),
-                seen: last,
-                acknowledged: last,
-                ..History::of(history.versions[0])
-            })
+        let values: BTreeSet<Value> = longer.flat_map(|history| history.versions).collect();
+        // Whichever it is, the next loss may leave any of the others.
+        let left = |present: &Value| {
+            let others = values.iter().filter(|value| *value != present);
+            let last = values.len() - 1;
+            let versions = others.chain([present]).copied().collect();
+            History { versions, seen: last, acknowledged: last, ..History::of(*present) }
         };
-        let histories: BTreeSet<History> = longer.flat_map(cut).collect();
+        let histories = values.iter().map(left).collect();
         let pending = std::mem::take(&mut self.pending);
-        let histories = histories.into_iter().collect();
         *self = Register { histories, pending, cuts: BTreeMap::new() };
     }
 
