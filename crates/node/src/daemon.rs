@@ -51,6 +51,9 @@ const START_NOTICE: Duration = Duration::from_secs(10);
 /// (to the process and to its group), and mean one.
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
+/// What the start takes at once, at least, in bytes.
+const START_BYTES: usize = 4 << 20;
+
 /// Runs `sheep` with the arguments of this process.
 pub fn main() -> ExitCode {
     let settings = match Settings::of_process() {
@@ -90,6 +93,12 @@ struct Opened {
 /// Runs a daemon until it is told to stop. The error is one sentence with cause and remedy.
 pub fn run(settings: &Settings) -> Result<(), String> {
     raise_descriptors()?;
+    // Where memory ends within the cryptographic library, that says nothing.
+    let mut room = Vec::<u8>::new();
+    room.try_reserve_exact(START_BYTES).map_err(
+        |_| "cannot start: there is not enough memory; raise the limit (`ulimit -v`) or free some",
+    )?;
+    drop(room);
     let opened = open(settings)?;
     let places = Places::of(&opened);
     let runtime = tokio::runtime::Builder::new_current_thread()
