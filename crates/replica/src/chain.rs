@@ -423,6 +423,8 @@ impl Coordinator {
         chain.link(peer).expect("its link is there").state = LinkState::Halted;
         let is_known = chain.base.is_some();
         let fits = chain.is_in_history(have);
+        let is_lost = |entry: &Entry| entry.stamp > have && entry.acked.contains(peer);
+        let has_lost = chain.entries.iter().any(is_lost);
         let is_sole = self.partition_at(index).members.len() == 1;
         if is_sole && (!is_known || !fits) {
             // What the only member has is what there is.
@@ -435,6 +437,12 @@ impl Coordinator {
         if have >= limit {
             let reason = format!("it has a write {have:?} that was never sent");
             return self.peer_lost(peer, reason, effects);
+        }
+        if has_lost && !is_sole {
+            // It was opened anew meanwhile. What it had acknowledged is not sent to it again, so
+            // that a later write would go over what it lacks.
+            let reason = "it has lost writes that it had acknowledged".to_string();
+            return self.fall_behind(peer, reason, effects);
         }
         if is_known && !fits {
             let reason = "it misses writes that only its peers have".to_string();

@@ -632,6 +632,31 @@ fn a_damaged_copy_is_read_elsewhere_and_the_last_one_is_reported() {
     assert!(matches!(stage.done[..], [(2, Err(Error::Corrupt { block: 0, .. }))]));
 }
 
+/// Another one has not answered that write yet, so that it is kept, but was not sent again to who
+/// had acknowledged it; and the next one went over what was missing.
+#[test]
+fn a_disk_that_lost_what_it_acknowledged_gets_no_write_over_that() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(0, Ok(written(1)));
+    stage.answer(1, Ok(written(1)));
+    assert_eq!(stage.ended(), [1]);
+    stage.write(2);
+    assert_eq!(stage.questions(1), ["write 2>3"]);
+    // It was opened anew after a loss of power.
+    stage.answer(1, Err(MemberError::WrongStamp { have: at(7, 1).stamp }));
+    assert_eq!(stage.questions(1), ["stamp"]);
+    stage.answer(1, Ok(MemberReply::Stamp(at(7, 1))));
+    assert!(stage.questions(1).is_empty(), "{:?}", stage.questions(1));
+    assert!(stage.coordinator.behind_in().all(|(_, _, disk)| disk == DiskId(1)));
+    assert!(stage.coordinator.behind_in().count() > 0);
+    // The others go on.
+    stage.answer(0, Ok(written(1)));
+    stage.answer(2, Ok(written(1)));
+    stage.answer(2, Ok(written(1)));
+    assert_eq!(stage.ended(), [1, 2]);
+}
+
 #[test]
 fn a_disk_that_misses_an_acknowledged_write_is_not_read() {
     let mut stage = Stage::open(3);
