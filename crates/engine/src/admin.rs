@@ -729,7 +729,7 @@ pub struct DiskReport {
     /// Damaged blocks that other disks have copies of: they are mended by themselves.
     #[serde(default)]
     pub damage_mending: u64,
-    /// How often what was written anew was damaged again since the program started: the disk is
+    /// Blocks that were damaged again after they were written anew, and still are: the disk is
     /// failing.
     #[serde(default)]
     pub damage_again: u64,

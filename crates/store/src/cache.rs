@@ -25,6 +25,13 @@ pub(crate) struct Cached {
     used_lately: bool,
 }
 
+impl Cached {
+    /// Whether it is not known what some of its blocks are.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.damaged || self.map.has_lost()
+    }
+}
+
 /// See the module's description.
 pub(crate) struct Cache {
     pages: Vec<Option<Cached>>,

@@ -5,11 +5,11 @@
 //! is the right one. A page of a map is made anew by a [`Copier`] from a peer that has the object
 //! at the same stamp.
 
-use super::{Engine, MemberRoute, Phase, Work};
+use super::{Engine, MemberRoute, Phase, Work, peers::message_of};
 use crate::{NoticeLevel, Output, disks::Disk, report};
 use proto::{
-    BlockRange, Buffer, DiskId, Duration, Generation, LayerId, MemberError, MemberReply,
-    MemberRequest, Payload, Permit, Time, limits,
+    BlockRange, DiskId, Duration, Generation, LayerId, MemberError, MemberReply, MemberRequest,
+    Payload, Permit, Time, limits,
 };
 use replica::{Becomes, Copier, Copy, CopyLayer, CopyQuestion};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -371,11 +371,5 @@ fn joined(content: &[Payload]) -> Payload {
     if let [one] = content {
         return one.clone();
     }
-    let mut whole = Buffer::stale(content.iter().map(Payload::len).sum());
-    let mut at = 0;
-    for part in content {
-        whole.as_mut_slice()[at..at + part.len()].copy_from_slice(part.as_slice());
-        at += part.len();
-    }
-    whole.freeze()
+    message_of(&Payload::joined(content))
 }

@@ -762,7 +762,7 @@ impl Peer {
     }
 }
 
-/// A control message of these bytes; a buffer by itself is longer.
+/// A payload of these bytes; a buffer by itself is longer.
 pub(super) fn message_of(bytes: &[u8]) -> Payload {
     Buffer::copy_of(bytes).freeze().slice(0, bytes.len())
 }

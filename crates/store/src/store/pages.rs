@@ -159,7 +159,7 @@ impl Serving {
         let index = self.table.row(slot).cached[usize::from(name.page)];
         if index != NOT_CACHED {
             let cached = self.cache.peek(index);
-            let is_lost = cached.damaged || cached.map.has_lost();
+            let is_lost = cached.is_lost();
             if is_lost && (cached.dirty_since != 0 || cached.writing) {
                 return;
             }

@@ -564,10 +564,7 @@ impl Serving {
             let part = DamagedPart::MapPage { lineage, key, page };
             self.scrub_found(Damage { part, address, unreadable }, effects);
             let index = self.table.row(slot).cached[place];
-            let is_whole = index != NOT_CACHED && {
-                let cached = self.cache.peek(index);
-                !cached.damaged && !cached.map.has_lost()
-            };
+            let is_whole = index != NOT_CACHED && !self.cache.peek(index).is_lost();
             if is_whole {
                 // What is in memory is good: the next checkpoint writes it anew.
                 self.cache.change(index, self.log.next_lsn());

@@ -438,10 +438,7 @@ impl Serving {
         let row = self.table.row(slot);
         let is_lost = |page: usize| {
             let index = row.cached[page];
-            index != NOT_CACHED && {
-                let cached = self.cache.peek(index);
-                cached.damaged || cached.map.has_lost()
-            }
+            index != NOT_CACHED && self.cache.peek(index).is_lost()
         };
         let mut pages = covered.pages();
         let is_it = row.stamp == stamp && stamp != Stamp::INCOMPLETE;
