@@ -14,10 +14,30 @@ struct Hung(Pid);
 
 impl Hung {
     fn new(node: &Node) -> Result<Hung> {
-        let pid = Pid::from_raw(i32::try_from(node.pid().context("it runs")?)?).context("a pid")?;
+        let number = node.pid().context("it runs")?;
+        let pid = Pid::from_raw(i32::try_from(number)?).context("a pid")?;
         kill_process(pid, Signal::STOP)?;
-        Ok(Hung(pid))
+        let hung = Hung(pid);
+        // The signal is only sent: until it is taken, threads go on and greet who connects.
+        let begin = Instant::now();
+        while !is_stopped(number)? {
+            ensure!(begin.elapsed() < Duration::from_secs(30), "it is not stopped");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(hung)
     }
+}
+
+/// Whether no thread of a process runs.
+fn is_stopped(pid: u32) -> Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+        if !state.context("a state")?.trim().starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Drop for Hung {

@@ -218,9 +218,25 @@ impl Serving {
         if scrub.place.position == 0 {
             return Some(scrub.next_pass);
         }
-        let waits =
-            stage_of(scrub.place.position).0 != Stage::Objects && !self.checkpoint.is_idle();
-        (!waits).then(|| self.scrub_due())
+        (!self.scrub_waits()).then(|| self.scrub_due())
+    }
+
+    /// Whether the pass goes on with the end of something else, not with the time.
+    fn scrub_waits(&self) -> bool {
+        match stage_of(self.scrub.place.position) {
+            // These places are written by a checkpoint: they are read between two.
+            (Stage::Superblocks | Stage::Log | Stage::Checkpoint, _) => !self.checkpoint.is_idle(),
+            (Stage::Objects, index) => {
+                let is_read = self.scrub.runs.is_empty() && index >= self.map_pages();
+                is_read && self.doubts.is_of_scrub()
+            }
+        }
+    }
+
+    /// How many places of map pages there are.
+    fn map_pages(&self) -> u64 {
+        let slots = u64::from(self.table.pages()) * crate::layout::ROWS_PER_PAGE as u64;
+        slots * PAGES_PER_OBJECT as u64
     }
 
     /// The next read waits a little while members' requests are under way.
@@ -243,14 +259,12 @@ impl Serving {
             scrub.begin_pass(now);
             self.damages_dropped = 0;
         }
-        if now < self.scrub_due() {
+        if now < self.scrub_due() || self.scrub_waits() {
             return;
         }
         self.record_scrub(now);
         let (stage, index) = stage_of(self.scrub.place.position);
         match stage {
-            // These places are written by a checkpoint: they are read between two.
-            Stage::Superblocks | Stage::Log | Stage::Checkpoint if !self.checkpoint.is_idle() => {}
             Stage::Superblocks => self.scrub_superblock(now, index, effects),
             Stage::Log => self.scrub_log(now, index, effects),
             Stage::Checkpoint => self.scrub_checkpoint(now, index, effects),
@@ -342,16 +356,17 @@ impl Serving {
 
     /// `index` is slot and page of the next map page to look at.
     fn scrub_object(&mut self, now: Time, index: u64, effects: &mut Vec<Effect>) {
-        let slots = u64::from(self.table.pages()) * crate::layout::ROWS_PER_PAGE as u64;
+        let pages = self.map_pages();
         let mut index = index;
         for _ in 0..SLOTS_PER_ROUND {
-            let (slot, page) = ((index / 4) as Slot, (index % 4) as usize);
-            if index / 4 >= slots {
+            if index >= pages {
                 if self.doubts.is_of_scrub() {
                     return;
                 }
                 return self.end_pass(effects);
             }
+            let per_object = PAGES_PER_OBJECT as u64;
+            let (slot, page) = ((index / per_object) as Slot, (index % per_object) as usize);
             index += 1;
             self.scrub.place.position = position(Stage::Objects, index);
             let Some(row) = self.table.row_in(slot) else { continue };

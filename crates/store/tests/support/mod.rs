@@ -347,10 +347,23 @@ impl Host {
         true
     }
 
+    /// Polls for as long as the store says that something is due at this moment.
+    pub fn poll_what_is_due(&mut self) {
+        for _ in 0..1000 {
+            let before = self.in_flight();
+            self.poll();
+            let is_due = self.store().deadline().is_some_and(|at| at <= self.now);
+            if !is_due || self.in_flight() != before {
+                return;
+            }
+        }
+        panic!("the store spins: something is due and nothing is done");
+    }
+
     /// Runs until nothing is under way and no deadline is near.
     pub fn settle(&mut self) {
         for _ in 0..1_000_000 {
-            self.poll();
+            self.poll_what_is_due();
             if !self.complete(0) {
                 return;
             }
