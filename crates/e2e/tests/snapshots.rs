@@ -427,7 +427,10 @@ fn a_clone_of_ten_generations_is_shortened_under_load_and_kills_and_shares_its_i
     let shortened = || Ok(node.dog_json("volume info c10")?["origin"]["lineages"] == 1);
     wait_until("the chain is short", shortened)?;
     load.wait_for_writes(50)?;
-    load.stop()?.check_latest(&content(&node, "c10")?)?;
+    let history = load.stop()?;
+    // A client that has gone is noticed a moment later.
+    wait_until("nobody has it", || Ok(node.dog_json("volume info c10")?["attachment"].is_null()))?;
+    history.check_latest(&content(&node, "c10")?)?;
     let info = node.dog_json("volume info c10")?;
     ensure!(info["origin"]["name"] == "c0@s" && info["shorten"].is_null(), "{info}");
     // Each generation in between goes, and leaves the others what they were.
