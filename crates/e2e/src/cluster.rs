@@ -1,6 +1,6 @@
 //! Several daemons that are one cluster, each reached by the others at an address of its own.
 
-use crate::look::{content, wait_until};
+use crate::look::{content, wait_free, wait_until};
 use crate::netns::Network;
 use crate::node::Node;
 use crate::scratch::Scratch;
@@ -144,10 +144,7 @@ impl Cluster {
 
     /// Waits until a node knows that nobody has the volume.
     pub fn wait_free(&self, at: usize, volume: &str) -> Result<()> {
-        wait_until("nobody has the volume", || {
-            let info = self.nodes[at].dog_json(&format!("volume info {volume}"))?;
-            Ok(info["attachment"].is_null())
-        })
+        wait_free(&self.nodes[at], volume)
     }
 }
 

@@ -29,7 +29,7 @@ pub use cluster::Cluster;
 pub use fault_disk::{FaultDisk, Unflushed};
 pub use guest::{DiskSetup, Guest, GuestOutput, Machine, VerifiedLoad};
 pub use load::{History, Load, Moment, NEVER};
-pub use look::{below, content, wait_empty, wait_until};
+pub use look::{below, content, wait_empty, wait_free, wait_until};
 pub use netns::Network;
 pub use node::{LogLine, Node};
 pub use programs::{dog, guest_file, repository, sheep};

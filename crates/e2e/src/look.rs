@@ -16,6 +16,14 @@ pub fn content(node: &Node, name: &str) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
+/// Waits until a node knows that nobody has a volume: a client that has gone is noticed a moment
+/// later.
+pub fn wait_free(node: &Node, volume: &str) -> Result<()> {
+    wait_until("nobody has the volume", || {
+        Ok(node.dog_json(&format!("volume info {volume}"))?["attachment"].is_null())
+    })
+}
+
 /// Waits until something is so.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use e2e::{
     Load, Moment, Node, Scratch, Tool, below, content, nbd::Peer, nbd::command, wait_empty,
-    wait_until,
+    wait_free, wait_until,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -428,8 +428,7 @@ fn a_clone_of_ten_generations_is_shortened_under_load_and_kills_and_shares_its_i
     wait_until("the chain is short", shortened)?;
     load.wait_for_writes(50)?;
     let history = load.stop()?;
-    // A client that has gone is noticed a moment later.
-    wait_until("nobody has it", || Ok(node.dog_json("volume info c10")?["attachment"].is_null()))?;
+    wait_free(&node, "c10")?;
     history.check_latest(&content(&node, "c10")?)?;
     let info = node.dog_json("volume info c10")?;
     ensure!(info["origin"]["name"] == "c0@s" && info["shorten"].is_null(), "{info}");
