@@ -68,9 +68,10 @@ pub fn next_seat_change(leader: NodeId, seats: &[Seat]) -> Option<SeatChange> {
         return Some(SeatChange::Leave(gone.node));
     }
     let learners = seats.iter().filter(|seat| seat.learns && !seat.votes).count();
-    let joins = |seat: &&Seat| seat.listed && !seat.learns && !seat.votes && !seat.lost;
+    // Nothing is heard of a node before it is a member: that it was not says nothing about it.
+    let joins = |seat: &&Seat| seat.listed && !seat.learns && !seat.votes;
     if learners < LEARNERS_MAX
-        && let Some(new) = seats.iter().find(joins)
+        && let Some(new) = seats.iter().filter(joins).min_by_key(|seat| seat.lost)
     {
         return Some(SeatChange::Learn(new.node));
     }
@@ -141,8 +142,8 @@ mod tests {
     use crate::model::Dice;
 
     /// One seat per letter: V votes, v is a voter that is lost, R is ready, l learns, L learns and
-    /// is lost, n is no member yet, W is a ready witness; - after it: no node of the cluster any
-    /// more. Then its zone.
+    /// is lost, n is no member yet, N is none and was not heard of for long, W is a ready witness;
+    /// - after it: no node of the cluster any more. Then its zone.
     fn seats(text: &str) -> Vec<Seat> {
         let one = |(number, word): (usize, &str)| {
             let kind = word.as_bytes()[0];
@@ -154,7 +155,7 @@ mod tests {
                 votes: b"Vv".contains(&kind),
                 learns: b"RlLW".contains(&kind),
                 ready: b"VRW".contains(&kind),
-                lost: b"vL".contains(&kind),
+                lost: b"vLN".contains(&kind),
             }
         };
         text.split_whitespace().enumerate().map(one).collect()
@@ -175,6 +176,8 @@ mod tests {
     fn the_next_step() {
         check("V1", None);
         check("V1 n1", Some(SeatChange::Learn(NodeId(2))));
+        check("V1 N1", Some(SeatChange::Learn(NodeId(2))));
+        check("V1 N1 n1", Some(SeatChange::Learn(NodeId(3))));
         check("V1 R1", None);
         check("V1 R1 l1", None);
         check("V1 R1 R1", vote(&[2, 3], &[], &[]));
