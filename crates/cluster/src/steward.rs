@@ -257,15 +257,22 @@ impl View<'_> {
             return Err(Situation::Paused);
         }
         let answers = |member: &&Member| self.is_there(member.disk);
-        // It answers others, and may be what they write to: it is not to be left out from here,
-        // unless nobody writes anyway.
-        if !held.may_be_refused
-            && held.current.iter().any(|member| self.sight.unseen.contains_key(&member.disk))
-        {
+        let is_behind =
+            |member: &Member| self.sight.behind.contains(&(copies, partition, member.disk));
+        // Where one that answers cannot help, and nothing can be written from here, each moment
+        // counts, and nobody is waited for.
+        let answering = || held.current.iter().filter(answers);
+        let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
+        let helping = answering().filter(helps).count();
+        let is_held_up = helping < held.quorum() && helping < answering().count();
+        let waits = !is_held_up && !held.may_be_refused;
+        // It answers others, and may be what they write to: it is not left out from here.
+        let is_unseen = |member: &Member| self.sight.unseen.contains_key(&member.disk);
+        if waits && held.current.iter().any(is_unseen) {
             return Err(Situation::Unseen);
         }
         // Those who settle must meet every write quorum.
-        if held.current.iter().filter(answers).count() <= held.current.len() - held.quorum() {
+        if answering().count() <= held.current.len() - held.quorum() {
             return Err(Situation::Unsettled);
         }
         // Whoever does not answer at this moment may in the next.
@@ -273,14 +280,7 @@ impl View<'_> {
             self.sight.away.contains_key(&member.disk)
                 && !self.is_away_for(member.disk, self.pace.moment)
         };
-        let is_behind =
-            |member: &Member| self.sight.behind.contains(&(copies, partition, member.disk));
-        // But where one that answers cannot help, and nothing can be written, each moment counts.
-        let answering = || held.current.iter().filter(answers);
-        let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
-        let helping = answering().filter(helps).count();
-        let is_held_up = helping < held.quorum() && helping < answering().count();
-        if held.current.iter().any(hesitates) && !is_held_up && !held.may_be_refused {
+        if waits && held.current.iter().any(hesitates) {
             return Err(Situation::Hesitant);
         }
         let stays = |member: &&Member| answers(member) && !is_behind(member);
