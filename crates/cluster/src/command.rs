@@ -597,6 +597,13 @@ pub enum DecodeError {
 const VERSION: u8 = 1;
 
 impl Command {
+    /// One that changes nothing, in any version, and is refused with [`crate::Refusal::NoSuchToken`]:
+    /// whoever has that answer knows all that was agreed before it was proposed.
+    pub fn nothing() -> Command {
+        // Tokens are named at random, and none is 0.
+        Command::RevokeToken { id: TokenId(0) }
+    }
+
     /// The same command with its texts inside their limits: those for people are cut, a volume's
     /// name that is none is refused. Every command goes through here before it is logged.
     pub fn bounded(mut self) -> Result<Command, Refusal> {

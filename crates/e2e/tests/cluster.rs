@@ -5,6 +5,8 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, Load, Node, Scratch, Tool, patchy_file, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 const VOLUME_BYTES: usize = 64 << 20;
@@ -118,5 +120,59 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
     let load = Load::start_with_reads(&cluster.nodes[1].nbd_socket(), "v", now);
     load.wait_for_writes(SOME)?;
     let history = load.stop()?;
+    history.check_latest(&cluster.content(2, "v")?)
+}
+
+/// What `dog` says on a log while it replaces a machine, once it says that.
+fn wait_said(log: &std::path::Path, what: &str) -> Result<()> {
+    wait_until(&format!("it says {what:?}"), || Ok(std::fs::read_to_string(log)?.contains(what)))
+}
+
+/// Four machines, one of which takes the place of another one under a client. Whoever replaces it
+/// is interrupted, and goes on where it was.
+#[test]
+fn a_machine_takes_the_place_of_another_one_under_a_client() -> Result<()> {
+    let begin = Instant::now();
+    let scratch = Scratch::new()?;
+    let mut cluster = Cluster::found(&scratch)?;
+    cluster.nodes[0].dog_ok("volume create v 16M")?;
+    for _ in 0..3 {
+        cluster.grow()?;
+    }
+    let load = Load::start(&cluster.nodes[0].nbd_socket(), "v", vec![0; 16 << 20]);
+    cluster.wait_whole()?;
+    tell(begin, "four nodes");
+    let id = |node: &Node| -> Result<String> {
+        Ok(node.dog_json("node info")?["node"].as_str().context("no id")?.to_owned())
+    };
+    let (old, new) = (id(&cluster.nodes[1])?, id(&cluster.nodes[3])?);
+    // Not with itself, nor with nobody.
+    cluster.nodes[0].dog_refuses(&format!("node replace {old} {old}"))?;
+    cluster.nodes[0].dog_refuses(&format!("node replace {old} nobody"))?;
+
+    let words = format!("node replace {old} {new}");
+    let log = scratch.join("replace.log");
+    let mut first = cluster.nodes[0].dog(&words).spawn(std::fs::File::create(&log)?)?;
+    wait_said(&log, "go to other nodes")?;
+    kill_process(Pid::from_child(&first), Signal::INT)?;
+    ensure!(first.wait()?.code() == Some(130), "it was not interrupted");
+    wait_said(&log, "goes on by itself")?;
+
+    let mut second = cluster.nodes[0].dog(&words).spawn(std::fs::File::create(&log)?)?;
+    wait_said(&log, "stop sheep there")?;
+    tell(begin, "it is empty");
+    let used = cluster.nodes[1].dog_json("disk list")?;
+    let of_old = |disk: &&Value| disk["node"] == old.as_str();
+    let held = used.as_array().context("a list")?.iter().find(of_old).context("its disk")?;
+    ensure!(held["partitions"] == 0, "it still holds copies: {held}");
+    cluster.nodes[1].stop()?;
+    ensure!(second.wait()?.code() == Some(0), "{}", std::fs::read_to_string(&log)?);
+    tell(begin, "it is replaced");
+    cluster.nodes.remove(1);
+    cluster.wait_whole()?;
+    load.wait_for_writes(SOME)?;
+    check_stall(begin, &load, "a machine is replaced")?;
+    let history = load.stop()?;
+    ensure!(history.connections() == 1, "{} connections", history.connections());
     history.check_latest(&cluster.content(2, "v")?)
 }

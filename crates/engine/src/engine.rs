@@ -14,6 +14,7 @@ mod explain;
 mod gathering;
 mod groups;
 mod locate;
+mod lookups;
 mod machines;
 mod members;
 mod mending;
@@ -40,12 +41,13 @@ use cluster::{Command, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
 use gathering::Gatherings;
 use groups::{GroupSealing, GroupStep};
+use lookups::Lookups;
 use members::Members;
 use mending::{MendAnswer, MendQuestion, Mending};
 use peers::Peers;
 use proto::{
     DiskDone, DiskId, DiskOp, Duration, Generation, MemberError, MemberReply, MemberRequest,
-    MemberToken, NodeId, Time, VolumeId, limits,
+    MemberToken, Mistake, NodeId, Time, VolumeId, limits, planted,
 };
 use schedules::Schedules;
 use sources::{Creation, SourceCounters, SourceRoute};
@@ -143,6 +145,8 @@ enum Purpose {
     AdminFrom(AdminToken, String),
     /// An attempt of this node has ended.
     AttemptEnd(u64),
+    /// Somebody asked for a name that is not known here.
+    LookedUp,
 }
 
 impl Purpose {
@@ -174,7 +178,8 @@ impl Purpose {
             | Purpose::TornGroup(..)
             | Purpose::Purge(_)
             | Purpose::Members
-            | Purpose::AttemptEnd(_) => None,
+            | Purpose::AttemptEnd(_)
+            | Purpose::LookedUp => None,
         }
     }
 }
@@ -307,6 +312,8 @@ pub struct Engine {
     flattens_at: Option<Time>,
     /// Reports that wait for what other nodes know.
     gatherings: Gatherings,
+    /// Questions for names that this node does not know.
+    lookups: Lookups,
     /// Questions what deleting snapshots would free.
     surveys: BTreeMap<u64, Survey>,
     /// The last survey's number.
@@ -371,6 +378,7 @@ impl Engine {
             last_turn: VolumeId(0),
             flattens_at: None,
             gatherings: Gatherings::default(),
+            lookups: Lookups::default(),
             surveys: BTreeMap::new(),
             next_survey: 0,
             schedules: Schedules::new(),
@@ -401,19 +409,13 @@ impl Engine {
                 outputs.push(Output::Answer { connection, answer });
             }
             Input::Describe { connection, name } => {
-                let answer = match self.describe(&name) {
-                    Ok((_, answer)) | Err(answer) => answer,
-                };
-                outputs.push(Output::Answer { connection, answer });
+                self.handle_describe(now, connection, name, outputs);
             }
             Input::Bases { connection, name, tags } => {
-                let export = self.describe(&name).map(|(export, _)| export);
-                let bases = export.map(|export| names::bases(&self.map, export, &tags));
-                let answer = Answer::Bases(bases.unwrap_or_default());
-                outputs.push(Output::Answer { connection, answer });
+                self.handle_bases(now, connection, (name, tags), outputs);
             }
             Input::Open { connection, client, name } => {
-                self.handle_open(connection, client, &name, outputs);
+                self.handle_open(now, connection, client, name, outputs);
             }
             Input::Close { connection } => self.handle_close(connection),
             Input::Request { connection, request } => {
@@ -481,6 +483,7 @@ impl Engine {
             self.flattens_at,
             self.errands_deadline(),
             self.gatherings.deadline(),
+            self.lookups.deadline(),
             self.surveys_deadline(),
             self.schedules_deadline(),
             self.trash.look_at,
@@ -640,6 +643,7 @@ impl Engine {
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
         self.tick_gatherings(now, outputs);
+        self.tick_lookups(now, outputs);
         self.take_schedules(now);
         self.drop_surplus();
         self.expire_creations(Some(now), outputs);
@@ -668,6 +672,7 @@ impl Engine {
                 self.schedules.clear();
                 (self.turns_at, self.flattens_at) = (None, None);
                 self.abandon_errands(outputs);
+                self.abandon_lookups(outputs);
                 if self.is_among_others() {
                     self.stop_by = Some(now + Duration::from_millis(limits::STOP_AGREED_MS_MAX));
                     let mut effects = Vec::new();
@@ -767,9 +772,9 @@ impl Engine {
     ) {
         let volume = id.volume();
         match effect {
-            volume::Effect::Member { disk, token, request } => {
+            volume::Effect::Member { member, token, request } => {
                 let route = MemberRoute::Session { id, generation, token };
-                self.ask_member(now, disk, route, request);
+                self.ask_opening(now, member, route, request);
             }
             volume::Effect::Complete { id: number, result } => {
                 let route = self.requests.remove(number.0);
@@ -820,7 +825,22 @@ impl Engine {
         }
     }
 
-    /// Hands a session's question to a disk, of this node or of another one.
+    /// Asks one opening of a disk. A later one is not it: whoever asks learns that from the map.
+    fn ask_opening(
+        &mut self,
+        now: Time,
+        member: cluster::Member,
+        route: MemberRoute,
+        request: MemberRequest,
+    ) {
+        let listed = self.map.disk(member.disk).map(|known| known.incarnation);
+        if listed != Some(member.incarnation) && !planted(Mistake::AnyOpeningAsked) {
+            return self.answer_member(now, member.disk, route, Err(MemberError::Retired));
+        }
+        self.ask_member(now, member.disk, route, request);
+    }
+
+    /// Hands a question to a disk, of this node or of another one.
     fn ask_member(&mut self, now: Time, disk: DiskId, route: MemberRoute, request: MemberRequest) {
         if self.disks.contains_key(&disk) {
             self.ask_local(now, disk, route, request);

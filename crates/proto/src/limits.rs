@@ -526,6 +526,14 @@ pub const OPENS_WAITING_MAX: usize = 128;
 /// milliseconds.
 pub const OPEN_TURN_MS_MAX: u64 = 5_000;
 
+/// How many questions for names that a node does not know wait at once until it knows what was
+/// agreed; beyond that they are answered by what it knows.
+pub const LOOKUPS_MAX: usize = 1024;
+/// How long such a question waits at most, in milliseconds.
+pub const LOOKUP_MS_MAX: u64 = 5_000;
+/// The shortest time between two proposals that a node makes for such questions, in milliseconds.
+pub const LOOKUP_PAUSE_MS: u64 = 50;
+
 const _: () = assert!(VOLUME_BYTES_MAX / OBJECT_SIZE as u64 <= u32::MAX as u64);
 const _: () = assert!(NBD_PAYLOAD_BYTES_MAX + 2 * BLOCK_SIZE <= NBD_BYTES_PER_CONNECTION_MAX);
 const _: () = assert!(NBD_OPTION_BYTES_MAX <= NBD_INPUT_BYTES_MAX);

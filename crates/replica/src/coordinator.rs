@@ -388,6 +388,7 @@ impl Coordinator {
             self.opening_lost(effects);
         }
         self.drop_peers(&origins, effects);
+        self.lose_openings(effects);
         for index in 0..self.peers.len() as PeerIndex {
             self.peers[usize::from(index)].retry_at = None;
             self.resume(index, effects);
@@ -429,9 +430,9 @@ impl Coordinator {
         request: MemberRequest,
         effects: &mut Vec<Effect>,
     ) {
-        let disk = self.peers[usize::from(pending.peer())].disk;
+        let member = self.opening_to_ask(pending.peer());
         let token = MemberToken(self.tokens.insert(pending));
-        effects.push(Effect::Member { disk, token, request });
+        effects.push(Effect::Member { member, token, request });
     }
 
     fn handle_request(&mut self, token: u64, request: Request, effects: &mut Vec<Effect>) {

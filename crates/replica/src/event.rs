@@ -1,6 +1,6 @@
 //! What goes into a coordinator and what comes out of it.
 
-use cluster::Map;
+use cluster::{Map, Member};
 use proto::{
     BlockRange, BlockState, Change, DiskId, LayerId, LineageId, MemberError, MemberReply,
     MemberRequest, MemberToken, ObjectKey, Payload,
@@ -170,10 +170,11 @@ pub enum Error {
 /// What a coordinator wants done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Ask this disk. The order of the questions to one disk must be kept.
+    /// Ask this opening of a disk, and no other: a later one may lack what this one had. The order
+    /// of the questions to one disk must be kept.
     Member {
-        /// Which disk.
-        disk: DiskId,
+        /// Which disk, and which opening of it.
+        member: Member,
         /// Comes back with the answer.
         token: MemberToken,
         /// The question.

@@ -101,8 +101,8 @@ impl Stage {
     fn take(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Member { disk, token, request } => {
-                    self.asked.push((disk.0 as usize, token, request));
+                Effect::Member { member, token, request } => {
+                    self.asked.push((member.disk.0 as usize, token, request));
                 }
                 Effect::Opened => self.opened = true,
                 Effect::Done { token, result } => self.done.push((token, result)),

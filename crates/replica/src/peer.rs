@@ -4,6 +4,7 @@
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;
 use crate::layers::Rung;
+use cluster::Member;
 use proto::limits::{
     MEMBER_RETRY_MS, MEMBERS_MAX, PEER_PROBE_MS, SESSION_BEHIND_BYTES_MAX,
     SESSION_BEHIND_WRITES_MAX,
@@ -278,6 +279,36 @@ impl Coordinator {
             *peer = Peer { state: PeerState::Gone, ..Peer::new(opening.0, opening.1) };
             self.by_opening.remove(&opening);
             self.free_peers.push(index);
+        }
+    }
+
+    /// Which opening of its disk a peer is asked at. Members of the volume's own partitions are the
+    /// openings that are listed. Of what shows through nothing changes any more, so that it is the
+    /// same in the present opening.
+    pub(crate) fn opening_to_ask(&self, index: PeerIndex) -> Member {
+        let Peer { disk, incarnation, own, .. } = self.peers[usize::from(index)];
+        match self.map.disk(disk) {
+            Some(known) if !own => Member { disk, incarnation: incarnation.max(known.incarnation) },
+            _ => Member { disk, incarnation },
+        }
+    }
+
+    /// Members whose disks were opened anew, by the map, are of no use until that is listed: they
+    /// may lack what they had acknowledged.
+    pub(crate) fn lose_openings(&mut self, effects: &mut Vec<Effect>) {
+        if planted(Mistake::AnyOpeningAsked) {
+            return;
+        }
+        for index in 0..self.peers.len() as PeerIndex {
+            let peer = &self.peers[usize::from(index)];
+            let is_lost = match &peer.state {
+                PeerState::Gone | PeerState::Away { may_return: false, .. } => false,
+                _ => self.map.disk(peer.disk).is_some_and(|it| it.incarnation > peer.incarnation),
+            };
+            if peer.own && is_lost {
+                let reason = "it was opened anew, and what it has since is not found out yet";
+                self.peer_lost(index, reason.to_string(), effects);
+            }
         }
     }
 

@@ -14,8 +14,8 @@ use crate::{
 use cluster::{Command, Configuration, Map, Member, State};
 use proto::{
     Batch, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
-    Incarnation, LayerId, LineageId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId,
-    ObjectKey, PartitionId, Permit, Stamp, Time, Under, VolumeId,
+    Incarnation, LayerId, LineageId, MemberError, MemberReply, MemberRequest, MemberToken, Mistake,
+    NodeId, ObjectKey, PartitionId, Permit, Stamp, Time, Under, VolumeId, planted,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ struct Session {
     too_late: BTreeSet<u64>,
     /// What a flush under way covers.
     covers: BTreeMap<u64, BTreeMap<(u32, u32), u64>>,
-    questions: Vec<VecDeque<(MemberToken, MemberRequest)>>,
+    questions: Vec<VecDeque<(MemberToken, Incarnation, MemberRequest)>>,
 }
 
 /// A change of the members of one partition under way.
@@ -214,8 +214,9 @@ impl World {
     fn take(&mut self, at: usize, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Member { disk, token, request } => {
-                    self.sessions[at].questions[disk.0 as usize].push_back((token, request));
+                Effect::Member { member, token, request } => {
+                    let asked = (token, member.incarnation, request);
+                    self.sessions[at].questions[member.disk.0 as usize].push_back(asked);
                 }
                 Effect::Opened => self.opened(at),
                 Effect::Done { token, result } => self.done(at, token, result),
@@ -394,10 +395,15 @@ impl World {
             if self.hangs[disk] > self.now {
                 continue;
             }
-            let Some((token, request)) = self.sessions[session].questions[disk].pop_front() else {
+            let Some((token, incarnation, request)) =
+                self.sessions[session].questions[disk].pop_front()
+            else {
                 continue;
             };
-            let result = if self.random.chance(self.faults.busy) {
+            let is_asked = self.disks[disk].incarnation == incarnation;
+            let result = if !is_asked && !planted(Mistake::AnyOpeningAsked) {
+                Err(MemberError::Retired)
+            } else if self.random.chance(self.faults.busy) {
                 Err(MemberError::Busy)
             } else {
                 self.disks[disk].handle(&request)
@@ -431,7 +437,7 @@ impl World {
         // What it was asked comes again over the next connection, or is given up.
         if self.random.chance(500) {
             for session in 0..self.sessions.len() {
-                for (token, _) in std::mem::take(&mut self.sessions[session].questions[disk]) {
+                for (token, ..) in std::mem::take(&mut self.sessions[session].questions[disk]) {
                     self.answers.push((session, disk, token, Err(MemberError::Retired)));
                 }
             }

@@ -27,12 +27,14 @@ fn seeds_that_failed_before_pass() {
     // - A node that had lost a volume to another one told of its last report as of an error.
     // - What a loss of power elsewhere had left was taken for durable.
     // - A disk that had lost a write it had acknowledged got the next one without it.
+    // - A node that had not heard of a volume said that there is none.
     for seed in [
         4065232474961956832,
         15445360714367031675,
         16281179104028420737,
         4452711439800787126,
         4421650726246625314,
+        5447437462130672557,
     ] {
         if let Err(error) = ClusterWorld::new(seed, false).run() {
             panic!("{error}");

@@ -1,7 +1,7 @@
 //! What goes into a session and what comes out of it.
 
 use crate::request::{Completion, Error, Request, RequestId};
-use cluster::{Map, PendingDiscard};
+use cluster::{Map, Member, PendingDiscard};
 use proto::{
     BlockState, DiskId, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, Payload,
     Time,
@@ -78,10 +78,10 @@ pub enum Event {
 /// What a session wants done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Ask this disk, keeping the order of the questions to one disk.
+    /// Ask this opening of a disk and no other, keeping the order of the questions to one disk.
     Member {
-        /// Which disk.
-        disk: DiskId,
+        /// Which disk, and which opening of it.
+        member: Member,
         /// Comes back with the answer.
         token: MemberToken,
         /// The question.

@@ -842,8 +842,8 @@ impl Session {
             let mut batch = std::mem::replace(&mut self.scratch, std::mem::take(&mut self.spare));
             for effect in batch.drain(..) {
                 match effect {
-                    replica::Effect::Member { disk, token, request } => {
-                        effects.push(Effect::Member { disk, token, request });
+                    replica::Effect::Member { member, token, request } => {
+                        effects.push(Effect::Member { member, token, request });
                     }
                     replica::Effect::Done { token, result } => {
                         self.handle_piece(token, result, effects);

@@ -3,6 +3,7 @@
 use super::{
     Engine, Phase, Purpose, Work,
     errands::{Needs, Sealed},
+    lookups::Question,
 };
 use crate::{
     Output,
@@ -24,12 +25,43 @@ impl Engine {
         request: AdminRequest,
         outputs: &mut Vec<Output>,
     ) {
-        if self.gather(now, token, &request) {
+        self.answer_admin(now, token, request, false, outputs);
+    }
+
+    /// `is_agreed`: all that had been agreed when it was asked is known here.
+    pub(super) fn answer_admin(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        request: AdminRequest,
+        is_agreed: bool,
+        outputs: &mut Vec<Output>,
+    ) {
+        if self.gather(now, token, &request, is_agreed) {
             return;
         }
-        if let Some(result) = self.administer(now, token, request, outputs).transpose() {
+        if let Some(result) = self.administer_known(now, token, request, is_agreed, outputs) {
             outputs.push(Output::Admin { token, result: Box::new(result) });
         }
+    }
+
+    /// As [`Engine::administer`]; but that something does not exist is said only once it is sure.
+    pub(super) fn administer_known(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        request: AdminRequest,
+        is_agreed: bool,
+        outputs: &mut Vec<Output>,
+    ) -> Option<Result<AdminReply, AdminError>> {
+        let again = (!is_agreed && self.is_among_others()).then(|| request.clone());
+        let result = self.administer(now, token, request, outputs).transpose()?;
+        if let (Err(AdminError { kind: AdminErrorKind::NotFound, .. }), Some(request)) =
+            (&result, again)
+        {
+            self.look_up(now, Question::Admin(token, request))?;
+        }
+        Some(result)
     }
 
     /// Answers at once, or sees to it that the answer follows.

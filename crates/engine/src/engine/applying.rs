@@ -173,6 +173,7 @@ impl Engine {
                 self.torn_group_dropped((&name, &tag), result, outputs);
             }
             (Purpose::Purge(volume), result) => self.purged(now, volume, result, outputs),
+            (Purpose::LookedUp, result) => self.looked_up(now, &result, outputs),
             // What was refused is looked at anew.
             (Purpose::Members, result) => self.members_proposed(&result),
             (Purpose::AttemptEnd(number), result) => {

@@ -1,6 +1,6 @@
 //! The engine's part in attaching: commands and sessions for what `attach` decides.
 
-use super::{Admission, Engine, Phase, Purpose, Work};
+use super::{Admission, Engine, Phase, Purpose, Work, lookups::Question};
 use crate::{
     Client, ConnectionId, Output,
     attach::{Duty, Held, HeldId, Stage, Turn, admit},
@@ -12,7 +12,7 @@ use proto::{
     limits::{FLATTEN_LOOK_MS, OPEN_TURN_MS_MAX},
     planted,
 };
-use volume::{Answer, Session, View};
+use volume::{Answer, Base, Session, Tags, View};
 
 /// Why a client does not get what it was about to have.
 const ENDED: &str = "an administrator has just ended the attachment; try again";
@@ -28,7 +28,70 @@ impl Engine {
         Ok((export, Answer::Described { bytes, read_only }))
     }
 
+    /// What snapshots an export shows that a client asks about.
+    pub(super) fn bases(&self, name: &str, tags: &Tags) -> Result<Vec<Base>, Answer> {
+        let (export, _) = self.describe(name)?;
+        Ok(names::bases(&self.map, export, tags))
+    }
+
+    pub(super) fn handle_describe(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        name: String,
+        outputs: &mut Vec<Output>,
+    ) {
+        let answer = match self.describe(&name) {
+            Ok((_, answer)) => answer,
+            Err(answer) => {
+                let question = Question::Describe(connection, name);
+                if self.look_up(now, question).is_none() {
+                    return;
+                }
+                answer
+            }
+        };
+        outputs.push(Output::Answer { connection, answer });
+    }
+
+    pub(super) fn handle_bases(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        (name, tags): (String, Tags),
+        outputs: &mut Vec<Output>,
+    ) {
+        let bases = self.bases(&name, &tags);
+        if bases.is_err() {
+            let question = Question::Bases(connection, name, tags);
+            if self.look_up(now, question).is_none() {
+                return;
+            }
+        }
+        let answer = Answer::Bases(bases.unwrap_or_default());
+        outputs.push(Output::Answer { connection, answer });
+    }
+
     pub(super) fn handle_open(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        client: Client,
+        name: String,
+        outputs: &mut Vec<Output>,
+    ) {
+        let question = Question::Open(connection, client, name);
+        let question = match &question {
+            Question::Open(.., name) if self.describe(name).is_err() => self.look_up(now, question),
+            _ => Some(question),
+        };
+        if let Some(Question::Open(connection, client, name)) = question {
+            self.open_known(connection, client, &name, outputs);
+        }
+    }
+
+    /// A client wants what has this name, or is told that nothing has.
+    pub(super) fn open_known(
         &mut self,
         connection: ConnectionId,
         client: Client,
@@ -61,6 +124,7 @@ impl Engine {
     }
 
     pub(super) fn handle_close(&mut self, connection: ConnectionId) {
+        self.lookups.forget(connection);
         let Some(id) = self.links.remove(&connection) else { return };
         let Some(held) = self.held.get_mut(&id) else { return };
         let was_holder = held.connections.contains(&connection);
@@ -172,13 +236,23 @@ impl Engine {
         held.generation = Some(generation);
         let volume = id.volume();
         let known = self.map.volume(volume).and_then(|known| known.attachment(generation));
-        if known.is_none() {
+        let sentence = match id {
             // Ended by somebody else before it was heard of here.
+            _ if known.is_none() => Some(ENDED),
+            // A snapshot is attached by its tag, and another one has got that meanwhile.
+            HeldId::Snapshot { layer, .. }
+                if names::snapshot(&self.map, volume, layer).is_none() =>
+            {
+                Some(names::DELETED_MEANWHILE)
+            }
+            _ => None,
+        };
+        if let Some(sentence) = sentence {
             held.is_ended = true;
             let waiting = std::mem::take(&mut held.unanswered);
             held.connections.clear();
             for connection in waiting {
-                self.refuse(connection, ENDED.into(), outputs);
+                self.refuse(connection, sentence.into(), outputs);
             }
         }
         let held = self.held.get_mut(&id).expect("held while attaching");

@@ -87,6 +87,8 @@ impl Elsewhere {
 struct Gathering {
     token: AdminToken,
     request: AdminRequest,
+    /// All that had been agreed when it was asked is known here.
+    is_agreed: bool,
     /// Who has not said all.
     wanted: BTreeSet<NodeId>,
     got: Elsewhere,
@@ -118,7 +120,13 @@ impl Engine {
     }
 
     /// Whether a report waits for what others know; its answer follows.
-    pub(super) fn gather(&mut self, now: Time, token: AdminToken, request: &AdminRequest) -> bool {
+    pub(super) fn gather(
+        &mut self,
+        now: Time,
+        token: AdminToken,
+        request: &AdminRequest,
+        is_agreed: bool,
+    ) -> bool {
         let is_gathered = matches!(
             request,
             AdminRequest::VolumeList
@@ -142,7 +150,7 @@ impl Engine {
             self.send_control(now, *node, REPORTS, &ask(number, After::default()));
         }
         let (request, got, until) = (request.clone(), Elsewhere::default(), now + PATIENCE);
-        let gathering = Gathering { token, request, wanted, got, until };
+        let gathering = Gathering { token, request, is_agreed, wanted, got, until };
         self.gatherings.all.insert(number, gathering);
         true
     }
@@ -157,8 +165,8 @@ impl Engine {
 
     fn end_gathering(&mut self, now: Time, number: u64, outputs: &mut Vec<Output>) {
         let Some(gathering) = self.gatherings.all.remove(&number) else { return };
-        let Gathering { token, request, got, .. } = gathering;
-        let mut result = self.administer(now, token, request, outputs).transpose();
+        let Gathering { token, request, is_agreed, got, .. } = gathering;
+        let mut result = self.administer_known(now, token, request, is_agreed, outputs);
         if let Some(Ok(reply)) = &mut result {
             self.complete(&got, reply);
         }

@@ -19,7 +19,7 @@ use crate::{
 };
 use cluster::{Founding, Place};
 use link::{Beat, CloseReason, Link, Question};
-use proto::wire::note::Channel;
+use proto::wire::note::{Channel, Farewell};
 use proto::wire::{Hello, Identity, VERSION};
 use proto::{
     BLOCK_SIZE, Buffer, DiskId, Duration, Incarnation, MemberError, MemberReply, MemberRequest,
@@ -706,6 +706,21 @@ impl Engine {
         }
     }
 
+    /// Who does not want to hear this node, in its words, where all that can be reached refuse it.
+    fn refused_by(&self) -> Option<(NodeId, &str)> {
+        let mut said = None;
+        for (node, peer) in &self.peers.all {
+            match &peer.trouble {
+                Some(CloseReason::Said { why: Farewell::Refused, text }) => {
+                    said = said.or(Some((*node, text.as_str())));
+                }
+                Some(CloseReason::Unreachable | CloseReason::ConnectTooSlow) => {}
+                _ => return None,
+            }
+        }
+        said
+    }
+
     /// Why nothing can be agreed on just now, if nothing can.
     pub(super) fn leaderless(&self) -> Option<String> {
         let voter = self.voter.as_ref()?;
@@ -723,6 +738,13 @@ impl Engine {
             }
             _ => format!("{} cannot be reached", away.join(", ")),
         };
+        if let Some((node, said)) = self.refused_by() {
+            return Some(format!(
+                "the node is refused by {}, which says: {said}; if it was removed from the \
+                 cluster, stop it, and let it join again with an empty data directory",
+                self.node_words(node)
+            ));
+        }
         if self.waits_for_map() {
             return Some(format!(
                 "the node waits for the state of the cluster that it joins ({who}); see that its \

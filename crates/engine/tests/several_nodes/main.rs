@@ -5,6 +5,7 @@ mod copies;
 mod cuts;
 mod explain;
 mod kept;
+mod late;
 mod people;
 mod reports;
 mod rot;

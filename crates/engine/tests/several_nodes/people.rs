@@ -131,6 +131,12 @@ fn a_machine_is_taken_out_in_order_and_the_last_copy_never() {
         let report = net.report(0);
         report.nodes.len() == 2 && report.agreement.voters.len() == 1 && report.healthy
     });
+    // Started all the same it says what is the matter, not that it is starting.
+    net.start(2);
+    net.until("it says so", 60, |net| {
+        let warnings = net.status(2).warnings;
+        warnings.iter().any(|it| it.contains("refused by") && it.contains("empty data directory"))
+    });
     net.write(0, connection, MIB, 6, MIB);
     net.flush(0, connection);
 

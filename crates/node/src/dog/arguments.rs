@@ -685,6 +685,24 @@ pub enum NodeVerb {
         #[arg(value_name = "NAME")]
         node: NodeName,
     },
+    /// Have another node take the place of one that goes, or is lost
+    ///
+    /// The new one has joined before. What the old one holds goes to other nodes, without a moment
+    /// in which there are fewer copies; then you are told to stop it, and it is taken out. Of one
+    /// that is lost the copies are made anew from others, at once. Can be interrupted at any time:
+    /// said again, it goes on from there
+    Replace {
+        /// The name or id of the node that goes
+        #[arg(value_name = "OLD")]
+        old: NodeName,
+        /// The name or id of the node that is to take its place
+        #[arg(value_name = "NEW")]
+        new: NodeName,
+        /// The old one will not come back; without this, copies that it alone may have are waited
+        /// for
+        #[arg(long)]
+        lost: bool,
+    },
     /// Take a node out of the cluster that is stopped and has neither disks nor attached volumes
     Remove {
         /// Its name or id

@@ -37,7 +37,7 @@ impl FailureKind {
     }
 }
 
-/// The exit code of `dog cluster status` when something is at risk or waited for: the command did
+/// The exit code of `dog cluster status` and `dog status` when something is at risk or waited for: the command did
 /// what it should, and scripts can tell that from a command that failed.
 pub const AT_RISK_EXIT_CODE: u8 = 6;
 
@@ -50,7 +50,7 @@ Exit codes:
     3  not found: what was named does not exist
     4  conflict: it exists, is in use, or would destroy something without being told to
     5  limit reached: there are as many of them as there may be
-    6  at risk: `dog cluster status` has warnings, such as copies that are missing
+    6  at risk: the cluster has warnings, such as copies that are missing (`dog cluster status`)
   130  interrupted by Ctrl-C or a signal";
 
 /// One sentence with cause and remedy, and its kind.

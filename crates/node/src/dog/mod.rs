@@ -31,6 +31,7 @@ mod name;
 mod node;
 mod print;
 mod progress;
+mod replace;
 mod schedule;
 mod snapshot;
 mod source;

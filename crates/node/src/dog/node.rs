@@ -4,7 +4,7 @@ use super::{
     Context, Failure,
     arguments::NodeVerb,
     cluster::{self, node_words},
-    print, status,
+    print, replace, status,
 };
 use engine::admin::{AdminRequest, ClusterNodeReport, ClusterReport};
 
@@ -35,6 +35,7 @@ pub fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
             context.tell(&AdminRequest::NodeDrain { node: node.0.clone(), wanted: false })?;
             context.done(&format!("the disks of node {} are used again", node.0))
         }
+        NodeVerb::Replace { old, new, lost } => replace::run(context, &old.0, &new.0, lost),
         NodeVerb::Remove { node } => {
             context.tell(&AdminRequest::NodeRemove { node: node.0.clone() })?;
             context.done(&format!("node {} is no part of the cluster any more", node.0))

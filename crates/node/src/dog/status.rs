@@ -1,19 +1,40 @@
 //! `dog status` and `dog node info`.
 
-use super::{Context, Failure, disk, print};
+use super::{Context, Failure, cluster, disk, failure::AT_RISK_EXIT_CODE, print};
 use crate::size::Size;
-use engine::admin::{AdminReply, AdminRequest, NodeReport, StatusReport};
+use engine::admin::{AdminReply, AdminRequest, ClusterReport, NodeReport, StatusReport};
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
-/// `dog status`: the whole on one page. The exit code says whether all is well.
+/// `dog status`: the whole on one page. The exit code says whether all is well: with the node that
+/// is asked first, then with the cluster.
 pub fn status(context: &Context) -> Result<ExitCode, Failure> {
     let report = status_report(context)?;
+    let cluster = match report.peers.is_empty() {
+        true => None,
+        false => Some(cluster::report(context)?),
+    };
+    let cluster = cluster.as_deref();
     if context.json {
-        print::json(&report)?;
+        print::json(&whole(&report, cluster))?;
     } else {
-        print::text(&describe(&report))?;
+        print::text(&describe(&report, cluster))?;
     }
-    Ok(if report.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match (report.healthy, cluster) {
+        (false, _) => ExitCode::FAILURE,
+        (true, Some(cluster)) if !cluster.healthy => ExitCode::from(AT_RISK_EXIT_CODE),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// The report of the node, with what is at risk in its cluster if it has others.
+fn whole(report: &StatusReport, cluster: Option<&ClusterReport>) -> Value {
+    let mut whole = serde_json::to_value(report).expect("always JSON");
+    if let (Some(cluster), Value::Object(fields)) = (cluster, &mut whole) {
+        let at_risk = json!({ "healthy": cluster.healthy, "warnings": cluster.warnings });
+        fields.insert("cluster".to_string(), at_risk);
+    }
+    whole
 }
 
 /// `dog node info`.
@@ -88,7 +109,7 @@ fn trash(report: &StatusReport) -> String {
     }
 }
 
-fn describe(report: &StatusReport) -> String {
+fn describe(report: &StatusReport, cluster: Option<&ClusterReport>) -> String {
     let part = |bytes: u64| match report.capacity_bytes {
         0 => String::new(),
         capacity => format!(" ({:.0} %)", bytes as f64 * 100.0 / capacity as f64),
@@ -100,6 +121,10 @@ fn describe(report: &StatusReport) -> String {
     };
     let health = if report.healthy { "ok" } else { "needs attention" };
     let mut fields = vec![("Health", health.to_string())];
+    fields.extend(cluster.map(|cluster| {
+        let words = if cluster.healthy { "ok" } else { "at risk, see `dog cluster status`" };
+        ("Copies", words.to_string())
+    }));
     fields.extend(node_fields(&report.node));
     fields.extend([
         ("Volumes", format!("{}, {} attached", report.volumes, report.attached)),
@@ -112,7 +137,10 @@ fn describe(report: &StatusReport) -> String {
     let mut page = print::fields(&fields);
     page += "\n";
     page += &disk::tabulate(&report.disks);
-    for warning in &report.warnings {
+    let of_cluster = cluster.into_iter().flat_map(|cluster| &cluster.warnings);
+    // Some are about both.
+    let more = of_cluster.filter(|warning| !report.warnings.contains(warning));
+    for warning in report.warnings.iter().chain(more) {
         page += &format!("\nwarning: {warning}");
     }
     if !page.ends_with('\n') {
@@ -162,7 +190,7 @@ mod tests {
         assert_eq!(overcommit_warning(&report(100 << 30)), None);
         let warning = overcommit_warning(&report(101 << 30)).expect("a warning");
         assert!(warning.contains("101.0 GiB") && warning.contains("100.0 GiB"), "{warning}");
-        let page = describe(&report(101 << 30));
+        let page = describe(&report(101 << 30), None);
         assert!(page.contains("Provisioned: 101.0 GiB (101 %)"), "{page}");
     }
 
@@ -181,7 +209,21 @@ mod tests {
         };
         let report = StatusReport { peers: vec![peer], ..report(101 << 30) };
         assert_eq!(overcommit_warning(&report), None);
-        let page = describe(&report);
+        let mut cluster = crate::dog::cluster::tests::report();
+        let page = describe(&report, Some(&cluster));
+        assert!(page.contains("Copies:      at risk, see `dog cluster status`\n"), "{page}");
+        let warning = cluster.warnings[0].clone();
+        assert_eq!(page.matches(&warning).count(), 1, "{page}");
+        let value = whole(&report, Some(&cluster));
+        assert_eq!(
+            (&value["cluster"]["healthy"], &value["healthy"]),
+            (&json!(false), &json!(true))
+        );
+        assert_eq!(value["cluster"]["warnings"][0], json!(warning));
+        assert!(whole(&report, None).get("cluster").is_none());
+        (cluster.healthy, cluster.warnings) = (true, Vec::new());
+        let page = describe(&report, Some(&cluster));
+        assert!(page.contains("Copies:      ok\n"), "{page}");
         for part in [
             "Capacity:    100.0 GiB, on this node\n",
             "Used:        25.0 GiB (25 %), on this node\n",
@@ -193,7 +235,7 @@ mod tests {
 
     #[test]
     fn status_shows_health_space_and_warnings() {
-        let page = describe(&report(0));
+        let page = describe(&report(0), None);
         for part in [
             "Health:      ok\n",
             "Snapshots:   3, and 1 hidden layer that others build on (1.0 GiB)\n",

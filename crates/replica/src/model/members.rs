@@ -55,6 +55,49 @@ fn a_short_absence_is_made_up_for() {
     assert!(stage.coordinator.behind().is_empty() && stage.coordinator.chains.is_empty());
 }
 
+/// The map of three disks as they were listed, the second of which was opened anew since.
+fn opened_anew() -> Arc<Map> {
+    let mut state = State::default();
+    let node = NodeId(1);
+    let mut apply = |command| state.apply(&command).expect("a good command");
+    apply(Command::CreateCluster { cluster: ClusterId(1), partition_bits: 2, unix_s: 0 });
+    apply(Command::AddNode { node, name: "alpha".into() });
+    for incarnation in [1, 2].map(Incarnation) {
+        apply(Command::OpenDisk { disk: DiskId(1), node, incarnation });
+    }
+    apply(Command::CreateVolume { name: "vm".into(), bytes: 64 << 20, unix_s: 0 });
+    with(&state.map(), &[1, 1, 1])
+}
+
+/// It lacked what it had acknowledged before it lost its power, and was asked as if it did not.
+#[test]
+fn a_disk_that_was_opened_anew_is_asked_nothing_until_it_is_listed_anew() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer(1, Ok(written(1)));
+    let map = opened_anew();
+    stage.tell(Event::Map(map));
+    let behind = stage.coordinator.behind();
+    assert!(matches!(&behind[..], [(DiskId(1), why)] if why.contains("anew")), "{behind:?}");
+    stage.asked.retain(|(disk, ..)| *disk != 1);
+    stage.answer_usually();
+    stage.write(2);
+    stage.read(3);
+    stage.flush(4);
+    assert!(stage.questions(1).is_empty(), "{:?}", stage.questions(1));
+    // It has not given up what it had acknowledged: two others are needed.
+    stage.answer_usually();
+    let ended: std::collections::BTreeSet<u64> = stage.ended().into_iter().collect();
+    assert!(ended.into_iter().eq(1..=4), "{:?}", stage.ended());
+    // Listed anew it is as good as any.
+    stage.reopen(1);
+    stage.answer_all(|request| match request {
+        MemberRequest::Fence { .. } => Ok(fenced(2, &[])),
+        other => Ok(usual(other)),
+    });
+    assert!(stage.coordinator.behind().is_empty());
+}
+
 #[test]
 fn a_stamp_of_no_history_leaves_a_member_behind_and_nothing_else() {
     let mut stage = Stage::open(3);

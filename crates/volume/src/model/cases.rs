@@ -18,13 +18,14 @@ fn converse(world: &mut World, session: &mut Session, event: Event) -> Vec<Effec
     session.handle(world.now, event, &mut effects);
     while !effects.is_empty() {
         for effect in std::mem::take(&mut effects) {
-            let Effect::Member { disk, token, request } = effect else {
+            let Effect::Member { member, token, request } = effect else {
                 said.push(effect);
                 continue;
             };
             world.disk.questions.push_back((token, request));
             world.disk.step(&mut world.random);
             let (token, result) = world.disk.answers.pop().expect("answered at once");
+            let disk = member.disk;
             session.handle(world.now, Event::Member { disk, token, result }, &mut effects);
         }
     }

@@ -200,8 +200,8 @@ impl World {
                 println!("{} -> {effect:?}", self.now.0);
             }
             match effect {
-                Effect::Member { disk, token, request } => {
-                    assert_eq!(disk, DISK);
+                Effect::Member { member, token, request } => {
+                    assert_eq!(member.disk, DISK);
                     if let MemberRequest::Write(write) = &request {
                         let place = (write.lineage, write.key.index);
                         self.writes.insert(token, (place, write.stamp));

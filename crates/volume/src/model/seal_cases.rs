@@ -90,7 +90,9 @@ impl Cluster {
             let mut asked = Vec::new();
             for effect in std::mem::take(&mut self.said) {
                 match effect {
-                    Effect::Member { disk, token, request } => asked.push((disk, token, request)),
+                    Effect::Member { member, token, request } => {
+                        asked.push((member.disk, token, request));
+                    }
                     other => self.said.push(other),
                 }
             }
