@@ -76,11 +76,13 @@ pub enum Mistake {
     BootKept,
     /// A damaged block counts as mended, and is left as it is.
     DamageLeft,
+    /// A change whose acknowledgement promises that it is stable is acknowledged before its flush.
+    AckBeforeFlush,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 34] = [
+    pub const ALL: [Mistake; 35] = [
         Mistake::FlushBeforeItIsMade,
         Mistake::FailedFlushBelieved,
         Mistake::GenerationUnchecked,
@@ -115,6 +117,7 @@ impl Mistake {
         Mistake::SettleUnderRefused,
         Mistake::BootKept,
         Mistake::DamageLeft,
+        Mistake::AckBeforeFlush,
     ];
 }
 

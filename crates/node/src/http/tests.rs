@@ -130,6 +130,8 @@ fn volume() -> VolumeReport {
         copies: 1,
         copies_wanted: 3,
         min_copies: 2,
+        durability: engine::admin::Durability::Ack,
+        durability_awaited: true,
         created_unix_s: 0,
         attachment: Some(AttachmentReport {
             node: NodeId(7),
