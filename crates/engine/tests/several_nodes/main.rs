@@ -3,6 +3,7 @@
 
 mod copies;
 mod cuts;
+mod durable;
 mod explain;
 mod kept;
 mod people;
