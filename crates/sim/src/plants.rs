@@ -40,7 +40,7 @@ pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
     (Mistake::AckBelowQuorum, Cluster, 23),
     (Mistake::GenerationUnchecked, Cluster, 67),
     (Mistake::DamageLeft, Rot, 10),
-    (Mistake::AckBeforeFlush, Ack, 1),
+    (Mistake::AckBeforeFlush, Ack, 5),
 ];
 
 /// How a mistake is called on the command line.

@@ -1,6 +1,6 @@
 //! Volumes whose acknowledgements promise that what was written is stable.
 
-use crate::support::{MIB, Net};
+use crate::support::Net;
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest, Durability, VolumeReport};
 
 const THREE: &[(u128, &[u128])] = &[(20, &[200]), (10, &[100]), (30, &[300])];
