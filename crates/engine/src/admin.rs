@@ -703,6 +703,9 @@ pub struct NodeReport {
     /// all.
     #[serde(default)]
     pub trash_expiry_s: u64,
+    /// Whether it has no disks: it votes and stores no data.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 /// One disk.

@@ -381,6 +381,7 @@ impl Engine {
             version: self.settings.version.clone(),
             uptime_s: now.since(self.started).as_secs(),
             trash_expiry_s: self.settings.trash_expiry_s,
+            witness: self.disks.is_empty() && self.settings.disks.is_empty(),
         }
     }
 

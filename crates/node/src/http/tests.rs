@@ -83,6 +83,7 @@ fn node() -> NodeReport {
         version: "1.2.3".to_string(),
         uptime_s: 10,
         trash_expiry_s: 86_400,
+        witness: false,
     }
 }
 
