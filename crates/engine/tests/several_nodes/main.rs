@@ -10,6 +10,7 @@ mod people;
 mod reports;
 mod rot;
 mod support;
+mod witness;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};
 use support::{MIB, Net};
