@@ -196,8 +196,8 @@ mod tests {
         let layer = map.volume(volume).expect("it exists").head;
         done(&mut state, Command::LayerOpened { volume, generation, layer });
         done(&mut state, Command::ReleaseNode { node: NODE });
-        done(&mut state, Command::Rollback { volume, tag: tag() });
-        let map = done(&mut state, Command::CloneSnapshot { volume, tag: tag(), name, unix_s: 0 });
+        done(&mut state, Command::CloneSnapshot { volume, tag: tag(), name, unix_s: 0 });
+        let map = done(&mut state, Command::Rollback { volume, tag: tag() });
         for name in ["w", "x"] {
             assert_eq!(map.volume_named(name).expect("there").durability, Durability::Ack);
         }

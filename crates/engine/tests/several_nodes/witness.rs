@@ -42,7 +42,7 @@ fn with_a_witness_one_of_two_nodes_may_die() {
         let other = net.open(lives, "w");
         net.write(lives, other, 0, 9, 4096);
         assert_eq!(net.read(lives, connection, 0, 4096), [7; 4096]);
-        assert_eq!(leader(&mut net, lives), Some(lives), "the witness does not lead for long");
+        net.until("the witness leads no more", 60, |net| leader(net, lives) == Some(lives));
         net.start(dies);
         net.until("it serves again", 60, |net| net.nodes[dies].is_ready);
         net.until("both have all", 120, |net| {
