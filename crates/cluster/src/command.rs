@@ -2,6 +2,7 @@
 
 use crate::Refusal;
 use crate::attempt::Change;
+use crate::durability::Durability;
 use crate::group::check_group_name;
 use crate::machine::check_node_address;
 use crate::partition::Member;
@@ -531,6 +532,39 @@ pub enum Command {
         /// How many must be left at least: 1 to `copies`; nothing for half of them, rounded up.
         min_copies: Option<u8>,
     },
+    /// As [`Command::CreateVolumeKept`], of a volume whose acknowledgements promise this. Answered
+    /// by [`Answer::VolumeCreated`].
+    CreateVolumeDurable {
+        /// Its name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// Where its parent lies, and that one's size in bytes, if it has one.
+        from: Option<(String, u64)>,
+        /// How many copies: 1 to `COPIES_MAX`.
+        copies: u8,
+        /// How many must be left at least: 1 to `copies`; nothing for half of them, rounded up.
+        min_copies: Option<u8>,
+        /// When what is written is stable.
+        durability: Durability,
+        /// Now.
+        unix_s: u64,
+    },
+    /// Acknowledgements of a volume promise something else from now on. Done already is done.
+    /// Answered by [`Answer::Done`].
+    SetDurability {
+        /// Of which volume.
+        volume: VolumeId,
+        /// When what is written is stable.
+        durability: Durability,
+    },
+    /// The writer's session reports that all that it acknowledges from now on is stable. Done already is done. Answered by [`Answer::Done`].
+    StableFromNow {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The writer.
+        generation: Generation,
+    },
 }
 
 /// What came of a command that was carried out.
@@ -620,7 +654,8 @@ impl Command {
                 check_name(name)?;
                 check_address(address)?;
             }
-            Command::CreateVolumeKept { name, from, .. } => {
+            Command::CreateVolumeKept { name, from, .. }
+            | Command::CreateVolumeDurable { name, from, .. } => {
                 check_name(name)?;
                 from.iter().try_for_each(|(address, _)| check_address(address))?;
             }

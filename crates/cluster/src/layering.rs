@@ -173,14 +173,16 @@ impl State {
         unix_s: u64,
     ) -> Result<Answer, Refusal> {
         check_name(name)?;
-        let (_, snapshot) = self.sealed_snapshot(id, tag)?;
+        let (volume, snapshot) = self.sealed_snapshot(id, tag)?;
+        let durability = volume.durability;
         self.vet_new_volume(name)?;
         let (parent, bytes) = (snapshot.layer, snapshot.bytes);
         let layer = |id: LayerId| {
             let lineage = LineageId(id.0);
             Layer { lineage, parent, overlap: bytes, opened: true }
         };
-        Ok(self.add_volume(name, bytes, layer, unix_s))
+        let made = self.add_volume(name, bytes, layer, unix_s);
+        Ok(self.make_durable(made, durability))
     }
 
     /// Whether a volume of that name may be added.

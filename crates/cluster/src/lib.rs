@@ -16,6 +16,7 @@
 mod attempt;
 mod command;
 mod departure;
+mod durability;
 mod group;
 mod layer;
 mod layering;
@@ -54,6 +55,7 @@ mod whole_tests;
 
 pub use attempt::{Attempt, Change};
 pub use command::{Answer, Command, DecodeError};
+pub use durability::Durability;
 pub use group::{Group, GroupSnapshot, GroupStage, check_group_name};
 pub use layer::{Going, Layer, Origin, Snapshot, onto};
 pub use machine::{Disk, DiskState, Node, NodeState, check_node_address};

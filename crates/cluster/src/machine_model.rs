@@ -102,6 +102,28 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
         35 if map.partition_bits() < 4 => {
             Command::SplitPartitions { bits: map.partition_bits() + dice.below(3) as u8 }
         }
+        36 => {
+            let generation = map.volume(volume).map(|volume| volume.generation);
+            let generation = generation.unwrap_or_default();
+            let durability = if wanted { Durability::Flush } else { Durability::Ack };
+            match dice.below(3) {
+                0 => Command::SetDurability { volume, durability },
+                1 => Command::StableFromNow { volume, generation },
+                _ => {
+                    let name = format!("{}", dice.below(6));
+                    let (bytes, from, unix_s, min_copies) = (4096, None, 0, None);
+                    Command::CreateVolumeDurable {
+                        name,
+                        bytes,
+                        from,
+                        copies,
+                        min_copies,
+                        durability,
+                        unix_s,
+                    }
+                }
+            }
+        }
         _ => towards_the_wish(dice, map, copies),
     }
 }
@@ -166,6 +188,18 @@ fn compare_removal(before: &Map, gone: DiskId) {
             let left = before.disks().filter(can_be).count();
             assert!(!is_member(gone) || left >= floor, "{gone}: {left} of {floor}");
         }
+    }
+}
+
+/// Nobody is waited for who has not taken what a volume promises, or has, or is not there.
+fn compare_promises(before: &Map, command: &Command, after: &Map) {
+    for volume in after.volumes().filter(|volume| volume.awaits_stable()) {
+        let writer = volume.writer().map(|writer| writer.generation);
+        let former = before.volume(volume.id).expect("it was attached before");
+        let is_new = matches!(command, Command::SetDurability { .. });
+        assert!(former.awaits_stable() || is_new, "{command:?}");
+        assert!(volume.durability == Durability::Ack && writer.is_some(), "{command:?}");
+        assert_eq!(former.writer().map(|writer| writer.generation), writer, "{command:?}");
     }
 }
 
@@ -244,6 +278,7 @@ fn partitions_keep_members_whatever_comes_and_goes() {
             if result.is_ok() {
                 state.check();
                 compare(&before.map(), &command, &state.map());
+                compare_promises(&before.map(), &command, &state.map());
                 let name = format!("{command:?}").split(' ').next().map(str::to_owned);
                 *accepted.entry(name.expect("a name")).or_default() += 1;
             } else {
@@ -263,6 +298,9 @@ fn partitions_keep_members_whatever_comes_and_goes() {
     let rare = [
         "CreateVolumeKept",
         "KeepCopies",
+        "CreateVolumeDurable",
+        "SetDurability",
+        "StableFromNow",
         "AddDisk",
         "RemoveDisk",
         "RemoveNode",

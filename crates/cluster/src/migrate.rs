@@ -2,6 +2,7 @@
 //! records stay here as they were.
 
 use crate::command::DecodeError;
+use crate::durability::Durability;
 use crate::group::Group;
 use crate::layer::{Layer, Snapshot};
 use crate::machine::{Disk, DiskState, Node, NodeState};
@@ -256,6 +257,8 @@ fn volume(old: Volume1) -> Volume {
         flattening: old.flattening,
         trash: None,
         schedules: Vec::new(),
+        durability: Durability::default(),
+        awaits_stable: false,
     }
 }
 

@@ -1,8 +1,10 @@
 //! The whole state as bytes, and back: version, checksum, then the fields in postcard. Older
-//! versions are read too (`migrate`).
+//! versions are read too (`migrate`). What came with version 5 is written behind those of version 4,
+//! and only where there is any: a state without it is read by a `sheep` of before it.
 
 use crate::attempt::Attempt;
 use crate::command::DecodeError;
+use crate::durability::Durability;
 use crate::group::Group;
 use crate::layer::Layer;
 use crate::machine::{Disk, Node};
@@ -22,8 +24,10 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The version of the encoding, the first byte.
+/// The version of the encoding, the first byte: that of a state without [`Further`], ..
 const VERSION: u8 = 4;
+/// .. and of one with it.
+const VERSION_FURTHER: u8 = 5;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
@@ -52,6 +56,47 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) addresses: Vec<(NodeId, Vec<String>)>,
     /// Join tokens, in order of id.
     pub(crate) tokens: Vec<Token>,
+}
+
+/// What version 5 has behind the fields of version 4; never all of it empty.
+#[derive(Default, Serialize, Deserialize)]
+struct Further {
+    /// Volumes that promise something else than the default, in order of id, and whether their
+    /// writer has still to report that.
+    durabilities: Vec<(VolumeId, Durability, bool)>,
+}
+
+impl Further {
+    fn of(map: &Map) -> Further {
+        let differs = |volume: &&Volume| volume.durability != Durability::default();
+        let durability = |it: &Volume| (it.id, it.durability, it.awaits_stable);
+        Further { durabilities: map.volumes().filter(differs).map(durability).collect() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.durabilities.is_empty()
+    }
+
+    /// Puts it where it belongs. Each is named once, and only if there is something to tell.
+    fn apply(self, fields: &mut Present) -> Result<(), DecodeError> {
+        let contradiction = Err(DecodeError::Contradiction("more to tell, and nothing told"));
+        if self.is_empty() {
+            return contradiction;
+        }
+        let count = self.durabilities.len();
+        let of = |(id, durability, awaits)| (id, (durability, awaits));
+        let mut known: BTreeMap<_, _> = self.durabilities.into_iter().map(of).collect();
+        let differ = known.values().all(|(durability, _)| *durability != Durability::default());
+        if known.len() != count || !differ {
+            return contradiction;
+        }
+        for volume in &mut fields.volumes {
+            if let Some(told) = known.remove(&volume.id) {
+                (volume.durability, volume.awaits_stable) = told;
+            }
+        }
+        if known.is_empty() { Ok(()) } else { contradiction }
+    }
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -182,10 +227,14 @@ impl State {
             addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
             tokens: map.tokens.to_vec(),
         };
+        let further = Further::of(map);
         let mut header = vec![0; HEADER_BYTES];
-        header[0] = VERSION;
-        let mut bytes =
-            postcard::to_extend(&fields, header).expect("it only has serializable fields");
+        header[0] = if further.is_empty() { VERSION } else { VERSION_FURTHER };
+        let serializable = "it only has serializable fields";
+        let mut bytes = postcard::to_extend(&fields, header).expect(serializable);
+        if !further.is_empty() {
+            bytes = postcard::to_extend(&further, bytes).expect(serializable);
+        }
         let checksum = checksum(&bytes);
         bytes[1..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         assert!(bytes.len() <= SNAPSHOT_BYTES_MAX, "the limits bound the state");
@@ -198,7 +247,7 @@ impl State {
             return Err(DecodeError::TooLong);
         }
         let (&version, _) = bytes.split_first().ok_or(DecodeError::Malformed)?;
-        if !(migrate::OLDEST..=VERSION).contains(&version) {
+        if !(migrate::OLDEST..=VERSION_FURTHER).contains(&version) {
             return Err(DecodeError::Version(version));
         }
         let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or(DecodeError::Malformed)?;
@@ -209,8 +258,15 @@ impl State {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
             3 => migrate::from_version_3(body)?,
-            _ => {
+            VERSION => {
                 let fields: Present = record(body)?;
+                let partitions = partitions_of(&fields)?;
+                map_of(fields, partitions)?
+            }
+            _ => {
+                let (mut fields, rest) = postcard::take_from_bytes::<Present>(body)
+                    .map_err(|_| DecodeError::Malformed)?;
+                record::<Further>(rest)?.apply(&mut fields)?;
                 let partitions = partitions_of(&fields)?;
                 map_of(fields, partitions)?
             }

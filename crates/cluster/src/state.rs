@@ -2,6 +2,7 @@
 
 use crate::attempt;
 use crate::command::{Answer, Command};
+use crate::durability::{self, Durability};
 use crate::group;
 use crate::layer::{self, Layer, hold};
 use crate::layering::add_layer;
@@ -182,6 +183,25 @@ impl State {
             &Command::KeepCopies { volume, copies, min_copies } => {
                 self.keep_copies(volume, copies, min_copies)
             }
+            Command::CreateVolumeDurable {
+                name,
+                bytes,
+                from,
+                copies,
+                min_copies,
+                durability,
+                unix_s,
+            } => {
+                let (bytes, kept) = (*bytes, (*copies, *min_copies));
+                let made = self.create_volume_kept(name, bytes, from.as_ref(), kept, *unix_s)?;
+                Ok(self.make_durable(made, *durability))
+            }
+            &Command::SetDurability { volume, durability } => {
+                self.set_durability(volume, durability)
+            }
+            &Command::StableFromNow { volume, generation } => {
+                self.stable_from_now(volume, generation)
+            }
             &Command::CopiesMoved { volume, generation, copies } => {
                 self.copies_moved(volume, generation, copies)
             }
@@ -346,6 +366,8 @@ impl State {
             flattening: false,
             trash: None,
             schedules: Vec::new(),
+            durability: Durability::default(),
+            awaits_stable: false,
         };
         Arc::make_mut(&mut map.volumes).insert(id, Arc::new(volume));
         Answer::VolumeCreated { volume: id }
@@ -569,6 +591,7 @@ fn contradiction_in_volume(map: &Map, volume: &Volume) -> Result<(), &'static st
     let is_held = volume.all_attachments().next().is_some();
     hold(volume.trash.is_none() || !is_held, "an attachment of what is in the trash")?;
     schedule::contradiction(volume)?;
+    durability::contradiction(volume)?;
     if let Some(discard) = volume.pending_discard {
         hold(discard.above < discard.end, "an empty discard")?;
         hold(check_size(discard.above).is_ok(), "where a discard begins")?;

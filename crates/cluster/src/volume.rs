@@ -1,6 +1,7 @@
 //! One volume as the cluster agrees on it, and the rules for its name and size.
 
 use crate::Refusal;
+use crate::durability::Durability;
 use crate::layer::Snapshot;
 use crate::schedule::Schedule;
 use proto::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, VOLUME_NAME_BYTES_MAX};
@@ -42,6 +43,12 @@ pub struct Volume {
     pub trash: Option<Trash>,
     /// Snapshots of it that are taken again and again, by name.
     pub schedules: Vec<Schedule>,
+    /// What an acknowledgement promises. Written apart, where it is not the default (`snapshot`).
+    #[serde(skip)]
+    pub durability: Durability,
+    /// See [`Volume::awaits_stable`]; written with it.
+    #[serde(skip)]
+    pub(crate) awaits_stable: bool,
 }
 
 /// A volume's stay in the trash: it keeps its content and snapshots, and nobody can attach it. It
@@ -81,6 +88,8 @@ impl Volume {
             held.retain(|attachment| !ends(attachment));
             released += before - held.len();
         }
+        // The next session goes by it from the start.
+        self.awaits_stable &= self.writer().is_some();
         released
     }
 

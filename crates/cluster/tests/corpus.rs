@@ -7,7 +7,7 @@ mod cluster_snapshot;
 #[path = "../../../fuzz/inputs/corpus.rs"]
 mod corpus;
 
-use cluster::{Change, Command, Digest, Member, State, TokenId};
+use cluster::{Change, Command, Digest, Durability, Member, State, TokenId};
 use proto::{
     ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId,
     VolumeId,
@@ -185,6 +185,8 @@ fn machines() -> Vec<(&'static str, Command)> {
             Command::AdmitNode { token, secret, node, key, name, unix_s: 2001 }
         }),
         ("revoke", Command::RevokeToken { id: TokenId(5) }),
+        ("durable", Command::SetDurability { volume: VolumeId(2), durability: Durability::Ack }),
+        ("stable", Command::StableFromNow { volume: VolumeId(2), generation: Generation(2) }),
     ]
 }
 
@@ -218,7 +220,7 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds.push(("command-shortened".to_owned(), with(COMMAND, &shortened.encode())));
     let whole = state.encode();
     let mut later = whole.clone();
-    later[0] = 5;
+    later[0] = 6;
     let mut spoiled = whole.clone();
     spoiled[20] ^= 1;
     seeds.extend([

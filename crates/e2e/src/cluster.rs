@@ -59,6 +59,17 @@ impl Cluster {
         self.add(data, Some(token.trim()))
     }
 
+    /// One more machine, that only votes. All must run on this machine.
+    pub fn grow_witness(&mut self) -> Result<()> {
+        let token = self.nodes[0].dog_ok("cluster token --uses 1")?;
+        let options = ["--join", token.trim(), "--witness"];
+        let (data, address) = (self.usual_data(), address(self.nodes.len()));
+        let mut node = Node::start_member_with(&data, &address, &options)?;
+        node.expect_log("is not connected any more");
+        self.nodes.push(node);
+        Ok(())
+    }
+
     fn usual_data(&self) -> PathBuf {
         self.directory.join(format!("n{}", self.nodes.len()))
     }

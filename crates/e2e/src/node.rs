@@ -57,7 +57,12 @@ impl Node {
     /// that joins another's. It is started again without the token, as people do.
     pub fn start_member(data: &Path, address: &str, token: Option<&str>) -> Result<Node> {
         let options = token.map_or(vec![], |token| vec!["--join", token]);
-        let mut node = Node::start_with(data, &options, &[("SHEEP_LISTEN", address)])?;
+        Node::start_member_with(data, address, &options)
+    }
+
+    /// As [`Node::start_member`], with options for its first start that its later ones go without.
+    pub fn start_member_with(data: &Path, address: &str, options: &[&str]) -> Result<Node> {
+        let mut node = Node::start_with(data, options, &[("SHEEP_LISTEN", address)])?;
         node.options.clear();
         Ok(node)
     }

@@ -176,3 +176,35 @@ fn a_machine_takes_the_place_of_another_one_under_a_client() -> Result<()> {
     ensure!(history.connections() == 1, "{} connections", history.connections());
     history.check_latest(&cluster.content(2, "v")?)
 }
+
+/// Two that store and a witness, which is started again without options: one that stores is killed,
+/// and the other goes on, as do the agreement and the guest.
+#[test]
+fn with_a_witness_one_of_two_machines_may_die() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut cluster = Cluster::found(&scratch)?;
+    cluster.grow()?;
+    cluster.grow_witness()?;
+    cluster.nodes[0].dog_ok("volume create v 16M --min-copies 1")?;
+    cluster.nodes[2].kill()?;
+    cluster.nodes[2].begin()?;
+    let status = cluster.nodes[2].dog("status").run()?.text();
+    ensure!(status.contains("witness: it votes and stores no data"), "{status}");
+    let listed = cluster.nodes[1].dog_ok("node list")?;
+    ensure!(listed.matches("witness").count() == 1, "{listed}");
+    cluster.wait_voters(3)?;
+    wait_until("both have all", || cluster.has_copies(0, 2))?;
+    let load = Load::start(&cluster.nodes[0].nbd_socket(), "v", vec![0; 16 << 20]);
+    load.wait_for_writes(SOME)?;
+    cluster.nodes[1].kill()?;
+    // It is left out after five seconds.
+    load.wait_for_writes(SOME)?;
+    wait_until("there is one copy", || Ok(copies(&cluster.nodes[0])? == 1))?;
+    cluster.nodes[0].dog_ok("volume create w 16M --min-copies 1")?;
+    cluster.nodes[2].dog_ok("volume create x 16M --min-copies 1")?;
+    let history = load.stop()?;
+    ensure!(history.connections() == 1, "{} connections", history.connections());
+    cluster.nodes[1].begin()?;
+    wait_until("both have all", || cluster.has_copies(0, 2))?;
+    history.check_latest(&cluster.content(2, "v")?)
+}

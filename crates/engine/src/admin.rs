@@ -15,6 +15,8 @@ pub use volume::{
     PartGroupReport, PartMemberReport,
 };
 
+pub use ::cluster::Durability;
+
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -361,6 +363,19 @@ pub enum AdminRequest {
         /// `copies`; nothing: half of them, rounded up.
         #[serde(default)]
         min_copies: Option<u8>,
+        /// When what is written is stable; nothing: after a flush.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        durability: Option<Durability>,
+    },
+    /// Acknowledgements of a volume promise something else from now on, also while it is attached,
+    /// wherever that is. Answered by [`AdminReply::Volume`] once whoever has it attached does as
+    /// is said. What was acknowledged before is stable after the next flush, or the next change
+    /// that is acknowledged under `ack`.
+    VolumeDurability {
+        /// Its name.
+        name: String,
+        /// When what is written is stable.
+        durability: Durability,
     },
     /// A volume is to be kept in another number of copies, which is refused where its data might
     /// have to be moved for it; or with fewer or more left. Answered by [`AdminReply::Volume`].
@@ -400,6 +415,7 @@ impl AdminRequest {
             AdminRequest::VolumeCreate { .. }
                 | AdminRequest::VolumeCreateKept { .. }
                 | AdminRequest::VolumeKeep { .. }
+                | AdminRequest::VolumeDurability { .. }
                 | AdminRequest::VolumeResize { .. }
                 | AdminRequest::VolumeRename { .. }
                 | AdminRequest::VolumeDelete { .. }
@@ -687,6 +703,9 @@ pub struct NodeReport {
     /// all.
     #[serde(default)]
     pub trash_expiry_s: u64,
+    /// Whether it has no disks: it votes and stores no data.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 /// One disk.
@@ -819,6 +838,12 @@ pub struct VolumeReport {
     /// a majority of those that are not left out.
     #[serde(default)]
     pub min_copies: u8,
+    /// When what is written is stable: `flush` (after a flush) or `ack` (when it is acknowledged).
+    #[serde(default)]
+    pub durability: Durability,
+    /// Whoever has it attached has not said yet that it does so.
+    #[serde(default)]
+    pub durability_awaited: bool,
     /// When it was created, seconds since 1970.
     pub created_unix_s: u64,
     /// Who has it, if anybody.

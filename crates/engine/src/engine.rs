@@ -24,6 +24,7 @@ mod peers;
 mod relay;
 mod schedules;
 mod sources;
+mod stable;
 mod surveys;
 mod tokens;
 mod trash;
@@ -51,6 +52,7 @@ use proto::{
 };
 use schedules::Schedules;
 use sources::{Creation, SourceCounters, SourceRoute};
+use stable::Settling;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -119,6 +121,8 @@ enum Purpose {
     AdminResize(AdminToken, VolumeId),
     /// An administrator asked for a snapshot, or a rollback.
     AdminSeal(AdminToken, VolumeId, Sealed),
+    /// An administrator changed what acknowledgements of a volume promise.
+    AdminDurability(AdminToken, VolumeId),
     /// An administrator asked: answer with the volume.
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
@@ -156,6 +160,7 @@ impl Purpose {
             Purpose::AdminVolume(token, _)
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
+            | Purpose::AdminDurability(token, _)
             | Purpose::AdminSame(token, _)
             | Purpose::AdminDone(token)
             | Purpose::AdminSchedule(token, ..)
@@ -296,6 +301,8 @@ pub struct Engine {
     shrinking: Vec<(AdminToken, VolumeId)>,
     /// Administrators who wait until a layer is sealed.
     sealing: Vec<Sealing>,
+    /// Administrators who wait until a session has taken what it is to promise.
+    settling: Vec<Settling>,
     /// Administrators who wait until layers of all volumes of a group are sealed.
     group_sealing: Vec<GroupSealing>,
     /// Group snapshots that were being taken when the node ended the last time, by group and tag.
@@ -370,6 +377,7 @@ impl Engine {
             closing: BTreeSet::new(),
             shrinking: Vec::new(),
             sealing: Vec::new(),
+            settling: Vec::new(),
             group_sealing: Vec::new(),
             torn_groups: BTreeSet::new(),
             errands: Vec::new(),
@@ -482,6 +490,7 @@ impl Engine {
             self.turns_at,
             self.flattens_at,
             self.errands_deadline(),
+            self.stable_deadline(),
             self.gatherings.deadline(),
             self.lookups.deadline(),
             self.surveys_deadline(),
@@ -528,6 +537,7 @@ impl Engine {
             self.check_attachments();
             self.check_duties();
             self.check_errands();
+            self.check_stable();
             self.check_schedules();
             self.check_trash();
             self.check_members();
@@ -640,6 +650,7 @@ impl Engine {
         self.tick_members(now, outputs);
         self.tick_mending(now, outputs);
         self.answer_sealed(now, outputs);
+        self.answer_stable(now, outputs);
         self.answer_sealed_groups(now, outputs);
         self.advance_surveys(now, outputs);
         self.tick_gatherings(now, outputs);
@@ -791,6 +802,10 @@ impl Engine {
             }
             volume::Effect::LayerOpened { layer } => {
                 let command = Command::LayerOpened { volume, generation, layer };
+                self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
+            }
+            volume::Effect::Stable => {
+                let command = Command::StableFromNow { volume, generation };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
             }
             volume::Effect::Flattened => {
@@ -976,6 +991,7 @@ impl Engine {
             cluster::Effect::Learned => {
                 self.learn_map(now, outputs);
                 self.answer_sealed(now, outputs);
+                self.answer_stable(now, outputs);
                 self.answer_sealed_groups(now, outputs);
             }
             cluster::Effect::Send { to, bytes } => self.send_to_voter(now, to, &bytes),

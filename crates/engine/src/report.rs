@@ -284,6 +284,8 @@ pub(crate) fn volume(
         copies: kept_in.map_or(0, |copies| u32::from(*copies)),
         copies_wanted: wanted.map_or(0, |known| known.wanted),
         min_copies: wanted.map_or(0, |known| known.min_copies),
+        durability: volume.durability,
+        durability_awaited: volume.awaits_stable(),
         created_unix_s: volume.created_unix_s,
         attachment,
         waiting: held.and_then(|held| waiting(now, held)),

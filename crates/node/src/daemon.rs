@@ -117,12 +117,21 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let metrics =
         settings.metrics_listen.map(|address| tcp(address, "metrics-listen")).transpose()?;
     let named = open_named(settings)?;
-    let mut directory = DataDirectory::open(&settings.data, settings.disk.as_deref())?;
+    let (device, witness) = (settings.disk.as_deref(), settings.witness);
+    let mut directory = DataDirectory::open_as(&settings.data, device, witness)?;
     let token = settings.token(directory.record().founding)?;
     // Keys of another node than that of a record which says nothing yet: those of who has asked.
     let known = Identity::read(&directory.identity())?;
     let has_applied = known.is_some_and(|known| known.node != directory.record().node);
     let joins = directory.record().founding && (token.is_some() || has_applied);
+    if directory.record().founding && directory.record().is_witness() && !joins {
+        directory.abandon();
+        return Err(
+            "a witness stores nothing and cannot be a cluster by itself; give the token of \
+                    the cluster that it is for with --join or --token-file"
+                .to_string(),
+        );
+    }
     let peers = match (settings.listen, named) {
         (Listen::Nowhere, _) if joins => {
             return Err("the other nodes must find a machine that joins at an address; start it \

@@ -26,6 +26,8 @@ const CONFIG: &str = "config";
 /// The names of those that say which cluster to join.
 const JOIN: &str = "join";
 const TOKEN_FILE: &str = "token-file";
+/// The name of the one that makes a witness: as a flag it may stand alone.
+const WITNESS: &str = "witness";
 /// What the names of our environment variables begin with.
 const VARIABLES: &str = "SHEEP_";
 /// Longest configuration file that is read, in bytes.
@@ -81,6 +83,8 @@ pub struct Settings {
     pub token_file: Option<PathBuf>,
     /// Whether links to other nodes do without TLS.
     pub plain_peers: Plain,
+    /// Whether the node is to be a witness; nothing: what it is.
+    pub witness: Option<bool>,
 }
 
 /// Where other nodes come in.
@@ -465,6 +469,19 @@ pub const SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    Setting {
+        name: WITNESS,
+        value: "on|off",
+        default: "",
+        limit: "on, which may be left out, or off",
+        doc: "Join as a witness: a node that votes and stores no data, so that of two others with \
+              disks one may die. Later starts need it no more, and it does no harm.",
+        hidden: false,
+        take: |settings, text| {
+            settings.witness = Some(parse_switch(text)?);
+            Ok(())
+        },
+    },
 ];
 
 /// Why there are no settings to start with.
@@ -502,6 +519,7 @@ impl Settings {
             join: None,
             token_file: None,
             plain_peers: Plain::No,
+            witness: None,
         };
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             (setting.take)(&mut settings, setting.default).expect("defaults are right");
@@ -663,15 +681,17 @@ pub fn command() -> Command {
             default => format!("; default {default}"),
         };
         let help = format!("{} [{}{default}]", setting.doc, setting.limit);
-        command = command.arg(
-            Arg::new(setting.name)
-                .long(setting.name)
-                .value_name(setting.value)
-                .value_parser(clap::value_parser!(OsString))
-                .action(ArgAction::Set)
-                .hide(setting.hidden)
-                .help(help),
-        );
+        let mut argument = Arg::new(setting.name)
+            .long(setting.name)
+            .value_name(setting.value)
+            .value_parser(clap::value_parser!(OsString))
+            .action(ArgAction::Set)
+            .hide(setting.hidden)
+            .help(help);
+        if setting.name == WITNESS {
+            argument = argument.num_args(0..=1).default_missing_value("on");
+        }
+        command = command.arg(argument);
     }
     command
 }

@@ -260,6 +260,9 @@ pub const SHRINK_RETRY_MS: u64 = 1_000;
 /// After how long a new head is reported again while the map does not show it as opened, in
 /// milliseconds.
 pub const SEAL_RETRY_MS: u64 = 1_000;
+/// After how long a session reports again, while the map waits for it, that all it acknowledges is
+/// stable, in milliseconds.
+pub const STABLE_RETRY_MS: u64 = 1_000;
 /// Parts of one object request that are asked for at once where another lineage shows through.
 pub const THROUGH_PIECES_MAX: usize = 8;
 /// Other lineages that a volume may read through before its chain is shortened: each costs one more
@@ -430,6 +433,9 @@ pub const FLATTEN_LOOK_MS: u64 = 30_000;
 /// How long the answer to a snapshot or a rollback waits for the disks, in milliseconds. It goes on
 /// without the asker then.
 pub const SEAL_ANSWER_MS_MAX: u64 = 30_000;
+/// How long the answer to a change of what acknowledgements promise waits for the session of the
+/// volume, in milliseconds. It holds without the asker then, once that session has it.
+pub const STABLE_ANSWER_MS_MAX: u64 = 30_000;
 
 /// Snapshots of schedules that are proposed at once; more wait.
 pub const SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX: usize = 16;
@@ -633,6 +639,7 @@ const _: () = assert!(SCHEDULE_RETRY_MS_MAX / 1000 <= SCHEDULE_EVERY_S_MIN as u6
 const _: () =
     assert!(SCHEDULED_SNAPSHOTS_IN_FLIGHT_MAX + SCHEDULED_DROPS_IN_FLIGHT_MAX < PROPOSALS_MAX / 8);
 const _: () = assert!(SEAL_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
+const _: () = assert!(STABLE_ANSWER_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(ADMIN_QUESTION_MS_MAX < ADMIN_ANSWER_MS_MAX);
 const _: () = assert!(FREEZE_ATTEMPT_MS < FREEZE_RELEASE_WAIT_MS);
 const _: () = assert!(FREEZE_MS_MAX < FREEZE_RELEASE_MS_MAX);

@@ -78,11 +78,13 @@ pub enum Mistake {
     DamageLeft,
     /// What is asked of an opening of a disk is asked of a later one, if there is one by then.
     AnyOpeningAsked,
+    /// A change whose acknowledgement promises that it is stable is acknowledged before its flush.
+    AckBeforeFlush,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 35] = [
+    pub const ALL: [Mistake; 36] = [
         Mistake::FlushBeforeItIsMade,
         Mistake::FailedFlushBelieved,
         Mistake::GenerationUnchecked,
@@ -118,6 +120,7 @@ impl Mistake {
         Mistake::BootKept,
         Mistake::DamageLeft,
         Mistake::AnyOpeningAsked,
+        Mistake::AckBeforeFlush,
     ];
 }
 

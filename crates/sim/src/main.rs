@@ -37,6 +37,9 @@ struct Arguments {
     /// Lets one disk of that cluster rot, in a quarter of the seeds.
     #[arg(long, requires = "cluster")]
     rot: bool,
+    /// Lets acknowledgements of some volumes of that cluster promise that what was written is stable.
+    #[arg(long, requires = "cluster", conflicts_with = "rot")]
+    ack: bool,
     /// Makes the failing run of a cluster's seed as small as a minute allows.
     #[arg(long, requires = "cluster")]
     shrink: bool,
@@ -68,7 +71,7 @@ enum Command {
         /// For how many minutes at most, for each mistake.
         #[arg(long, default_value_t = 60)]
         minutes: u64,
-        /// In what: `disk`, `node`, `cluster`, `rot`. All in turns if none is named.
+        /// In what: `disk`, `node`, `cluster`, `rot`, `ack`. All in turns if none is named.
         #[arg(long)]
         world: Vec<String>,
         /// Only names them.
@@ -88,9 +91,10 @@ fn main() -> Result<()> {
         }
         (Some(seed), None) if arguments.shrink => shrink(seed, mistake, arguments.trace)?,
         (Some(seed), None) if arguments.cluster => {
-            let world = match arguments.rot {
-                true => ClusterWorld::rotting(seed, arguments.trace),
-                false => ClusterWorld::new(seed, arguments.trace),
+            let world = match (arguments.rot, arguments.ack) {
+                (true, _) => ClusterWorld::rotting(seed, arguments.trace),
+                (_, true) => ClusterWorld::acknowledging(seed, arguments.trace),
+                _ => ClusterWorld::new(seed, arguments.trace),
             };
             let summary = world.run().map_err(anyhow::Error::msg)?;
             println!("seed {seed} passes: {summary:?}");
@@ -112,7 +116,7 @@ fn main() -> Result<()> {
             }
             let kinds: Result<Vec<Kind>> = world.iter().map(|name| kind_called(name)).collect();
             let kinds = match world.is_empty() {
-                true => vec![Kind::Disk, Kind::Node, Kind::Cluster, Kind::Rot],
+                true => vec![Kind::Disk, Kind::Node, Kind::Cluster, Kind::Rot, Kind::Ack],
                 false => kinds?,
             };
             hunt(&wanted, &kinds, from..=from + seeds, Duration::from_secs(60 * minutes))?;
@@ -134,7 +138,8 @@ fn kind_called(name: &str) -> Result<Kind> {
         "node" => Kind::Node,
         "cluster" => Kind::Cluster,
         "rot" => Kind::Rot,
-        _ => bail!("a seed is run in a disk, a node, a cluster or one with rot, not in {name:?}"),
+        "ack" => Kind::Ack,
+        _ => bail!("a seed is run in `disk`, `node`, `cluster`, `rot` or `ack`, not in {name:?}"),
     })
 }
 

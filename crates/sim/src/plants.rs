@@ -23,9 +23,11 @@ pub enum Kind {
     Cluster,
     /// Several nodes, a disk of which may rot.
     Rot,
+    /// Several nodes, with volumes that promise that what is acknowledged is stable.
+    Ack,
 }
 
-use Kind::{Cluster, Disk, Node, Rot};
+use Kind::{Ack, Cluster, Disk, Node, Rot};
 
 /// Which mistake is noticed by which seed of what.
 pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
@@ -38,6 +40,7 @@ pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
     (Mistake::AckBelowQuorum, Cluster, 23),
     (Mistake::GenerationUnchecked, Cluster, 67),
     (Mistake::DamageLeft, Rot, 10),
+    (Mistake::AckBeforeFlush, Ack, 5),
 ];
 
 /// How a mistake is called on the command line.
@@ -68,6 +71,7 @@ pub fn run(kind: Kind, seed: u64, mistake: Option<Mistake>) -> Result<String, St
         Node => World::new(seed, false).run().map(|summary| format!("{summary:?}")),
         Cluster => ClusterWorld::new(seed, false).run().map(|summary| format!("{summary:?}")),
         Rot => ClusterWorld::rotting(seed, false).run().map(|summary| format!("{summary:?}")),
+        Ack => ClusterWorld::acknowledging(seed, false).run().map(|summary| format!("{summary:?}")),
     }));
     plant(None);
     outcome.unwrap_or_else(|panic| {

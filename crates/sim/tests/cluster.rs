@@ -58,6 +58,18 @@ fn seeds_with_rot_pass() {
     }
 }
 
+/// Some volumes promise that what is acknowledged is stable, from the start or from some time on:
+/// it survives that all machines lose their power, and nothing that is asked fails for a loss.
+#[test]
+fn what_is_acknowledged_is_stable_where_that_is_promised() {
+    let fresh = (0..12).map(|_| entropy());
+    for seed in fresh.chain(0..12) {
+        if let Err(error) = ClusterWorld::acknowledging(seed, false).run() {
+            panic!("with --ack: {error}");
+        }
+    }
+}
+
 #[test]
 fn equal_seeds_give_equal_traces() {
     for seed in 1..=3 {

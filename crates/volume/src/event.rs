@@ -118,6 +118,9 @@ pub enum Effect {
         /// The head's parent from now on.
         parent: LayerId,
     },
+    /// Whatever is acknowledged from now on is stable, as the map wants it: to be reported to the
+    /// cluster. Comes again after a while as long as the map waits for it.
+    Stable,
     /// A newer attachment ended this one after it was open; every request fails from now on.
     Fenced,
     /// [`Event::Close`] is done; the session may be dropped.

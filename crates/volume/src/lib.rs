@@ -21,6 +21,7 @@ mod session;
 mod shelf;
 mod shrink;
 mod source;
+mod stable;
 mod switch;
 mod work;
 

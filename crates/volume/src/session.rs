@@ -10,6 +10,7 @@ use crate::request::{Completion, Error, Operation, Request, RequestId};
 use crate::shelf::{Arrival, Shelf};
 use crate::shrink::Shrink;
 use crate::source::Sources;
+use crate::stable::Stable;
 use crate::switch::Switch;
 use crate::work::{Stage, Task, Work, prefetched_bytes, status_bytes};
 use cluster::Map;
@@ -65,6 +66,7 @@ pub struct Session {
     pub(crate) bytes: usize,
     pub(crate) shrink: Shrink,
     pub(crate) switch: Switch,
+    pub(crate) stable: Stable,
     pub(crate) flatten: Flatten,
     /// Zeros for one piece, once they were needed.
     zeros: Option<Payload>,
@@ -182,6 +184,7 @@ impl Session {
             bytes: 0,
             shrink: Shrink::default(),
             switch: Switch::new(shown),
+            stable: Stable::default(),
             flatten: Flatten::default(),
             zeros: None,
             scratch,
@@ -222,6 +225,7 @@ impl Session {
                 self.take_through_map(effects);
                 self.advance_switch(effects);
                 self.advance_shrink(effects);
+                self.advance_stable(effects);
             }
             Event::Flatten { start } => self.handle_flatten(start, effects),
             Event::Shorten { parent } => self.handle_shorten(parent, effects),
@@ -258,7 +262,12 @@ impl Session {
             return None;
         }
         let closing = self.closing.as_ref().map(|closing| closing.look_at);
-        let own = [self.shrink.deadline(), self.switch.deadline(), self.flatten.deadline()];
+        let own = [
+            self.shrink.deadline(),
+            self.switch.deadline(),
+            self.stable.deadline(),
+            self.flatten.deadline(),
+        ];
         let sources = self.sources.deadline();
         let all = own.into_iter().chain([self.coordinator.deadline(), closing, sources]);
         all.flatten().min()
@@ -326,7 +335,10 @@ impl Session {
                     assert_eq!(granted, work.lock().map(|_| true), "{work:?}");
                     assert!(work.in_flight > 0 || work.queued, "it waits for nothing: {work:?}");
                 }
-                Stage::Flushing => assert_eq!((granted, work.in_flight), (None, 1), "{work:?}"),
+                Stage::Flushing => {
+                    let kept = work.lock().filter(|_| work.keeps).map(|_| true);
+                    assert_eq!((granted, work.in_flight), (kept, 1), "{work:?}");
+                }
             }
         }
         assert_eq!((bytes, locked), (self.bytes, self.locks.len()));
@@ -729,15 +741,35 @@ impl Session {
                     self.runnable.retain(|queued| *queued != number);
                     self.switch.held.retain(|queued| *queued != number);
                 }
-                let flush = work.fua && work.error.is_none();
-                self.unlock(number, effects);
-                if flush {
-                    self.flush(number);
+                let is_answered = work.id.is_some() && work.is_change();
+                let (fua, is_done) = (work.fua, work.error.is_none());
+                let keeps = is_done && is_answered && self.promises_stable();
+                if keeps {
+                    self.works.at_mut(number).expect("it is in work").keeps = true;
                 } else {
-                    self.end(number, effects);
+                    self.unlock(number, effects);
                 }
+                if keeps || (fua && is_done) {
+                    self.flush(number);
+                    return;
+                }
+                if is_answered && is_done {
+                    self.stable.answered();
+                }
+                self.end(number, effects);
             }
-            Stage::Flushing => self.end(number, effects),
+            Stage::Flushing if self.is_repeated(number) => {}
+            Stage::Flushing => {
+                let work = self.works.at_mut(number).expect("it is in work");
+                let (keeps, covers) = (work.keeps, work.covers);
+                if work.error.is_none() && matches!(work.task, Task::Flush) {
+                    self.stable.flushed(covers);
+                }
+                if keeps {
+                    self.unlock(number, effects);
+                }
+                self.end(number, effects);
+            }
         }
     }
 
@@ -754,9 +786,10 @@ impl Session {
         self.granted = granted;
     }
 
-    fn flush(&mut self, number: u64) {
+    pub(crate) fn flush(&mut self, number: u64) {
         let work = self.works.at_mut(number).expect("it is in work");
         work.stage = Stage::Flushing;
+        work.covers = self.stable.so_far();
         let request = match work.task {
             Task::Seal { .. } => replica::Request::Seal,
             // One that ends a change tells of that change alone: it cannot speak for others.
@@ -878,6 +911,7 @@ impl Session {
         self.life = Life::Open;
         effects.push(Effect::Opened(Ok(())));
         self.advance_switch(effects);
+        self.advance_stable(effects);
         self.advance_flatten(effects);
         self.advance_shrink(effects);
         self.admit(effects);
@@ -898,6 +932,7 @@ impl Session {
         self.coordinator.handle(self.now, replica::Event::Tick, &mut self.scratch);
         self.advance_shrink(effects);
         self.advance_switch(effects);
+        self.advance_stable(effects);
         self.advance_flatten(effects);
         let Some(closing) = &mut self.closing else { return };
         if self.life == Life::Closed || closing.look_at > self.now {

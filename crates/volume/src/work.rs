@@ -17,6 +17,10 @@ pub(crate) struct Work {
     pub(crate) range: Range,
     /// Whether it ends only when it is on stable media.
     pub(crate) fua: bool,
+    /// Whether it keeps its blocks until then, so that it can be done again.
+    pub(crate) keeps: bool,
+    /// Of a flush: how many changes that were not known to be stable it covers.
+    pub(crate) covers: u64,
     /// When it came, and its place in the order in which works began.
     pub(crate) since: Time,
     pub(crate) number: u64,
@@ -140,6 +144,8 @@ impl Work {
             task,
             range,
             fua,
+            keeps: false,
+            covers: 0,
             since,
             number,
             order: 0,

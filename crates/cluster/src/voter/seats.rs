@@ -1,8 +1,9 @@
 //! Who votes: a pure choice among the nodes of a cluster.
 //!
 //! Wanted are 1 voter where there are fewer than three nodes, 3 from three on, 5 from seven on; a
-//! witness counts as a node. They lie in as many zones as can be, and where that is equal, who
-//! votes goes on voting. A lost voter (unreachable for minutes) is replaced at once by somebody who
+//! witness counts as a node. They lie in as many zones as can be; where that is equal, those with
+//! disks come before witnesses, and then who votes goes on voting. A witness that leads lets a voter
+//! with disks lead once one is ready. A lost voter (unreachable for minutes) is replaced at once by somebody who
 //! is ready (has all of the log, for half a minute); nobody is removed without that as long as
 //! fewer than the wanted number would be left. A change never leads to an even number, which
 //! survives no more than the odd one below it, except where it began with one.
@@ -79,7 +80,7 @@ pub fn next_seat_change(leader: NodeId, seats: &[Seat]) -> Option<SeatChange> {
         seats.iter().filter(|seat| seat.votes).map(|seat| seat.node).collect();
     let target = target(leader, seats, &voters);
     if target == voters {
-        return None;
+        return lead_by_disks(leader, seats);
     }
     if !target.contains(&leader) {
         let healthy = |seat: &&Seat| seat.votes && !seat.lost && seat.node != leader;
@@ -90,6 +91,15 @@ pub fn next_seat_change(leader: NodeId, seats: &[Seat]) -> Option<SeatChange> {
     let is_listed = |node: &NodeId| seats.iter().any(|seat| seat.node == *node && seat.listed);
     let (demote, remove) = voters.difference(&target).partition(|node| is_listed(node));
     Some(SeatChange::Vote { add: target.difference(&voters).copied().collect(), demote, remove })
+}
+
+/// A witness that leads gives way: what a leader does for all is about disks, and it has none.
+fn lead_by_disks(leader: NodeId, seats: &[Seat]) -> Option<SeatChange> {
+    if !seats.iter().any(|seat| seat.node == leader && seat.witness) {
+        return None;
+    }
+    let can_lead = |seat: &&Seat| seat.votes && seat.ready && !seat.lost && !seat.witness;
+    seats.iter().find(can_lead).map(|seat| SeatChange::Lead(seat.node))
 }
 
 /// Who should vote.
@@ -116,7 +126,7 @@ fn target(leader: NodeId, seats: &[Seat], voters: &BTreeSet<NodeId>) -> BTreeSet
 }
 
 /// Up to so many of the nodes that can vote, one by one: the leader, then whoever adds a zone, then
-/// whoever votes already, then whoever has disks.
+/// whoever has disks, then whoever votes already.
 fn spread(leader: NodeId, seats: &[Seat], size: usize) -> BTreeSet<NodeId> {
     let can_vote = |seat: &&Seat| {
         seat.listed && (seat.node == leader || !seat.lost && (seat.votes || seat.ready))
@@ -126,7 +136,7 @@ fn spread(leader: NodeId, seats: &[Seat], size: usize) -> BTreeSet<NodeId> {
     while chosen.len() < size {
         let rank = |seat: &&&Seat| {
             let known_zone = zones.contains(&seat.zone);
-            (seat.node != leader, known_zone, !seat.votes, seat.witness, seat.node)
+            (seat.node != leader, known_zone, seat.witness, !seat.votes, seat.node)
         };
         let Some(&best) = left.iter().min_by_key(rank) else { break };
         zones.insert(best.zone.clone());
@@ -142,19 +152,19 @@ mod tests {
     use crate::model::Dice;
 
     /// One seat per letter: V votes, v is a voter that is lost, R is ready, l learns, L learns and
-    /// is lost, n is no member yet, N is none and was not heard of for long, W is a ready witness;
-    /// - after it: no node of the cluster any more. Then its zone.
+    /// is lost, n is no member yet, N is none and was not heard of for long, W is a ready witness,
+    /// w one that votes; - after it: no node of the cluster any more. Then its zone.
     fn seats(text: &str) -> Vec<Seat> {
         let one = |(number, word): (usize, &str)| {
             let kind = word.as_bytes()[0];
             Seat {
                 node: NodeId(number as u128 + 1),
                 zone: word.trim_start_matches(|c: char| !c.is_ascii_digit()).into(),
-                witness: kind == b'W',
+                witness: b"Ww".contains(&kind),
                 listed: !word.contains('-'),
-                votes: b"Vv".contains(&kind),
+                votes: b"Vvw".contains(&kind),
                 learns: b"RlLW".contains(&kind),
-                ready: b"VRW".contains(&kind),
+                ready: b"VRWw".contains(&kind),
                 lost: b"vLN".contains(&kind),
             }
         };
@@ -188,6 +198,17 @@ mod tests {
         check("V1 V1 V2 l3", None);
         // Those with disks before witnesses.
         check("V1 R1 R1 W1", vote(&[2, 3], &[], &[]));
+        check("V1 w1 V1", None);
+        // Also where it was there first; but not where it adds a zone.
+        check("V1 w1 V1 R1", vote(&[4], &[2], &[]));
+        check("V1 w2 V1 R1", None);
+        check("V1 w1 V1 l1", None);
+        check("V1 w1 v1", None);
+        // One that leads gives way to those with disks, and to nobody else.
+        check("w1 V1 V1", Some(SeatChange::Lead(NodeId(2))));
+        check("w1 v1 V1", Some(SeatChange::Lead(NodeId(3))));
+        check("w1 v1 v1", None);
+        check("w1 R1 R1", vote(&[2, 3], &[], &[]));
         // The lost give way to those who are ready, and to nobody else.
         check("V1 V1 v1 R1", vote(&[4], &[3], &[]));
         check("V1 V1 v1 l1", None);
@@ -212,6 +233,9 @@ mod tests {
             let nodes = 1 + dice.below(12) as usize;
             let zones = 1 + dice.below(6);
             let mut seats = seats(&"n0 ".repeat(nodes));
+            for seat in &mut seats[1..] {
+                seat.witness = dice.below(4) == 0;
+            }
             seats.iter_mut().for_each(|seat| seat.zone = dice.below(zones).to_string());
             let first = &mut seats[0];
             (first.votes, first.ready) = (true, true);
@@ -247,9 +271,16 @@ mod tests {
                             (seats[place].votes, seats[place].learns) = (votes, !votes);
                         }
                     }
+                    SeatChange::Lead(node) => {
+                        let (from, to) = (&seats[find(leader)], &seats[find(node)]);
+                        assert!(from.witness && !to.witness && to.votes && to.ready && !to.lost);
+                        leader = node;
+                        continue;
+                    }
                     other => panic!("seed {seed}: {other:?}"),
                 }
-                if let Some(next) = seats.iter().find(|seat| seat.votes && !seat.lost) {
+                // Whoever it is: another one leads.
+                if !well && let Some(next) = seats.iter().find(|seat| seat.votes && !seat.lost) {
                     leader = next.node;
                 }
             }
@@ -258,6 +289,9 @@ mod tests {
                 some.map(|seat| &seat.zone).collect::<BTreeSet<_>>().len()
             };
             let wanted = wanted_voters(nodes);
+            let storing = seats.iter().any(|seat| seat.votes && !seat.witness);
+            let leads = seats.iter().find(|seat| seat.node == leader).expect("it is one of them");
+            assert!(!storing || !leads.witness, "seed {seed}");
             assert_eq!(seats.iter().filter(|seat| seat.votes).count(), wanted, "seed {seed}");
             assert_eq!(zones_of(true), zones_of(false).min(wanted), "seed {seed}");
         }

@@ -66,7 +66,7 @@ pub struct ClusterNodeReport {
     pub votes: bool,
     /// Whether it leads.
     pub leads: bool,
-    /// Its disks.
+    /// Its disks; none: it is a witness, which votes and stores no data.
     pub disks: Vec<DiskId>,
     /// How many attachments of volumes and snapshots it has.
     pub attachments: u64,

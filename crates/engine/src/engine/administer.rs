@@ -4,6 +4,7 @@ use super::{
     Engine, Phase, Purpose, Work,
     errands::{Needs, Sealed},
     lookups::Question,
+    sources::Kept,
 };
 use crate::{
     Output,
@@ -149,8 +150,17 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
                 return Ok(None);
             }
-            AdminRequest::VolumeCreateKept { name, bytes, from, copies, min_copies } => {
-                let kept = (copies.unwrap_or(COPIES_DEFAULT), min_copies);
+            AdminRequest::VolumeCreateKept {
+                name,
+                bytes,
+                from,
+                copies,
+                min_copies,
+                durability,
+            } => {
+                let copies = copies.unwrap_or(COPIES_DEFAULT);
+                let durability = durability.unwrap_or_default();
+                let kept = Kept { copies, min_copies, durability };
                 let Some(from) = from else {
                     let Some(bytes) = bytes else {
                         let sentence = format!("volume {name:?} is to be empty: say its size");
@@ -170,6 +180,13 @@ impl Engine {
                 let copies = copies.unwrap_or(present);
                 let command = Command::KeepCopies { volume, copies, min_copies };
                 self.work.push_back(Work::Propose(command, Purpose::AdminVolume(token, name)));
+                return Ok(None);
+            }
+            AdminRequest::VolumeDurability { name, durability } => {
+                let volume = self.find(&name)?;
+                let command = Command::SetDurability { volume, durability };
+                let purpose = Purpose::AdminDurability(token, volume);
+                self.work.push_back(Work::Propose(command, purpose));
                 return Ok(None);
             }
             AdminRequest::VolumeResize { name, bytes, allow_shrink } => {
@@ -396,6 +413,7 @@ impl Engine {
             version: self.settings.version.clone(),
             uptime_s: now.since(self.started).as_secs(),
             trash_expiry_s: self.settings.trash_expiry_s,
+            witness: self.disks.is_empty() && self.settings.disks.is_empty(),
         }
     }
 

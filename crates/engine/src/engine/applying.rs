@@ -189,6 +189,7 @@ impl Engine {
             }
         }
         self.answer_sealed(now, outputs);
+        self.answer_stable(now, outputs);
         self.answer_sealed_groups(now, outputs);
     }
 
@@ -214,6 +215,9 @@ impl Engine {
             }
             (Purpose::AdminSeal(token, volume, what), _) => {
                 self.await_seal(now, token, volume, what, outputs);
+            }
+            (Purpose::AdminDurability(token, volume), _) => {
+                self.await_stable(now, token, volume, outputs);
             }
             (Purpose::AdminSame(token, volume), _) => {
                 self.trash.is_stale = true; // it may come out of it
@@ -266,8 +270,8 @@ impl Engine {
             Err(Refusal::NotTheWriter { .. }) => {}
             Err(refusal) => {
                 let sentence = format!(
-                    "a snapshot, rollback, resize, flattening or shortening could not be \
-                     completed: {refusal}"
+                    "a snapshot, rollback, resize, flattening, shortening or change of \
+                     durability could not be completed: {refusal}"
                 );
                 outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
             }

@@ -253,6 +253,7 @@ impl Engine {
             outputs.push(Output::Admin { token: waiting.token, result: Box::new(Err(error)) });
         }
         self.abandon_sealing_groups(outputs);
+        self.abandon_stable(outputs);
         while let Some((_, volume)) = self.shrinking.first() {
             self.refuse_shrunk(*volume, "the node stops", outputs);
         }

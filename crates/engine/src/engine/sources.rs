@@ -8,7 +8,7 @@ use crate::{
     attach::HeldId,
     names,
 };
-use cluster::{Command, Map};
+use cluster::{Command, Durability, Map};
 use proto::{
     BLOCK_SIZE, Duration, Generation, LayerId, Time,
     limits::{SOURCE_OPEN_MS_MAX, VOLUME_BYTES_MAX},
@@ -37,6 +37,14 @@ pub(super) struct SourceCounters {
     failures: u64,
 }
 
+/// How a new volume is to be kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) copies: u8,
+    pub(super) min_copies: Option<u8>,
+    pub(super) durability: Durability,
+}
+
 /// An administrator who waits until a source has told its size.
 pub(super) struct Creation {
     token: AdminToken,
@@ -45,7 +53,7 @@ pub(super) struct Creation {
     bytes: Option<u64>,
     address: String,
     /// How it is to be kept, if anybody said so.
-    kept: Option<(u8, Option<u8>)>,
+    kept: Option<Kept>,
     until: Time,
 }
 
@@ -56,7 +64,7 @@ impl Engine {
         now: Time,
         token: AdminToken,
         (name, bytes, address): (String, Option<u64>, String),
-        kept: Option<(u8, Option<u8>)>,
+        kept: Option<Kept>,
         outputs: &mut Vec<Output>,
     ) -> Result<(), AdminError> {
         // Before anything is asked of anybody.
@@ -184,17 +192,20 @@ impl Engine {
         Ok(())
     }
 
-    /// The command that makes a volume that is kept in so many copies, of which so many must be
-    /// left at least.
+    /// The command that makes a volume that is kept so. Nodes of before there was a choice of
+    /// durability know the one for the default.
     pub(super) fn kept_creation(
         &self,
         name: String,
         bytes: u64,
         from: Option<(String, u64)>,
-        (copies, min_copies): (u8, Option<u8>),
+        Kept { copies, min_copies, durability }: Kept,
     ) -> Command {
         let unix_s = self.unix_s();
-        Command::CreateVolumeKept { name, bytes, from, copies, min_copies, unix_s }
+        if durability == Durability::default() {
+            return Command::CreateVolumeKept { name, bytes, from, copies, min_copies, unix_s };
+        }
+        Command::CreateVolumeDurable { name, bytes, from, copies, min_copies, durability, unix_s }
     }
 
     /// What there is to tell of all sources.

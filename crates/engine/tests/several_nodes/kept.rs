@@ -37,7 +37,8 @@ fn until_whole(net: &mut Net, at: usize, tables: &[u8], without: Option<u128>) {
 fn create(net: &mut Net, at: usize, name: &str, copies: u8) -> VolumeReport {
     let (bytes, copies) = (Some(OBJECTS * OBJECT), Some(copies));
     let (name, from, min_copies) = (name.to_string(), None, None);
-    let request = AdminRequest::VolumeCreateKept { name, bytes, from, copies, min_copies };
+    let request =
+        AdminRequest::VolumeCreateKept { name, bytes, from, copies, min_copies, durability: None };
     match net.ask(at, request) {
         Ok(AdminReply::Volume(report)) => report,
         other => panic!("{other:?}"),

@@ -3,6 +3,7 @@
 
 mod copies;
 mod cuts;
+mod durable;
 mod explain;
 mod kept;
 mod late;
@@ -10,6 +11,7 @@ mod people;
 mod reports;
 mod rot;
 mod support;
+mod witness;
 
 use engine::admin::{AdminErrorKind, AdminReply, AdminRequest};
 use support::{MIB, Net};

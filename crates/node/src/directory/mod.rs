@@ -71,9 +71,25 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Opens a data directory, or begins a new one where there is none. `device` is the raw device
-    /// that was asked for. The error is one sentence with cause and remedy; nothing was changed.
+    /// As [`DataDirectory::open_as`], where nothing is said of a witness.
+    #[cfg(test)]
     pub fn open(path: &Path, device: Option<&Path>) -> Result<DataDirectory, String> {
+        DataDirectory::open_as(path, device, None)
+    }
+
+    /// Opens a data directory, or begins a new one where there is none. `device` is the raw device
+    /// that was asked for, `witness` whether the node is to be one; nothing: what it is already, or
+    /// else not. The error is one sentence with cause and remedy; nothing was changed.
+    pub fn open_as(
+        path: &Path,
+        device: Option<&Path>,
+        witness: Option<bool>,
+    ) -> Result<DataDirectory, String> {
+        if witness == Some(true) && device.is_some() {
+            return Err("--witness is for a node that stores nothing, and --disk names where to \
+                        store; leave out one of the two"
+                .to_string());
+        }
         let path = std::path::absolute(path)
             .map_err(|error| format!("{} is no path: {error}", path.display()))?;
         if path.as_os_str().len() > PATH_BYTES_MAX {
@@ -84,7 +100,7 @@ impl DataDirectory {
             ));
         }
         let made = make(&path)?;
-        let opened = DataDirectory::open_made(&path, device, made);
+        let opened = DataDirectory::open_made(&path, device, witness, made);
         if opened.is_err() && made {
             // Only what is empty goes.
             let _ = fs::remove_file(path.join(LOCK));
@@ -93,7 +109,12 @@ impl DataDirectory {
         opened
     }
 
-    fn open_made(path: &Path, device: Option<&Path>, made: bool) -> Result<DataDirectory, String> {
+    fn open_made(
+        path: &Path,
+        device: Option<&Path>,
+        witness: Option<bool>,
+        made: bool,
+    ) -> Result<DataDirectory, String> {
         // Looked at before the lock is made: nothing is put into somebody else's directory.
         if !path.join(RECORD).exists() {
             check_empty(path)?;
@@ -101,13 +122,13 @@ impl DataDirectory {
         let lock = lock(path)?;
         let (record, renamed) = match Record::read(&path.join(RECORD)) {
             Ok(found) => {
-                let record = retake(path, found.clone(), device)?;
+                let record = retake(path, found.clone(), device, witness)?;
                 let renamed = record != found;
                 (record, renamed)
             }
             Err(RecordError::Missing) => {
                 check_empty(path)?;
-                (new_record(device)?, false)
+                (new_record(device, witness == Some(true))?, false)
             }
             Err(RecordError::Unusable(what)) => {
                 return Err(format!(
@@ -133,6 +154,10 @@ impl DataDirectory {
         };
         self.record.write(&self.path.join(RECORD)).map_err(failed)?;
         let mut files = vec![self.journal()];
+        if self.record.is_witness() {
+            // Of when it was not to be one.
+            files.push(self.path.join(DISK));
+        }
         for disk in &self.record.disks {
             match disk.kind {
                 MediumKind::File => files.push(self.disk(disk)),
@@ -340,16 +365,9 @@ fn lock_remedy(kind: io::ErrorKind) -> &'static str {
     }
 }
 
-/// The record of a node that is being made, on this device or in a file.
-fn new_record(device: Option<&Path>) -> Result<Record, String> {
-    let disk = match device {
-        None => DiskRecord { disk: DiskId(draw()?), kind: MediumKind::File, path: DISK.into() },
-        Some(path) => {
-            let path = writable_name(path)?;
-            device::check_blank(&path)?;
-            DiskRecord { disk: DiskId(draw()?), kind: MediumKind::Device, path }
-        }
-    };
+/// The record of a node that is being made: on this device, in a file, or as a witness.
+fn new_record(device: Option<&Path>, witness: bool) -> Result<Record, String> {
+    let disks = if witness { Vec::new() } else { vec![new_disk(device)?] };
     Ok(Record {
         cluster: ClusterId(draw()?),
         node: NodeId(draw()?),
@@ -357,14 +375,39 @@ fn new_record(device: Option<&Path>) -> Result<Record, String> {
         joined: false,
         keyed: false,
         others: false,
-        disks: vec![disk],
+        disks,
+    })
+}
+
+/// A disk that is being made.
+fn new_disk(device: Option<&Path>) -> Result<DiskRecord, String> {
+    Ok(match device {
+        None => DiskRecord { disk: DiskId(draw()?), kind: MediumKind::File, path: DISK.into() },
+        Some(path) => {
+            let path = writable_name(path)?;
+            device::check_blank(&path)?;
+            DiskRecord { disk: DiskId(draw()?), kind: MediumKind::Device, path }
+        }
     })
 }
 
 /// The record of a node that was made before, with the device that is asked for now.
-fn retake(path: &Path, mut record: Record, device: Option<&Path>) -> Result<Record, String> {
+fn retake(
+    path: &Path,
+    mut record: Record,
+    device: Option<&Path>,
+    witness: Option<bool>,
+) -> Result<Record, String> {
     if record.founding {
         // Nothing was served yet: only the identity is kept, so that a half-made device is known.
+        let is_witness = witness.unwrap_or(record.is_witness() && device.is_none());
+        if is_witness {
+            record.disks.clear();
+            return Ok(record);
+        }
+        if record.is_witness() {
+            record.disks.push(new_disk(device)?);
+        }
         let disk = &mut record.disks[0];
         match device {
             None => (disk.kind, disk.path) = (MediumKind::File, DISK.into()),
@@ -377,6 +420,30 @@ fn retake(path: &Path, mut record: Record, device: Option<&Path>) -> Result<Reco
             }
         }
         return Ok(record);
+    }
+    let shown = path.display();
+    match (record.is_witness(), device, witness) {
+        (false, _, Some(true)) => {
+            return Err(format!(
+                "the node in {shown} stores data, and a witness stores none; start it without \
+                 --witness, or let this machine join as a witness with another data directory"
+            ));
+        }
+        (true, Some(device), _) => {
+            return Err(format!(
+                "the node in {shown} is a witness, which stores nothing, also not on {}; start it \
+                 without --disk, or let this machine join anew with another data directory",
+                device.display()
+            ));
+        }
+        (true, _, Some(false)) => {
+            return Err(format!(
+                "the node in {shown} is a witness and stays one; start it without --witness off, \
+                 or let this machine join anew with another data directory"
+            ));
+        }
+        (true, None, _) => return Ok(record),
+        (false, ..) => {}
     }
     let disk = &mut record.disks[0];
     match device {

@@ -15,8 +15,13 @@ use store::MediumKind;
 
 /// The first line, up to the version.
 const TITLE: &str = "sheepdog node record, version ";
-/// The version that is written.
+/// The version that is written, ..
 const VERSION: u32 = 1;
+/// .. and that of a witness, which a `sheep` of before there were such is to know that it does not
+/// know.
+const VERSION_WITNESS: u32 = 2;
+/// What stands there in place of the disks.
+const WITNESS: &str = "witness";
 /// The lines that say so; records of before there were other nodes do not have them.
 const KEYED: &str = "keys";
 const OTHERS: &str = "others";
@@ -60,7 +65,7 @@ pub struct Record {
     pub keyed: bool,
     /// Whether there were other nodes once: they look for this one where it listens.
     pub others: bool,
-    /// The disks, at least one.
+    /// The disks; none: the node is a witness.
     pub disks: Vec<DiskRecord>,
 }
 
@@ -102,6 +107,11 @@ impl Record {
         Record::parse(&bytes).map_err(RecordError::Unusable)
     }
 
+    /// Whether it is a node without disks, which only votes.
+    pub fn is_witness(&self) -> bool {
+        self.disks.is_empty()
+    }
+
     /// Writes the record in place of the one at this path, at once and durably.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         replace(path, self.print().as_bytes(), MODE)
@@ -115,13 +125,18 @@ impl Record {
             (false, true) => "member",
         };
         let mut text = format!(
-            "{TITLE}{VERSION}\ncluster {}\nnode {}\nstate {state}\n",
-            self.cluster, self.node
+            "{TITLE}{}\ncluster {}\nnode {}\nstate {state}\n",
+            if self.is_witness() { VERSION_WITNESS } else { VERSION },
+            self.cluster,
+            self.node
         );
         for (is_so, line) in [(self.keyed, KEYED), (self.others, OTHERS)] {
             if is_so {
                 let _ = writeln!(text, "{line}");
             }
+        }
+        if self.is_witness() {
+            let _ = writeln!(text, "{WITNESS}");
         }
         for disk in &self.disks {
             let kind = match disk.kind {
@@ -141,13 +156,14 @@ impl Record {
         let text = std::str::from_utf8(bytes).map_err(|_| "is no text".to_string())?;
         let mut lines = text.split_inclusive('\n').map(|line| line.trim_end_matches('\n'));
         let version = lines.next().and_then(|line| line.strip_prefix(TITLE));
-        match version.map(str::parse::<u32>) {
-            Some(Ok(VERSION)) => {}
+        let is_witness = match version.map(str::parse::<u32>) {
+            Some(Ok(VERSION)) => false,
+            Some(Ok(VERSION_WITNESS)) => true,
             Some(Ok(version)) => {
                 return Err(format!("is of version {version}, which this sheep does not know"));
             }
             _ => return Err("is no node record".to_string()),
-        }
+        };
         let damaged = || "is damaged".to_string();
         let body = text.strip_suffix('\n').ok_or_else(damaged)?;
         let (body, last) = body.rsplit_once('\n').ok_or_else(damaged)?;
@@ -156,7 +172,8 @@ impl Record {
         if format!("{:016x}", crc64(&bytes[..body.len() + 1])) != checksum {
             return Err(damaged());
         }
-        Record::parse_facts(body.lines().skip(1)).ok_or_else(damaged)
+        let record = Record::parse_facts(body.lines().skip(1)).ok_or_else(damaged)?;
+        if record.is_witness() == is_witness { Ok(record) } else { Err(damaged()) }
     }
 
     fn parse_facts<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Record> {
@@ -173,6 +190,7 @@ impl Record {
         };
         let keyed = lines.next_if_eq(&KEYED).is_some();
         let others = lines.next_if_eq(&OTHERS).is_some();
+        let is_witness = lines.next_if_eq(&WITNESS).is_some();
         let mut disks = Vec::new();
         for line in lines {
             let mut words = line.strip_prefix("disk ")?.splitn(3, ' ');
@@ -185,7 +203,7 @@ impl Record {
             let path = PathBuf::from(words.next().filter(|path| !path.is_empty())?);
             disks.push(DiskRecord { disk, kind, path });
         }
-        let fits = (1..=DISKS_MAX).contains(&disks.len());
+        let fits = disks.len() <= DISKS_MAX && disks.is_empty() == is_witness;
         fits.then_some(Record { cluster, node, founding, joined, keyed, others, disks })
     }
 }
@@ -223,6 +241,9 @@ mod tests {
             let record = Record { founding, joined, keyed, others, ..record() };
             record.write(&path).expect("written");
             assert_eq!(Record::read(&path).expect("read"), record);
+            let witness = Record { disks: Vec::new(), ..record };
+            witness.write(&path).expect("written");
+            assert_eq!(Record::read(&path).expect("read"), witness);
         }
         assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
     }
@@ -253,7 +274,9 @@ mod tests {
             let error = Record::parse(text.as_bytes()).expect_err(to);
             assert!(error.contains(part), "{error}");
         };
-        check("version 1", "version 2", "version 2, which this sheep does not know");
+        check("version 1", "version 3", "version 3, which this sheep does not know");
+        check("version 1", "version 2", "damaged");
+        check("disk 00", "witness\ndisk 00", "damaged");
         check("sheepdog", "goatdog", "no node record");
         check("state serving", "state sleeping", "damaged");
         check("cluster 0", "cluster x", "damaged");

@@ -166,3 +166,65 @@ fn a_read_only_file_system_is_called_so() {
     assert!(lock_remedy(io::ErrorKind::ReadOnlyFilesystem).contains("read only"));
     assert!(lock_remedy(io::ErrorKind::PermissionDenied).contains("the user who owns it"));
 }
+
+/// A witness, as the daemon makes one, and leaves it.
+fn witness(path: &Path) -> Record {
+    let mut directory = DataDirectory::open_as(path, None, Some(true)).expect("made");
+    directory.begin().expect("begun");
+    fs::write(directory.journal(), b"content").expect("written");
+    directory.finish().expect("finished");
+    directory.record().clone()
+}
+
+#[test]
+fn a_witness_finds_itself_again_and_stays_one() {
+    let scratch = Scratch::new();
+    let record = witness(&scratch.data());
+    assert!(record.is_witness());
+    for said in [None, Some(true)] {
+        let directory = DataDirectory::open_as(&scratch.data(), None, said).expect("opens");
+        assert_eq!(directory.record(), &record);
+    }
+    let before = scratch.content();
+    let device = Some(Path::new("/dev/null"));
+    for (device, said, part) in [
+        (device, None, "start it without --disk"),
+        (device, Some(true), "leave out one of the two"),
+        (None, Some(false), "start it without --witness off"),
+    ] {
+        let opened = DataDirectory::open_as(&scratch.data(), device, said);
+        let sentence = opened.expect_err("refused");
+        assert!(sentence.contains(part), "{sentence}");
+        assert_eq!(scratch.content(), before);
+    }
+    assert!(scratch.content().iter().all(|(name, _)| name != DISK));
+}
+
+#[test]
+fn a_node_that_stores_data_does_not_become_a_witness() {
+    let scratch = Scratch::new();
+    let record = found(&scratch.data());
+    let before = scratch.content();
+    let opened = DataDirectory::open_as(&scratch.data(), None, Some(true));
+    let sentence = opened.expect_err("refused");
+    assert!(sentence.contains("start it without --witness"), "{sentence}");
+    assert_eq!(scratch.content(), before);
+    let directory = DataDirectory::open_as(&scratch.data(), None, Some(false)).expect("as it is");
+    assert_eq!(directory.record(), &record);
+}
+
+#[test]
+fn what_was_begun_may_become_something_else_as_long_as_nothing_was_served() {
+    let scratch = Scratch::new();
+    let begin = |said: Option<bool>| {
+        let directory = DataDirectory::open_as(&scratch.data(), None, said).expect("opens");
+        directory.begin().expect("begun");
+        directory.record().is_witness()
+    };
+    assert!(!begin(None));
+    fs::write(scratch.data().join(DISK), b"half made").expect("written");
+    assert!(begin(Some(true)));
+    assert!(!scratch.data().join(DISK).exists());
+    assert!(begin(None), "as it was begun");
+    assert!(!begin(Some(false)));
+}

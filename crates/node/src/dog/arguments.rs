@@ -19,6 +19,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use engine::admin::Durability;
 use std::path::PathBuf;
 
 /// Manages the volumes and disks of a sheepdog node
@@ -172,15 +173,15 @@ pub enum VolumeVerb {
         #[arg(long, requires = "from")]
         wait: bool,
         #[command(flatten)]
-        kept: Copies,
+        kept: Keeping,
     },
-    /// Change how few copies of a volume may be left; or how many are kept, as long as the cluster
-    /// has a single disk
+    /// Change when what is written is stable, or how few copies of a volume may be left; or how many
+    /// are kept, as long as the cluster has a single disk
     Set {
         /// Its name
         name: VolumeName,
         #[command(flatten)]
-        kept: Copies,
+        kept: Keeping,
     },
     /// List all volumes
     List,
@@ -473,19 +474,24 @@ pub struct Import {
     #[arg(long)]
     pub keep_partial: bool,
     #[command(flatten)]
-    pub kept: Copies,
+    pub kept: Keeping,
 }
 
-impl Copies {
+impl Keeping {
     /// Whether anything is said of it.
     pub fn is_said(&self) -> bool {
+        self.is_of_copies() || self.durability.is_some()
+    }
+
+    /// Whether anything is said of the number of copies.
+    pub fn is_of_copies(&self) -> bool {
         self.copies.is_some() || self.min_copies.is_some()
     }
 }
 
-/// How many copies of a volume are kept.
+/// How a volume is kept.
 #[derive(Clone, Copy, Debug, Args)]
-pub struct Copies {
+pub struct Keeping {
     /// How many copies are kept, each on a disk of its own, 1 to 5 [for a new volume: 3]. With
     /// fewer disks there are fewer, until there are more
     #[arg(long, value_name = "COUNT")]
@@ -495,6 +501,29 @@ pub struct Copies {
     /// up]
     #[arg(long, value_name = "COUNT")]
     pub min_copies: Option<u8>,
+    /// When what is written is on stable media: `flush`, once the guest has flushed, as with any
+    /// disk; or `ack`, whenever it is acknowledged, which costs a flush each time [for a new
+    /// volume: flush]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub durability: Option<Promise>,
+}
+
+/// When what is written is stable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Promise {
+    /// After a flush
+    Flush,
+    /// When it is acknowledged
+    Ack,
+}
+
+impl From<Promise> for Durability {
+    fn from(promise: Promise) -> Durability {
+        match promise {
+            Promise::Flush => Durability::Flush,
+            Promise::Ack => Durability::Ack,
+        }
+    }
 }
 
 /// `dog volume export`.

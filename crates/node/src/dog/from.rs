@@ -1,6 +1,6 @@
 //! `dog volume create --from`: a volume that has at once what lies elsewhere.
 
-use super::{Context, Failure, arguments::Copies, interrupt::Interrupt, print, snapshot};
+use super::{Context, Failure, arguments::Keeping, interrupt::Interrupt, print, snapshot};
 use crate::{size::Size, source::Address};
 use engine::admin::{AdminRequest, VolumeReport};
 use std::path::{Path, absolute};
@@ -12,19 +12,15 @@ pub fn create(
     size: Option<Size>,
     from: &str,
     wait: bool,
-    kept: Copies,
+    kept: Keeping,
 ) -> Result<(), Failure> {
     let interrupt = Interrupt::listen()?;
     let from = address(from)?;
     let bytes = size.map(|size| size.0);
     // This waits for a daemon that is starting.
     context.ask(&AdminRequest::NodeInfo)?;
-    let Copies { copies, min_copies } = kept;
     let request = match kept.is_said() {
-        true => {
-            let from = Some(from);
-            AdminRequest::VolumeCreateKept { name, bytes, from, copies, min_copies }
-        }
+        true => super::volume::kept_creation(name, bytes, Some(from), kept),
         false => AdminRequest::VolumeCreateFrom { name, bytes, from },
     };
     let volume = context.ask_for_volume(&request)?;

@@ -211,8 +211,8 @@ fn check_overwrite(
     }
     if options.kept.is_said() {
         return Err(Failure::usage(format!(
-            "volume {name} exists and is kept as it is; leave --copies and --min-copies away, or \
-             import into a new volume"
+            "volume {name} exists and is kept as it is; leave --copies, --min-copies and \
+             --durability away, or import into a new volume"
         )));
     }
     match length {

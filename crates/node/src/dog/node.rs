@@ -66,7 +66,10 @@ fn tabulate(report: &ClusterReport) -> String {
                 (false, true) => "yes".to_string(),
                 (false, false) => "no".to_string(),
             },
-            node.disks.len().to_string(),
+            match node.disks.len() {
+                0 => "witness".to_string(),
+                disks => disks.to_string(),
+            },
             node.attachments.to_string(),
             dash(node.zone.clone()),
             dash(node.addresses.join(", ")),
@@ -96,5 +99,9 @@ mod tests {
         assert_eq!(lines[1][0], "n0");
         assert!(lines[1].join(" ").contains("up for 1 min 40 s leads 1 2"), "{table}");
         assert!(lines[2].join(" ").contains("away for 7 s, draining yes 1 0"), "{table}");
+        let mut witness = report();
+        witness.nodes[1].disks.clear();
+        let words: Vec<String> = tabulate(&witness).split_whitespace().map(str::to_owned).collect();
+        assert!(words.join(" ").contains("yes witness 0"), "{words:?}");
     }
 }

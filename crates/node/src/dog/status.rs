@@ -74,13 +74,15 @@ pub fn overcommit_warning(report: &StatusReport) -> Option<String> {
 }
 
 fn node_fields(node: &NodeReport) -> Vec<(&'static str, String)> {
-    vec![
+    let what = node.witness.then(|| "witness: it votes and stores no data".to_string());
+    let fields = vec![
         ("Node", node.node.to_string()),
         ("Cluster", node.cluster.to_string()),
         ("Epoch", node.epoch.to_string()),
         ("Version", node.version.clone()),
         ("Running for", print::span(node.uptime_s)),
-    ]
+    ];
+    fields.into_iter().chain(what.map(|what| ("Is a", what))).collect()
 }
 
 /// The number of snapshots, and what is kept beside them.
@@ -166,6 +168,7 @@ mod tests {
                 version: "0.1.0".to_string(),
                 uptime_s: 3700,
                 trash_expiry_s: 86_400,
+                witness: false,
             },
             disks: Vec::new(),
             volumes: 2,

@@ -2,7 +2,7 @@
 //! may be killed at any moment, and then only the name tells that the content is not whole.
 
 use super::{
-    Context, Failure, arguments::Copies, failure::FailureKind, interrupt::Interrupt, volume,
+    Context, Failure, arguments::Keeping, failure::FailureKind, interrupt::Interrupt, volume,
     with_remainder,
 };
 use engine::{
@@ -27,7 +27,7 @@ impl<'a> Unfinished<'a> {
         context: &'a Context,
         name: &'a str,
         bytes: u64,
-        kept: Copies,
+        kept: Keeping,
     ) -> Result<Unfinished<'a>, Failure> {
         let unfinished = Unfinished::new(context, name, Before::Nothing)?;
         let name = unfinished.working.clone();

@@ -2,7 +2,7 @@
 
 use super::{
     Context, Failure,
-    arguments::{Copies, VolumeVerb},
+    arguments::{Keeping, VolumeVerb},
     attach, cluster, content, copies, diff, export,
     failure::FailureKind,
     from, import,
@@ -16,8 +16,8 @@ use super::{
 use crate::{size::Size, span::Span};
 use engine::{
     admin::{
-        AdminReply, AdminRequest, AttachmentReport, ClusterReport, FlattenReport, OriginReport,
-        VolumeReport,
+        AdminReply, AdminRequest, AttachmentReport, ClusterReport, Durability, FlattenReport,
+        OriginReport, VolumeReport,
     },
     unfinished::{self, Before},
 };
@@ -217,23 +217,67 @@ impl Context {
 }
 
 /// The request for a new, empty volume.
-pub(super) fn creation(name: String, bytes: u64, kept: Copies) -> AdminRequest {
+pub(super) fn creation(name: String, bytes: u64, kept: Keeping) -> AdminRequest {
     if !kept.is_said() {
         return AdminRequest::VolumeCreate { name, bytes };
     }
-    let (bytes, Copies { copies, min_copies }) = (Some(bytes), kept);
-    AdminRequest::VolumeCreateKept { name, bytes, from: None, copies, min_copies }
+    kept_creation(name, Some(bytes), None, kept)
 }
 
-fn set(context: &Context, name: &str, kept: Copies) -> Result<(), Failure> {
-    if !kept.is_said() {
-        return Err(Failure::usage("nothing is to be changed; say --copies or --min-copies"));
+/// The request for a new volume that is to be kept as is said.
+pub(super) fn kept_creation(
+    name: String,
+    bytes: Option<u64>,
+    from: Option<String>,
+    Keeping { copies, min_copies, durability }: Keeping,
+) -> AdminRequest {
+    let durability = durability.map(Durability::from);
+    AdminRequest::VolumeCreateKept { name, bytes, from, copies, min_copies, durability }
+}
+
+fn set(context: &Context, name: &str, kept: Keeping) -> Result<(), Failure> {
+    let Keeping { copies, min_copies, durability } = kept;
+    let mut changed = None;
+    if kept.is_of_copies() {
+        let request = AdminRequest::VolumeKeep { name: name.to_string(), copies, min_copies };
+        let volume = context.ask_for_volume(&request)?;
+        let sentence = format!("volume {name} is kept in {}", copies_words(&volume));
+        changed = Some((volume, sentence));
     }
-    let Copies { copies, min_copies } = kept;
-    let request = AdminRequest::VolumeKeep { name: name.to_string(), copies, min_copies };
-    let volume = context.ask_for_volume(&request)?;
-    let sentence = format!("volume {name} is kept in {}", copies_words(&volume));
-    context.show_changed(&volume, &sentence)
+    if let Some(durability) = durability.map(Durability::from) {
+        let request = AdminRequest::VolumeDurability { name: name.to_string(), durability };
+        let volume = context.ask_for_volume(&request)?;
+        let sentence = format!("what is written to volume {name} is {}", stable_words(durability));
+        let before = changed.map_or(String::new(), |(_, before)| format!("{before}; "));
+        changed = Some((volume, before + &sentence));
+    }
+    match changed {
+        Some((volume, sentence)) => context.show_changed(&volume, &sentence),
+        None => Err(Failure::usage(
+            "nothing is to be changed; say --copies, --min-copies or --durability",
+        )),
+    }
+}
+
+/// When what is written is stable, to follow "is".
+fn stable_words(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Flush => "stable after a flush",
+        Durability::Ack => "stable when it is acknowledged",
+    }
+}
+
+/// "ack: what is written is stable when it is acknowledged".
+fn durability_words(volume: &VolumeReport) -> String {
+    let name = match volume.durability {
+        Durability::Flush => "flush",
+        Durability::Ack => "ack",
+    };
+    let awaited = match volume.durability_awaited {
+        true => "; whoever has it attached has not said yet that it does so",
+        false => "",
+    };
+    format!("{name}: what is written is {}{awaited}", stable_words(volume.durability))
 }
 
 /// "3 copies, of which there are 2 by now; its writes wait while fewer than 2 are left".
@@ -251,7 +295,7 @@ fn copies_words(volume: &VolumeReport) -> String {
     format!("{wanted}{now}{rest}")
 }
 
-fn create(context: &Context, name: String, size: Size, kept: Copies) -> Result<(), Failure> {
+fn create(context: &Context, name: String, size: Size, kept: Keeping) -> Result<(), Failure> {
     let request = creation(name, size.0, kept);
     let volume = context.ask_for_volume(&request)?;
     let sentence = format!("volume {} of {} created", volume.name, Size(volume.bytes));
@@ -400,6 +444,7 @@ fn describe(volume: &VolumeReport) -> String {
     }
     fields.extend([
         ("Copies", copies_words(volume)),
+        ("Durability", durability_words(volume)),
         ("Created", proto::calendar::date(volume.created_unix_s)),
     ]);
     match client(volume) {
@@ -497,6 +542,8 @@ mod tests {
             copies: 1,
             copies_wanted: 3,
             min_copies: 2,
+            durability: Durability::Flush,
+            durability_awaited: false,
             created_unix_s: 1_700_000_000,
             attachment,
             waiting: attached.then(|| "waiting for disk 1, 12 s".to_string()),

@@ -83,6 +83,7 @@ fn node() -> NodeReport {
         version: "1.2.3".to_string(),
         uptime_s: 10,
         trash_expiry_s: 86_400,
+        witness: false,
     }
 }
 
@@ -130,6 +131,8 @@ fn volume() -> VolumeReport {
         copies: 1,
         copies_wanted: 3,
         min_copies: 2,
+        durability: engine::admin::Durability::Ack,
+        durability_awaited: true,
         created_unix_s: 0,
         attachment: Some(AttachmentReport {
             node: NodeId(7),

@@ -80,6 +80,7 @@ fn every_setting_is_documented_and_works_from_every_source() {
         ("join", &token),
         ("token-file", token_file.path().to_str().expect("text")),
         ("plain-peers", "loopback"),
+        ("witness", "on"),
     ];
     assert_eq!(samples.map(|(name, _)| name).to_vec(), {
         SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>()
@@ -193,4 +194,15 @@ fn help_and_version_are_no_errors() {
     for flag in ["--help", "--version"] {
         assert!(matches!(gather(&[flag], &[], None), Err(Stop::Print(_))));
     }
+}
+
+#[test]
+fn a_witness_is_said_in_a_word() {
+    let witness = |flags: &[&str]| gather(flags, &[], None).map(|settings| settings.witness);
+    assert_eq!(witness(&[]).expect("right"), None);
+    assert_eq!(witness(&["--witness"]).expect("right"), Some(true));
+    assert_eq!(witness(&["--witness", "--data", "/tmp/x"]).expect("right"), Some(true));
+    assert_eq!(witness(&["--witness", "off"]).expect("right"), Some(false));
+    let sentence = refused(gather(&["--witness", "perhaps"], &[], None));
+    assert!(sentence.contains("--witness: `perhaps` must be on or off"), "{sentence}");
 }

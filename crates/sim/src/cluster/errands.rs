@@ -4,7 +4,10 @@
 use super::{net::Place, world::ClusterWorld};
 use crate::world::Link;
 use cluster::{DiskState, Map};
-use engine::{ConnectionId, Input, admin::AdminRequest};
+use engine::{
+    ConnectionId, Input,
+    admin::{AdminError, AdminReply, AdminRequest, AdminToken, Durability},
+};
 use proto::{BLOCK_SIZE, Buffer, Duration, Time};
 use volume::{Completion, Operation, Request, RequestId};
 
@@ -49,6 +52,9 @@ impl ClusterWorld {
         let volumes: Vec<u64> = self.tenants.keys().copied().collect();
         let chosen = self.fate.below(volumes.len().max(1) as u64) as usize;
         let Some(volume) = volumes.get(chosen).copied() else { return Ok(()) };
+        if self.mix.ack && self.promises.chance(150_000) {
+            return self.change_promise(volume, at);
+        }
         if self.fate.chance(self.mix.takeovers) {
             return self.take_over(volume, at, map);
         }
@@ -63,6 +69,36 @@ impl ClusterWorld {
             return self.send_admin(at, request);
         }
         Ok(())
+    }
+
+    /// Acknowledgements of a volume are to promise something else.
+    fn change_promise(&mut self, volume: u64, at: Place) -> Result<(), String> {
+        let durability = match self.promises.coin() {
+            true => Durability::Ack,
+            false => Durability::Flush,
+        };
+        let tenant = self.tenants.get_mut(&volume).expect("picked among them");
+        if tenant.promise.is_some() {
+            return Ok(()); // what was asked before may still come to be
+        }
+        if durability == Durability::Flush {
+            // It may hold from now on, whatever the answer is.
+            tenant.guest.is_stable = false;
+            tenant.is_strict = false;
+        }
+        tenant.promise = Some(AdminToken(self.next_token + 1));
+        let name = tenant.guest.name.clone();
+        self.send_admin(at, AdminRequest::VolumeDurability { name, durability })
+    }
+
+    /// An administrator was answered: a volume may promise something else from now on.
+    pub(super) fn promised(&mut self, token: AdminToken, result: &Result<AdminReply, AdminError>) {
+        let tenant = self.tenants.values_mut().find(|tenant| tenant.promise == Some(token));
+        let Some(tenant) = tenant else { return };
+        if let Ok(AdminReply::Volume(volume)) = result {
+            tenant.guest.is_stable = volume.durability == Durability::Ack;
+            tenant.promise = None;
+        }
     }
 
     /// A volume is taken from who has it, and its guest goes on at this node; what runs at the

@@ -122,6 +122,9 @@ pub struct ClusterMix {
     /// How often a bit of data or of a map turns over on the one disk of a run that rots, in
     /// millionths per simulated tenth of a second. Drawn apart from all else.
     pub rot: u32,
+    /// Whether volumes may promise that what is acknowledged is stable, from the start or from some
+    /// time on. Drawn apart from all else.
+    pub ack: bool,
 }
 
 impl ClusterMix {
@@ -181,6 +184,7 @@ impl ClusterMix {
                 false => *random.pick(&[1, 3, 5, 7]),
             },
             rot: 0,
+            ack: false,
         };
         if mix.takeovers > 0 {
             // Who has the volume may not know yet that it has not.

@@ -18,7 +18,7 @@ use crate::{
 };
 use engine::{
     Client, ConnectionId, Input, NoticeLevel, Output, PeerInput,
-    admin::{AdminRequest, AdminToken},
+    admin::{AdminRequest, AdminToken, Durability},
 };
 use link::Greeter;
 use proto::{BLOCK_SIZE, DiskId, Duration, NodeId, Time};
@@ -88,6 +88,11 @@ pub(super) struct Tenant {
     pub(super) may_fail: bool,
     /// How often it took its volume from itself elsewhere.
     pub(super) takeovers: u64,
+    /// Its volume has always promised that what is acknowledged is stable: nothing that the guest
+    /// counts on is ever lost, so nothing that it asks may fail for that.
+    pub(super) is_strict: bool,
+    /// What was asked last about what its volume promises.
+    pub(super) promise: Option<AdminToken>,
 }
 
 /// A run. See the module.
@@ -99,6 +104,8 @@ pub struct ClusterWorld {
     pub(super) fate: Random,
     /// Draws what rots.
     pub(super) rot: Random,
+    /// Draws what volumes promise.
+    pub(super) promises: Random,
     /// The machine whose disk rots, in a run in which one does by chance.
     pub(super) rots: Place,
     /// Machines whose disk has rotted.
@@ -169,6 +176,16 @@ impl ClusterWorld {
         ClusterWorld::with_mix(seed, mix, print)
     }
 
+    /// The same, with volumes some of which promise that what is acknowledged is stable.
+    pub fn acknowledging(seed: u64, print: bool) -> ClusterWorld {
+        let mut mix = ClusterMix::draw(&mut Random::new(seed));
+        mix.ack = true;
+        // Nothing tells better what is stable than what is lost.
+        mix.troubles.all = mix.troubles.all.max(4_000);
+        mix.troubles.ambush = mix.troubles.ambush.max(15_000);
+        ClusterWorld::with_mix(seed, mix, print)
+    }
+
     /// A run by this seed with a given mix. The first node founds the cluster.
     pub fn with_mix(seed: u64, mix: ClusterMix, print: bool) -> ClusterWorld {
         let mut random = Random::new(seed ^ 0x666c_6f63_6b21);
@@ -193,6 +210,7 @@ impl ClusterWorld {
             random,
             fate: Random::new(seed ^ 0x6661_7465),
             rot: rot_of(seed ^ 1),
+            promises: Random::new(seed ^ 0x6163_6b21),
             rots: rot_of(seed).below(nodes as u64) as usize,
             rotten: BTreeSet::new(),
             rotted_at: BEGIN,
@@ -500,6 +518,7 @@ impl ClusterWorld {
             }
             self.oracle.create(id, volume.bytes);
             let mut guest = Guest::new(id, volume.name.clone(), volume.bytes);
+            guest.is_stable = volume.durability == Durability::Ack;
             guest.next_at = self.now;
             let tenant = Tenant {
                 guest,
@@ -509,6 +528,8 @@ impl ClusterWorld {
                 opening_since: self.now,
                 may_fail: false,
                 takeovers: 0,
+                is_strict: volume.durability == Durability::Ack,
+                promise: None,
             };
             self.tenants.insert(id, tenant);
         }
@@ -536,6 +557,7 @@ impl ClusterWorld {
             }
             Output::Admin { token, result } => {
                 self.trace.line(now, format_args!("{place}: admin {} told {result:?}", token.0));
+                self.promised(token, &result);
                 Ok(())
             }
             Output::Notice { level, sentence } => {
@@ -793,7 +815,7 @@ impl ClusterWorld {
         match outcome.map_err(|wrong| wrong.to_string())? {
             Outcome::Done if is_promise => self.ambush(at),
             Outcome::Done => Ok(()),
-            Outcome::Failed(volume::Error::Io(_)) if tenant.may_fail => {
+            Outcome::Failed(volume::Error::Io(_)) if tenant.may_fail && !tenant.is_strict => {
                 self.summary.failures += 1;
                 Ok(())
             }
@@ -826,7 +848,11 @@ impl ClusterWorld {
             let name = format!("v{}", self.next_token);
             let bytes = *self.random.pick(&SIZES) * BLOCK_SIZE as u64;
             self.wanted.insert(name.clone(), bytes);
-            return self.send_admin(at, AdminRequest::VolumeCreate { name, bytes });
+            let request = match self.mix.ack && self.promises.chance(600_000) {
+                true => creation_of_a_stable_volume(name, bytes),
+                false => AdminRequest::VolumeCreate { name, bytes },
+            };
+            return self.send_admin(at, request);
         }
         self.run_errand(at, &map)
     }
@@ -892,6 +918,18 @@ fn describe(member: &Member) -> String {
     let Some(sim) = member.sim() else { return format!("{} is down", member.node) };
     let voter = sim.engine().voter().map(|voter| voter.status());
     format!("{} is {:?}, {voter:?}", member.node, sim.life())
+}
+
+/// What asks for a new volume whose acknowledgements promise that what was written is stable.
+fn creation_of_a_stable_volume(name: String, bytes: u64) -> AdminRequest {
+    AdminRequest::VolumeCreateKept {
+        name,
+        bytes: Some(bytes),
+        from: None,
+        copies: None,
+        min_copies: None,
+        durability: Some(Durability::Ack),
+    }
 }
 
 /// Draws what concerns rot in the run of a seed.

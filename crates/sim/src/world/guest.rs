@@ -50,6 +50,8 @@ pub struct Guest {
     pub next_at: Time,
     /// Whether it is or was a clone, or had snapshots: what it uses is not what it shows.
     pub has_layers: bool,
+    /// Whether every change that is acknowledged is stable, by what its volume promises.
+    pub is_stable: bool,
     next_request: u64,
 }
 
@@ -67,6 +69,7 @@ impl Guest {
             in_flight: BTreeMap::new(),
             next_at: Time(0),
             has_layers: false,
+            is_stable: false,
             next_request: 0,
         }
     }
@@ -162,7 +165,7 @@ impl Guest {
                 let bytes = Payload::joined(&payloads);
                 oracle.ok_read(operation, &bytes)?;
             }
-            Ok(Completion::Done) => oracle.ok(operation, request.fua),
+            Ok(Completion::Done) => oracle.ok(operation, request.fua || self.is_stable),
             Ok(Completion::Status(_) | Completion::Difference(_)) => {
                 panic!("guests ask for no states and differences")
             }

@@ -13,10 +13,11 @@ mod register;
 mod seal_cases;
 mod source;
 mod source_cases;
+mod stable_cases;
 mod tests;
 
 use crate::{Completion, Effect, Error, Event, Operation, Request, RequestId, Session, View};
-use cluster::{Answer, Command, Map, State};
+use cluster::{Answer, Command, Durability, Map, State};
 use disk::{FakeDisk, Faults, Random};
 use proto::{
     BLOCK_SIZE, Buffer, ClusterId, DiskId, Duration, Generation, Incarnation, LayerId, LineageId,
@@ -71,8 +72,10 @@ struct World {
     completed: u64,
     /// How many requests may wait for sources and hold a place, if that is not as always.
     share: Option<usize>,
-    /// Reports of opened layers get lost.
+    /// Reports of opened layers, and of promises that were taken, get lost.
     deaf: bool,
+    /// What is acknowledged is promised to be stable.
+    ack: bool,
     trace: bool,
 }
 
@@ -133,6 +136,7 @@ impl World {
             completed: 0,
             share: None,
             deaf: false,
+            ack: false,
             trace: std::env::var("TRACE").is_ok(),
         };
         world.attach(false);
@@ -148,6 +152,14 @@ impl World {
         let Answer::Attached { generation } = answer else { panic!("attached") };
         self.generation = generation;
         self.open_session(View::Head { read_only });
+    }
+
+    /// Acknowledgements of the volume promise from now on that what was changed is stable.
+    fn promise(&mut self) {
+        let (volume, durability) = (self.volume, Durability::Ack);
+        self.state.apply(&Command::SetDurability { volume, durability }).expect("it exists");
+        self.tell_map();
+        self.ack = true;
     }
 
     fn detach(&mut self) {
@@ -221,6 +233,12 @@ impl World {
                 Effect::LayerOpened { layer } => self.layer_opened(layer),
                 Effect::Flattened => self.report_flattened(),
                 Effect::Shortened { parent } => self.report_shortened(parent),
+                Effect::Stable if self.deaf => {}
+                Effect::Stable => {
+                    let (volume, generation) = (self.volume, self.generation);
+                    let taken = Command::StableFromNow { volume, generation };
+                    self.state.apply(&taken).expect("the session writes");
+                }
                 Effect::Fenced => self.fenced = true,
                 Effect::Closed => self.closed = true,
                 Effect::Source { token, layer, offset, length, kind_only } => {
@@ -270,7 +288,8 @@ impl World {
         }
         let before = self.disk.losses;
         self.disk.die(power, &mut self.random);
-        self.unreported |= self.disk.losses > before;
+        // What was acknowledged to the guest was stable.
+        self.unreported |= self.disk.losses > before && !self.ack;
         if power {
             self.register.power_failed();
             self.unsealed(|snap| {
@@ -407,6 +426,7 @@ impl World {
     ) {
         let fails = error.is_some() || first + sectors > self.sectors();
         let count = if fails { 0 } else { count };
+        let fua = fua || self.ack;
         let number = self.register.begin(start, count, tag, fua);
         self.unsealed(|snap| {
             snap.register.begin(start, count, tag, fua);
@@ -489,6 +509,7 @@ impl World {
             Error::Fenced => assert!(self.fenced || self.opened == Some(Err(Error::Fenced))),
             Error::Io(_) if self.abandoned => {}
             Error::Io(_) => {
+                assert!(!self.ack, "nothing that the guest counts on was lost: {error}");
                 let is_flush = matches!(what, What::Flush { .. });
                 let flushes = is_flush || matches!(what, What::Change { fua: true, .. });
                 assert!(self.register.failures() > 0 && flushes, "{error}");

@@ -25,6 +25,8 @@ struct Plan {
     /// Volumes are told to lie on a layer further down; there are so many at the start.
     shortens: u64,
     depth: u64,
+    /// Whether what is acknowledged is promised to be stable.
+    ack: bool,
 }
 
 const PLAIN: Plan = Plan {
@@ -41,6 +43,7 @@ const PLAIN: Plan = Plan {
     share: None,
     shortens: 0,
     depth: 0,
+    ack: false,
 };
 
 const OBJECT_SECTORS: u64 = 8192;
@@ -94,6 +97,9 @@ fn run(seed: u64, steps: u64, plan: Plan) -> (u64, u64) {
     let bytes = (2 * OBJECT_SECTORS + 5600) * SECTOR;
     let mut world = World::new(seed, bytes, plan.faults);
     world.share = plan.share;
+    if plan.ack {
+        world.promise();
+    }
     let depth = 1 + world.random.below(24) as usize;
     for _ in 0..plan.depth {
         for _ in 0..10 {
@@ -301,6 +307,16 @@ fn a_power_failure_takes_only_what_was_not_flushed_and_the_next_flush_says_so() 
     // A disk that was opened anew and that the session still knew by its opening before took a
     // write; the answer came after the map, was not heard, and power failed: nothing was lost.
     run(153, STEPS, plan);
+}
+
+/// Nothing that is asked fails for what the disk loses, either.
+#[test]
+fn a_power_failure_takes_nothing_that_was_acknowledged_where_that_is_promised() {
+    let faults = Faults { busy: 10, no_space: 20, corrupt: 0 };
+    let plan = Plan { faults, deaths: 8, power: true, ack: true, ..PLAIN };
+    check(40, STEPS, plan);
+    let layers = Plan { snapshots: 10, flattens: 10, clones: 3, resizes: 5, ..plan };
+    check(30, STEPS, layers);
 }
 
 #[test]
