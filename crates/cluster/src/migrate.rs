@@ -190,6 +190,7 @@ fn map_of_version_2(fields: Fields2) -> Result<Map, DecodeError> {
         attempts: Vec::new(),
         addresses: Vec::new(),
         tokens: Vec::new(),
+        gaps: Vec::new(),
     };
     map_of(present, partitions)
 }
@@ -222,7 +223,17 @@ pub(crate) fn from_version_3(body: &[u8]) -> Result<Map, DecodeError> {
         attempts: Vec::new(),
         addresses: Vec::new(),
         tokens: Vec::new(),
+        gaps: Vec::new(),
     };
+    let partitions = partitions_of(&present)?;
+    map_of(present, partitions)
+}
+
+/// The present map, from the body of a snapshot of version 4; not yet judged. That had no gaps, which
+/// are the last field: as if it had an empty list of them.
+pub(crate) fn from_version_4(body: &[u8]) -> Result<Map, DecodeError> {
+    let body = [body, &[0]].concat();
+    let present: Present = record(&body)?;
     let partitions = partitions_of(&present)?;
     map_of(present, partitions)
 }

@@ -23,11 +23,11 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The version of the encoding, the first byte.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 4, in their order. `Of...` are the things themselves or references to
+/// The fields of version 5, in their order; version 4 has no `gaps`. `Of...` are the things themselves or references to
 /// them, which are written alike.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
@@ -52,6 +52,8 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) addresses: Vec<(NodeId, Vec<String>)>,
     /// Join tokens, in order of id.
     pub(crate) tokens: Vec<Token>,
+    /// Ids of layers that recoveries have jumped over, in order.
+    pub(crate) gaps: Vec<(LayerId, LayerId)>,
 }
 
 /// A configuration in few bytes, for there are many. A member is the place of its disk in the list
@@ -181,6 +183,7 @@ impl State {
             lineages: map.lineages.iter().map(|(&id, &known)| (id, known)).collect(),
             addresses: map.addresses.iter().map(|(&id, known)| (id, known.clone())).collect(),
             tokens: map.tokens.to_vec(),
+            gaps: map.gaps.to_vec(),
         };
         let mut header = vec![0; HEADER_BYTES];
         header[0] = VERSION;
@@ -209,6 +212,7 @@ impl State {
             1 => migrate::from_version_1(body)?,
             2 => migrate::from_version_2(body)?,
             3 => migrate::from_version_3(body)?,
+            4 => migrate::from_version_4(body)?,
             _ => {
                 let fields: Present = record(body)?;
                 let partitions = partitions_of(&fields)?;
@@ -295,6 +299,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         ),
         addresses: Arc::new(fields.addresses.into_iter().collect()),
         tokens: Arc::new(fields.tokens),
+        gaps: Arc::new(fields.gaps),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),
