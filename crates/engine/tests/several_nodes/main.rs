@@ -6,6 +6,7 @@ mod cuts;
 mod explain;
 mod kept;
 mod people;
+mod recover;
 mod reports;
 mod rot;
 mod support;
