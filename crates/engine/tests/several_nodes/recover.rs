@@ -3,8 +3,8 @@
 
 use crate::copies::three;
 use crate::support::{MIB, Net};
-use engine::ConnectionId;
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest, RecoveryReport};
+use engine::{ConnectionId, Input};
 use volume::Completion;
 
 fn ask(net: &mut Net, at: usize, yes: bool, lost: &[&str]) -> Result<RecoveryReport, AdminError> {
@@ -102,8 +102,13 @@ fn what_was_flushed_is_read_and_written_after_two_of_three_are_lost() {
         let report = net.report(0);
         report.missing_copies == 0 && report.copies.iter().all(|it| it.fewer == 0)
     });
+    net.until("all three vote", 120, |net| {
+        let agreement = net.status(0).agreement;
+        agreement.voters.len() == 3 && !agreement.changing
+    });
+    net.tell(0, Input::Close { connection });
+    net.pass(2);
     net.kill(0);
-    net.until("others have it all", 30, |net| net.volumes(3).is_some());
     let connection = net.open(3, "v");
     assert!(all_are(net.read(3, connection, 4 * MIB, MIB), 9));
     assert!(all_are(net.read(3, connection, 9 * MIB, MIB), 8));
