@@ -12,7 +12,8 @@ use crate::token::{Digest, TokenId};
 use crate::volume::{PendingDiscard, check_name, check_tag, printable};
 use proto::limits::{
     ATTEMPT_DISKS_MAX, COMMAND_BYTES_MAX, GROUP_VOLUMES_MAX, HOLDER_BYTES_MAX, MEMBERS_MAX,
-    NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, PARTITIONS_PER_COMMAND_MAX, ZONE_NAME_BYTES_MAX,
+    NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX, PARTITIONS_PER_COMMAND_MAX,
+    ZONE_NAME_BYTES_MAX,
 };
 use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -558,12 +559,27 @@ pub enum Command {
         /// When what is written is stable.
         durability: Durability,
     },
-    /// The writer's session reports that all that it acknowledges from now on is stable. Done already is done. Answered by [`Answer::Done`].
+    /// The writer's session reports that all that it acknowledges from now on is stable. Done
+    /// already is done. Answered by [`Answer::Done`].
     StableFromNow {
         /// Of which volume.
         volume: VolumeId,
         /// The writer.
         generation: Generation,
+    },
+    /// A majority of the voters is lost: the log goes on from what one node has (decision 0013).
+    /// Never proposed, but written by `Voter::begin_recovery`. Answered by [`Answer::Done`].
+    Recover {
+        /// The nodes that are given up.
+        lost: Vec<NodeId>,
+        /// Now.
+        unix_s: u64,
+    },
+    /// A node that was given up is no part of the cluster any more; partitions do without its disks
+    /// where another member is left. Answered by [`Answer::Done`].
+    RemoveLostNode {
+        /// Which node.
+        node: NodeId,
     },
 }
 
@@ -699,6 +715,7 @@ impl Command {
                 vet_batch(addresses, NODE_ADDRESSES_MAX)?;
                 addresses.iter().try_for_each(|address| check_node_address(address))?;
             }
+            Command::Recover { lost, .. } => vet_batch(lost, NODES_MAX)?,
             Command::BeginAttempt { changes, .. } => {
                 for change in &*changes {
                     vet_batch(&change.wanted, MEMBERS_MAX)?;

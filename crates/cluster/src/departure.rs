@@ -23,7 +23,9 @@ impl Map {
         is_away: impl Fn(DiskId) -> bool,
     ) -> Result<(), Refusal> {
         let is_left = |id: DiskId| {
-            let is_known = self.disk(id).is_some_and(|known| known.state != DiskState::Gone);
+            let is_known = self
+                .disk(id)
+                .is_some_and(|known| known.state != DiskState::Gone && !self.is_lost(known.node));
             id != disk && is_known && !is_away(id)
         };
         let takes = |known: &&Disk| is_left(known.id) && known.is_in() && can_hold(known);
@@ -64,7 +66,8 @@ impl Map {
     /// A disk is gone: tables by which nothing lies do without it at once. Nothing has to be copied
     /// or settled for that, and what will lie there must not wait for it.
     pub(crate) fn take_from_unused(&mut self, gone: DiskId) {
-        let is_in = |disk: &&Disk| disk.is_in() && disk.incarnation.0 > 0;
+        let is_in =
+            |disk: &&Disk| disk.is_in() && disk.incarnation.0 > 0 && !self.is_lost(disk.node);
         let member = |disk: &Disk| Member { disk: disk.id, incarnation: disk.incarnation };
         let others: Vec<Member> = self.disks().filter(is_in).map(member).collect();
         let held = |copies: &u8, partition: &PartitionId| {

@@ -26,6 +26,7 @@ mod membership;
 mod migrate;
 mod partition;
 pub mod placement;
+mod recovery;
 mod redundancy;
 mod refusal;
 mod schedule;
@@ -72,6 +73,7 @@ pub use volume::{
     Attachment, PendingDiscard, SIZE_UNIT, Trash, Volume, check_name, check_size, check_tag,
 };
 pub use voter::{
-    BootError, Effect, Event, Founding, PersistError, Place, ProposalToken, Recovery,
-    RequestNumber, Seat, SeatChange, Voter, VoterStatus, next_seat_change, wanted_voters,
+    BootError, Effect, Event, Following, Founding, PersistError, Place, ProposalToken, Recovery,
+    RecoveryRefusal, RequestNumber, Seat, SeatChange, Voter, VoterStatus, next_seat_change,
+    wanted_voters,
 };

@@ -37,6 +37,9 @@ pub enum NodeState {
     In,
     /// No: what they have is to go to other nodes, as if each of them were draining.
     Draining,
+    /// The node was given up when a majority of the voters was lost (decision 0013): it is not
+    /// let in any more, and is in the map until somebody takes it out.
+    Lost,
 }
 
 /// A disk that holds, or may hold, replicas.
@@ -121,7 +124,8 @@ impl Map {
     /// drain waits rather than take copies away.
     pub fn sites(&self, copies: u8) -> Vec<Site> {
         let usable = |disk: &&Disk| {
-            disk.state != DiskState::Gone && disk.bytes > 0 && disk.incarnation > Incarnation(0)
+            let is_sized = disk.bytes > 0 && disk.incarnation > Incarnation(0);
+            is_sized && disk.state != DiskState::Gone && !self.is_lost(disk.node)
         };
         let is_staying =
             |disk: &&Disk| disk.is_in() && self.nodes[&disk.node].state == NodeState::In;
@@ -242,6 +246,9 @@ impl State {
 
     pub(crate) fn drain_node(&mut self, node: NodeId, wanted: bool) -> Result<Answer, Refusal> {
         let state = if wanted { NodeState::Draining } else { NodeState::In };
+        if self.map.is_lost(node) {
+            return Err(Refusal::NodeIsLost { name: self.node_name(node) });
+        }
         let node = Node { state, ..self.node(node)?.clone() };
         if wanted && self.map.node(node.id) != Some(&node) {
             self.map.vet_drain(|disk| disk.node == node.id)?;

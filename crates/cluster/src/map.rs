@@ -3,7 +3,7 @@
 use crate::attempt::Attempt;
 use crate::group::Group;
 use crate::layer::Layer;
-use crate::machine::{Disk, Node};
+use crate::machine::{Disk, Node, NodeState};
 use crate::partition::{Configuration, Member, Partitions};
 use crate::redundancy::Redundancy;
 use crate::source::Source;
@@ -26,6 +26,9 @@ pub enum LayerFate {
     /// It was never issued: this map is older than the disk (an old copy of the cluster's state was
     /// put back), or the layer is another cluster's. Never drop it; raise an alarm.
     NeverIssued,
+    /// It may have been issued by what a lost majority had agreed on (decision 0013), and nobody
+    /// knows it any more. It is kept: nothing says that it was deleted.
+    Unknown,
 }
 
 /// One state of the cluster. It never changes; shared as `Arc<Map>`, and a newer one shares with it
@@ -55,6 +58,9 @@ pub struct Map {
     pub(crate) tokens: Arc<Vec<Token>>,
     /// Which volume has which name: always exactly the names of `volumes` out of the trash.
     pub(crate) names: Arc<BTreeMap<String, VolumeId>>,
+    /// Ids of layers that were jumped over by recoveries, from the first up to and without the
+    /// second, in order.
+    pub(crate) gaps: Arc<Vec<(LayerId, LayerId)>>,
     /// The next ids to issue; every id ever issued is below.
     pub(crate) next_volume: VolumeId,
     pub(crate) next_layer: LayerId,
@@ -89,6 +95,7 @@ impl Map {
             groups: Arc::default(),
             tokens: Arc::default(),
             names: Arc::default(),
+            gaps: Arc::default(),
             next_volume: VolumeId(1),
             next_layer: LayerId(1),
             provisioned_bytes: 0,
@@ -201,6 +208,8 @@ impl Map {
         let fate = |lineage, layer| {
             if self.layer(layer).is_some_and(|known| known.lineage == lineage) {
                 LayerFate::Live
+            } else if self.is_in_gap(layer) || self.is_in_gap(LayerId(lineage.0)) {
+                LayerFate::Unknown
             } else if layer < self.next_layer && lineage.0 < self.next_layer.0 {
                 LayerFate::Deleted
             } else {
@@ -208,6 +217,21 @@ impl Map {
             }
         };
         found.iter().map(|&(lineage, layer)| (lineage, layer, fate(lineage, layer))).collect()
+    }
+
+    /// Whether an id was jumped over by a recovery.
+    fn is_in_gap(&self, layer: LayerId) -> bool {
+        self.gaps.iter().any(|(first, end)| (*first..*end).contains(&layer))
+    }
+
+    /// Whether anything lies by the table for a number of copies.
+    pub fn is_in_use(&self, copies: u8) -> bool {
+        self.is_used(copies)
+    }
+
+    /// Whether a node was given up when a majority of the voters was lost.
+    pub fn is_lost(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|known| known.state == NodeState::Lost)
     }
 
     /// How many binary digits a partition number has: there are 2^this partitions.

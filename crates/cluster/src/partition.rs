@@ -176,6 +176,18 @@ impl Partitions {
         self.tables.extend(added.tables);
     }
 
+    /// Every number of before is behind those of now; the members stay, and are to be agreed anew
+    /// where `is_doubtful`.
+    pub(crate) fn jump(&mut self, by: u64, is_doubtful: bool) {
+        self.replace(|old| {
+            (old.number.0 > 0).then(|| Configuration {
+                number: ConfigurationNumber(old.number.0 + by),
+                may_be_refused: old.may_be_refused || is_doubtful,
+                ..old.clone()
+            })
+        });
+    }
+
     /// Twice as many partitions: p becomes 2p and 2p + 1 with the members of p.
     pub(crate) fn double(&mut self) {
         self.bits += 1;

@@ -4,7 +4,8 @@ use crate::{PersistError, TokenId};
 use proto::limits::{
     ATTACHMENTS_MAX, ATTEMPTS_MAX, COPIES_MAX, DISKS_MAX, GROUP_VOLUMES_MAX, GROUPS_MAX,
     LAYERS_MAX, NODE_ADDRESS_BYTES_MAX, NODES_MAX, PARTITION_BITS_MAX, PROPOSALS_MAX,
-    SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, TOKEN_USES_MAX, TOKENS_MAX, VOLUMES_MAX,
+    RECOVERIES_MAX, SCHEDULE_KEEP_MAX, SNAPSHOTS_MAX, SOURCES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+    VOLUMES_MAX,
 };
 use proto::{
     ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId, VolumeId,
@@ -559,6 +560,42 @@ pub enum Refusal {
         /// How many.
         count: usize,
     },
+    /// It was given up.
+    #[error(
+        "node {name} was given up when the cluster was recovered; take it out with `dog node \
+         remove {name} --yes`, and let the machine join anew with an empty data directory"
+    )]
+    NodeIsLost {
+        /// Which node.
+        name: String,
+    },
+    /// Nothing says that it is lost.
+    #[error(
+        "node {name} was not given up by a recovery; drain it, or take its disks out with `dog \
+         disk remove`"
+    )]
+    NodeNotLost {
+        /// Which node.
+        name: String,
+    },
+    /// What lies there would be gone.
+    #[error(
+        "{count} partitions in use have no copy but on node {name}, which is lost, and reading \
+         them would give zeros; delete the volumes that are kept in so few copies first (`dog \
+         volume explain` shows them)"
+    )]
+    OnlyOnLostNode {
+        /// Which node.
+        name: String,
+        /// Of how many partitions.
+        count: usize,
+    },
+    /// The number of recoveries is bounded.
+    #[error(
+        "the cluster was recovered {max} times already; make a new one and copy the volumes",
+        max = RECOVERIES_MAX
+    )]
+    TooManyRecoveries,
     /// Somebody uses volumes there.
     #[error(
         "node {name} has {count} volumes or snapshots attached; stop their clients there, or end \
@@ -919,6 +956,9 @@ impl Refusal {
             | DiskGone { .. }
             | LastCopy { .. }
             | NodeHasDisks { .. }
+            | NodeIsLost { .. }
+            | NodeNotLost { .. }
+            | OnlyOnLostNode { .. }
             | NodeHasAttachments { .. }
             | CopiesAreFixed { .. }
             | OldConfiguration { .. }
@@ -944,6 +984,7 @@ impl Refusal {
             | TooManyAttempts
             | TokenUsedUp { .. }
             | TooManyTokens
+            | TooManyRecoveries
             | TooManySources => RefusalKind::Full,
             NotLogged(_) | OutcomeUnknown => RefusalKind::Unavailable,
         }

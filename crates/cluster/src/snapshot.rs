@@ -64,20 +64,24 @@ struct Further {
     /// Volumes that promise something else than the default, in order of id, and whether their
     /// writer has still to report that.
     durabilities: Vec<(VolumeId, Durability, bool)>,
+    /// Ids of layers that recoveries have jumped over, in order.
+    gaps: Vec<(LayerId, LayerId)>,
 }
 
 impl Further {
     fn of(map: &Map) -> Further {
         let differs = |volume: &&Volume| volume.durability != Durability::default();
         let durability = |it: &Volume| (it.id, it.durability, it.awaits_stable);
-        Further { durabilities: map.volumes().filter(differs).map(durability).collect() }
+        let durabilities = map.volumes().filter(differs).map(durability).collect();
+        Further { durabilities, gaps: map.gaps.to_vec() }
     }
 
     fn is_empty(&self) -> bool {
-        self.durabilities.is_empty()
+        self.durabilities.is_empty() && self.gaps.is_empty()
     }
 
-    /// Puts it where it belongs. Each is named once, and only if there is something to tell.
+    /// Puts what is told of volumes where it belongs. Each is named once, and only if there is
+    /// something to tell.
     fn apply(self, fields: &mut Present) -> Result<(), DecodeError> {
         let contradiction = Err(DecodeError::Contradiction("more to tell, and nothing told"));
         if self.is_empty() {
@@ -266,9 +270,11 @@ impl State {
             _ => {
                 let (mut fields, rest) = postcard::take_from_bytes::<Present>(body)
                     .map_err(|_| DecodeError::Malformed)?;
-                record::<Further>(rest)?.apply(&mut fields)?;
+                let further = record::<Further>(rest)?;
+                let gaps = Arc::new(further.gaps.clone());
+                further.apply(&mut fields)?;
                 let partitions = partitions_of(&fields)?;
-                map_of(fields, partitions)?
+                Map { gaps, ..map_of(fields, partitions)? }
             }
         };
         let state = State { map: Arc::new(map) };
@@ -351,6 +357,7 @@ pub(crate) fn map_of(fields: Present, partitions: Partitions) -> Result<Map, Dec
         ),
         addresses: Arc::new(fields.addresses.into_iter().collect()),
         tokens: Arc::new(fields.tokens),
+        gaps: Arc::default(),
         layers: Arc::new(fields.layers.into_iter().collect()),
         lineages: Arc::new(fields.lineages.into_iter().collect()),
         nodes: Arc::new(fields.nodes.into_iter().map(|node| (node.id, node)).collect()),

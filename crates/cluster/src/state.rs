@@ -10,6 +10,7 @@ use crate::machine;
 use crate::map::Map;
 use crate::membership;
 use crate::partition::Partitions;
+use crate::recovery;
 use crate::redundancy;
 use crate::refusal::Refusal;
 use crate::schedule;
@@ -221,6 +222,8 @@ impl State {
                 let (token, secret, node, key) = (*token, *secret, *node, *key);
                 self.admit_node(&Applicant { token, secret, node, key }, name, *unix_s)
             }
+            Command::Recover { lost, .. } => self.recover(lost),
+            &Command::RemoveLostNode { node } => self.remove_lost_node(node),
             other => unreachable!("{other:?} is applied above"),
         }
     }
@@ -557,6 +560,7 @@ impl State {
         group::contradiction(map)?;
         source::contradiction(map)?;
         token::contradiction(map)?;
+        recovery::contradiction(map)?;
         let lineages: std::collections::BTreeSet<_> =
             map.volumes().map(|volume| volume.lineage).collect();
         hold(lineages.len() == map.volumes.len(), "two volumes with one lineage")

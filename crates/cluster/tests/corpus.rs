@@ -187,6 +187,8 @@ fn machines() -> Vec<(&'static str, Command)> {
         ("revoke", Command::RevokeToken { id: TokenId(5) }),
         ("durable", Command::SetDurability { volume: VolumeId(2), durability: Durability::Ack }),
         ("stable", Command::StableFromNow { volume: VolumeId(2), generation: Generation(2) }),
+        ("recover", Command::Recover { lost: vec![NodeId(38)], unix_s: 2002 }),
+        ("remove-lost-node", Command::RemoveLostNode { node: NodeId(38) }),
     ]
 }
 
@@ -199,6 +201,10 @@ const VERSION_2: &str = "02d92a915a35925aec06014d0202010205616c706861010302040c0
 const VERSION_3: &str = "0395b776f61911b03b06014d0202010205616c70686100000103020400000c01030180\
     200101000000010103766d318020010100010102011370726f636573732034373131202871656d7529000501\
     80208040630000000101010000010000010103030201";
+
+/// A snapshot as version 4 wrote it: a node and a disk that was opened once.
+const VERSION_4: &str = "047b8b5bfbc565ed2d03070101010108036f6e650000010908010000040103011001010\
+    000000000000000000001000000";
 
 fn digits(text: &str) -> Vec<u8> {
     let digits: Vec<u32> =
@@ -226,6 +232,7 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds.extend([
         ("snapshot-of-version-2".to_owned(), with(AS_IT_IS, &digits(VERSION_2))),
         ("snapshot-of-version-3".to_owned(), with(AS_IT_IS, &digits(VERSION_3))),
+        ("snapshot-of-version-4".to_owned(), with(AS_IT_IS, &digits(VERSION_4))),
         ("snapshot-cut".to_owned(), with(FITTING, &whole[..whole.len() / 2])),
         ("snapshot-of-a-later-version".to_owned(), with(FITTING, &later)),
         ("snapshot-spoiled".to_owned(), with(AS_IT_IS, &spoiled)),

@@ -7,7 +7,7 @@ mod volume;
 
 pub use cluster::{
     AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport, ClusterReport,
-    CopiesReport,
+    CopiesReport, RecoveryNodeReport, RecoveryReport,
 };
 pub use group::{GroupMemberReport, GroupReport, GroupSnapshotReport};
 pub use volume::{
@@ -307,6 +307,16 @@ pub enum AdminRequest {
     /// The cluster: nodes, disks, copies, and what is done about them. Answered by
     /// [`AdminReply::Cluster`], also while nothing can be agreed on: with what was known last.
     ClusterStatus,
+    /// A majority of the nodes that vote is lost for ever: go on from what this node has of the
+    /// agreed log (decision 0013). Answered by [`AdminReply::Recovery`]; refused while there is any
+    /// other way.
+    ClusterRecover {
+        /// Whether to do it; otherwise it is only said what it would do.
+        yes: bool,
+        /// Other nodes that are lost too, by name or id.
+        #[serde(default)]
+        lost: Vec<String>,
+    },
     /// What a node's disks hold is to go to others, or is to stay after all. Answered by
     /// [`AdminReply::Done`] once that is agreed; it is carried out in the background.
     NodeDrain {
@@ -440,6 +450,7 @@ impl AdminRequest {
                 | AdminRequest::NodeAdd { .. }
                 | AdminRequest::TokenAdd { .. }
                 | AdminRequest::TokenRevoke { .. }
+                | AdminRequest::ClusterRecover { .. }
                 | AdminRequest::NodeDrain { .. }
                 | AdminRequest::NodeRemove { .. }
                 | AdminRequest::DiskDrain { .. }
@@ -534,6 +545,8 @@ pub enum AdminReply {
     Explained(Box<ExplainReport>),
     /// Where a volume is.
     Located(Box<LocateReport>),
+    /// What a recovery would do, or has done.
+    Recovery(Box<RecoveryReport>),
 }
 
 /// A join token, without its secret, which nobody keeps.
@@ -666,6 +679,20 @@ pub struct AgreementReport {
     pub learners: Vec<NodeId>,
     /// Why nothing can be agreed on just now, if nothing can.
     pub waiting: Option<String>,
+    /// The last recovery from a lost majority, if there ever was one.
+    #[serde(default)]
+    pub recovered: Option<RecoveredReport>,
+}
+
+/// A recovery from a lost majority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveredReport {
+    /// How many there were, with it.
+    pub count: u64,
+    /// When, in seconds since 1970.
+    pub unix_s: u64,
+    /// From what this node had the cluster went on.
+    pub node: NodeId,
 }
 
 /// All sources together.

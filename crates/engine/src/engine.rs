@@ -9,6 +9,7 @@ mod applying;
 mod attaching;
 mod boot;
 mod duties;
+mod era;
 mod errands;
 mod explain;
 mod gathering;
@@ -271,6 +272,8 @@ pub struct Engine {
     map: Arc<Map>,
     disks: Disks,
     peers: Peers,
+    /// What it knows of recoveries from a lost majority.
+    era: era::Recoveries,
     /// What it does about the members of partitions.
     members_here: Members,
     /// What it mends of its disks.
@@ -360,6 +363,7 @@ impl Engine {
             map: cluster::State::default().map(),
             disks: Disks::new(),
             peers: Peers::new(),
+            era: era::Recoveries::default(),
             mending: Mending::default(),
             members_here: Members::default(),
             held: BTreeMap::new(),
@@ -646,7 +650,7 @@ impl Engine {
             self.look_after_flattens(now);
         }
         self.end_own_turns(now, outputs);
-        self.tick_peers(now);
+        self.tick_peers(now, outputs);
         self.tick_members(now, outputs);
         self.tick_mending(now, outputs);
         self.answer_sealed(now, outputs);
@@ -994,6 +998,7 @@ impl Engine {
                 self.answer_stable(now, outputs);
                 self.answer_sealed_groups(now, outputs);
             }
+            cluster::Effect::Recovered(result) => self.recovered(now, result, outputs),
             cluster::Effect::Send { to, bytes } => self.send_to_voter(now, to, &bytes),
         }
         self.work.extend(effects.into_iter().map(Work::FromJournal));

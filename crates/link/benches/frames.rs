@@ -71,8 +71,15 @@ fn take_apart() -> u128 {
 fn end(node: u128, peer: u128, effects: &mut Vec<Effect>) -> Link {
     let identity = Identity { cluster: ClusterId(1), node: NodeId(node), instance: node as u64 };
     let (requests, bytes) = (1024, 64 << 20);
-    let settings =
-        Settings { identity, version_min: 1, version_max: 1, features: 0, requests, bytes };
+    let settings = Settings {
+        identity,
+        version_min: 1,
+        version_max: 1,
+        features: 0,
+        era: proto::wire::Era::default(),
+        requests,
+        bytes,
+    };
     Link::new(Time(0), settings, NodeId(peer), effects)
 }
 

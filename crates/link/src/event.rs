@@ -1,8 +1,8 @@
 //! What goes into a link and what comes out of it.
 
 use crate::CloseReason;
-use proto::wire::Identity;
 use proto::wire::note::{Channel, Promise};
+use proto::wire::{Era, Identity};
 use proto::{
     DiskId, Duration, MemberError, MemberReply, MemberRequest, MemberToken, Payload, Time,
 };
@@ -19,6 +19,8 @@ pub struct Settings {
     pub version_max: u8,
     /// What else it can, one bit each.
     pub features: u64,
+    /// The life of the agreed log that it has a part in.
+    pub era: Era,
     /// Requests it lets each peer have in flight, at most `LINK_REQUESTS_MAX`.
     pub requests: u32,
     /// Bytes it lets each peer have in flight, at most `LINK_BYTES_MAX` and at least the longest

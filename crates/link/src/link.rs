@@ -8,7 +8,7 @@ use crate::incoming::{Incoming, Progress};
 use crate::output::{Mark, Output};
 use crate::{Beat, CloseReason, Effect, Event, Settings};
 use proto::limits::{self, LINK_BEATS_KEPT_MAX, LINK_INSTANCES_KEPT_MAX};
-use proto::wire::{HEADER_BYTES, Header, Hello, Kind, Seal, connection_key, note};
+use proto::wire::{Era, HEADER_BYTES, Header, Hello, Kind, Seal, connection_key, note};
 use proto::{BLOCK_SIZE, Duration, NodeId, Payload, Time};
 use std::collections::VecDeque;
 
@@ -114,6 +114,12 @@ impl Link {
             link.dial(now, effects);
         }
         link
+    }
+
+    /// Which life of the agreed log this node has found: until now it had none, and took part in
+    /// whichever it would find.
+    pub fn set_era(&mut self, era: Era) {
+        self.settings.era = era;
     }
 
     /// The peer of this link.
@@ -421,6 +427,7 @@ impl Link {
             nonce,
             requests,
             bytes,
+            era: self.settings.era,
         };
         self.output = Output::new();
         self.output.put(now, |out, _| {
@@ -434,6 +441,10 @@ impl Link {
         let node = hello.identity.node;
         if node != self.peer {
             return Err(CloseReason::OtherNode { wanted: self.peer, found: node });
+        }
+        if !self.settings.era.agrees_with(&hello.era) {
+            let (theirs, ours) = (hello.era, self.settings.era);
+            return Err(CloseReason::OtherEra { node, theirs, ours });
         }
         let ours = (u16::from(self.settings.version_min), u16::from(self.settings.version_max));
         let version = ours.1.min(hello.version_max);

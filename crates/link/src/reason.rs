@@ -1,8 +1,8 @@
 //! Why a connection between nodes ends.
 
 use proto::limits;
-use proto::wire::FrameError;
 use proto::wire::note::Farewell;
+use proto::wire::{Era, FrameError};
 use proto::{ClusterId, NodeId};
 
 /// Why a connection ended, or never came to be, in words for a log.
@@ -115,6 +115,32 @@ pub enum CloseReason {
         /// Its id.
         node: NodeId,
     },
+    /// The cluster was recovered without one of the two.
+    #[error(
+        "node {node} has another history than this one (recovery {theirs_count} there, \
+         {ours_count} here: the cluster was recovered without one of them, or on both sides of a \
+         cut); the one that was left behind is taken out with `dog node remove`, wiped, and joins \
+         anew",
+        theirs_count = theirs.count(),
+        ours_count = ours.count()
+    )]
+    OtherEra {
+        /// Its id.
+        node: NodeId,
+        /// The life of the agreed log that it has a part in.
+        theirs: Era,
+        /// Ours.
+        ours: Era,
+    },
+    /// The other side was lost when the cluster was recovered.
+    #[error(
+        "node {node} was given up when the cluster was recovered; take it out with `dog node \
+         remove`, wipe its data directory, and let it join anew"
+    )]
+    GivenUp {
+        /// Its id.
+        node: NodeId,
+    },
     /// Something else than a hello came first.
     #[error("the other side did not begin with who it is; report this bug")]
     BeforeHello,
@@ -150,7 +176,9 @@ impl CloseReason {
             // It goes away for a moment, as far as the other side is concerned.
             Stopped | Starting => Some(Farewell::Stopping),
             Superseded => Some(Farewell::Superseded),
-            OtherCluster { .. }
+            GivenUp { .. } => Some(Farewell::GivenUp),
+            OtherEra { .. }
+            | OtherCluster { .. }
             | UnknownNode { .. }
             | OwnIdentity { .. }
             | OtherNode { .. }
@@ -168,6 +196,6 @@ impl CloseReason {
             CloseReason::Said { why, .. } => Some(*why),
             other => other.farewell(),
         };
-        matches!(why, Some(Farewell::Refused | Farewell::Broken))
+        matches!(why, Some(Farewell::Refused | Farewell::GivenUp | Farewell::Broken))
     }
 }

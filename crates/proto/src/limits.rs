@@ -121,6 +121,14 @@ pub const VOTER_TICK_MS: u64 = 100;
 pub const VOTERS_MAX: usize = 7;
 /// Nodes that follow the log without a vote.
 pub const LEARNERS_MAX: usize = 30;
+/// How far a recovery from a lost majority jumps over every number that the lost part of the log may
+/// have issued: one number a microsecond takes twelve days.
+pub const RECOVERY_JUMP: u64 = 1 << 40;
+/// Recoveries of one cluster.
+pub const RECOVERIES_MAX: usize = 64;
+/// A node that starts and is told that it was given up waits so long for others to lead it, in
+/// milliseconds; then it ends.
+pub const GIVEN_UP_WAIT_MS: u64 = 5_000;
 /// Members whose applied proposals are remembered, those that left among them.
 pub const SESSIONS_MAX: usize = 4 * NODES_MAX;
 /// One message between members, in bytes.

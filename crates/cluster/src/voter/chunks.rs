@@ -171,7 +171,11 @@ impl Received {
         let (head, state_bytes) = decode_snapshot(bytes).ok()?;
         let sessions = head.roster.sessions.values();
         let counts = sessions.flat_map(|session| [session.instance, session.number, session.index]);
-        let counts = counts.chain([head.index, head.term, head.roster.recoveries()]);
+        let counts = counts.chain([
+            head.index,
+            head.term,
+            head.roster.recovery.map_or(0, |recovery| recovery.count),
+        ]);
         if counts.max() > Some(OUTSIDE_COUNT_MAX) {
             return None;
         }

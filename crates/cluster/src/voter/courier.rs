@@ -126,6 +126,13 @@ impl Courier {
 }
 
 impl Courier {
+    /// Whoever leads next is given everything anew.
+    pub(super) fn forget_leader(&mut self) {
+        self.given = Given::default();
+        self.logged_term = 0;
+        self.logged.clear();
+    }
+
     /// Nothing comes to its end here any more: what others may carry out, and what they cannot.
     pub(super) fn give_up(&mut self) -> (Vec<Pending>, Vec<Pending>) {
         let handed_out = self.handed_out;

@@ -89,6 +89,9 @@ pub enum Effect {
     },
     /// [`Voter::map`] shows what others proposed.
     Learned,
+    /// The end of what [`Voter::begin_recovery`] began. After an error everything is as it was
+    /// before, unless the journal failed.
+    Recovered(Result<(), PersistError>),
 }
 
 /// Why a voter cannot start from what its journal holds.
@@ -118,12 +121,16 @@ pub struct VoterStatus {
     pub term: u64,
     /// Who votes; while a change is under way, who will.
     pub voters: Vec<NodeId>,
+    /// While a change of voters is under way, who voted before: a majority of them is needed too.
+    pub outgoing: Vec<NodeId>,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,
     /// Whether a change of voters is under way.
     pub changing: bool,
     /// The last entry in its log, durable or not.
     pub last: u64,
+    /// Its term.
+    pub last_term: u64,
     /// The last entry that it knows to be agreed.
     pub committed: u64,
     /// The last entry that is applied.

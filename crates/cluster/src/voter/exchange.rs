@@ -10,12 +10,12 @@ use raft::{ProgressState, SnapshotStatus};
 use std::sync::Arc;
 
 impl Voter {
-    /// The number of the group that it belongs to.
-    fn recoveries(&self) -> u64 {
-        if self.durable.members.voters.is_empty() {
-            self.heard_recoveries
-        } else {
-            self.roster.recoveries()
+    /// The number of the era that it speaks in.
+    fn era_number(&self) -> u64 {
+        match self.follows {
+            Some(era) => era.number,
+            None if self.durable.members.voters.is_empty() => self.heard_era,
+            None => self.roster.era().number,
         }
     }
 
@@ -26,14 +26,15 @@ impl Voter {
         bytes: &[u8],
         effects: &mut Vec<Effect>,
     ) {
-        if self.writing.failed.is_some() || self.ticks < self.full_until {
+        let is_silent = self.writing.failed.is_some() || self.writing.is_recovering();
+        if is_silent || self.ticks < self.full_until {
             return;
         }
-        // What is not understood, and what belongs to a group of before, is as good as lost.
-        let Ok((recoveries, body)) = Body::decode(bytes) else { return };
-        if self.durable.members.voters.is_empty() {
-            self.heard_recoveries = recoveries;
-        } else if recoveries != self.roster.recoveries() {
+        // What is not understood, and what belongs to another era, is as good as lost.
+        let Ok((era, body)) = Body::decode(bytes) else { return };
+        if self.durable.members.voters.is_empty() && self.follows.is_none() {
+            self.heard_era = era;
+        } else if era != self.era_number() {
             return;
         }
         self.watch.hear(from, now);
@@ -104,7 +105,7 @@ impl Voter {
         // A node that has no members yet answers who spoke to it.
         let speaker = self.watch.speaker.filter(|&node| member_of(node) == to);
         if let Some(to) = self.roster.nodes.get(&to).copied().or(speaker) {
-            effects.push(Effect::Send { to, bytes: body.encode(self.recoveries()) });
+            effects.push(Effect::Send { to, bytes: body.encode(self.era_number()) });
         }
     }
 

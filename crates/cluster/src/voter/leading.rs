@@ -131,7 +131,8 @@ impl Voter {
             return None;
         }
         let map = self.state.map();
-        let members = map.nodes().map(|node| member_of(node.id)).filter(|it| *it != self.member);
+        let nodes = map.nodes().filter(|node| !map.is_lost(node.id));
+        let members = nodes.map(|node| member_of(node.id)).filter(|it| *it != self.member);
         let left = |member: u64| {
             let since = self.watch.steady.get(&member)?;
             Some(STEADY.saturating_sub(now.since(*since)))
@@ -146,7 +147,9 @@ impl Voter {
         let members = raft.prs().conf().to_conf_state();
         let mut nodes: BTreeMap<NodeId, bool> =
             self.roster.nodes.values().map(|&node| (node, false)).collect();
-        nodes.extend(self.state.map().nodes().map(|node| (node.id, true)));
+        let map = self.state.map();
+        let listed = map.nodes().filter(|node| !map.is_lost(node.id));
+        nodes.extend(listed.map(|node| (node.id, true)));
         let mut seats = Vec::new();
         for (node, listed) in nodes {
             let member = member_of(node);

@@ -1,4 +1,4 @@
-//! What members say to one another, as bytes: version, the group's number, then one of a few kinds.
+//! What members say to one another, as bytes: version, the era's number, then one of a few kinds.
 //! The frame around it has the checksum.
 
 use super::log::Log;
@@ -20,8 +20,8 @@ const _: () = assert!(OUTSIDE_COUNT_MAX < COUNT_MAX);
 
 #[derive(Serialize, Deserialize)]
 struct Envelope {
-    /// How often members were forced: those of before are another group.
-    recoveries: u64,
+    /// The life of the log that it belongs to; members of others are another group.
+    era: u64,
     body: Body,
 }
 
@@ -57,19 +57,19 @@ impl Body {
         Body::Raft(message.encode_to_vec())
     }
 
-    pub(super) fn encode(self, recoveries: u64) -> Vec<u8> {
-        let bytes = encode(VERSION, &Envelope { recoveries, body: self });
+    pub(super) fn encode(self, era: u64) -> Vec<u8> {
+        let bytes = encode(VERSION, &Envelope { era, body: self });
         assert!(bytes.len() <= VOTER_MESSAGE_BYTES_MAX, "its parts are bounded");
         bytes
     }
 
-    /// The group's number and the body.
+    /// The number of the era and the body.
     pub(super) fn decode(bytes: &[u8]) -> Result<(u64, Body), DecodeError> {
         let (envelope, rest): (Envelope, _) = decode(VERSION, bytes, VOTER_MESSAGE_BYTES_MAX)?;
         if !rest.is_empty() {
             return Err(DecodeError::Malformed);
         }
-        Ok((envelope.recoveries, envelope.body))
+        Ok((envelope.era, envelope.body))
     }
 }
 

@@ -17,6 +17,7 @@ mod leading;
 mod log;
 mod message;
 mod record;
+mod recover;
 mod roster;
 mod seats;
 mod writing;
@@ -33,6 +34,7 @@ use proto::limits::{
     COMMAND_BYTES_MAX, FORWARDED_PROPOSALS_MAX, JOURNAL_APPEND_BYTES_MAX, LEARNERS_MAX,
     PROPOSALS_MAX, VOTER_MESSAGE_BYTES_MAX, VOTER_TICK_MS, VOTERS_MAX,
 };
+use proto::wire::Era;
 use proto::{Duration, Mistake, NodeId, Time, planted};
 use raft::eraftpb::{Entry, HardState, Message};
 use raft::{Config, RawNode, StateRole};
@@ -45,6 +47,7 @@ pub use event::{
     BootError, Effect, Event, PersistError, ProposalToken, RequestNumber, VoterStatus,
 };
 pub use leading::Place;
+pub use recover::{Following, RecoveryRefusal};
 pub use roster::Recovery;
 pub use seats::{Seat, SeatChange, next_seat_change, wanted_voters};
 
@@ -59,6 +62,8 @@ pub enum Founding {
 
 /// Ticks without a sign of the leader after which a voter thinks of an election, at least.
 const ELECTION_TICKS: u64 = 10;
+/// Ticks without a sign of the leader after which who does not vote takes it for gone.
+const LED_TICKS: u64 = 3 * ELECTION_TICKS;
 /// Ticks between two signs of a leader.
 const HEARTBEAT_TICKS: usize = 1;
 /// Ticks for which a member whose journal is full leaves it alone, and is silent.
@@ -126,8 +131,10 @@ pub struct Voter {
     call: Option<(Message, u64)>,
     /// The journal has no space, and is not asked before this tick.
     full_until: u64,
-    /// The group that a node without members takes part in.
-    heard_recoveries: u64,
+    /// The era that a node without members takes part in.
+    heard_era: u64,
+    /// The era whose snapshot a node of the one before waits for.
+    follows: Option<Era>,
     /// Whether something was applied that others proposed.
     learned: bool,
 }
@@ -179,7 +186,8 @@ impl Voter {
             election_timeout,
             call: None,
             full_until: 0,
-            heard_recoveries: 0,
+            heard_era: 0,
+            follows: None,
             learned: false,
         };
         let mut effects = Vec::new();
@@ -188,37 +196,6 @@ impl Voter {
         assert!(effects.is_empty(), "nobody knows of it yet");
         voter.learned = false;
         Ok(voter)
-    }
-
-    /// A snapshot that makes this node the only voter of the cluster, from the journal of one whose
-    /// fellows are lost for good. All that its log has counts as agreed: what only the lost ones
-    /// had is lost with them, what they had not agreed on may be carried out. They must never be
-    /// started again; if they are, nobody listens. It is to replace all that the journal has.
-    pub fn recover(
-        node: NodeId,
-        snapshot: Option<&[u8]>,
-        records: &[Vec<u8>],
-    ) -> Result<Vec<u8>, BootError> {
-        let mut saved = record::load(node, Founding::Elsewhere, snapshot, records)?;
-        saved.log.ballot.commit = saved.log.last();
-        let mut voter = Voter::start(node, 0, saved)?;
-        if voter.durable.applied == 0 {
-            let what = "it has nothing of the cluster's state; recover from another node";
-            return Err(BootError::Snapshot(DecodeError::Contradiction(what)));
-        }
-        let log = &mut voter.durable;
-        log.members = Log::default().members;
-        log.members.voters = vec![voter.member];
-        let recovery = Recovery { count: voter.roster.recoveries() + 1, index: log.applied, node };
-        voter.roster.rename(&[node], &log.members);
-        voter.roster.recovery = Some(recovery);
-        let term = log.term_of(log.applied).expect("it is the last");
-        log.ballot.term += 1;
-        log.ballot.vote = 0;
-        let ballot = log.ballot.clone();
-        let instance = voter.courier.instance;
-        let log = voter.durable.clone();
-        Ok(voter.encode_snapshot(term, &ballot, instance, &log))
     }
 
     /// The present map: all that is applied, nothing that is only proposed.
@@ -248,9 +225,12 @@ impl Voter {
         self.raft.raft.state == StateRole::Leader
     }
 
-    /// Whether it leads or knows who does: only then is anything agreed.
+    /// Whether it leads or knows who does: only then is anything agreed. Who does not vote never
+    /// calls an election, and so goes on naming a leader that is gone.
     pub fn is_led(&self) -> bool {
-        self.raft.raft.leader_id != 0
+        let raft = &self.raft.raft;
+        let is_heard = (raft.election_elapsed as u64) < LED_TICKS;
+        raft.leader_id != 0 && (is_heard || self.leads() || raft.promotable())
     }
 
     /// How it is.
@@ -268,9 +248,11 @@ impl Voter {
             leads: self.leads(),
             term: raft.term,
             voters: named(&members.voters),
+            outgoing: named(&members.voters_outgoing),
             learners: named(&[&members.learners[..], &members.learners_next[..]].concat()),
             changing: !members.voters_outgoing.is_empty(),
             last: raft.raft_log.last_index(),
+            last_term: raft.raft_log.last_term(),
             committed: raft.raft_log.committed,
             applied: self.durable.applied,
             applied_term: self.durable.term_of(self.durable.applied).unwrap_or(0),
@@ -496,6 +478,8 @@ impl Voter {
         let index = received.head.index;
         self.state = received.state;
         self.roster = received.head.roster;
+        self.follows = None;
+        self.writing.keeps_ballots();
         self.raft.advance_apply_to(index);
         let session = self.roster.sessions.get(&self.member).copied().unwrap_or_default();
         for token in self.courier.skip(session) {

@@ -1,8 +1,9 @@
 //! What is agreed beside the state: who the members are, and which proposals were applied.
 
 use crate::command::DecodeError;
-use proto::NodeId;
 use proto::limits::{LEARNERS_MAX, SESSIONS_MAX, VOTERS_MAX};
+use proto::wire::Era;
+use proto::{NodeId, crc64};
 use raft::eraftpb::ConfState;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,12 +31,26 @@ pub(super) struct Session {
 /// A forced change of members, after which the members of before are another group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Recovery {
-    /// Counts them; members of another count are not listened to.
+    /// Counts them.
     pub count: u64,
     /// The last entry that the node had, and with it the last that survived.
     pub index: u64,
+    /// That entry's term.
+    pub term: u64,
     /// From whose log the cluster went on.
     pub node: NodeId,
+    /// When, in seconds since 1970.
+    pub unix_s: u64,
+}
+
+impl Recovery {
+    /// The life of the log that it began. Two of the same count have other numbers, unless they are
+    /// the same: what is said in one is not heard in the other.
+    pub fn era(&self) -> Era {
+        let bytes = postcard::to_stdvec(self).expect("it only has serializable fields");
+        let number = self.count << 32 | crc64(&bytes) & u64::from(u32::MAX);
+        Era { number, index: self.index, term: self.term }
+    }
 }
 
 /// Agreed as the state is, by the same entries.
@@ -88,9 +103,9 @@ impl Roster {
         self.nodes.retain(|member, _| present.contains(member));
     }
 
-    /// How often members were forced.
-    pub(super) fn recoveries(&self) -> u64 {
-        self.recovery.map_or(0, |recovery| recovery.count)
+    /// The present life of the log.
+    pub(super) fn era(&self) -> Era {
+        self.recovery.map_or(Era::default(), |recovery| recovery.era())
     }
 }
 

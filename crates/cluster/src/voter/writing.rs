@@ -49,6 +49,8 @@ enum InFlight {
     Snapshot { units: usize, applied: u64 },
     /// The first unit.
     Install,
+    /// What begins a new era of the log, with this node alone.
+    Recovery { bytes: Vec<u8> },
 }
 
 pub(super) struct Writing {
@@ -61,6 +63,8 @@ pub(super) struct Writing {
     squeezed: bool,
     /// The ballot as it was last queued to be written.
     ballot: HardState,
+    /// Ballots are not written: they are those of an era of which nothing is in the journal yet.
+    drops_ballots: bool,
     /// The last instance that is durable.
     pub(super) instance: u64,
     /// Set once the journal has failed: nothing is taken any more.
@@ -76,6 +80,7 @@ impl Writing {
             log_bytes,
             squeezed: false,
             ballot: ballot.clone(),
+            drops_ballots: false,
             instance,
             failed: None,
         }
@@ -89,6 +94,37 @@ impl Writing {
     /// Whether everything is durable.
     pub(super) fn is_idle(&self) -> bool {
         self.units.is_empty() && self.in_flight.is_none() && self.failed.is_none()
+    }
+
+    /// Whether a new era of the log is being written.
+    pub(super) fn is_recovering(&self) -> bool {
+        matches!(self.in_flight, Some((.., InFlight::Recovery { .. })))
+    }
+
+    /// Gives the journal what begins a new era. Everything is durable.
+    pub(super) fn begin_recovery(&mut self, now: Time, bytes: Vec<u8>) -> Effect {
+        assert!(self.is_idle(), "something waits for the journal");
+        let request = self.next_request;
+        self.next_request = RequestNumber(request.0 + 1);
+        self.in_flight = Some((request, now, InFlight::Recovery { bytes: bytes.clone() }));
+        Effect::Snapshot { request, bytes }
+    }
+
+    /// The same journal with this content, of which this voter had no part in writing.
+    pub(super) fn renew(&mut self, ballot: &HardState, instance: u64) {
+        let next_request = self.next_request;
+        *self = Writing { next_request, ..Writing::new(ballot, instance, 0) };
+    }
+
+    /// From now on the journal gets no ballot, until a snapshot has taken the place of all it has.
+    pub(super) fn drop_ballots(&mut self) {
+        self.drops_ballots = true;
+        self.ballot = HardState::default();
+    }
+
+    /// A snapshot has.
+    pub(super) fn keeps_ballots(&mut self) {
+        self.drops_ballots = false;
     }
 
     pub(super) fn want_snapshot(&mut self) {
@@ -108,7 +144,8 @@ impl Writing {
             || !is_alone && !unit.entries.is_empty() && self.ballot.commit != ballot.commit;
         if is_due {
             self.ballot = ballot.clone();
-            unit.records.push(ballot_record(ballot));
+            let is_kept = !self.drops_ballots;
+            unit.records.extend(is_kept.then(|| ballot_record(ballot)));
         }
         if unit.install.is_some() {
             unit.records.clear();
@@ -235,6 +272,13 @@ impl Voter {
         let (expected, _, in_flight) = in_flight.expect("no request is under way");
         assert_eq!(request, expected, "another request is under way");
         match (result, in_flight) {
+            (Ok(()), InFlight::Recovery { bytes }) => self.begin_era(&bytes, effects),
+            (Err(error), InFlight::Recovery { .. }) => {
+                if error != PersistError::NoSpace {
+                    self.fail(error.clone(), effects);
+                }
+                effects.push(Effect::Recovered(Err(error)));
+            }
             (Ok(()), in_flight) => self.is_durable(in_flight, effects),
             // A snapshot cuts the log, which may be all the space that is needed: who has a volume
             // to give back, or space, is not refused before that was tried.
@@ -268,6 +312,7 @@ impl Voter {
                 self.writing.log_bytes = 0;
                 1
             }
+            InFlight::Recovery { .. } => unreachable!("the caller takes it"),
         };
         for _ in 0..units {
             let unit = self.writing.units.pop_front().expect("it was there");

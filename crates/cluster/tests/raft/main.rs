@@ -5,4 +5,5 @@
 mod faults;
 mod hostile;
 mod members;
+mod recover;
 mod world;

@@ -193,7 +193,8 @@ fn from_one_survivor_the_cluster_goes_on_and_the_lost_are_not_listened_to() {
     (0..3).for_each(|machine| world.kill(machine));
     let Disk { snapshot, records } = world.machines[1].disk.clone();
     let node = world.machines[1].node;
-    let bytes = Voter::recover(node, snapshot.as_deref(), &records).expect("it has the state");
+    let bytes = Voter::recover(node, snapshot.as_deref(), &records, &[], 0);
+    let bytes = bytes.expect("it has the state");
     world.machines[1].disk = Disk { snapshot: Some(bytes), records: Vec::new() };
     world.start(1);
     let status = world.voter(1).status();

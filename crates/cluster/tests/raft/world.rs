@@ -2,10 +2,11 @@
 //! be so after every step.
 
 use cluster::{
-    Answer, Command, Effect, Event, Founding, Map, PersistError, Place, ProposalToken, Refusal,
-    RequestNumber, Voter,
+    Answer, Command, Effect, Event, Following, Founding, Map, PersistError, Place, ProposalToken,
+    Refusal, RequestNumber, Voter,
 };
 use proto::limits::{JOURNAL_APPEND_BYTES_MAX, VOTER_MESSAGE_BYTES_MAX, VOTER_TICK_MS};
+use proto::wire::Era;
 use proto::{ClusterId, DiskId, Incarnation, NodeId, Time, VolumeId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -118,9 +119,11 @@ pub struct World {
     pub refused: Vec<(u64, Refusal)>,
     /// Those whose doing can be counted.
     counted: BTreeSet<u64>,
-    /// The term of each entry that somebody stopped at, and the map after it.
-    maps: BTreeMap<u64, (u64, Arc<Map>)>,
-    leaders: BTreeMap<u64, NodeId>,
+    /// In each era, the term of each entry that somebody stopped at, and the map after it.
+    maps: BTreeMap<(u64, u64), (u64, Arc<Map>)>,
+    leaders: BTreeMap<(u64, u64), NodeId>,
+    /// How recoveries from a lost majority ended, and of whom.
+    pub recovered: Vec<(usize, bool)>,
     pub zones: u64,
     pub snapshots: usize,
     /// A digest of everything that happened.
@@ -159,6 +162,7 @@ impl World {
             counted: BTreeSet::new(),
             maps: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            recovered: Vec::new(),
             zones: u64::MAX,
             snapshots: 0,
             trace: seed,
@@ -293,6 +297,12 @@ impl World {
         self.judge(machine);
     }
 
+    /// A machine hears of another era, and goes over to it.
+    pub fn follow(&mut self, machine: usize, era: Era) {
+        self.machines[machine].applied = 0;
+        self.with(machine, |voter, _, _| assert_eq!(voter.follow(era), Following::Begun));
+    }
+
     // -- how it goes on --
 
     pub fn run(&mut self, for_ns: u64) {
@@ -399,6 +409,7 @@ impl World {
                 }
                 Effect::Applied { token, result } => self.answered(number, token.0, result),
                 Effect::Learned => {}
+                Effect::Recovered(result) => self.recovered.push((number, result.is_ok())),
                 Effect::Send { to, bytes } => self.send(number, to, bytes),
             }
         }
@@ -452,9 +463,9 @@ impl World {
     fn judge(&mut self, number: usize) {
         let machine = &mut self.machines[number];
         let voter = machine.voter.as_ref().expect("it runs");
-        let status = voter.status();
+        let (status, era) = (voter.status(), voter.era().number);
         if status.leads {
-            let leader = self.leaders.entry(status.term).or_insert(machine.node);
+            let leader = self.leaders.entry((era, status.term)).or_insert(machine.node);
             assert_eq!(*leader, machine.node, "two leaders in term {}", status.term);
         }
         let applied = voter.applied();
@@ -463,7 +474,8 @@ impl World {
             machine.applied = applied;
             voter.check();
             let term = status.applied_term;
-            let (known, map) = self.maps.entry(applied).or_insert_with(|| (term, voter.map()));
+            let (known, map) =
+                self.maps.entry((era, applied)).or_insert_with(|| (term, voter.map()));
             assert_eq!(*known, term, "two entries {applied}");
             assert!(*map == voter.map(), "two states after entry {applied}");
         }

@@ -56,6 +56,9 @@ pub struct ClusterNodeReport {
     pub zone: String,
     /// Whether its disks are being drained.
     pub draining: bool,
+    /// Whether it was given up when the cluster was recovered.
+    #[serde(default)]
+    pub lost: bool,
     /// Whether the node that was asked is connected to it, or is it.
     pub up: bool,
     /// For how long that has been so, in seconds.
@@ -146,4 +149,40 @@ pub struct AttemptProgressReport {
     pub bytes: u64,
     /// The disks whose answer is awaited.
     pub waiting_for: Vec<DiskId>,
+}
+
+/// What a recovery from a lost majority would do, or has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryReport {
+    /// Whether it was done.
+    pub done: bool,
+    /// The node that was asked, from whose log the cluster goes on.
+    pub asked: NodeId,
+    /// All nodes, by id.
+    pub nodes: Vec<RecoveryNodeReport>,
+    /// One sentence each: what it costs, what must not happen afterwards, and what to do instead.
+    pub warnings: Vec<String>,
+}
+
+/// A node, where the cluster is recovered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryNodeReport {
+    /// Its id.
+    pub node: NodeId,
+    /// What people call it; its id if nobody said.
+    pub name: String,
+    /// Whether it votes.
+    pub votes: bool,
+    /// Whether it can be reached, or is the one that was asked.
+    pub up: bool,
+    /// For how long that has been so, in seconds.
+    pub since_s: u64,
+    /// Whether it is given up by the recovery.
+    pub lost: bool,
+    /// The term of the last entry of the agreed log that it has, if it can say.
+    pub term: Option<u64>,
+    /// The number of that entry.
+    pub index: Option<u64>,
+    /// Of how many partitions copies lie there.
+    pub partitions: u64,
 }

@@ -82,6 +82,9 @@ impl Engine {
                 self.disks.values().map(|disk| report::disk(&self.map, disk)).collect(),
             ),
             AdminRequest::ClusterStatus => AdminReply::Cluster(Box::new(self.cluster_report(now))),
+            AdminRequest::ClusterRecover { yes, lost } => {
+                return self.administer_recovery(now, token, yes, &lost);
+            }
             _ if self.phase != Phase::Serving => {
                 let sentence = self.not_serving();
                 return Err(AdminError { kind: AdminErrorKind::Unavailable, sentence });

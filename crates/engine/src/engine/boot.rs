@@ -277,13 +277,15 @@ impl Engine {
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a
     /// layer that was never issued means that the map is older than the disk: then nothing is.
     fn drop_deleted_layers(&mut self, id: DiskId) -> Result<(), String> {
-        let mut deleted = Vec::new();
+        let (mut deleted, mut unknown) = (Vec::new(), 0);
         let disk = &self.disks[&id];
         let store = disk.store().expect("its opening is agreed, so it is open");
         for (lineage, layer, fate) in self.map.layer_fates(&store.layers()) {
             match fate {
                 LayerFate::Live => {}
                 LayerFate::Deleted => deleted.push((lineage, layer)),
+                // Only those knew it that were lost: kept, and said so.
+                LayerFate::Unknown => unknown += 1,
                 LayerFate::NeverIssued => {
                     return Err(format!(
                         "disk {} holds layer {layer} of a volume that the journal in the data \
@@ -293,6 +295,10 @@ impl Engine {
                     ));
                 }
             }
+        }
+        if unknown > 0 {
+            let path = disk.settings.path.clone();
+            self.era.unknown_layers.insert(id, (path, unknown));
         }
         // The newest first: a layer without children goes whole, without being merged.
         deleted.sort_unstable_by_key(|&(_, layer)| std::cmp::Reverse(layer));

@@ -39,6 +39,11 @@ impl Engine {
         let node = self.find_node(which)?;
         let conflict = |sentence| Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
         let name = self.node_words(node);
+        if self.map.is_lost(node) {
+            let purpose = Purpose::AdminDone(token);
+            self.work.push_back(Work::Propose(Command::RemoveLostNode { node }, purpose));
+            return Ok(());
+        }
         // What it holds is to be told first: once it is stopped it cannot be drained.
         let count = self.map.disks_of(node).count();
         if count > 0 {

@@ -160,8 +160,13 @@ impl Engine {
                 addresses: self.map.addresses_of(node.id).to_vec(),
                 zone: node.zone.clone(),
                 draining: node.state == NodeState::Draining,
+                lost: node.state == NodeState::Lost,
                 up: is_here || peer.is_some_and(|peer| peer.up),
-                since_s: if is_here { running_s } else { peer.map_or(0, |peer| peer.since_s) },
+                since_s: match peer {
+                    _ if is_here => running_s,
+                    Some(peer) => peer.since_s,
+                    None => self.away_since(node.id).map_or(0, |at| now.since(at).as_secs()),
+                },
                 reason: peer.filter(|peer| !peer.up).and_then(|peer| peer.reason.clone()),
                 votes: agreement.voters.contains(&node.id),
                 leads: agreement.leader == Some(node.id),
@@ -224,7 +229,8 @@ impl Engine {
         } else {
             warnings.extend(report.agreement.waiting.clone());
         }
-        for node in report.nodes.iter().filter(|node| !node.up) {
+        warnings.extend(self.era_warnings(report));
+        for node in report.nodes.iter().filter(|node| !node.up && !node.lost) {
             warnings.push(away_words(node, &self.node_words(node.node), &report.disks));
         }
         let is_up = |id: NodeId| report.nodes.iter().any(|node| node.node == id && node.up);
@@ -398,7 +404,8 @@ fn voters_words(report: &ClusterReport, votes_in: Option<u64>) -> (Option<String
     });
     let names = names.collect::<Vec<_>>().join(", ");
     let up = voters.iter().filter(|node| node.up).count();
-    let (count, wanted) = (voters.len(), wanted_voters(report.nodes.len()));
+    let nodes = report.nodes.iter().filter(|node| !node.lost).count();
+    let (count, wanted) = (voters.len(), wanted_voters(nodes));
     let stops = "nothing can be attached, created or left out until it is back";
     if report.agreement.waiting.is_some() || count == 0 {
         return (None, None);
@@ -425,7 +432,7 @@ fn voters_words(report: &ClusterReport, votes_in: Option<u64>) -> (Option<String
         );
         return (Some(warning), None);
     }
-    let note = (count == 1 && report.nodes.len() > 1).then(|| {
+    let note = (count == 1 && nodes > 1).then(|| {
         format!(
             "of two nodes one votes, {names}: if it is lost, {stops}; with a third machine the \
              loss of any one is borne"

@@ -4,18 +4,19 @@
 //! joins has no map yet: it has links to those it was told of, and to whoever speaks to it, until
 //! its first map comes.
 //!
-//! Four things go through a link: messages of the agreed log (those of others too, see `relay`),
-//! questions to disks in both directions, which nodes each side misses, and each side's *openings*:
-//! which disks it has open, as which incarnation. A disk is
-//! asked only while the process at the other end has it open as the incarnation that the map
+//! Five things go through a link: messages of the agreed log (those of others too, see `relay`),
+//! questions to disks in both directions, which nodes each side misses, how much of the agreed log
+//! each has while nobody leads (see `era`), and each side's *openings*: which disks it has open, as
+//! which incarnation. A disk is asked only while the process at the other end has it open as the incarnation that the map
 //! lists. Otherwise a disk that was opened anew after a power cut could be read before the map,
 //! and with it the session, knows that it may have lost something.
 
+use super::era::{STANDING, Standing};
 use super::relay::{MISSES, RELAY};
 use super::{Engine, MemberRoute, Phase, Work, gathering::REPORTS};
 use crate::{
     NoticeLevel, Output, PeerInput,
-    admin::{AgreementReport, PeerReport},
+    admin::{AgreementReport, PeerReport, RecoveredReport},
 };
 use cluster::{Founding, Place};
 use link::{Beat, CloseReason, Link, Question};
@@ -66,6 +67,8 @@ pub(super) struct Peer {
     openings: Option<BTreeMap<DiskId, Opening>>,
     /// Which nodes it has no connection to; nothing before it has said so on this connection.
     pub(super) misses: Option<BTreeSet<NodeId>>,
+    /// How much of the agreed log it has; nothing before it has said so on this connection.
+    pub(super) standing: Option<Standing>,
     /// Questions for disks that it does not have open as the map lists them, in order.
     parked: VecDeque<(MemberToken, MemberRequest)>,
 }
@@ -81,6 +84,8 @@ pub(super) struct Remote {
 /// The other nodes, and what is on its way to them.
 pub(super) struct Peers {
     all: BTreeMap<NodeId, Peer>,
+    /// Since when each node that there is no link for has been away.
+    dropped: BTreeMap<NodeId, Time>,
     last_number: u64,
     /// Questions to their disks.
     asked: crate::routes::Routes<Remote>,
@@ -97,6 +102,7 @@ impl Peers {
     pub(super) fn new() -> Peers {
         Peers {
             all: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             last_number: 0,
             asked: crate::routes::Routes::new(),
             tick_at: None,
@@ -119,6 +125,11 @@ impl Peers {
     /// Whether there is a connection to a node.
     pub(super) fn is_up(&self, node: NodeId) -> bool {
         self.all.get(&node).is_some_and(|peer| peer.link.is_up())
+    }
+
+    /// How much of the agreed log a node has, as it said last.
+    pub(super) fn standing(&self, node: NodeId) -> Option<Standing> {
+        self.all.get(&node)?.standing
     }
 
     /// The nodes that there are connections to.
@@ -165,6 +176,9 @@ impl Engine {
         if self.voter.is_none() {
             // Its journal is not read yet: who is a member will be known soon.
             return Err(CloseReason::Starting);
+        }
+        if self.map.is_lost(node) {
+            return Err(CloseReason::GivenUp { node });
         }
         let is_known = self.peers.all.contains_key(&node);
         // Who waits for its first map takes it from whoever comes.
@@ -288,16 +302,18 @@ impl Engine {
             }
             return;
         }
-        let nodes = self.map.nodes().map(|node| node.id);
+        let nodes = self.map.nodes().map(|node| node.id).filter(|node| !self.map.is_lost(*node));
         let new = nodes.filter(|node| *node != own && !self.peers.all.contains_key(node));
         for node in new.collect::<Vec<_>>() {
             self.add_peer(now, node);
         }
         let known = self.peers.all.keys().copied();
-        let gone: Vec<NodeId> = known.filter(|node| self.map.node(*node).is_none()).collect();
+        let is_gone = |node: &NodeId| self.map.node(*node).is_none() || self.map.is_lost(*node);
+        let gone: Vec<NodeId> = known.filter(is_gone).collect();
         for node in gone {
             self.drop_peer(now, node, outputs);
         }
+        self.peers.dropped.retain(|node, _| self.map.is_lost(*node));
     }
 
     fn add_peer(&mut self, now: Time, node: NodeId) {
@@ -313,6 +329,7 @@ impl Engine {
             lost: 0,
             openings: None,
             misses: None,
+            standing: None,
             parked: VecDeque::new(),
         };
         self.peers.all.insert(node, peer);
@@ -329,13 +346,16 @@ impl Engine {
             version_min: VERSION,
             version_max: VERSION,
             features: 0,
+            era: self.era(),
             requests: limits::LINK_REQUESTS_MAX,
             bytes: bytes as u32,
         }
     }
 
-    fn drop_peer(&mut self, now: Time, node: NodeId, outputs: &mut Vec<Output>) {
+    pub(super) fn drop_peer(&mut self, now: Time, node: NodeId, outputs: &mut Vec<Output>) {
         let Some(mut peer) = self.peers.all.remove(&node) else { return };
+        let since = if peer.link.is_up() { now } else { peer.since };
+        self.peers.dropped.insert(node, since);
         let mut effects = Vec::new();
         peer.link.handle(now, link::Event::Stop, &mut effects);
         for effect in effects {
@@ -344,6 +364,21 @@ impl Engine {
         for (token, _) in peer.parked {
             self.end_remote(now, token, Err(MemberError::Retired));
         }
+    }
+
+    /// The node has a part in another life of the agreed log: what was said on the links belongs to
+    /// the one before, and each begins with a hello again.
+    pub(super) fn renew_links(&mut self, now: Time, outputs: &mut Vec<Output>) {
+        for node in self.peers.all.keys().copied().collect::<Vec<_>>() {
+            self.drop_peer(now, node, outputs);
+        }
+        self.learn_peers(now, outputs);
+    }
+
+    /// This node has found which life of the agreed log it joins.
+    pub(super) fn tell_links_era(&mut self) {
+        let era = self.era();
+        self.peers.all.values_mut().for_each(|peer| peer.link.set_era(era));
     }
 
     /// This process ends: says so to all.
@@ -379,7 +414,7 @@ impl Engine {
     }
 
     /// Time has come, perhaps.
-    pub(super) fn tick_peers(&mut self, now: Time) {
+    pub(super) fn tick_peers(&mut self, now: Time, outputs: &mut Vec<Output>) {
         let due = |peer: &Peer| peer.link.deadline().is_some_and(|at| at <= now);
         let due = self.peers.all.iter().filter(|(_, peer)| due(peer)).map(|(node, _)| *node);
         for node in due.collect::<Vec<_>>() {
@@ -396,6 +431,7 @@ impl Engine {
             self.tell_new_misses(now);
             if self.peers.ticks.is_multiple_of(ARRANGE_TICKS) {
                 self.arrange(now);
+                self.look_after_era(now, outputs);
             }
         }
     }
@@ -464,6 +500,7 @@ impl Engine {
                 {
                     peer.trouble = Some(reason.clone());
                 }
+                self.note_other_era(now, &reason, outputs);
                 outputs.push(Output::Hangup { node, connection, farewell, reason });
             }
             link::Effect::Up { instance, .. } => self.peer_up(now, node, number, instance, outputs),
@@ -485,6 +522,9 @@ impl Engine {
             }
             link::Effect::Control { channel: MISSES, message } => {
                 self.learn_misses(node, number, message.as_slice());
+            }
+            link::Effect::Control { channel: STANDING, message } => {
+                self.learn_standing(node, number, message.as_slice());
             }
             link::Effect::Control { channel: REPORTS, message } => {
                 self.handle_report(now, node, &message, outputs);
@@ -513,9 +553,11 @@ impl Engine {
         if peer.instance.replace(instance) != Some(instance) {
             peer.openings = None;
         }
-        (peer.since, peer.trouble, peer.misses) = (now, None, None);
+        (peer.since, peer.trouble) = (now, None);
+        (peer.misses, peer.standing) = (None, None);
         self.tell_openings(now, Some(node));
         self.tell_misses(now, node);
+        self.tell_standing(now, node);
         let sentence = format!("node {} is connected", self.node_words(node));
         outputs.push(Output::Notice { level: NoticeLevel::Info, sentence });
     }
@@ -529,7 +571,8 @@ impl Engine {
         outputs: &mut Vec<Output>,
     ) {
         let Some(peer) = self.peers.of(node, number) else { return };
-        (peer.since, peer.trouble, peer.misses) = (now, Some(reason.clone()), None);
+        (peer.since, peer.trouble) = (now, Some(reason.clone()));
+        (peer.misses, peer.standing) = (None, None);
         peer.lost += 1;
         if self.voter.is_some() {
             self.work.push_back(Work::Voter(cluster::Event::Unreachable { node }));
@@ -666,6 +709,9 @@ impl Engine {
 
     /// Since when a node does not answer; nothing while it does.
     pub(super) fn away_since(&self, node: NodeId) -> Option<Time> {
+        if self.map.is_lost(node) {
+            return Some(self.peers.dropped.get(&node).copied().unwrap_or(self.started));
+        }
         let peer = self.peers.all.get(&node)?;
         (!peer.link.is_up()).then_some(peer.since)
     }
@@ -703,6 +749,11 @@ impl Engine {
             changing: status.changing,
             learners: status.learners,
             waiting: self.leaderless(),
+            recovered: status.recovery.map(|recovery| RecoveredReport {
+                count: recovery.count,
+                unix_s: recovery.unix_s,
+                node: recovery.node,
+            }),
         }
     }
 
@@ -726,6 +777,9 @@ impl Engine {
         let voter = self.voter.as_ref()?;
         if !self.is_among_others() || voter.is_led() {
             return None;
+        }
+        if let Some(sentence) = self.given_up_words() {
+            return Some(sentence);
         }
         let away = self.peers.all.iter().filter(|(_, peer)| !peer.link.is_up());
         let away: Vec<String> = away.map(|(node, _)| self.node_words(*node)).collect();
@@ -753,7 +807,8 @@ impl Engine {
         }
         Some(format!(
             "the node waits for a majority of the nodes that vote ({who}); see that they run and \
-             the network lets them through"
+             the network lets them through, and only if they are lost for ever look at `dog \
+             cluster recover`"
         ))
     }
 

@@ -113,7 +113,7 @@ impl Engine {
 
     /// Whether a node takes part, as far as is known here.
     fn may_hear(&self, node: NodeId) -> bool {
-        self.map.node(node).is_some() || self.waits_for_map()
+        !self.map.is_lost(node) && (self.map.node(node).is_some() || self.waits_for_map())
     }
 
     /// Which nodes of the map this one has no connection to; nothing while it has no map.

@@ -8,6 +8,7 @@ mod explain;
 mod kept;
 mod late;
 mod people;
+mod recover;
 mod reports;
 mod rot;
 mod support;
@@ -65,6 +66,7 @@ fn a_node_whose_journal_opens_does_not_say_that_its_peers_are_strangers() {
         nonce: 1,
         requests: 1,
         bytes: 1 << 20,
+        era: proto::wire::Era::default(),
     };
     let answer = early.handle_accepted(now, &hello, 2, &mut Vec::new());
     assert_eq!(answer, Err(link::CloseReason::Starting));

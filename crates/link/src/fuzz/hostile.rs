@@ -230,6 +230,7 @@ impl Hostile {
             _ => {}
         }
         let hello = Hello {
+            era: proto::wire::Era::default(),
             identity,
             peer,
             version_min: versions.0,

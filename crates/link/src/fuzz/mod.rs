@@ -60,6 +60,7 @@ pub fn random_steps(seed: u64, count: usize) -> Vec<u8> {
 pub fn settings(node: u128, instance: u64, requests: u32, bytes: u32) -> Settings {
     let identity = Identity { cluster: ClusterId(7), node: NodeId(node), instance };
     Settings {
+        era: proto::wire::Era::default(),
         identity,
         version_min: VERSION,
         version_max: VERSION,

@@ -240,6 +240,7 @@ fn kinds(bytes: &[u8], mut seal: Seal) -> Vec<Kind> {
 
 fn hello_of(settings: &Settings, peer: u128, nonce: u64) -> Hello {
     Hello {
+        era: settings.era,
         identity: settings.identity,
         peer: NodeId(peer),
         version_min: settings.version_min.into(),

@@ -128,6 +128,22 @@ pub enum ClusterVerb {
     ///
     /// It is the cluster as the node that is asked knows it, also while nothing can be agreed on.
     Status,
+    /// A majority of the nodes that vote is lost for ever: go on from what the node that is asked
+    /// has of the cluster's state. DANGEROUS: what only the lost nodes knew is lost
+    ///
+    /// Without --yes it only says who is lost, what it may cost and what to do instead. It is
+    /// refused while there is another way, and on a node that knows less than another. The lost
+    /// nodes must never be started again with what they have; take them out with `dog node remove`
+    /// afterwards.
+    Recover {
+        /// Another node, by name or id, that is lost for ever though it does not vote; can be given
+        /// several times
+        #[arg(long, value_name = "NODE")]
+        lost: Vec<NodeName>,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// What to do with tokens that there are.
@@ -732,11 +748,16 @@ pub enum NodeVerb {
         #[arg(long)]
         lost: bool,
     },
-    /// Take a node out of the cluster that is stopped and has neither disks nor attached volumes
+    /// Take a node out of the cluster that is stopped and has neither disks nor attached volumes,
+    /// or that was given up by `dog cluster recover`
     Remove {
         /// Its name or id
         #[arg(value_name = "NAME")]
         node: NodeName,
+        /// Also where copies of partitions lie on a node that was given up: what is left goes on
+        /// without them
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -5,6 +5,7 @@ use super::{
     Context, Failure,
     arguments::{TokenOptions, TokenVerb},
     failure::AT_RISK_EXIT_CODE,
+    name::NodeName,
     print,
 };
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
 };
 use cluster::{Digest, TokenId};
 use engine::admin::{
-    AdminReply, AdminRequest, AttemptReport, ClusterNodeReport, ClusterReport, TokenReport,
+    AdminReply, AdminRequest, AttemptReport, ClusterNodeReport, ClusterReport, RecoveryReport,
+    TokenReport,
 };
 use proto::{
     ClusterId, NodeId,
@@ -46,6 +48,66 @@ pub fn status(context: &Context) -> Result<ExitCode, Failure> {
     }
     let code = if report.healthy { 0 } else { AT_RISK_EXIT_CODE };
     Ok(ExitCode::from(code))
+}
+
+/// `dog cluster recover`.
+pub fn recover(context: &Context, lost: &[NodeName], yes: bool) -> Result<(), Failure> {
+    let lost = lost.iter().map(|node| node.0.clone()).collect();
+    let AdminReply::Recovery(report) = context.ask(&AdminRequest::ClusterRecover { yes, lost })?
+    else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        print::json(&report)?;
+    } else {
+        print::text(&describe_recovery(&report))?;
+    }
+    if report.done {
+        return context.done(
+            "the cluster goes on from what this node has; now take each node that was given up \
+             out with `dog node remove NAME --yes`, see `dog cluster status`, and look at every \
+             volume before it is used",
+        );
+    }
+    Err(Failure::conflict(
+        "nothing was done; if all that is said above is understood and the nodes are lost for \
+         ever, say `dog cluster recover --yes`",
+    ))
+}
+
+fn describe_recovery(report: &RecoveryReport) -> String {
+    let columns = [
+        ("NODE", false),
+        ("STATE", false),
+        ("VOTES", false),
+        ("KNOWS TERM", true),
+        ("ENTRY", true),
+        ("COPIES", true),
+        ("AFTERWARDS", false),
+    ];
+    let number = |known: Option<u64>| known.map_or("-".to_string(), |known| known.to_string());
+    let rows = report.nodes.iter().map(|node| {
+        let here = if node.up { "up for" } else { "away for" };
+        let afterwards = match (node.node == report.asked, node.lost) {
+            (true, _) => "goes on from here",
+            (false, true) => "given up",
+            (false, false) => "follows",
+        };
+        vec![
+            node.name.clone(),
+            format!("{here} {}", print::span(node.since_s)),
+            if node.votes { "yes" } else { "no" }.to_string(),
+            number(node.term),
+            number(node.index),
+            node.partitions.to_string(),
+            afterwards.to_string(),
+        ]
+    });
+    let mut page = print::table(&columns, rows.collect());
+    for warning in &report.warnings {
+        page += &format!("\nWARNING: {warning}");
+    }
+    page + "\n"
 }
 
 /// The cluster as the daemon knows it.
@@ -85,6 +147,10 @@ fn describe(report: &ClusterReport) -> String {
     ];
     if !agreement.learners.is_empty() {
         fields.push(("Followers", names(&agreement.learners)));
+    }
+    if let Some(recovered) = &agreement.recovered {
+        let (date, node) = (proto::calendar::date(recovered.unix_s), name(&recovered.node));
+        fields.push(("Recovered", format!("{}, last on {date} from {node}", recovered.count)));
     }
     let mut page = print::fields(&fields);
     page += "\n";
@@ -317,6 +383,7 @@ pub(super) mod tests {
             addresses: vec![format!("192.0.2.{id}:7117")],
             zone: String::new(),
             draining: !up,
+            lost: false,
             up,
             since_s,
             reason: None,
@@ -352,6 +419,7 @@ pub(super) mod tests {
                 changing: true,
                 learners: Vec::new(),
                 waiting: None,
+                recovered: None,
             },
             nodes: vec![node(1, true, 100), node(2, false, 7)],
             disks: vec![disk(1, None), disk(2, Some(7))],

@@ -132,6 +132,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Noun::Man { directory } => manual::pages(&context, &directory)?,
         Noun::Trash(verb) => trash::run(&context, verb)?,
         Noun::Cluster(ClusterVerb::Status) => return cluster::status(&context),
+        Noun::Cluster(ClusterVerb::Recover { lost, yes }) => {
+            cluster::recover(&context, &lost, yes)?;
+        }
         Noun::Cluster(ClusterVerb::Token { verb, options }) => {
             cluster::token(&context, verb, &options)?;
         }

@@ -7,6 +7,7 @@ use super::{
     print, replace, status,
 };
 use engine::admin::{AdminRequest, ClusterNodeReport, ClusterReport};
+use proto::counted;
 
 /// Runs one verb.
 pub fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
@@ -36,10 +37,30 @@ pub fn run(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
             context.done(&format!("the disks of node {} are used again", node.0))
         }
         NodeVerb::Replace { old, new, lost } => replace::run(context, &old.0, &new.0, lost),
-        NodeVerb::Remove { node } => {
+        NodeVerb::Remove { node, yes } => {
+            let report = cluster::report(context)?;
+            vet_lost(&report, &node.0, yes)?;
             context.tell(&AdminRequest::NodeRemove { node: node.0.clone() })?;
             context.done(&format!("node {} is no part of the cluster any more", node.0))
         }
+    }
+}
+
+/// Whether a node may go that was given up and has copies; everything else the daemon judges.
+fn vet_lost(report: &ClusterReport, name: &str, yes: bool) -> Result<(), Failure> {
+    let is_it = |node: &&ClusterNodeReport| node.name == name || node.node.to_string() == name;
+    let Some(node) = report.nodes.iter().find(is_it).filter(|node| node.lost && !yes) else {
+        return Ok(());
+    };
+    let disks = report.disks.iter().filter(|disk| disk.node == node.node);
+    match disks.map(|disk| disk.partitions).sum() {
+        0 => Ok(()),
+        held => Err(Failure::conflict(format!(
+            "{} lie on node {name}, which was given up, and would not count any more: what was \
+             acknowledged there and on no node that is left is lost then; say --yes if it will \
+             never come back",
+            counted(held, "copy of a partition", "copies of partitions")
+        ))),
     }
 }
 
@@ -80,6 +101,9 @@ fn tabulate(report: &ClusterReport) -> String {
 
 /// Whether it is there, and since when.
 fn state(node: &ClusterNodeReport) -> String {
+    if node.lost {
+        return "given up".to_string();
+    }
     let draining = if node.draining { ", draining" } else { "" };
     let here = if node.up { "up for" } else { "away for" };
     format!("{here} {}{draining}", print::span(node.since_s))

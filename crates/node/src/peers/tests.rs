@@ -129,6 +129,7 @@ fn side(keys: &Keys, says: NodeId, peer: Option<NodeId>, plain: bool) -> Side {
     let mut links = TestLinks::default();
     if let Some(peer) = peer {
         let settings = link::Settings {
+            era: proto::wire::Era::default(),
             identity,
             version_min: 1,
             version_max: 1,

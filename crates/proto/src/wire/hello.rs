@@ -28,10 +28,41 @@ struct Layout {
     nonce: U64,
     requests: U32,
     bytes: U32,
-    rest: [u8; 32],
+    era: U64,
+    era_index: U64,
+    era_term: U64,
+    rest: [u8; 8],
 }
 
 const _: () = assert!(size_of::<Layout>() == BODY_BYTES);
+
+/// A life of the agreed log: each recovery from a lost majority begins another one, in which members
+/// of earlier ones, or of another that began beside it, have no part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Era {
+    /// Its name: the count of recoveries and, below it, 32 bits that tell it from others of the
+    /// same count. 0: the cluster was never recovered, or the node does not know of eras.
+    pub number: u64,
+    /// The last entry of the era before that is in it.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
+}
+
+impl Era {
+    /// That of a node that joins and knows nothing yet: it takes part in whichever it finds.
+    pub const ANY: Era = Era { number: u64::MAX, index: 0, term: 0 };
+
+    /// How many recoveries there were.
+    pub fn count(&self) -> u64 {
+        self.number >> 32
+    }
+
+    /// Whether members of the two may talk.
+    pub fn agrees_with(&self, other: &Era) -> bool {
+        self.number == other.number || [self.number, other.number].contains(&Era::ANY.number)
+    }
+}
 
 /// Who a process is for others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +94,8 @@ pub struct Hello {
     pub requests: u32,
     /// Bytes it lets the other side have in flight.
     pub bytes: u32,
+    /// The life of the agreed log that it has a part in.
+    pub era: Era,
 }
 
 impl Hello {
@@ -81,7 +114,10 @@ impl Hello {
             nonce: self.nonce.into(),
             requests: self.requests.into(),
             bytes: self.bytes.into(),
-            rest: [0; 32],
+            era: self.era.number.into(),
+            era_index: self.era.index.into(),
+            era_term: self.era.term.into(),
+            rest: [0; 8],
         };
         let body = body.as_bytes();
         let frame =
@@ -112,6 +148,11 @@ impl Hello {
             nonce: layout.nonce.get(),
             requests: layout.requests.get(),
             bytes: layout.bytes.get(),
+            era: Era {
+                number: layout.era.get(),
+                index: layout.era_index.get(),
+                term: layout.era_term.get(),
+            },
         };
         if hello.version_min > hello.version_max || hello.version_min == 0 {
             return Err(header.malformed("its versions are no range"));

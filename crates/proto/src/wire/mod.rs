@@ -18,4 +18,4 @@ pub mod request;
 mod tests;
 
 pub use header::{FrameError, HEADER_BYTES, Header, Kind, Seal};
-pub use hello::{Hello, Identity, VERSION, connection_key};
+pub use hello::{Era, Hello, Identity, VERSION, connection_key};

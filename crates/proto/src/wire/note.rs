@@ -21,6 +21,8 @@ pub enum Farewell {
     Slow = 4,
     /// It has a newer connection to us.
     Superseded = 5,
+    /// We were given up when the cluster was recovered, it says.
+    GivenUp = 6,
 }
 
 /// Appends a goodbye; a text beyond `WIRE_TEXT_BYTES_MAX` is cut.
@@ -41,6 +43,7 @@ pub fn goodbye(header: &Header, body: &[u8]) -> Result<(Farewell, String), Frame
         3 => Farewell::Broken,
         4 => Farewell::Slow,
         5 => Farewell::Superseded,
+        6 => Farewell::GivenUp,
         _ => return Err(header.malformed("unknown flags")),
     };
     Ok((why, text_of(header, body)?))

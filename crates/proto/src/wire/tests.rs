@@ -6,7 +6,7 @@ mod samples;
 use super::header::Frame;
 use super::note::{self, Channel, Farewell, Promise};
 use super::reply::{self, Expected};
-use super::{FrameError, HEADER_BYTES, Header, Hello, Identity, Kind, Seal, request};
+use super::{Era, FrameError, HEADER_BYTES, Header, Hello, Identity, Kind, Seal, request};
 use crate::limits::*;
 use crate::*;
 use proptest::prelude::*;
@@ -18,6 +18,7 @@ const DISK: DiskId = DiskId(0xd15c);
 
 fn hello() -> Hello {
     Hello {
+        era: Era { number: 0x0102_0304, index: 5, term: 6 },
         identity: Identity { cluster: ClusterId(1), node: NodeId(2), instance: 4 },
         peer: NodeId(3),
         version_min: 1,
