@@ -90,6 +90,8 @@ pub struct Node {
     pub answers: BTreeMap<ConnectionId, Answer>,
     pub completions: BTreeMap<RequestId, Result<Completion, volume::Error>>,
     pub added: BTreeMap<DiskId, Result<(), String>>,
+    /// Media of disks that were let go.
+    pub gone: BTreeMap<DiskId, Medium>,
     pub notices: Vec<String>,
 }
 
@@ -194,6 +196,7 @@ impl Net {
             answers: BTreeMap::new(),
             completions: BTreeMap::new(),
             added: BTreeMap::new(),
+            gone: BTreeMap::new(),
             notices: Vec::new(),
         });
         self.nodes.len() - 1
@@ -233,6 +236,7 @@ impl Net {
             scrub_bytes_per_s: 0,
             log_bytes: None,
             path: format!("disk-{}", disk.0),
+            refusal: None,
         }
     }
 
@@ -483,6 +487,9 @@ impl Net {
             Output::Notice { sentence, .. } => node.notices.push(sentence),
             Output::DiskAdded { disk, result } => {
                 node.added.insert(disk, result);
+            }
+            Output::DiskGone { disk } => {
+                node.gone.insert(disk, node.disks.remove(&disk).expect("a disk of it"));
             }
             Output::Dial { node, connection, addresses } => {
                 let is_known = addresses.contains(&self.address_of(node));

@@ -103,6 +103,7 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Cluster(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Explained(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Located(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::DiskAdded(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }
