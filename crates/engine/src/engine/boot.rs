@@ -1,11 +1,7 @@
 //! The start and the end of a node: the journal, the founding of a cluster, the disks; and back.
 
 use super::{Engine, JOURNAL_VERIFY_INTERVAL, Phase, Purpose, Work, entry_path};
-use crate::{
-    DiskSettings, NoticeLevel, Output,
-    disks::Disk,
-    report,
-};
+use crate::{DiskSettings, NoticeLevel, Output, disks::Disk, report};
 use cluster::{Answer, Command, Founding, LayerFate, Refusal, Voter};
 use proto::{DiskId, Incarnation, Time};
 use store::journal::{Journal, OpenError};
@@ -180,7 +176,6 @@ impl Engine {
         self.disks.insert(id, disk);
         self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
     }
-
 
     /// Whatever this node had attached in a former life has no session any more. Not said before
     /// every disk is open: a start that is refused leaves the journal as it was.

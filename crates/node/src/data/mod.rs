@@ -149,8 +149,7 @@ impl DataThread {
             directory, settings, driver, poll, listeners, commands, ready, sources, ..
         } = parts;
         let peers = parts.peers;
-        let disk_changes =
-            DiskChanges::new(directory.clone(), parts.asker, parts.disk_options);
+        let disk_changes = DiskChanges::new(directory.clone(), parts.asker, parts.disk_options);
         driver.register(poll.registry(), DISKS)?;
         let open = settings.disks.iter().filter(|disk| disk.refusal.is_none());
         let disks: Vec<_> = open.map(|disk| Some(disk.disk)).collect();

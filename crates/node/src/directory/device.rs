@@ -192,9 +192,7 @@ fn identity_of(record: &Record, disk: &DiskRecord) -> Vec<u8> {
 /// Whether the block looks like a superblock of this identity. Its checksum is the store's to
 /// check.
 fn is_of(block: &[u8], identity: &[u8]) -> bool {
-    block.len() == BLOCK_SIZE
-        && block.starts_with(b"SHEEPDSK")
-        && block[IDENTITY] == *identity
+    block.len() == BLOCK_SIZE && block.starts_with(b"SHEEPDSK") && block[IDENTITY] == *identity
 }
 
 #[cfg(test)]

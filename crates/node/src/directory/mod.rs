@@ -456,4 +456,6 @@ pub fn draw() -> Result<u128, String> {
 }
 
 #[cfg(test)]
+mod adding_tests;
+#[cfg(test)]
 mod tests;
