@@ -331,6 +331,16 @@ pub enum AdminRequest {
         /// Its name or its id.
         node: String,
     },
+    /// One more disk of this node: a block device that is blank, or a directory that is empty or
+    /// does not exist yet, for a file in it. Answered by [`AdminReply::DiskAdded`] once it is in
+    /// use.
+    DiskAdd {
+        /// An absolute path.
+        path: String,
+        /// How much of it may be used at most, in bytes; nothing: as is set for the node.
+        #[serde(default)]
+        limit_bytes: Option<u64>,
+    },
     /// What a disk holds is to go to others, or is to stay after all. Answered by
     /// [`AdminReply::Done`] once that is agreed; it is carried out in the background.
     DiskDrain {
@@ -453,6 +463,7 @@ impl AdminRequest {
                 | AdminRequest::ClusterRecover { .. }
                 | AdminRequest::NodeDrain { .. }
                 | AdminRequest::NodeRemove { .. }
+                | AdminRequest::DiskAdd { .. }
                 | AdminRequest::DiskDrain { .. }
                 | AdminRequest::DiskRemove { .. }
                 | AdminRequest::VolumeDetach { .. }
@@ -547,6 +558,19 @@ pub enum AdminReply {
     Located(Box<LocateReport>),
     /// What a recovery would do, or has done.
     Recovery(Box<RecoveryReport>),
+    /// A disk was added.
+    DiskAdded(DiskAddedReport),
+}
+
+/// A disk that was added to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskAddedReport {
+    /// Its id.
+    pub disk: DiskId,
+    /// Where it is: the device, or the file in the directory.
+    pub path: String,
+    /// What is to be known about it, in one sentence, if there is anything.
+    pub warning: Option<String>,
 }
 
 /// A join token, without its secret, which nobody keeps.

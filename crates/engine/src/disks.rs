@@ -27,6 +27,8 @@ pub(crate) struct Disk {
     pub(crate) is_agreed: bool,
     /// Whether somebody waits to hear that it is there.
     pub(crate) is_added: bool,
+    /// Whether it was taken out of the cluster and is being closed.
+    pub(crate) is_leaving: bool,
 }
 
 /// Where a disk is in its life.
@@ -50,9 +52,18 @@ impl Disk {
         effects: &mut Vec<store::Effect>,
     ) -> Disk {
         let store = open(now, node, settings, known, effects);
+        Disk::at(settings, Stage::Store(Box::new(store)))
+    }
+
+    /// One of which nothing is asked, and why.
+    pub(crate) fn failed(settings: &DiskSettings, reason: String) -> Disk {
+        Disk::at(settings, Stage::Failed(reason))
+    }
+
+    fn at(settings: &DiskSettings, stage: Stage) -> Disk {
         Disk {
             settings: settings.clone(),
-            stage: Stage::Store(Box::new(store)),
+            stage,
             incarnation: Incarnation(0),
             free_bytes: None,
             given_back_bytes: 0,
@@ -61,6 +72,7 @@ impl Disk {
             relapsed: BTreeSet::new(),
             is_agreed: false,
             is_added: false,
+            is_leaving: false,
         }
     }
 

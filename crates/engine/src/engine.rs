@@ -8,6 +8,7 @@ mod administer;
 mod applying;
 mod attaching;
 mod boot;
+mod changing;
 mod duties;
 mod era;
 mod errands;
@@ -584,7 +585,8 @@ impl Engine {
     // -- inputs --
 
     fn handle_disk(&mut self, now: Time, id: DiskId, done: DiskDone, outputs: &mut Vec<Output>) {
-        let disk = self.disks.get_mut(&id).expect("an operation of a disk that was never begun");
+        // One that could not be added, or was closed, is forgotten.
+        let Some(disk) = self.disks.get_mut(&id) else { return };
         if disk.store().is_some() {
             self.work.push_back(Work::Store(id, store::Event::Disk(done)));
             return;
@@ -725,9 +727,10 @@ impl Engine {
                     self.tell_session(now, id, generation, event, outputs);
                 }
                 Work::Store(id, event) => {
-                    let disk = self.disks.get_mut(&id).expect("disks are never dropped");
-                    // One that is being formatted, or could not be opened, has nothing to do.
-                    let Some(store) = disk.store_mut() else { continue };
+                    // One that is being formatted, could not be opened or is gone, has nothing to
+                    // do.
+                    let disk = self.disks.get_mut(&id);
+                    let Some(store) = disk.and_then(Disk::store_mut) else { continue };
                     let mut effects = Vec::new();
                     store.handle(now, event, &mut effects);
                     for effect in effects {
@@ -916,6 +919,10 @@ impl Engine {
         effect: store::Effect,
         outputs: &mut Vec<Output>,
     ) {
+        // What a disk still says when it could not be added concerns its medium, which is given up.
+        if !self.disks.contains_key(&disk) && !matches!(effect, store::Effect::Member { .. }) {
+            return;
+        }
         match effect {
             store::Effect::Disk(op) => outputs.push(Output::Disk { disk, op }),
             store::Effect::Member { token, result } => {
@@ -929,6 +936,9 @@ impl Engine {
             }
             store::Effect::AgreedNoted => self.agreed_noted(disk, outputs),
             store::Effect::Closed => {
+                if self.disks[&disk].is_leaving {
+                    self.disk_gone(disk, outputs);
+                }
                 self.closing.remove(&disk);
                 self.advance_stop(now, outputs);
             }

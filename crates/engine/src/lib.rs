@@ -100,7 +100,9 @@ pub struct Settings {
 pub struct DiskSettings {
     /// Its id: known from the node's own record, never guessed from the medium.
     pub disk: DiskId,
-    /// Whether a blank medium is to be made a disk. Stays true until the node has served once.
+    /// Whether a blank medium is to be made a disk. Stays true until the node has served once, or,
+    /// of a disk that is added to one that has, until [`Output::DiskAdded`] was heard: so that one
+    /// that was cut short is completed. One that the agreed state has seen open is never made.
     pub format: bool,
     /// A file or a device.
     pub kind: store::MediumKind,
@@ -116,6 +118,9 @@ pub struct DiskSettings {
     pub log_bytes: Option<u64>,
     /// Where it is, for reports.
     pub path: String,
+    /// Why its medium cannot be used, in one sentence, if it cannot: it is reported, and nothing is
+    /// asked of it.
+    pub refusal: Option<String>,
 }
 
 /// Names one question to a source. Answered exactly once.
@@ -394,13 +399,20 @@ pub enum Output {
         /// Why, for the log.
         reason: CloseReason,
     },
-    /// The end of [`Input::AddDisk`]: the disk is one of the cluster's now, or why not, in one
-    /// sentence with cause and remedy. Then its medium is not used any more.
+    /// The end of [`Input::AddDisk`], or of a disk to be made of a node that has served: the disk is
+    /// one of the cluster's now, or why not, in one sentence with cause and remedy. Then its medium
+    /// is not used any more, and never served anything.
     DiskAdded {
         /// Which disk.
         disk: DiskId,
         /// Whether it is.
         result: Result<(), String>,
+    },
+    /// A disk was taken out of the cluster and is closed. Its medium is not used any more, and at
+    /// the next start it is no disk of this node.
+    DiskGone {
+        /// Which disk.
+        disk: DiskId,
     },
     /// Ask a source. Answered by [`Input::Source`], in any order, within a bounded time.
     Source {

@@ -1,5 +1,6 @@
 //! How other threads ask the data thread: a bounded queue of commands, and a waker.
 
+use crate::data::Made;
 use engine::admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest};
 use mio::Waker;
 use proto::limits::{ADMIN_ANSWER_MS_MAX, ADMIN_CHANGES_MAX, ADMIN_REQUESTS_MAX};
@@ -25,6 +26,8 @@ pub enum Command {
         /// Where the answer goes.
         reply: Reply,
     },
+    /// The medium of one more disk is there.
+    DiskMade(Box<Made>),
     /// Show that the loop turns.
     Ping(oneshot::Sender<()>),
     /// Finish what is in flight, close everything, end.
@@ -106,6 +109,15 @@ impl Asker {
     pub fn stop(&self) {
         // If it has ended already there is nothing to stop.
         let _ = self.send(Command::Stop);
+    }
+
+    /// Hands a disk to the data thread. Waits for room in the queue; if the data thread has ended,
+    /// nobody takes it.
+    pub fn hand_over(&self, made: Made) {
+        if self.commands.send(Command::DiskMade(Box::new(made))).is_ok() {
+            // One that cannot be woken looks at its queue when something else happens.
+            let _ = self.waker.wake();
+        }
     }
 
     fn send(&self, command: Command) -> Result<(), AdminError> {

@@ -6,8 +6,8 @@
 use crate::{
     asker::Asker,
     belonging,
-    data::{DataThread, Listener, Parts},
-    directory::{self, DataDirectory, Record},
+    data::{DataThread, DiskOptions, Listener, Parts},
+    directory::{self, DataDirectory, DiskRecord, Record},
     disk::{Driver, Medium, OpenHow},
     http,
     identity::{Identity, Neighbour, Seed},
@@ -29,6 +29,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
     process::ExitCode,
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use store::MediumKind;
@@ -83,6 +84,7 @@ struct Opened {
     admin: UnixListener,
     metrics: Option<TcpListener>,
     directory: DataDirectory,
+    /// The journal first, then the disks that could be opened.
     media: Vec<Medium>,
     engine: engine::Settings,
     identity: Identity,
@@ -158,6 +160,8 @@ fn open(settings: &Settings) -> Result<Opened, String> {
     let mut nbd = vec![Listener::Unix(mio::net::UnixListener::from_std(nbd_unix))];
     nbd.extend(nbd_tcp.map(|listener| Listener::Tcp(mio::net::TcpListener::from_std(listener))));
     let engine = engine_settings(settings, &directory, &media, (&identity, &addresses))?;
+    let (journal, disks) = media;
+    let media = std::iter::once(journal).chain(disks.into_iter().flatten()).collect();
     Ok(Opened { nbd, admin, metrics, directory, media, engine, identity, peers })
 }
 
@@ -212,12 +216,15 @@ fn advertised(settings: &Settings, peers: Option<&TcpListener>) -> Vec<SocketAdd
     address.into_iter().collect()
 }
 
-/// Opens what lies in the data directory: the sockets, and the media with the journal first.
+/// The journal, and each disk of the record, or why it cannot be opened.
+type Media = (Medium, Vec<Result<Medium, String>>);
+
+/// Opens what lies in the data directory: the sockets, and the media.
 fn open_in(
     settings: &Settings,
     directory: &DataDirectory,
     identity: &Identity,
-) -> Result<(UnixListener, UnixListener, Vec<Medium>), String> {
+) -> Result<(UnixListener, UnixListener, Media), String> {
     let nbd = sockets::open_unix(&directory.nbd_socket(), NBD_SOCKET_MODE, settings.socket_group)?;
     let admin = sockets::open_unix(&directory.admin_socket(), ADMIN_SOCKET_MODE, None)?;
     directory.begin()?;
@@ -229,12 +236,22 @@ fn open_in(
     }
     let how =
         |kind| OpenHow { kind, create: directory.record().founding, direct: settings.direct_io };
-    let mut media = vec![Medium::open(&directory.journal(), how(MediumKind::File))?];
-    for disk in &directory.record().disks {
-        media.push(Medium::open(&directory.disk(disk), how(disk.kind))?);
+    let journal = Medium::open(&directory.journal(), how(MediumKind::File))?;
+    let open_disk = |disk: &DiskRecord| {
+        directory.check_disk(disk)?;
+        Medium::open(&directory.disk(disk), how(disk.kind))
+    };
+    let listed = &directory.record().disks;
+    let disks: Vec<_> = listed.iter().map(open_disk).collect();
+    // One that is missing does not keep the others from serving, if there are others that have.
+    let mut served = listed.iter().zip(&disks).filter(|(disk, _)| !disk.making);
+    if !served.any(|(_, opened)| opened.is_ok())
+        && let Some(Err(sentence)) = disks.iter().find(|opened| opened.is_err())
+    {
+        return Err(sentence.clone());
     }
     if directory.record().founding {
-        for medium in &media {
+        for medium in std::iter::once(&journal).chain(disks.iter().flatten()) {
             medium.check_allocation()?;
         }
     }
@@ -244,27 +261,22 @@ fn open_in(
              against the disk; switch it on when the file system can"
         );
     }
-    Ok((nbd, admin, media))
+    Ok((nbd, admin, (journal, disks)))
 }
 
 fn engine_settings(
     settings: &Settings,
     directory: &DataDirectory,
-    media: &[Medium],
+    (journal, media): &Media,
     (identity, addresses): (&Identity, &[SocketAddr]),
 ) -> Result<engine::Settings, String> {
     let record = directory.record();
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let disks = record.disks.iter().zip(&media[1..]).map(|(disk, medium)| engine::DiskSettings {
-        disk: disk.disk,
-        format: record.founding,
-        kind: disk.kind,
-        medium_bytes: medium.bytes(),
-        limit_bytes: settings.limit,
-        map_cache_bytes: settings.map_cache,
-        scrub_bytes_per_s: settings.scrub_rate,
-        log_bytes: settings.log,
-        path: medium.path().display().to_string(),
+    let options = disk_options(settings);
+    let disks = record.disks.iter().zip(media).map(|(disk, medium)| {
+        let medium = medium.as_ref().map_err(Clone::clone);
+        let known = options.settings(disk, &directory.disk(disk), medium);
+        engine::DiskSettings { format: record.founding || disk.making, ..known }
     });
     Ok(engine::Settings {
         cluster: record.cluster,
@@ -278,7 +290,7 @@ fn engine_settings(
         seed: directory::draw()? as u64,
         addresses: addresses.iter().map(SocketAddr::to_string).collect(),
         seeds: identity.neighbours.iter().map(seeds_of).collect(),
-        journal_bytes: media[0].bytes(),
+        journal_bytes: journal.bytes(),
         disks: disks.collect(),
         unix_s: since_1970.as_secs(),
         trash_expiry_s: settings.trash_expiry_s,
@@ -289,6 +301,16 @@ fn engine_settings(
         fill_bytes_per_s: settings.fill_rate,
         partition_bits: PARTITIONS_DEFAULT.trailing_zeros() as u8,
     })
+}
+
+fn disk_options(settings: &Settings) -> DiskOptions {
+    DiskOptions {
+        limit_bytes: settings.limit,
+        map_cache_bytes: settings.map_cache,
+        scrub_bytes_per_s: settings.scrub_rate,
+        log_bytes: settings.log,
+        direct: settings.direct_io,
+    }
 }
 
 /// The kernel's name for the time since the machine was switched on; all zero if it has none, as
@@ -338,7 +360,9 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
     let (asker, commands) = Asker::new(DataThread::waker(&poll).map_err(cannot)?);
     let (ready, mut readied) = oneshot::channel();
     let (end, mut ended) = oneshot::channel();
-    let disk_engine = settings.disk_engine;
+    let (disk_engine, disk_options) = (settings.disk_engine, disk_options(settings));
+    let directory = Arc::new(Mutex::new(directory));
+    let for_disks = asker.clone();
     let sources = Sources::new(asker.waker(), settings.nbd_listen);
     let thread = std::thread::Builder::new().name("data".to_string()).spawn(move || {
         let run = || {
@@ -348,6 +372,8 @@ async fn serve(settings: &Settings, opened: Opened, places: &Places) -> Result<(
             let parts = Parts {
                 directory,
                 settings: engine,
+                disk_options,
+                asker: for_disks,
                 driver,
                 poll,
                 listeners: nbd,

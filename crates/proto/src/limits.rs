@@ -49,6 +49,8 @@ pub const PARTITION_BITS_MAX: u8 = 16;
 pub const NODES_MAX: usize = 1024;
 /// Disks per cluster.
 pub const DISKS_MAX: usize = 8192;
+/// Disks of one node: each has caches of its own, and a place among the files of the ring.
+pub const NODE_DISKS_MAX: usize = 64;
 /// Length of a node's name in bytes.
 pub const NODE_NAME_BYTES_MAX: usize = 255;
 /// Addresses under which the others reach a node.

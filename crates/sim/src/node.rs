@@ -135,6 +135,7 @@ impl SimNode {
                 scrub_bytes_per_s: setup.scrub_bytes_per_s,
                 log_bytes: Some(setup.log_bytes),
                 path: "disk".into(),
+                refusal: None,
             }],
             unix_s,
             trash_expiry_s: 24 * 3600,

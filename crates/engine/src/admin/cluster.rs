@@ -111,6 +111,9 @@ pub struct CopiesReport {
     pub fewer: u64,
     /// How many of those have one copy present, though more are possible.
     pub single: u64,
+    /// How many have more than one copy on the same node, which are lost together with it.
+    #[serde(default)]
+    pub doubled: u64,
     /// How many have fewer than a majority present, or have to be made to serve again: what lies
     /// there waits.
     pub waiting: u64,

@@ -128,6 +128,12 @@ impl Engine {
                 self.work.push_back(Work::Propose(command, Purpose::AdminDone(token)));
                 return Ok(None);
             }
+            AdminRequest::DiskAdd { .. } => {
+                let sentence = "this program has no part that could open a disk while it runs; \
+                                restart it with that disk"
+                    .to_string();
+                return Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
+            }
             AdminRequest::DiskRemove { disk } => {
                 self.remove_disk(token, disk)?;
                 return Ok(None);

@@ -69,6 +69,7 @@ impl Engine {
         }
         self.learn_chains(now, &old);
         self.learn_schedules(&old);
+        self.let_go_of_removed(outputs);
     }
 
     /// What this node has to do about what others may have proposed.

@@ -1,11 +1,7 @@
 //! The start and the end of a node: the journal, the founding of a cluster, the disks; and back.
 
 use super::{Engine, JOURNAL_VERIFY_INTERVAL, Phase, Purpose, Work, entry_path};
-use crate::{
-    DiskSettings, NoticeLevel, Output,
-    disks::{self, Disk},
-    report,
-};
+use crate::{DiskSettings, NoticeLevel, Output, disks::Disk, report};
 use cluster::{Answer, Command, Founding, LayerFate, Refusal, Voter};
 use proto::{DiskId, Incarnation, Time};
 use store::journal::{Journal, OpenError};
@@ -166,44 +162,19 @@ impl Engine {
             self.boot(Command::SetAddresses { node, addresses });
         }
         for settings in self.settings.disks.clone() {
-            self.begin_disk(now, &settings);
+            self.begin_own_disk(now, &settings, outputs);
         }
         self.release_former();
         self.advance_boot(outputs);
     }
 
-    fn begin_disk(&mut self, now: Time, settings: &DiskSettings) {
+    pub(super) fn begin_disk(&mut self, now: Time, settings: &DiskSettings) {
         let (id, mut effects) = (settings.disk, Vec::new());
         // A map that does not know the disk has seen none of its openings.
         let known = self.map.disk(id).map_or(Incarnation(0), |disk| disk.incarnation);
         let disk = Disk::begin(now, &self.settings, settings, Some(known), &mut effects);
         self.disks.insert(id, disk);
         self.work.extend(effects.into_iter().map(|effect| Work::FromStore(id, effect)));
-    }
-
-    /// The driver has one more disk.
-    pub(super) fn add_disk(
-        &mut self,
-        now: Time,
-        settings: DiskSettings,
-        outputs: &mut Vec<Output>,
-    ) {
-        let disk = settings.disk;
-        let refusal = if self.phase != Phase::Serving {
-            Some(self.not_serving())
-        } else if self.disks.contains_key(&disk) {
-            Some(format!(
-                "disk {disk} is one of this node's already; restart sheep to open it anew"
-            ))
-        } else {
-            None
-        };
-        if let Some(sentence) = refusal {
-            outputs.push(Output::DiskAdded { disk, result: Err(sentence) });
-            return;
-        }
-        self.begin_disk(now, &settings);
-        self.disks.get_mut(&disk).expect("just begun").is_added = true;
     }
 
     /// Whatever this node had attached in a former life has no session any more. Not said before
@@ -259,6 +230,8 @@ impl Engine {
         if std::mem::take(&mut disk.is_added) {
             outputs.push(Output::DiskAdded { disk: id, result: Ok(()) });
         }
+        // One that was kept because it was the only one need not be any more.
+        self.let_go_of_removed(outputs);
     }
 
     fn begin_serving(&mut self, outputs: &mut Vec<Output>) {
@@ -272,6 +245,7 @@ impl Engine {
             self.weigh(id);
         }
         self.begin_members();
+        self.let_go_of_removed(outputs);
     }
 
     /// The map is the authority on which layers exist: what a disk missed is dropped now. But a
@@ -343,7 +317,8 @@ impl Engine {
         result: Result<Answer, Refusal>,
         outputs: &mut Vec<Output>,
     ) {
-        let disk = self.disks.get_mut(&id).expect("it was opened");
+        // One that was refused meanwhile is forgotten.
+        let Some(disk) = self.disks.get_mut(&id) else { return };
         let is_listed = self.map.disk(id).is_some_and(|d| d.incarnation == disk.incarnation);
         match result {
             Err(Refusal::OutcomeUnknown) if !is_listed => return self.propose_opening(id),
@@ -385,8 +360,10 @@ impl Engine {
 
     /// There is nothing on the medium yet: makes it a disk, where that is wanted.
     pub(super) fn disk_blank(&mut self, id: DiskId, outputs: &mut Vec<Output>) {
+        // What was agreed to be open has been a disk, whatever is said of the medium now.
+        let has_been = self.map.disk(id).is_some_and(|known| known.incarnation > Incarnation(0));
         let disk = self.disks.get_mut(&id).expect("it speaks");
-        if !disk.settings.format {
+        if !disk.settings.format || has_been {
             return self.disk_refused(id, &store::OpenError::Blank.to_string(), outputs);
         }
         let mut ops = Vec::new();
@@ -400,18 +377,11 @@ impl Engine {
     /// A disk cannot be used. Without its only disk a node does not start; with others it does.
     pub(super) fn disk_refused(&mut self, id: DiskId, sentence: &str, outputs: &mut Vec<Output>) {
         let sentence = format!("{}: {sentence}", entry_path(&self.disks, id));
-        let disk = self.disks.get_mut(&id).expect("it speaks");
-        let is_added = std::mem::take(&mut disk.is_added);
-        if !is_added && self.settings.disks.len() == 1 {
+        let is_added = self.disks[&id].is_added;
+        if !is_added && self.phase != Phase::Serving && self.is_only_disk(id) {
             return self.fail(sentence, outputs);
         }
-        disk.stage = disks::Stage::Failed(sentence.clone());
-        disk.is_agreed = false;
-        if is_added {
-            outputs.push(Output::DiskAdded { disk: id, result: Err(sentence) });
-        } else {
-            outputs.push(Output::Notice { level: NoticeLevel::Error, sentence });
-        }
+        self.put_out(id, sentence, outputs);
         self.release_former();
         self.advance_boot(outputs);
     }
@@ -420,7 +390,8 @@ impl Engine {
     pub(super) fn advance_stop(&mut self, now: Time, outputs: &mut Vec<Output>) {
         if self.phase == Phase::ClosingSessions && self.held.is_empty() {
             self.phase = Phase::ClosingDisks;
-            let open = |disk: &Disk| disk.store().is_some() && disk.is_settled();
+            let open =
+                |disk: &Disk| disk.store().is_some() && disk.is_settled() && !disk.is_leaving;
             let open = self.disks.iter().filter(|(_, disk)| open(disk));
             self.closing = open.map(|(id, _)| *id).collect();
             let close = |disk: &DiskId| Work::Store(*disk, store::Event::Close);

@@ -75,8 +75,15 @@ impl Engine {
         let has_disks = self.map.disks().len() > 0;
         for copies in self.map.tables().filter(|_| has_disks) {
             let possible = self.map.sites(copies).len().clamp(1, usize::from(copies)) as u8;
-            let mut sum =
-                CopiesReport { copies, possible, partitions: 0, fewer: 0, single: 0, waiting: 0 };
+            let mut sum = CopiesReport {
+                copies,
+                possible,
+                partitions: 0,
+                fewer: 0,
+                single: 0,
+                doubled: 0,
+                waiting: 0,
+            };
             for partition in (0..1u32 << self.map.partition_bits()).map(PartitionId) {
                 let held = self.map.configuration(copies, partition);
                 self.survey_partition(held, away, &mut sum, &mut survey);
@@ -104,6 +111,9 @@ impl Engine {
             survey.loads.entry(member.disk).or_default().recovering += 1;
         }
         sum.partitions += 1;
+        let node = |member: &cluster::Member| self.map.disk(member.disk).map(|disk| disk.node);
+        let nodes: BTreeSet<Option<NodeId>> = held.current.iter().map(node).collect();
+        sum.doubled += u64::from(nodes.len() < held.current.len());
         if present < usize::from(sum.possible) {
             sum.fewer += 1;
             sum.single += u64::from(present == 1);
@@ -449,6 +459,14 @@ fn cluster_notes(report: &ClusterReport) -> Vec<String> {
             "volumes that ask for {} copies have {}, as there are no disks for more: add disks, \
              best on other nodes, and the copies follow by themselves",
             copies.copies, copies.possible,
+        ));
+    }
+    for copies in report.copies.iter().filter(|copies| copies.doubled > 0) {
+        notes.push(format!(
+            "of what is kept in {} copies, {} of {} partitions have more than one copy on the same \
+             node, which are lost together with it: add disks on other nodes, and the copies are \
+             spread by themselves",
+            copies.copies, copies.doubled, copies.partitions
         ));
     }
     for disk in report.disks.iter().filter(|disk| disk.standing == "draining") {

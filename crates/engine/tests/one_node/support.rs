@@ -142,6 +142,7 @@ impl World {
                 scrub_bytes_per_s: 0,
                 log_bytes: None,
                 path: "disk".into(),
+                refusal: None,
             }],
             unix_s,
             trash_expiry_s: TRASH_EXPIRY_S,

@@ -1,6 +1,7 @@
 //! Several nodes: they form a cluster, agree, lose one another and come back, and use the disks of
 //! one another.
 
+mod changing;
 mod copies;
 mod cuts;
 mod durable;

@@ -90,7 +90,23 @@ pub struct Node {
     pub answers: BTreeMap<ConnectionId, Answer>,
     pub completions: BTreeMap<RequestId, Result<Completion, volume::Error>>,
     pub added: BTreeMap<DiskId, Result<(), String>>,
+    /// Disks that are marked as being made, for the next start.
+    pub making: BTreeSet<DiskId>,
+    /// Disks whose medium cannot be used, for the next start.
+    pub missing: BTreeSet<DiskId>,
+    /// Media of disks that were let go.
+    pub gone: BTreeMap<DiskId, Medium>,
     pub notices: Vec<String>,
+}
+
+impl Node {
+    fn disk_settings(&self, disk: DiskId, medium: &Medium) -> DiskSettings {
+        let made = Net::disk_settings(disk, medium);
+        // A founder's disks are made as long as it has not served.
+        let format = self.making.contains(&disk) || (!self.has_served && made.format);
+        let refusal = self.missing.contains(&disk).then(|| "it is missing".to_string());
+        DiskSettings { format, refusal, ..made }
+    }
 }
 
 /// One connection: its dialler's end, and its listener's.
@@ -194,6 +210,9 @@ impl Net {
             answers: BTreeMap::new(),
             completions: BTreeMap::new(),
             added: BTreeMap::new(),
+            making: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            gone: BTreeMap::new(),
             notices: Vec::new(),
         });
         self.nodes.len() - 1
@@ -233,6 +252,7 @@ impl Net {
             scrub_bytes_per_s: 0,
             log_bytes: None,
             path: format!("disk-{}", disk.0),
+            refusal: None,
         }
     }
 
@@ -267,7 +287,7 @@ impl Net {
             addresses: vec![own_address],
             seeds: node.seeds.clone(),
             journal_bytes: node.journal.bytes.len() as u64,
-            disks: node.disks.iter().map(|(id, medium)| Net::disk_settings(*id, medium)).collect(),
+            disks: node.disks.iter().map(|(id, medium)| node.disk_settings(*id, medium)).collect(),
             unix_s: 1_000_000 + now.0 / 1_000_000_000,
             trash_expiry_s: 0,
             trash_grace: Duration::ZERO,
@@ -307,6 +327,30 @@ impl Net {
                 }
             }
         }
+    }
+
+    /// Does one thing of what waits for a node's stalled media. Whether there was one.
+    pub fn do_one(&mut self, at: usize) -> bool {
+        let Some((disk, op)) = self.nodes[at].waiting.pop_front() else { return false };
+        let done = self.nodes[at].disks.get_mut(&disk).expect("a disk of it").perform(op);
+        self.tell(at, Input::Disk { disk, done });
+        true
+    }
+
+    /// What a disk of a node that does not run holds.
+    pub fn medium(&mut self, at: usize, disk: u128) -> &mut Vec<u8> {
+        &mut self.nodes[at].disks.get_mut(&DiskId(disk)).expect("it has it").bytes
+    }
+
+    /// A disk that has no content yet is listed by a node that does not run.
+    pub fn list_blank(&mut self, at: usize, disk: u128) {
+        self.nodes[at].disks.insert(DiskId(disk), Medium::default());
+    }
+
+    /// A disk that a node let go of is listed by it again, as if that had never been written down.
+    pub fn list_again(&mut self, at: usize, disk: u128) {
+        let medium = self.nodes[at].gone.remove(&DiskId(disk)).expect("it was let go");
+        self.nodes[at].disks.insert(DiskId(disk), medium);
     }
 
     /// From now on it is remembered what of a disk is stable.
@@ -483,6 +527,9 @@ impl Net {
             Output::Notice { sentence, .. } => node.notices.push(sentence),
             Output::DiskAdded { disk, result } => {
                 node.added.insert(disk, result);
+            }
+            Output::DiskGone { disk } => {
+                node.gone.insert(disk, node.disks.remove(&disk).expect("a disk of it"));
             }
             Output::Dial { node, connection, addresses } => {
                 let is_known = addresses.contains(&self.address_of(node));

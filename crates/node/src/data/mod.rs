@@ -5,21 +5,23 @@
 //! engine finish the round, hand its disk operations to the kernel, write the replies.
 
 mod caps;
+mod disks;
 mod link;
 mod peers;
 mod socket;
 
+pub use disks::{DiskOptions, Made, SharedDirectory, lock};
 pub use socket::Listener;
 
 use crate::{
-    asker::{Command, Reply},
-    directory::DataDirectory,
+    asker::{Asker, Command, Reply},
     disk::Driver,
     identity::hex,
     peers::{ApplicationId, Peers},
     source::Sources,
 };
 use caps::Caps;
+use disks::DiskChanges;
 use engine::{
     ConnectionId, Engine, Input, NoticeLevel, Output,
     admin::{AdminError, AdminErrorKind, AdminReply, AdminRequest, AdminToken},
@@ -68,9 +70,13 @@ const JOURNAL: usize = 0;
 /// What a data thread is made of.
 pub struct Parts {
     /// The directory, whose record is finished when the engine is ready.
-    pub directory: DataDirectory,
-    /// What the engine is made with; the disks in the order of the driver's media.
+    pub directory: SharedDirectory,
+    /// What the engine is made with; the disks that can be used in the order of the driver's media.
     pub settings: engine::Settings,
+    /// How disks are driven that come later.
+    pub disk_options: DiskOptions,
+    /// How the threads that make them ask this one.
+    pub asker: Asker,
     /// Medium 0 is the journal.
     pub driver: Driver,
     /// The poll everything is registered with, and the command's waker.
@@ -90,13 +96,14 @@ pub struct Parts {
 /// The loop and all it owns.
 pub struct DataThread {
     started: Instant,
-    directory: Option<DataDirectory>,
+    directory: SharedDirectory,
     engine: Engine,
     driver: Driver,
     poll: Poll,
     events: Events,
     /// The disks, in the order of the driver's media behind the journal.
-    disks: Vec<DiskId>,
+    disks: Vec<Option<DiskId>>,
+    disk_changes: DiskChanges,
     listeners: Vec<Listener>,
     /// Listeners that may have connections waiting.
     knocked: Vec<bool>,
@@ -142,20 +149,23 @@ impl DataThread {
             directory, settings, driver, poll, listeners, commands, ready, sources, ..
         } = parts;
         let peers = parts.peers;
+        let disk_changes = DiskChanges::new(directory.clone(), parts.asker, parts.disk_options);
         driver.register(poll.registry(), DISKS)?;
-        let disks: Vec<_> = settings.disks.iter().map(|disk| disk.disk).collect();
-        assert_eq!(driver.media().len(), disks.len() + 1, "a medium for each disk and the journal");
+        let open = settings.disks.iter().filter(|disk| disk.refusal.is_none());
+        let disks: Vec<_> = open.map(|disk| Some(disk.disk)).collect();
+        assert_eq!(driver.count(), disks.len() + 1, "a medium for each disk and the journal");
         assert!(listeners.len() <= LINKS - LISTENERS, "a token for each listener");
         let started = Instant::now();
         let mut outputs = Vec::new();
         let mut thread = DataThread {
             started,
-            directory: Some(directory),
+            directory,
             engine: Engine::new(time_since(started), settings, &mut outputs),
             driver,
             poll,
             events: Events::with_capacity(EVENTS_MAX),
             disks,
+            disk_changes,
             knocked: vec![false; listeners.len()],
             listeners,
             accept_again: None,
@@ -206,10 +216,8 @@ impl DataThread {
             self.note_others();
         }
         let end = self.end.take().expect("the loop has ended");
-        if end.is_err()
-            && let Some(directory) = self.directory.take()
-        {
-            directory.abandon();
+        if end.is_err() {
+            lock(&self.directory).abandon();
         }
         end
     }
@@ -221,7 +229,7 @@ impl DataThread {
             return;
         }
         self.has_noted_others = true;
-        let directory = self.directory.as_mut().expect("kept until the end");
+        let mut directory = lock(&self.directory);
         if let Err(error) = directory.note_others() {
             let path = directory.path().display();
             tracing::warn!(
@@ -262,7 +270,11 @@ impl DataThread {
             }
             let input = match medium {
                 JOURNAL => Input::Journal(done),
-                medium => Input::Disk { disk: self.disks[medium - 1], done },
+                medium => {
+                    // What a disk that is let go of had begun.
+                    let Some(disk) = self.disks[medium - 1] else { continue };
+                    Input::Disk { disk, done }
+                }
             };
             self.tell(now, input);
             if at % READS_AT_ONCE == READS_AT_ONCE - 1 {
@@ -333,6 +345,10 @@ impl DataThread {
                     let kind = AdminErrorKind::Conflict;
                     reply.send(Err(AdminError { kind, sentence }));
                 }
+                Command::Admin { request: AdminRequest::DiskAdd { path, limit_bytes }, reply } => {
+                    self.begin_adding(path.into(), limit_bytes, reply);
+                }
+                Command::DiskMade(made) => self.take_made(now, *made),
                 Command::Admin { request, reply } => {
                     if matches!(request, AdminRequest::Status | AdminRequest::DiskList) {
                         // Whoever asks is told what is, not what was some seconds ago.
@@ -535,8 +551,9 @@ impl DataThread {
         self.next_space = now + SPACE_PERIOD;
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.tell(now, Input::WallClock { unix_s: since_1970.as_secs() });
-        for (number, disk) in self.disks.clone().into_iter().enumerate() {
-            let medium = &self.driver.media()[number + 1];
+        for number in 0..self.disks.len() {
+            let Some(disk) = self.disks[number] else { continue };
+            let medium = self.driver.medium(number + 1);
             if medium.kind() != MediumKind::File {
                 continue;
             }
@@ -596,8 +613,8 @@ impl DataThread {
     }
 
     fn begin(&mut self, disk: DiskId, op: DiskOp) {
-        let number = self.disks.iter().position(|&known| known == disk);
-        self.driver.begin(1 + number.expect("only disks of the settings are driven"), op);
+        let number = self.disks.iter().position(|&known| known == Some(disk));
+        self.driver.begin(1 + number.expect("only disks that the engine was given are driven"), op);
     }
 
     /// Performs outputs until there are none.
@@ -649,7 +666,8 @@ impl DataThread {
                 tracing::info!(%node, "connection to a node closed: {reason}");
                 self.peers.hang_up(now, node, connection, &farewell);
             }
-            Output::DiskAdded { .. } => unreachable!("all disks are opened at the start"),
+            Output::DiskAdded { disk, result } => self.disk_added(disk, result),
+            Output::DiskGone { disk } => self.disk_gone(disk),
             Output::Ready => self.handle_ready(),
             Output::Failed(sentence) => self.end = Some(Err(sentence)),
             Output::Stopped => self.end = Some(Ok(())),
@@ -666,12 +684,13 @@ impl DataThread {
         let Some(ready) = self.ready.take() else { return };
         // What was told before the engine opened its disks is lost.
         self.next_space = Time(0);
-        let directory = self.directory.as_mut().expect("kept until the end");
+        let mut directory = lock(&self.directory);
         if let Err(error) = directory.finish() {
             let path = directory.path().display();
             self.end = Some(Err(format!("cannot write to {path}: {error}; free some space")));
             return;
         }
+        drop(directory);
         for (number, listener) in self.listeners.iter_mut().enumerate() {
             let token = Token(LISTENERS + number);
             if let Err(error) = listener.register(self.poll.registry(), token) {

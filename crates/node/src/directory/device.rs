@@ -1,7 +1,7 @@
 //! Raw devices before they are ours: what is on them, and taking back a half-made disk.
 
 use super::record::{DiskRecord, Record};
-use proto::{BLOCK_SIZE, is_zero};
+use proto::{BLOCK_SIZE, ClusterId, DiskId, NodeId, is_zero};
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read},
@@ -32,6 +32,16 @@ const SUPERBLOCKS: usize = 2;
 
 /// Refuses a device that holds anything. Only reads.
 pub fn check_blank(path: &Path) -> Result<(), String> {
+    check(path, None, true)
+}
+
+/// The same for one more disk of a node, which knows its own. Not exclusive where the caller has
+/// the device open itself.
+pub fn check_blank_for(path: &Path, record: &Record, exclusive: bool) -> Result<(), String> {
+    check(path, Some(record), exclusive)
+}
+
+fn check(path: &Path, record: Option<&Record>, exclusive: bool) -> Result<(), String> {
     let shown = path.display();
     let cannot = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => format!("there is no device {shown}; check the path with lsblk"),
@@ -44,7 +54,9 @@ pub fn check_blank(path: &Path) -> Result<(), String> {
         ),
         _ => format!("cannot read {shown}: {error}; check the device"),
     };
-    let file = open(path, false).map_err(cannot)?;
+    let flags = if exclusive { libc::O_EXCL } else { 0 };
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(cannot)?;
     if !file.metadata().map_err(cannot)?.file_type().is_block_device() {
         return Err(format!(
             "{shown} is no block device; give --disk a device such as /dev/sdb, or leave it out to \
@@ -53,7 +65,8 @@ pub fn check_blank(path: &Path) -> Result<(), String> {
     }
     let mut head = Vec::with_capacity(LOOKED_AT);
     file.take(LOOKED_AT as u64).read_to_end(&mut head).map_err(cannot)?;
-    match found(&head) {
+    let owner = record.and_then(|record| Some(owner_in(&head)?.words(record)));
+    match owner.or_else(|| found(&head).map(str::to_string)) {
         None => Ok(()),
         Some(what) => Err(format!(
             "{shown} is not blank: it holds {what}; choose another device, or clear it with \
@@ -71,6 +84,56 @@ fn found(head: &[u8]) -> Option<&'static str> {
         .iter()
         .find(|(_, offset, bytes)| head.get(*offset..).is_some_and(|rest| rest.starts_with(bytes)));
     Some(known.map_or("data of an unknown kind", |(name, ..)| name))
+}
+
+/// Whose disk a medium is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    cluster: ClusterId,
+    node: NodeId,
+    disk: DiskId,
+}
+
+impl Owner {
+    /// In words, for this node.
+    pub fn words(&self, record: &Record) -> String {
+        if self.cluster != record.cluster {
+            return "a disk of another Sheepdog cluster".to_string();
+        }
+        match self.node == record.node {
+            true => format!("disk {}, which was one of this node", self.disk),
+            false => format!("disk {} of another node of this cluster", self.disk),
+        }
+    }
+}
+
+/// Whose disk lies in a file, if one does.
+pub fn owner_of(path: &Path) -> Option<Owner> {
+    let mut head = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take((SUPERBLOCKS * BLOCK_SIZE) as u64).read_to_end(&mut head).ok()?;
+    owner_in(&head)
+}
+
+fn owner_in(head: &[u8]) -> Option<Owner> {
+    let blocks = head.chunks_exact(BLOCK_SIZE).take(SUPERBLOCKS);
+    let block = blocks.into_iter().find(|block| block.starts_with(b"SHEEPDSK"))?;
+    let number = |at: usize| {
+        let bytes = block[IDENTITY][16 * at..][..16].try_into().expect("16 bytes");
+        u128::from_le_bytes(bytes)
+    };
+    Some(Owner { cluster: ClusterId(number(0)), node: NodeId(number(1)), disk: DiskId(number(2)) })
+}
+
+/// Whether a file holds nothing at its start but what could be left of this very disk. One that
+/// cannot be read may hold anything.
+pub fn is_blank_or_of(path: &Path, record: &Record, disk: &DiskRecord) -> bool {
+    let mut head = Vec::new();
+    let read = File::open(path)
+        .and_then(|file| file.take((SUPERBLOCKS * BLOCK_SIZE) as u64).read_to_end(&mut head));
+    let identity = identity_of(record, disk);
+    let is_ours = |block: &[u8]| is_zero(block) || is_of(block, &identity);
+    read.is_ok() && head.chunks(BLOCK_SIZE).all(is_ours)
 }
 
 /// Refuses a device that does not hold this disk of this node, as when names of devices changed.
@@ -106,7 +169,8 @@ pub fn check_ours(path: &Path, record: &Record, disk: &DiskRecord) -> Result<(),
 pub fn erase_half_made(path: &Path, record: &Record, disk: &DiskRecord) -> Result<(), String> {
     let identity = identity_of(record, disk);
     let cannot = |error: io::Error| format!("cannot clear {}: {error}", path.display());
-    let file = open(path, true).map_err(cannot)?;
+    // Not exclusive: it may be this process that has it open still.
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(cannot)?;
     let mut ours = false;
     for number in 0..SUPERBLOCKS {
         let mut block = [0u8; BLOCK_SIZE];
@@ -128,12 +192,7 @@ fn identity_of(record: &Record, disk: &DiskRecord) -> Vec<u8> {
 /// Whether the block looks like a superblock of this identity. Its checksum is the store's to
 /// check.
 fn is_of(block: &[u8], identity: &[u8]) -> bool {
-    block.starts_with(b"SHEEPDSK") && block[IDENTITY] == *identity
-}
-
-fn open(path: &Path, write: bool) -> io::Result<File> {
-    // Exclusive: refused while the device is mounted.
-    OpenOptions::new().read(true).write(write).custom_flags(libc::O_EXCL).open(path)
+    block.len() == BLOCK_SIZE && block.starts_with(b"SHEEPDSK") && block[IDENTITY] == *identity
 }
 
 #[cfg(test)]
@@ -162,6 +221,8 @@ mod tests {
             disk: proto::DiskId(id),
             kind: store::MediumKind::Device,
             path: path.clone(),
+            making: false,
+            limit_bytes: None,
         };
         let record = Record {
             cluster: proto::ClusterId(1),

@@ -4,9 +4,11 @@
 //! then the media; the mark goes when the engine serves for the first time. A directory whose
 //! record still has the mark never served anything, and its media are made anew.
 
+mod adding;
 mod device;
 mod record;
 
+pub use adding::NewDisk;
 pub use record::{DiskRecord, Record, replace};
 
 use crate::{api, disk::patiently};
@@ -201,7 +203,7 @@ impl DataDirectory {
     }
 
     /// Takes back what was made, if the node was being founded and could not be.
-    pub fn abandon(self) {
+    pub fn abandon(&self) {
         if !self.record.founding {
             return;
         }
@@ -379,16 +381,17 @@ fn new_record(device: Option<&Path>, witness: bool) -> Result<Record, String> {
     })
 }
 
-/// A disk that is being made.
+/// The disk of a node that is being made.
 fn new_disk(device: Option<&Path>) -> Result<DiskRecord, String> {
-    Ok(match device {
-        None => DiskRecord { disk: DiskId(draw()?), kind: MediumKind::File, path: DISK.into() },
+    let (kind, path) = match device {
+        None => (MediumKind::File, DISK.into()),
         Some(path) => {
             let path = writable_name(path)?;
             device::check_blank(&path)?;
-            DiskRecord { disk: DiskId(draw()?), kind: MediumKind::Device, path }
+            (MediumKind::Device, path)
         }
-    })
+    };
+    Ok(DiskRecord { disk: DiskId(draw()?), kind, path, making: false, limit_bytes: None })
 }
 
 /// The record of a node that was made before, with the device that is asked for now.
@@ -445,23 +448,51 @@ fn retake(
         (true, None, _) => return Ok(record),
         (false, ..) => {}
     }
-    let disk = &mut record.disks[0];
-    match device {
-        Some(device) if disk.kind == MediumKind::File => {
-            return Err(format!(
-                "the node in {} keeps its data in a file there, not on {}; start it without \
-                 --disk, or with another data directory",
-                path.display(),
-                device.display()
-            ));
-        }
-        Some(device) => disk.path = writable_name(device)?,
-        None => {}
+    if let Some(device) = device {
+        rename(path, &mut record, &writable_name(device)?)?;
     }
-    for disk in record.disks.iter().filter(|disk| disk.kind == MediumKind::Device) {
+    // With others it is for the cluster to say what it means that one is not there.
+    if let [disk] = &record.disks[..]
+        && disk.kind == MediumKind::Device
+    {
         device::check_ours(&disk.path, &record, disk)?;
     }
     Ok(record)
+}
+
+/// A device is named at the start: it may be one that has another name in the record. One that was
+/// taken out since is not used, and does not keep the others from serving.
+fn rename(path: &Path, record: &mut Record, device: &Path) -> Result<(), String> {
+    if record.disks.iter().any(|disk| disk.kind == MediumKind::File && disk.path == Path::new(DISK))
+        && record.disks.iter().all(|disk| disk.kind == MediumKind::File)
+    {
+        return Err(format!(
+            "the node in {} keeps its data in a file there, not on {}; start it without \
+             --disk, or with another data directory",
+            path.display(),
+            device.display()
+        ));
+    }
+    let holds = |device: &Path, disk: &DiskRecord| device::check_ours(device, record, disk).is_ok();
+    let devices = || record.disks.iter().filter(|disk| disk.kind == MediumKind::Device);
+    if devices().any(|disk| disk.path == device) {
+        return Ok(());
+    }
+    let named = devices().find(|disk| holds(device, disk)).map(|disk| disk.disk);
+    let is_missed = devices().any(|disk| !holds(&disk.path, disk));
+    match &mut record.disks[..] {
+        // Looked at next, and what is wrong with it told.
+        [only] if named.is_none() && is_missed => only.path = device.to_path_buf(),
+        disks => match disks.iter_mut().find(|disk| Some(disk.disk) == named) {
+            Some(disk) => disk.path = device.to_path_buf(),
+            None => tracing::warn!(
+                "{} holds none of this node's disks, and is not used; leave --disk out, each disk \
+                 is looked for where it was",
+                device.display()
+            ),
+        },
+    }
+    Ok(())
 }
 
 /// The path as the record can hold it.
@@ -491,5 +522,7 @@ pub fn draw() -> Result<u128, String> {
     Ok(u128::from_le_bytes(bytes).max(1))
 }
 
+#[cfg(test)]
+mod adding_tests;
 #[cfg(test)]
 mod tests;

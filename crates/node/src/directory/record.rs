@@ -3,7 +3,7 @@
 //! A text of lines, so that people can read it: a title with the version, one line per fact, and
 //! last the CRC-64/NVMe of all bytes before that line. It is refused unless all of it fits.
 
-use proto::{ClusterId, DiskId, NodeId, crc64};
+use proto::{ClusterId, DiskId, NodeId, crc64, limits::NODE_DISKS_MAX};
 use std::{
     fmt::Write as _,
     fs::{self, File, OpenOptions},
@@ -27,8 +27,19 @@ const KEYED: &str = "keys";
 const OTHERS: &str = "others";
 /// Longest record that is read, in bytes.
 const BYTES_MAX: u64 = 64 << 10;
-/// Disks a node may have.
-const DISKS_MAX: usize = 64;
+/// Longest path of a disk that is added, in bytes.
+pub const DISK_PATH_BYTES_MAX: usize = 512;
+/// What a disk takes beside its path at most, in bytes: its line, and that of its limit.
+const DISK_LINES_BYTES: usize = 128;
+/// What stands before a disk that is being made, in the place of `disk`: versions of before there
+/// were such do not know it, and refuse the record.
+const MAKING: &str = "making";
+
+const _: () = assert!(
+    NODE_DISKS_MAX * (DISK_PATH_BYTES_MAX + "/disk".len() + DISK_LINES_BYTES) + 4096
+        <= BYTES_MAX as usize,
+    "a record with all disks fits"
+);
 
 /// Everybody may read it; who may reach it is for the directory to say.
 const MODE: u32 = 0o644;
@@ -78,6 +89,11 @@ pub struct DiskRecord {
     pub kind: MediumKind,
     /// Where it is: for a file relative to the data directory.
     pub path: PathBuf,
+    /// Whether it was being made, as one more of a node that served, when this was written: it may
+    /// be made now, unless the cluster has seen it.
+    pub making: bool,
+    /// How much of it may be used at most, in bytes, where that was said of this very disk.
+    pub limit_bytes: Option<u64>,
 }
 
 /// Why there is no record.
@@ -145,7 +161,11 @@ impl Record {
             };
             let path = disk.path.to_str().expect("checked when the disk was taken");
             assert!(!path.contains('\n'), "checked when the disk was taken");
-            let _ = writeln!(text, "disk {} {kind} {path}", disk.disk);
+            let word = if disk.making { MAKING } else { "disk" };
+            let _ = writeln!(text, "{word} {} {kind} {path}", disk.disk);
+            if let Some(limit_bytes) = disk.limit_bytes {
+                let _ = writeln!(text, "limit {limit_bytes}");
+            }
         }
         let checksum = crc64(text.as_bytes());
         let _ = writeln!(text, "checksum {checksum:016x}");
@@ -192,8 +212,14 @@ impl Record {
         let others = lines.next_if_eq(&OTHERS).is_some();
         let is_witness = lines.next_if_eq(&WITNESS).is_some();
         let mut disks = Vec::new();
-        for line in lines {
-            let mut words = line.strip_prefix("disk ")?.splitn(3, ' ');
+        while let Some(line) = lines.next() {
+            let (word, rest) = line.split_once(' ')?;
+            let making = match word {
+                "disk" => false,
+                MAKING => true,
+                _ => return None,
+            };
+            let mut words = rest.splitn(3, ' ');
             let disk = DiskId(number(words.next()?)?);
             let kind = match words.next()? {
                 "file" => MediumKind::File,
@@ -201,9 +227,14 @@ impl Record {
                 _ => return None,
             };
             let path = PathBuf::from(words.next().filter(|path| !path.is_empty())?);
-            disks.push(DiskRecord { disk, kind, path });
+            let limit = lines.next_if(|line| line.starts_with("limit "));
+            let limit_bytes = match limit.and_then(|line| line.strip_prefix("limit ")) {
+                Some(text) => Some(text.parse().ok()?),
+                None => None,
+            };
+            disks.push(DiskRecord { disk, kind, path, making, limit_bytes });
         }
-        let fits = disks.len() <= DISKS_MAX && disks.is_empty() == is_witness;
+        let fits = disks.len() <= NODE_DISKS_MAX && disks.is_empty() == is_witness;
         fits.then_some(Record { cluster, node, founding, joined, keyed, others, disks })
     }
 }
@@ -211,6 +242,11 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn disk(id: u128, kind: MediumKind, path: &str) -> DiskRecord {
+        let (disk, path) = (DiskId(id), path.into());
+        DiskRecord { disk, kind, path, making: false, limit_bytes: None }
+    }
 
     fn record() -> Record {
         Record {
@@ -221,12 +257,8 @@ mod tests {
             keyed: false,
             others: false,
             disks: vec![
-                DiskRecord { disk: DiskId(7), kind: MediumKind::File, path: "disk".into() },
-                DiskRecord {
-                    disk: DiskId(8),
-                    kind: MediumKind::Device,
-                    path: "/dev/disk/by-id/with a space".into(),
-                },
+                disk(7, MediumKind::File, "disk"),
+                disk(8, MediumKind::Device, "/dev/disk/by-id/with a space"),
             ],
         }
     }
@@ -246,6 +278,36 @@ mod tests {
             assert_eq!(Record::read(&path).expect("read"), witness);
         }
         assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+        let mut record = record();
+        record.disks[0].limit_bytes = Some(1 << 30);
+        record.disks[1].making = true;
+        record.disks.push(DiskRecord {
+            making: true,
+            limit_bytes: Some(u64::MAX),
+            ..disk(9, MediumKind::File, "/srv/limit 7/disk")
+        });
+        record.write(&path).expect("written");
+        assert_eq!(Record::read(&path).expect("read"), record);
+    }
+
+    /// What the version before reads, and what it refuses: it took every line behind the facts that
+    /// it knew for a disk.
+    #[test]
+    fn a_disk_that_is_being_made_is_no_disk_to_the_version_before() {
+        let lines = |record: &Record| -> Vec<String> {
+            let text = record.print();
+            let own = |line: &&str| {
+                let facts = ["sheepdog ", "cluster ", "node ", "state ", "checksum "];
+                !facts.iter().any(|fact| line.starts_with(fact))
+            };
+            text.lines().filter(own).map(str::to_owned).collect()
+        };
+        let is_known = |line: &String| line.starts_with("disk ");
+        let mut record = record();
+        assert_eq!(lines(&record).len(), 2);
+        assert!(lines(&record).iter().all(is_known));
+        record.disks[1].making = true;
+        assert!(!lines(&record).iter().all(is_known));
     }
 
     #[test]
@@ -282,6 +344,10 @@ mod tests {
         check("cluster 0", "cluster x", "damaged");
         check("file disk", "file ", "damaged");
         check("file disk", "tape disk", "damaged");
+        check("\ndisk ", "\ndesk ", "damaged");
+        check("file disk", "file disk\nlimit ", "damaged");
+        check("file disk", "file disk\nlimit 7x", "damaged");
+        check("file disk", "file disk\nlimit 7\nlimit 7", "damaged");
         check("\nnode ", "\nknot ", "damaged");
     }
 }

@@ -1,7 +1,7 @@
 //! Threads that perform operations with plain system calls: all of them where io_uring is not to
 //! be had, else the few that io_uring has no form of.
 
-use super::{Media, operation::Operation};
+use super::{medium::Medium, operation::Operation};
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::{Errno, read, write},
@@ -17,15 +17,16 @@ use std::{
 /// Threads at most: what keeps an ordinary disk busy. Each is started when it is first needed.
 const THREADS_MAX: usize = 16;
 
-/// A task for a thread: the medium's number, and what to do on it.
-type Task = (usize, Box<Operation>);
+/// A medium with its number.
+type Numbered = (usize, Arc<Medium>);
+/// A task for a thread: the medium, and what to do on it.
+type Task = (Numbered, Box<Operation>);
 /// A performed step: the medium's number, its operation, and the kernel's result.
 pub type Performed = (usize, Box<Operation>, i32);
 
 /// The threads, and the queues to and from them.
 pub struct Pool {
     shared: Arc<Shared>,
-    media: Arc<Media>,
     threads: Vec<JoinHandle<()>>,
     /// Tasks handed over whose results were not taken yet.
     in_flight: usize,
@@ -58,10 +59,10 @@ impl Shared {
 
 impl Pool {
     /// A pool without threads yet.
-    pub fn new(media: Arc<Media>) -> io::Result<Pool> {
+    pub fn new() -> io::Result<Pool> {
         let results = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Shared { queues: Mutex::default(), work: Condvar::new(), results };
-        Ok(Pool { shared: Arc::new(shared), media, threads: Vec::new(), in_flight: 0 })
+        Ok(Pool { shared: Arc::new(shared), threads: Vec::new(), in_flight: 0 })
     }
 
     /// Becomes readable when there are results to take.
@@ -76,7 +77,7 @@ impl Pool {
     }
 
     /// Performs the next step of the operation in some thread.
-    pub fn perform(&mut self, medium: usize, operation: Box<Operation>) {
+    pub fn perform(&mut self, medium: Numbered, operation: Box<Operation>) {
         self.in_flight += 1;
         let wanted = {
             let mut queues = self.shared.lock();
@@ -90,10 +91,10 @@ impl Pool {
     }
 
     fn start_thread(&mut self) {
-        let (shared, media) = (Arc::clone(&self.shared), Arc::clone(&self.media));
+        let shared = Arc::clone(&self.shared);
         let started = std::thread::Builder::new()
             .name(format!("disk-{}", self.threads.len()))
-            .spawn(move || run(&shared, &media));
+            .spawn(move || run(&shared));
         match started {
             Ok(thread) => self.threads.push(thread),
             // Those that run go on; without any, nothing would ever complete.
@@ -130,12 +131,14 @@ impl Drop for Pool {
 }
 
 /// What each thread does: steps, one after the other, until told to stop.
-fn run(shared: &Shared, media: &Media) {
-    while let Some((medium, mut operation)) = next_task(shared) {
-        let result = operation.perform(&media[medium]);
+fn run(shared: &Shared) {
+    while let Some(((number, medium), mut operation)) = next_task(shared) {
+        let result = operation.perform(&medium);
+        // It closes with the last who has it: not this thread, once it is told.
+        drop(medium);
         let first = {
             let mut queues = shared.lock();
-            queues.performed.push((medium, operation, result));
+            queues.performed.push((number, operation, result));
             queues.performed.len() == 1
         };
         if first {

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{
-    Media,
+    medium::Medium,
     operation::{Operation, Pieces, Step},
 };
 use io_uring::{IoUring, opcode, squeue, types};
@@ -11,7 +11,7 @@ use proto::limits::DISK_OPERATIONS_IN_FLIGHT_MAX;
 use rustix::fs::FallocateFlags;
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
     time::Duration,
 };
 
@@ -19,6 +19,8 @@ use std::{
 const SUBMISSIONS: u32 = 256;
 /// The completion of a wait for the sockets; all other numbers are those of slots.
 const SOCKETS: u64 = u64::MAX;
+/// What stands for no file.
+const NO_FILE: RawFd = -1;
 /// How often handing over is tried while the kernel is short of memory, before it is left to a
 /// later round.
 const TRIES_MAX: usize = 8;
@@ -48,20 +50,40 @@ struct Slot {
 pub type Completed = (usize, Box<Operation>, i32);
 
 impl Ring {
-    /// A ring for these media, or the error why this machine has none that works.
-    pub fn new(media: &Media) -> io::Result<Ring> {
+    /// A ring for these media, with room for so many, or the error why this machine has none that
+    /// works.
+    pub fn new(media: &[Medium], media_max: usize) -> io::Result<Ring> {
         let ring = build()?;
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::other("this kernel is older than 5.11"));
         }
-        let files: Vec<_> = media.iter().map(|medium| medium.file().as_raw_fd()).collect();
-        ring.submitter().register_files(&files)?;
+        let mut files: Vec<_> = media.iter().map(|medium| medium.file().as_raw_fd()).collect();
+        files.resize(media_max, NO_FILE);
+        if let Err(error) = ring.submitter().register_files(&files) {
+            if error.raw_os_error() != Some(libc::EMFILE) {
+                return Err(error);
+            }
+            // More than the process may open: those that there are, and no room for others.
+            ring.submitter().register_files(&files[..media.len()])?;
+        }
         Ok(Ring {
             ring,
             slots: (0..DISK_OPERATIONS_IN_FLIGHT_MAX).map(|_| None).collect(),
             free: (0..DISK_OPERATIONS_IN_FLIGHT_MAX).rev().collect(),
             watching: false,
         })
+    }
+
+    /// Makes a file that of this number, or lets go of the one that has it. There must be nothing
+    /// in flight on it.
+    pub fn set_file(&mut self, number: usize, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let number = u32::try_from(number).expect("there are few");
+        let file = file.map_or(NO_FILE, |file| file.as_raw_fd());
+        // The kernel takes its own reference, or drops the one that it has.
+        match self.ring.submitter().register_files_update(number, &[file])? {
+            1 => Ok(()),
+            _ => Err(io::Error::other("the kernel did not take the file")),
+        }
     }
 
     /// Steps begun and not completed.

@@ -305,3 +305,78 @@ fn media_that_cannot_be_used_are_refused_with_a_remedy() {
     check(Path::new("/dev/null"), how, "no regular file");
     check(Path::new("/dev/null"), file(false), "--direct-io off");
 }
+
+/// Operations run on the first medium all the while.
+#[test]
+fn media_come_and_go_while_others_work() {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let how = OpenHow { kind: MediumKind::File, create: true, direct: true };
+    let open = |name: &str| Medium::open(&directory.path().join(name), how).expect("it opens");
+    for performer in [Performer::Ring, Performer::Threads] {
+        let mut rig = Rig::on(open("first"), performer);
+        let begin = |rig: &mut Rig, medium: usize, block: u64, byte: u8| {
+            let token = DiskToken(rig.next);
+            rig.next += 1;
+            let request = DiskRequest::Write { offset: at(block), payloads: vec![filled(1, byte)] };
+            rig.driver.begin(medium, DiskOp { token, request });
+        };
+        let settle = |rig: &mut Rig| {
+            let (mut events, mut done) = (mio::Events::with_capacity(8), Vec::new());
+            while rig.driver.in_flight() > 0 {
+                let waited = rig.driver.wait(&mut rig.poll, &mut events, Some(PATIENCE), &mut done);
+                waited.expect("waited");
+                done.drain(..).for_each(|(_, end)| assert!(matches!(end.result, Ok(None))));
+            }
+        };
+        (0..64).for_each(|block| begin(&mut rig, 0, block, 1));
+        let second = rig.driver.add(open("second")).expect("it is taken");
+        let third = rig.driver.add(open("third")).expect("it is taken");
+        assert_eq!((second, third), (1, 2));
+        for block in 0..64 {
+            begin(&mut rig, 0, 64 + block, 1);
+            begin(&mut rig, second, block, 2);
+            begin(&mut rig, third, block, 3);
+        }
+        // It goes once what was begun on it has ended; the others keep their numbers.
+        rig.driver.remove(second);
+        begin(&mut rig, 0, 128, 1);
+        begin(&mut rig, third, 64, 3);
+        settle(&mut rig);
+        assert_eq!(rig.driver.count(), 2);
+        let content = |name: &str| std::fs::read(directory.path().join(name)).expect("read");
+        for (name, byte, blocks) in [("first", 1, 129), ("second", 2, 64), ("third", 3, 65)] {
+            let content = content(name);
+            assert_eq!(content.len(), blocks * BLOCK_SIZE, "{name}");
+            assert!(content.iter().all(|at| *at == byte), "{name}");
+        }
+        // It is closed, so that it can be opened again, and its number is another one's then.
+        let started = Instant::now();
+        let fourth = rig.driver.add(open("second")).expect("it is taken");
+        assert_eq!(fourth, second);
+        assert!(started.elapsed() < PATIENCE / 2, "it was open still");
+        begin(&mut rig, fourth, 0, 4);
+        settle(&mut rig);
+        assert_eq!(content("second")[0], 4);
+        drop(rig);
+        for name in ["first", "second", "third"] {
+            std::fs::remove_file(directory.path().join(name)).expect("removed");
+        }
+    }
+}
+
+#[test]
+fn more_media_than_a_node_may_have_are_refused() {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let how = OpenHow { kind: MediumKind::File, create: true, direct: false };
+    let open = |number: usize| {
+        Medium::open(&directory.path().join(number.to_string()), how).expect("it opens")
+    };
+    let mut driver = Driver::new(vec![open(0)], Performer::Auto).expect("a driver");
+    for number in 1..=proto::limits::NODE_DISKS_MAX {
+        assert_eq!(driver.add(open(number)), Ok(number));
+    }
+    let sentence = driver.add(open(1000)).expect_err("it is full");
+    assert!(sentence.contains("64 disks at most"), "{sentence}");
+    driver.remove(7);
+    assert_eq!(driver.add(open(1001)), Ok(7));
+}

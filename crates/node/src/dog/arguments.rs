@@ -70,7 +70,7 @@ pub enum Noun {
     /// Groups of volumes whose snapshots are taken at one moment
     #[command(subcommand)]
     Group(GroupVerb),
-    /// Disks: list, scrub, drain, take out
+    /// Disks: list, add, scrub, drain, take out
     #[command(subcommand)]
     Disk(DiskVerb),
     /// Nodes of the cluster: list, drain, take out
@@ -651,6 +651,17 @@ pub enum DiskVerb {
     /// List the disks of all nodes: whether they are there, and how much lies on them; and what is
     /// known of those of this node
     List,
+    /// Give the node that is asked one more disk, while it runs. Data begins to move to it by
+    /// itself
+    Add {
+        /// A block device that is blank, or a directory that is empty or does not exist yet, for a
+        /// file in it
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// How much of it may be used for data, as in 500G [default: as `sheep --limit` says]
+        #[arg(long, value_name = "SIZE")]
+        limit: Option<Size>,
+    },
     /// Scrubbing: reading everything once in a while, to find damage before it is needed
     #[command(subcommand)]
     Scrub(ScrubVerb),

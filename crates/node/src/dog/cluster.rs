@@ -429,6 +429,7 @@ pub(super) mod tests {
                 partitions: 4096,
                 fewer: 4096,
                 single: 4096,
+                doubled: 0,
                 waiting: 0,
             }],
             attempts: vec![

@@ -11,11 +11,13 @@ use engine::admin::{
 };
 use proto::{DiskId, counted};
 use serde_json::Value;
+use std::path::Path;
 
 /// Runs one verb.
 pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
     match verb {
         DiskVerb::List => list(context),
+        DiskVerb::Add { path, limit } => add(context, &path, limit),
         DiskVerb::Scrub(ScrubVerb::Start { disk }) => {
             check_scrub_rate(context, &disk)?;
             scrub(context, &disk, ScrubAction::Start, "scrubbing started".to_string())
@@ -43,6 +45,34 @@ pub fn run(context: &Context, verb: DiskVerb) -> Result<(), Failure> {
         }
         DiskVerb::Remove { disk, yes } => remove(context, disk.0, yes),
     }
+}
+
+fn add(context: &Context, path: &Path, limit: Option<Size>) -> Result<(), Failure> {
+    // The node runs in another directory than we do.
+    let path = std::path::absolute(path)
+        .map_err(|error| Failure::usage(format!("{} is no path: {error}", path.display())))?;
+    let Some(path) = path.to_str() else {
+        let sentence = format!("{} is no plain text; use another name", path.display());
+        return Err(Failure::usage(sentence));
+    };
+    if limit == Some(Size(0)) {
+        return Err(Failure::usage("a limit of 0 leaves no room for data; give a larger one"));
+    }
+    let limit_bytes = limit.map(|limit| limit.0);
+    let request = AdminRequest::DiskAdd { path: path.to_string(), limit_bytes };
+    let AdminReply::DiskAdded(report) = context.ask(&request)? else {
+        return Err(Failure::mismatch());
+    };
+    if context.json {
+        return print::json(&report);
+    }
+    if let Some(warning) = &report.warning {
+        context.note(&format!("warning: {warning}"));
+    }
+    context.done(&format!(
+        "disk {} at {} is in use, and data begins to move to it",
+        report.disk, report.path
+    ))
 }
 
 fn remove(context: &Context, disk: DiskId, yes: bool) -> Result<(), Failure> {

@@ -104,6 +104,7 @@ async fn answer(asker: Asker, request: AdminRequest) -> Response {
         Ok(AdminReply::Explained(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Located(report)) => json(StatusCode::OK, &report),
         Ok(AdminReply::Recovery(report)) => json(StatusCode::OK, &report),
+        Ok(AdminReply::DiskAdded(report)) => json(StatusCode::OK, &report),
         Err(error) => error_response(&error),
     }
 }

@@ -141,6 +141,7 @@ impl Member {
             scrub_bytes_per_s: setup.scrub_bytes_per_s,
             log_bytes: Some(setup.log_bytes),
             path: format!("disk of {}", address(place)),
+            refusal: None,
         });
         let settings = Settings {
             cluster: CLUSTER,
