@@ -27,8 +27,8 @@ const VERSION: u8 = 5;
 /// Version and checksum.
 const HEADER_BYTES: usize = 1 + 8;
 
-/// The fields of version 5, in their order; version 4 has no `gaps`. `Of...` are the things themselves or references to
-/// them, which are written alike.
+/// The fields of version 5, in their order; version 4 has no `gaps`. `Of...` are the things
+/// themselves or references to them, which are written alike.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
     pub(crate) epoch: Epoch,

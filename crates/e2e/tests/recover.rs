@@ -8,13 +8,13 @@ use e2e::{Cluster, Scratch, Tool, patchy_file, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
-const VOLUME_BYTES: u64 = 16 << 20;
+const VOLUME_BYTES: u64 = 64 << 20;
 
 #[test]
 fn what_was_flushed_is_there_after_two_of_three_machines_are_lost_for_ever() -> Result<()> {
     let scratch = Scratch::new()?;
     let mut cluster = Cluster::found(&scratch)?;
-    cluster.nodes[0].dog_ok("volume create v 16M")?;
+    cluster.nodes[0].dog_ok("volume create v 64M")?;
     cluster.grow()?;
     cluster.grow()?;
     let file = scratch.join("base.raw");
