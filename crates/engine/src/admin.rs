@@ -6,8 +6,8 @@ mod group;
 mod volume;
 
 pub use cluster::{
-    AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport, ClusterReport,
-    CopiesReport, RecoveryNodeReport, RecoveryReport,
+    AgreementReport, AttemptProgressReport, AttemptReport, ClusterDiskReport, ClusterNodeReport,
+    ClusterReport, CopiesReport, RecoveredReport, RecoveryNodeReport, RecoveryReport,
 };
 pub use group::{GroupMemberReport, GroupReport, GroupSnapshotReport};
 pub use volume::{
@@ -688,35 +688,6 @@ pub struct PeerReport {
     pub lost_connections: u64,
     /// Questions to its disks without an answer.
     pub waiting_requests: u64,
-}
-
-/// Who agrees on the cluster's state, as the node that was asked knows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgreementReport {
-    /// Who leads, if that is known.
-    pub leader: Option<NodeId>,
-    /// Who votes; while that changes, who will, and until then those of before are needed too.
-    pub voters: Vec<NodeId>,
-    /// Whether it changes just now.
-    pub changing: bool,
-    /// Who follows without a vote.
-    pub learners: Vec<NodeId>,
-    /// Why nothing can be agreed on just now, if nothing can.
-    pub waiting: Option<String>,
-    /// The last recovery from a lost majority, if there ever was one.
-    #[serde(default)]
-    pub recovered: Option<RecoveredReport>,
-}
-
-/// A recovery from a lost majority.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecoveredReport {
-    /// How many there were, with it.
-    pub count: u64,
-    /// When, in seconds since 1970.
-    pub unix_s: u64,
-    /// From what this node had the cluster went on.
-    pub node: NodeId,
 }
 
 /// All sources together.

@@ -15,6 +15,10 @@ use std::collections::VecDeque;
 /// How long the side with the higher id waits for the other one before it dials itself.
 const COME_FIRST: Duration = Duration::from_millis(limits::LINK_RETRY_MS_MAX);
 
+/// For so long after another process has come nothing that arrives is taken for a sign that the
+/// former one lives.
+const RIVAL_DOUBT: Duration = Duration::from_millis(limits::LINK_SILENT_MS_MAX / 2);
+
 /// What there is of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -54,6 +58,9 @@ pub struct Link {
     instance: Option<u64>,
     /// Those it was before.
     replaced: VecDeque<u64>,
+    /// A process that says it is the peer, while the one that was there still has a connection,
+    /// and when it was first there.
+    rival: Option<(u64, Time)>,
     /// When the last byte came.
     heard_at: Time,
     /// When the frame that was begun must be complete.
@@ -99,6 +106,7 @@ impl Link {
             answerer: Answerer::new(settings.requests, settings.bytes),
             instance: None,
             replaced: VecDeque::new(),
+            rival: None,
             heard_at: now,
             frame_deadline: None,
             beat_at: now,
@@ -208,7 +216,8 @@ impl Link {
         let judged = match self.judge(hello) {
             Ok(_) if is_stopped => Err(CloseReason::Stopped),
             Ok(_) if self.keeps_own(hello) => Err(CloseReason::Superseded),
-            other => other,
+            Ok(version) => self.judge_rival(now, hello).map_or(Ok(version), Err),
+            Err(reason) => Err(reason),
         };
         match judged {
             Ok(version) => {
@@ -392,6 +401,39 @@ impl Link {
         self.is_first() && is_made
     }
 
+    /// Another process says that it is the peer while there is a connection to the one of before. If
+    /// that one is gone nothing comes from it any more, and its connection ends, by itself or for
+    /// being silent. If something comes it lives, and the other one is a copy.
+    fn judge_rival(&mut self, now: Time, hello: &Hello) -> Option<CloseReason> {
+        let (instance, node) = (hello.identity.instance, hello.identity.node);
+        if !self.is_up() || self.instance == Some(instance) {
+            return None;
+        }
+        match self.rival {
+            Some((rival, since)) if rival == instance => {
+                // What was on its way when the former one died is no sign of it.
+                if self.heard_at < since + RIVAL_DOUBT {
+                    return Some(CloseReason::Undecided { node });
+                }
+                // Also not when the other one has ended.
+                self.replace(instance);
+                Some(CloseReason::Twin { node })
+            }
+            _ => {
+                self.rival = Some((instance, now));
+                Some(CloseReason::Undecided { node })
+            }
+        }
+    }
+
+    /// A process is not let in any more.
+    fn replace(&mut self, instance: u64) {
+        if self.replaced.len() == LINK_INSTANCES_KEPT_MAX {
+            self.replaced.pop_front();
+        }
+        self.replaced.push_back(instance);
+    }
+
     fn is_dialling(&self, connection: u64) -> bool {
         matches!(self.state, State::Dialling { .. }) && self.connection == connection
     }
@@ -476,13 +518,11 @@ impl Link {
         if let Some(before) = self.instance.replace(instance)
             && before != instance
         {
-            if self.replaced.len() == LINK_INSTANCES_KEPT_MAX {
-                self.replaced.pop_front();
-            }
-            self.replaced.push_back(before);
+            self.replace(before);
             self.answerer.restarted();
             self.asker.forget(effects);
         }
+        self.rival = None;
         let seal = Seal { version, key, number: 1 };
         self.seal = seal;
         self.output.set_seal(seal);

@@ -109,8 +109,11 @@ pub enum CloseReason {
         /// Our highest.
         ours_max: u16,
     },
-    /// Two processes say in turns that they are this node.
-    #[error("node {node} runs twice, from copies of the same disks; stop one of them")]
+    /// Two processes say that they are this node.
+    #[error(
+        "node {node} runs twice, from copies of one data directory; stop the copy that was started \
+         last, and never start it again"
+    )]
     Twin {
         /// Its id.
         node: NodeId,
@@ -138,6 +141,15 @@ pub enum CloseReason {
          remove`, wipe its data directory, and let it join anew"
     )]
     GivenUp {
+        /// Its id.
+        node: NodeId,
+    },
+    /// Another process says that it is this node, and the one of before may still be there.
+    #[error(
+        "node {node} still has a connection of another process; whether that runs is found out in \
+         a moment"
+    )]
+    Undecided {
         /// Its id.
         node: NodeId,
     },
@@ -174,9 +186,10 @@ impl CloseReason {
             Unreachable | ConnectTooSlow | Broken | Said { .. } => None,
             HelloTooSlow | FrameTooSlow | Silent | NotReading => Some(Farewell::Slow),
             // It goes away for a moment, as far as the other side is concerned.
-            Stopped | Starting => Some(Farewell::Stopping),
+            Stopped | Starting | Undecided { .. } => Some(Farewell::Stopping),
             Superseded => Some(Farewell::Superseded),
             GivenUp { .. } => Some(Farewell::GivenUp),
+            Twin { .. } => Some(Farewell::Twin),
             OtherEra { .. }
             | OtherCluster { .. }
             | UnknownNode { .. }
@@ -184,8 +197,7 @@ impl CloseReason {
             | OtherNode { .. }
             | MeantForAnother { .. }
             | NoCommonVersion { .. }
-            | OtherCertificate { .. }
-            | Twin { .. } => Some(Farewell::Refused),
+            | OtherCertificate { .. } => Some(Farewell::Refused),
             Frame(_) | BeforeHello | BeyondCredit | Protocol(_) => Some(Farewell::Broken),
         }
     }
@@ -196,6 +208,9 @@ impl CloseReason {
             CloseReason::Said { why, .. } => Some(*why),
             other => other.farewell(),
         };
-        matches!(why, Some(Farewell::Refused | Farewell::GivenUp | Farewell::Broken))
+        matches!(
+            why,
+            Some(Farewell::Refused | Farewell::GivenUp | Farewell::Twin | Farewell::Broken)
+        )
     }
 }

@@ -1,6 +1,5 @@
 //! What administrators see of the whole cluster.
 
-use super::AgreementReport;
 use proto::{ClusterId, DiskId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +40,35 @@ pub struct ClusterReport {
     pub copies: Vec<CopiesReport>,
     /// What is being changed about which disks hold what, oldest first.
     pub attempts: Vec<AttemptReport>,
+}
+
+/// Who agrees on the cluster's state, as the node that was asked knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgreementReport {
+    /// Who leads, if that is known.
+    pub leader: Option<NodeId>,
+    /// Who votes; while that changes, who will, and until then those of before are needed too.
+    pub voters: Vec<NodeId>,
+    /// Whether it changes just now.
+    pub changing: bool,
+    /// Who follows without a vote.
+    pub learners: Vec<NodeId>,
+    /// Why nothing can be agreed on just now, if nothing can.
+    pub waiting: Option<String>,
+    /// The last recovery from a lost majority, if there ever was one.
+    #[serde(default)]
+    pub recovered: Option<RecoveredReport>,
+}
+
+/// A recovery from a lost majority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveredReport {
+    /// How many there were, with it.
+    pub count: u64,
+    /// When, in seconds since 1970.
+    pub unix_s: u64,
+    /// From what this node had the cluster went on.
+    pub node: NodeId,
 }
 
 /// A node of the cluster.

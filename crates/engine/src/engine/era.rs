@@ -54,8 +54,8 @@ impl Standing {
 pub(super) struct Recoveries {
     /// Who waits for one that is under way, and what it will have done.
     pending: Option<(AdminToken, Box<RecoveryReport>)>,
-    /// Since when others say that the cluster has gone on without this node.
-    given_up: Option<Time>,
+    /// Since when others say that this process has no part in the cluster any more, and why.
+    given_up: Option<(Time, &'static str)>,
     /// The era that new connections are told.
     told: Option<Era>,
     /// Disks of this node, by path, with so many layers that only lost nodes knew.
@@ -83,10 +83,12 @@ impl Engine {
             self.tell_standing(now, node);
         }
         let wait = Duration::from_millis(limits::GIVEN_UP_WAIT_MS);
-        let is_over = self.era.given_up.is_some_and(|since| since + wait <= now);
         // One that serves goes on: what was wrong may be the recovery.
-        if is_over && self.phase == Phase::Joining {
-            self.fail(GIVEN_UP.to_string(), outputs);
+        if let Some((since, why)) = self.era.given_up
+            && since + wait <= now
+            && self.phase == Phase::Joining
+        {
+            self.fail(why.to_string(), outputs);
         }
     }
 
@@ -131,21 +133,22 @@ impl Engine {
                         self.renew_links(now, outputs);
                     }
                     Following::Later => {}
-                    Following::Never => self.note_given_up(now),
+                    Following::Never => self.note_given_up(now, GIVEN_UP),
                 }
             }
-            CloseReason::Said { why: Farewell::GivenUp, .. } => self.note_given_up(now),
+            CloseReason::Said { why: Farewell::GivenUp, .. } => self.note_given_up(now, GIVEN_UP),
+            CloseReason::Said { why: Farewell::Twin, .. } => self.note_given_up(now, TWIN),
             _ => {}
         }
     }
 
-    fn note_given_up(&mut self, now: Time) {
-        self.era.given_up.get_or_insert(now);
+    fn note_given_up(&mut self, now: Time, why: &'static str) {
+        self.era.given_up.get_or_insert((now, why));
     }
 
     /// Why this node waits, if others have gone on without it.
     pub(super) fn given_up_words(&self) -> Option<String> {
-        self.era.given_up.map(|_| GIVEN_UP.to_string())
+        self.era.given_up.map(|(_, why)| why.to_string())
     }
 
     // -- what administrators ask --
@@ -346,6 +349,10 @@ impl Engine {
 const GIVEN_UP: &str = "the cluster was recovered without this node, and what it has is of the \
                         time before; take it out on another node with `dog node remove`, wipe its \
                         data directory and disks, and let it join anew";
+
+/// What a copy of a node says that runs.
+const TWIN: &str = "another process runs as this node, from a copy of its data directory, and others \
+                    are connected to it; stop this one, and never start a copy";
 
 fn conflict(sentence: &str) -> AdminError {
     AdminError { kind: AdminErrorKind::Conflict, sentence: sentence.to_string() }

@@ -212,3 +212,40 @@ fn both_sides_of_a_cut_that_are_recovered_stay_apart() {
     assert_eq!(net.volumes(0), Some(vec!["a".into(), "v".into()]));
     assert_eq!(net.volumes(1), Some(vec!["b".into(), "v".into()]));
 }
+
+/// It was let in by everybody, and the one that ran was put out until the leader was started anew.
+#[test]
+fn a_copy_of_a_node_that_runs_is_refused_and_the_node_goes_on() {
+    let mut net = three(65);
+    net.create(1, "v");
+    let connection = net.open(1, "v");
+    net.write(1, connection, 0, 1, MIB);
+    let copy = net.copy(1);
+    net.start(copy);
+    for round in 0..4 {
+        net.write(1, connection, round * MIB, round as u8 + 1, MIB);
+        net.pass(1);
+    }
+    for _ in 0..30 {
+        net.pass(u64::from(net.nodes[copy].failed.is_none()));
+    }
+    let sentence = net.nodes[copy].failed.take().expect("it is told");
+    assert!(sentence.contains("another process runs as this node"), "{sentence}");
+    net.kill(copy);
+    let status = net.status(1);
+    assert!(status.peers.iter().all(|peer| peer.up && peer.lost_connections == 0), "{status:?}");
+    net.write(1, connection, 9 * MIB, 9, MIB);
+    net.flush(1, connection);
+    assert_eq!(net.read(1, connection, 3 * MIB, 4096), vec![4; 4096]);
+    // Killed and started again it is back at once.
+    net.kill(1);
+    net.start(1);
+    net.until("it serves again", 5, |net| net.nodes[1].is_ready);
+    // Also where its peers have not heard that it is gone.
+    net.isolate(1);
+    net.kill(1);
+    net.pass(1);
+    net.heal();
+    net.start(1);
+    net.until("it serves again", 10, |net| net.nodes[1].is_ready);
+}

@@ -218,6 +218,16 @@ impl Net {
         self.nodes.len() - 1
     }
 
+    /// A copy of all that a node has, on another machine.
+    pub fn copy(&mut self, at: usize) -> usize {
+        let (id, disks) = (self.nodes[at].id, self.nodes[at].disks.clone());
+        let journal = self.nodes[at].journal.clone();
+        let copy = self.add(id.0, &[]);
+        let node = &mut self.nodes[copy];
+        (node.disks, node.journal, node.has_served) = (disks, journal, true);
+        copy
+    }
+
     /// Founds a cluster of nodes with these ids and disks and waits until all of them serve.
     pub fn cluster(seed: u64, nodes: &[(u128, &[u128])]) -> Net {
         let mut net = Net::new(seed);

@@ -157,6 +157,8 @@ fn of_two_connections_that_cross_one_stays() {
     assert!(refuses(&mut end, 22));
     let (mut end, mut other) = pair();
     assert!(refuses(&mut end, 22));
+    end.handle(Event::Lost { connection: end.link.connection().expect("connected") });
+    end.wanted();
     assert!(!refuses(&mut end, 23), "it was restarted");
     // The other end dials when nobody came for a while, and drops that for what comes.
     other.handle(Event::Lost { connection: other.link.connection().expect("connected") });
@@ -229,19 +231,66 @@ fn a_goodbye_is_told_in_the_words_of_the_other_side() {
 #[test]
 fn a_process_that_comes_back_after_its_successor_is_a_twin() {
     let mut listener = listener();
-    let mut come = |instance: u64, nonce: u64| {
-        let hello = hello_of(&settings(1, instance, 8, 1 << 20), 2, nonce);
-        let End { now, link, effects } = &mut listener;
-        let number = link.handle_accepted(*now, &hello, nonce, effects);
-        link.connection() == Some(number)
-    };
-    assert!(come(11, 1));
-    assert!(come(11, 2), "it has connected anew");
-    assert!(come(12, 3), "it was restarted");
-    assert!(!come(11, 4), "the one before it is a copy");
-    assert!(come(12, 5));
+    assert!(comes(&mut listener, 11, 1));
+    assert!(comes(&mut listener, 11, 2), "it has connected anew");
+    let connection = listener.link.connection().expect("connected");
+    listener.handle(Event::Lost { connection });
+    assert!(comes(&mut listener, 12, 3), "it was restarted");
+    assert!(!comes(&mut listener, 11, 4), "the one before it is a copy");
+    assert!(comes(&mut listener, 12, 5));
     let twins = listener.wanted().into_iter().filter(|effect| {
         matches!(effect, Effect::Close { reason: CloseReason::Twin { node: NodeId(1) }, .. })
     });
     assert_eq!(twins.count(), 1);
+}
+
+/// Whether a process of node 1 is taken.
+fn comes(listener: &mut End, instance: u64, nonce: u64) -> bool {
+    let hello = hello_of(&settings(1, instance, 8, 1 << 20), 2, nonce);
+    let End { now, link, effects } = listener;
+    let number = link.handle_accepted(*now, &hello, nonce, effects);
+    link.connection() == Some(number)
+}
+
+/// It was let in, and put the one that ran out.
+#[test]
+fn a_copy_of_a_process_that_lives_is_refused_and_that_one_goes_on() {
+    let (mut dialler, mut listener) = pair();
+    let connection = listener.link.connection();
+    let mut nonce = 100;
+    let mut reasons = Vec::new();
+    for _ in 0..30 {
+        nonce += 1;
+        assert!(!comes(&mut listener, 99, nonce));
+        reasons.extend(listener.wanted().into_iter().filter_map(|effect| match effect {
+            Effect::Close { reason, .. } => Some(reason),
+            _ => None,
+        }));
+        dialler.pass(100);
+        listener.pass(100);
+        talk(&mut dialler, &mut listener);
+    }
+    let node = NodeId(1);
+    assert_eq!(reasons[0], CloseReason::Undecided { node });
+    assert_eq!(reasons.last(), Some(&CloseReason::Twin { node }));
+    assert!(listener.link.is_up() && listener.link.connection() == connection);
+    // Nor is it taken when the other one ends, which is started anew.
+    listener.handle(Event::Lost { connection: connection.expect("connected") });
+    assert!(!comes(&mut listener, 99, 1));
+    assert!(comes(&mut listener, 12, 2));
+}
+
+/// Its machine lost its power, say, or moved: nobody has told that its connections are gone.
+#[test]
+fn a_process_whose_forerunner_died_without_a_word_comes_in_once_that_is_silent() {
+    let (_, mut listener) = pair();
+    assert!(!comes(&mut listener, 12, 2));
+    let said = listener.wanted().into_iter().find_map(|effect| match effect {
+        Effect::Close { reason, .. } => Some(reason),
+        _ => None,
+    });
+    assert_eq!(said, Some(CloseReason::Undecided { node: NodeId(1) }));
+    listener.pass(limits::LINK_SILENT_MS_MAX);
+    listener.wanted();
+    assert!(comes(&mut listener, 12, 3));
 }

@@ -118,6 +118,7 @@ fn the_same_id_of_another_process_is_another_request() {
     talk(&mut one, &mut other);
     let (before, _) = other.questions()[0];
     let mut one = End::new(settings(1, 12, 8, 2 << 20), 2);
+    other.handle(Event::Lost { connection: other.link.connection().expect("connected") });
     connect(&mut one, &mut other);
     one.ask(5, 1, flush());
     talk(&mut one, &mut other);

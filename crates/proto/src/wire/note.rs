@@ -23,6 +23,8 @@ pub enum Farewell {
     Superseded = 5,
     /// We were given up when the cluster was recovered, it says.
     GivenUp = 6,
+    /// Another process is the node that we say we are, it says.
+    Twin = 7,
 }
 
 /// Appends a goodbye; a text beyond `WIRE_TEXT_BYTES_MAX` is cut.
@@ -44,6 +46,7 @@ pub fn goodbye(header: &Header, body: &[u8]) -> Result<(Farewell, String), Frame
         4 => Farewell::Slow,
         5 => Farewell::Superseded,
         6 => Farewell::GivenUp,
+        7 => Farewell::Twin,
         _ => return Err(header.malformed("unknown flags")),
     };
     Ok((why, text_of(header, body)?))

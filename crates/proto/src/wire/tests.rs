@@ -18,7 +18,7 @@ const DISK: DiskId = DiskId(0xd15c);
 
 fn hello() -> Hello {
     Hello {
-        era: Era { number: 0x0102_0304, index: 5, term: 6 },
+        era: Era::default(),
         identity: Identity { cluster: ClusterId(1), node: NodeId(2), instance: 4 },
         peer: NodeId(3),
         version_min: 1,
@@ -193,6 +193,13 @@ fn a_write_and_a_hello_lie_as_drawn() {
         assert_eq!(&body[at..at + 16], &id.to_le_bytes());
     }
     assert_eq!((body[72], body[80], body[88], body[92], body.len()), (4, 5, 6, 7, 128));
+    let era = Era { number: 0x1_0000_0002, index: 8, term: 9 };
+    let mut told = Vec::new();
+    Hello { era, ..hello() }.put(&mut told);
+    let told = told.split_off(64);
+    assert_eq!(told[..96], body[..96]);
+    let words = [0x1_0000_0002_u64, 8, 9, 0].map(u64::to_le_bytes);
+    assert_eq!(told[96..], words.concat());
     let nonces = [5u64.to_le_bytes(), 6u64.to_le_bytes()].concat();
     assert_eq!(super::connection_key(5, 6), crc32c(&nonces));
 }
@@ -382,6 +389,13 @@ fn hello_and_notes_come_back_as_they_were() {
     };
     let (header, body) = of(Kind::Hello);
     assert_eq!(Hello::decode(&header, body), Ok(hello()));
+    let era = Era { number: 0x1_0000_0002, index: 8, term: 9 };
+    let with_era = made("era".into(), Seal::HELLO, |out| {
+        Hello { era, ..hello() }.put(out);
+        Vec::new()
+    });
+    let decoded = Hello::decode(&with_era.check().expect("sound"), with_era.body());
+    assert_eq!(decoded, Ok(Hello { era, ..hello() }));
     let (header, body) = of(Kind::Goodbye);
     let text = "this node stops".to_owned();
     assert_eq!(note::goodbye(&header, body), Ok((Farewell::Stopping, text)));
@@ -402,7 +416,7 @@ fn a_hello_of_a_later_version_is_understood() {
         Vec::new()
     });
     frame.head.extend([9; 77]);
-    frame.head[HEADER_BYTES + 100] = 1;
+    frame.head[HEADER_BYTES + 125] = 1;
     frame.head[6..8].copy_from_slice(&205u16.to_le_bytes());
     frame.reseal();
     let header = frame.check().expect("sound");
