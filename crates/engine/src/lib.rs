@@ -118,8 +118,8 @@ pub struct DiskSettings {
     pub log_bytes: Option<u64>,
     /// Where it is, for reports.
     pub path: String,
-    /// Why its medium cannot be used, in one sentence, if it cannot: it is reported, and nothing is
-    /// asked of it.
+    /// Why its medium cannot be used, in one sentence that names it, if it cannot: it is reported,
+    /// and nothing is asked of it.
     pub refusal: Option<String>,
 }
 

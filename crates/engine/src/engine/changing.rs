@@ -53,8 +53,7 @@ impl Engine {
         let id = settings.disk;
         // It was being added when the program ended the last time.
         let is_added = settings.format && self.settings.founding.is_none();
-        if let Some(reason) = &settings.refusal {
-            let sentence = format!("{}: {reason}", settings.path);
+        if let Some(sentence) = settings.refusal.clone() {
             let mut disk = Disk::failed(settings, sentence.clone());
             disk.is_added = is_added;
             self.disks.insert(id, disk);

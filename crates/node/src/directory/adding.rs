@@ -354,8 +354,9 @@ impl DataDirectory {
                 let path = self.disk(disk);
                 match path.try_exists() {
                     Ok(false) => Err(format!(
-                        "it is missing; mount its file system or put the disk back and start sheep \
+                        "{} is missing; mount its file system or put the disk back and start sheep \
                          again, or, if it will not come back, say `dog disk remove {} --yes`",
+                        path.display(),
                         disk.disk
                     )),
                     _ => Ok(()),

@@ -84,7 +84,7 @@ fn a_disk_is_listed_before_it_is_made_and_marked_until_it_serves() {
     assert_eq!(listed(&at), [new.disk().clone()]);
     assert!(listed(&at)[0].making);
     let sentence = at.directory.check_disk(&listed(&at)[0]).expect_err("it is missing");
-    assert!(sentence.contains("it is missing; mount its file system"), "{sentence}");
+    assert!(sentence.contains("second/disk is missing; mount its file system"), "{sentence}");
 
     // After the medium was made.
     let medium = new.make(false).expect("made");
@@ -119,6 +119,7 @@ fn nothing_is_left_of_a_disk_that_is_not_added_but_what_others_have_there() {
     fs::write(path.join("disk"), superblock(at.directory.record(), new.disk().disk)).expect("made");
     new.unmake();
     assert!(!path.exists());
+    at.directory.forget_disk(new.disk().disk).expect("forgotten");
 
     // A directory that was there stays.
     fs::create_dir(&path).expect("made");
