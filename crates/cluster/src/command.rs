@@ -15,7 +15,7 @@ use proto::limits::{
     NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX, PARTITIONS_PER_COMMAND_MAX,
     ZONE_NAME_BYTES_MAX,
 };
-use proto::{ClusterId, DiskId, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
+use proto::{ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// One change of the cluster's state. Times are the proposer's wall clock, in seconds since 1970,
@@ -566,6 +566,8 @@ pub enum Command {
         volume: VolumeId,
         /// The writer.
         generation: Generation,
+        /// The epoch in which it was asked for.
+        since: Epoch,
     },
     /// A majority of the voters is lost: the log goes on from what one node has (decision 0013).
     /// Never proposed, but written by `Voter::begin_recovery`. Answered by [`Answer::Done`].
@@ -574,6 +576,12 @@ pub enum Command {
         lost: Vec<NodeId>,
         /// Now.
         unix_s: u64,
+    },
+    /// A node that the recovered cluster was found to have left behind is given up as the others
+    /// were. Done already is done. Answered by [`Answer::Done`].
+    GiveUpNode {
+        /// Which node.
+        node: NodeId,
     },
     /// A node that was given up is no part of the cluster any more; partitions do without its disks
     /// where another member is left. Answered by [`Answer::Done`].

@@ -6,7 +6,7 @@ use crate::layer::hold;
 use crate::refusal::Refusal;
 use crate::state::State;
 use crate::volume::Volume;
-use proto::{Generation, VolumeId};
+use proto::{Epoch, Generation, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// When what a guest changes is on stable media.
@@ -24,6 +24,12 @@ impl Volume {
     /// Whether its writer has still to report that all that it acknowledges is stable: that was
     /// asked for while it was attached.
     pub fn awaits_stable(&self) -> bool {
+        self.awaits_stable.is_some()
+    }
+
+    /// In which epoch that was asked for: the report names it, so that one about an earlier promise
+    /// is none about this.
+    pub fn stable_since(&self) -> Option<Epoch> {
         self.awaits_stable
     }
 }
@@ -39,21 +45,24 @@ impl State {
         let volume = self.volume(id)?;
         if volume.durability != durability {
             let is_written = volume.writer().is_some();
-            let volume = self.change_volume(id);
+            let is_awaited = is_written && durability == Durability::Ack;
+            let since = self.change().epoch;
+            let volume = self.volume_again(id);
             volume.durability = durability;
-            volume.awaits_stable = is_written && durability == Durability::Ack;
+            volume.awaits_stable = is_awaited.then_some(since);
         }
         Ok(Answer::Done)
     }
 
-    /// The writer's session has taken it.
+    /// The writer's session has taken what was asked for in that epoch.
     pub(crate) fn stable_from_now(
         &mut self,
         id: VolumeId,
         generation: Generation,
+        since: Epoch,
     ) -> Result<Answer, Refusal> {
-        if self.written_by(id, generation)?.awaits_stable {
-            self.change_volume(id).awaits_stable = false;
+        if self.written_by(id, generation)?.awaits_stable == Some(since) {
+            self.change_volume(id).awaits_stable = None;
         }
         Ok(Answer::Done)
     }
@@ -72,7 +81,7 @@ impl State {
 /// The first invariant that does not hold for what a volume promises.
 pub(crate) fn contradiction(volume: &Volume) -> Result<(), &'static str> {
     let may_await = volume.durability == Durability::Ack && volume.writer().is_some();
-    hold(may_await || !volume.awaits_stable, "a report that nobody can give")
+    hold(may_await || volume.awaits_stable.is_none(), "a report that nobody can give")
 }
 
 #[cfg(test)]
@@ -129,9 +138,18 @@ mod tests {
         assert!(!awaits(&done(&mut state, set(Durability::Flush))));
         assert!(awaits(&done(&mut state, set(Durability::Ack))));
         assert!(awaits(&done(&mut state, set(Durability::Ack))), "asked twice, taken never");
-        let stale = Command::StableFromNow { volume: V, generation: Generation(generation.0 + 1) };
+        let since = state.map().volume(V).and_then(Volume::stable_since).expect("awaited");
+        let stranger = Generation(generation.0 + 1);
+        let stale = Command::StableFromNow { volume: V, generation: stranger, since };
         assert!(matches!(state.apply(&stale), Err(Refusal::NotTheWriter { .. })));
-        let stable = Command::StableFromNow { volume: V, generation };
+        let stable = Command::StableFromNow { volume: V, generation, since };
+        assert!(!awaits(&done(&mut state, stable.clone())));
+        // A report that comes late is about what was asked for then.
+        done(&mut state, set(Durability::Flush));
+        assert!(awaits(&done(&mut state, set(Durability::Ack))));
+        assert!(awaits(&done(&mut state, stable.clone())));
+        let since = state.map().volume(V).and_then(Volume::stable_since).expect("awaited");
+        let stable = Command::StableFromNow { volume: V, generation, since };
         assert!(!awaits(&done(&mut state, stable.clone())));
         let epoch = state.map().epoch();
         assert_eq!(done(&mut state, stable).epoch(), epoch, "done already is done");
@@ -159,10 +177,10 @@ mod tests {
         // It says more, and tells nothing, or of nobody.
         for further in [
             Vec::new(),
-            vec![(V, Durability::Flush, false)],
-            vec![(V, Durability::Ack, true)],
-            vec![(VolumeId(7), Durability::Ack, false)],
-            vec![(V, Durability::Ack, false); 2],
+            vec![(V, Durability::Flush, None)],
+            vec![(V, Durability::Ack, Some(Epoch(3)))],
+            vec![(VolumeId(7), Durability::Ack, None)],
+            vec![(V, Durability::Ack, None); 2],
         ] {
             let mut bytes = before.clone();
             bytes[0] = 5;

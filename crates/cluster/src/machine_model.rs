@@ -108,7 +108,11 @@ fn random_command(dice: &mut Dice, map: &Map) -> Command {
             let durability = if wanted { Durability::Flush } else { Durability::Ack };
             match dice.below(3) {
                 0 => Command::SetDurability { volume, durability },
-                1 => Command::StableFromNow { volume, generation },
+                1 => {
+                    let since = map.volume(volume).and_then(Volume::stable_since);
+                    let since = since.filter(|_| dice.below(4) > 0).unwrap_or(map.epoch());
+                    Command::StableFromNow { volume, generation, since }
+                }
                 _ => {
                     let name = format!("{}", dice.below(6));
                     let (bytes, from, unix_s, min_copies) = (4096, None, 0, None);

@@ -258,7 +258,7 @@ fn volume(old: Volume1) -> Volume {
         trash: None,
         schedules: Vec::new(),
         durability: Durability::default(),
-        awaits_stable: false,
+        awaits_stable: None,
     }
 }
 

@@ -50,6 +50,29 @@ impl State {
         Ok(Answer::Done)
     }
 
+    /// A node that knows another end of the former era can have no part in this one.
+    pub(crate) fn give_up_node(&mut self, node: NodeId) -> Result<Answer, Refusal> {
+        let name = self.node_name(node);
+        match self.map.node(node) {
+            None => return Err(Refusal::UnknownNode { node }),
+            Some(_) if self.map.is_lost(node) => return Ok(Answer::Done),
+            Some(_) if self.map.gaps.is_empty() => return Err(Refusal::NodeNotLost { name }),
+            Some(_) => {}
+        }
+        let map = self.change();
+        map.end_attempts_of(node);
+        let known = Arc::make_mut(&mut map.nodes).get_mut(&node);
+        known.expect("looked up just now").state = NodeState::Lost;
+        let mut released = 0;
+        for volume in Arc::make_mut(&mut map.volumes).values_mut() {
+            if volume.all_attachments().any(|held| held.node == node) {
+                released += Arc::make_mut(volume).release(|held| held.node == node);
+            }
+        }
+        map.attachments -= released;
+        Ok(Answer::Done)
+    }
+
     /// A node that was given up goes, with its disks: partitions do without them from now on.
     pub(crate) fn remove_lost_node(&mut self, node: NodeId) -> Result<Answer, Refusal> {
         let name = self.node_name(node);

@@ -61,9 +61,9 @@ pub(crate) struct Fields<OfNode, OfDisk, OfVolume, OfSource, OfGroup> {
 /// What version 5 has behind the fields of version 4; never all of it empty.
 #[derive(Default, Serialize, Deserialize)]
 struct Further {
-    /// Volumes that promise something else than the default, in order of id, and whether their
-    /// writer has still to report that.
-    durabilities: Vec<(VolumeId, Durability, bool)>,
+    /// Volumes that promise something else than the default, in order of id, and since which epoch
+    /// their writer has still to report that, if it has.
+    durabilities: Vec<(VolumeId, Durability, Option<Epoch>)>,
     /// Ids of layers that recoveries have jumped over, in order.
     gaps: Vec<(LayerId, LayerId)>,
 }

@@ -200,8 +200,8 @@ impl State {
             &Command::SetDurability { volume, durability } => {
                 self.set_durability(volume, durability)
             }
-            &Command::StableFromNow { volume, generation } => {
-                self.stable_from_now(volume, generation)
+            &Command::StableFromNow { volume, generation, since } => {
+                self.stable_from_now(volume, generation, since)
             }
             &Command::CopiesMoved { volume, generation, copies } => {
                 self.copies_moved(volume, generation, copies)
@@ -223,6 +223,7 @@ impl State {
                 self.admit_node(&Applicant { token, secret, node, key }, name, *unix_s)
             }
             Command::Recover { lost, .. } => self.recover(lost),
+            &Command::GiveUpNode { node } => self.give_up_node(node),
             &Command::RemoveLostNode { node } => self.remove_lost_node(node),
             other => unreachable!("{other:?} is applied above"),
         }
@@ -370,7 +371,7 @@ impl State {
             trash: None,
             schedules: Vec::new(),
             durability: Durability::default(),
-            awaits_stable: false,
+            awaits_stable: None,
         };
         Arc::make_mut(&mut map.volumes).insert(id, Arc::new(volume));
         Answer::VolumeCreated { volume: id }

@@ -296,7 +296,10 @@ impl View<'_> {
         if whole < held.current.len() || held.may_be_refused {
             let is_stuck = held.may_be_refused || whole < held.quorum();
             let need = if is_stuck { Need::Stuck } else { Need::Weak };
-            let wanted = self.enough(copies, held, disks(&staying), is_behind, wish);
+            // Whom others see may be what they write to with one that is left out now.
+            let is_seen_elsewhere = is_held_up && held.current.iter().any(is_unseen);
+            let fewest = if is_seen_elsewhere { 2 } else { 1 };
+            let wanted = self.enough((copies, fewest), held, disks(&staying), is_behind, wish);
             return wanted.map(|wanted| step(need, wanted)).ok_or(Situation::Short);
         }
         let better = wish.and_then(|wish| self.better(held, wish));
@@ -309,13 +312,13 @@ impl View<'_> {
     /// or with newcomers.
     fn enough(
         &self,
-        copies: u8,
+        (copies, fewest): (u8, usize),
         held: &Configuration,
         mut wanted: Vec<DiskId>,
         is_behind: impl Fn(&Member) -> bool,
         wish: Option<&[DiskId]>,
     ) -> Option<Vec<DiskId>> {
-        let floor = held.fewest(self.map.floor(copies));
+        let floor = held.fewest(self.map.floor(copies)).max(fewest);
         // All that they miss is not settled: the attempt makes it whole, while sessions wait.
         let behind = held.current.iter().filter(|it| is_behind(it) && self.is_there(it.disk));
         let newcomers =

@@ -5,7 +5,7 @@ use crate::durability::Durability;
 use crate::layer::Snapshot;
 use crate::schedule::Schedule;
 use proto::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, VOLUME_NAME_BYTES_MAX};
-use proto::{BLOCK_SIZE, Generation, LayerId, LineageId, NodeId, VolumeId};
+use proto::{BLOCK_SIZE, Epoch, Generation, LayerId, LineageId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// A volume's size is a multiple of this many bytes: one block, so that no block lies half outside.
@@ -46,9 +46,9 @@ pub struct Volume {
     /// What an acknowledgement promises. Written apart, where it is not the default (`snapshot`).
     #[serde(skip)]
     pub durability: Durability,
-    /// See [`Volume::awaits_stable`]; written with it.
+    /// See [`Volume::stable_since`]; written with it.
     #[serde(skip)]
-    pub(crate) awaits_stable: bool,
+    pub(crate) awaits_stable: Option<Epoch>,
 }
 
 /// A volume's stay in the trash: it keeps its content and snapshots, and nobody can attach it. It
@@ -89,7 +89,7 @@ impl Volume {
             released += before - held.len();
         }
         // The next session goes by it from the start.
-        self.awaits_stable &= self.writer().is_some();
+        self.awaits_stable = self.awaits_stable.filter(|_| self.writer().is_some());
         released
     }
 

@@ -9,7 +9,7 @@ mod corpus;
 
 use cluster::{Change, Command, Digest, Durability, Member, State, TokenId};
 use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Generation, Incarnation, LayerId, NodeId, PartitionId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, NodeId, PartitionId,
     VolumeId,
 };
 
@@ -186,8 +186,12 @@ fn machines() -> Vec<(&'static str, Command)> {
         }),
         ("revoke", Command::RevokeToken { id: TokenId(5) }),
         ("durable", Command::SetDurability { volume: VolumeId(2), durability: Durability::Ack }),
-        ("stable", Command::StableFromNow { volume: VolumeId(2), generation: Generation(2) }),
+        ("stable", {
+            let (volume, generation) = (VolumeId(2), Generation(2));
+            Command::StableFromNow { volume, generation, since: Epoch(30) }
+        }),
         ("recover", Command::Recover { lost: vec![NodeId(38)], unix_s: 2002 }),
+        ("give-up-node", Command::GiveUpNode { node: NodeId(38) }),
         ("remove-lost-node", Command::RemoveLostNode { node: NodeId(38) }),
     ]
 }

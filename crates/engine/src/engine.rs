@@ -40,7 +40,7 @@ use crate::{
     routes::Routes,
     timetable::ScheduleKey,
 };
-use cluster::{Command, Map, ProposalToken, TokenId, Voter};
+use cluster::{Command, Durability, Map, ProposalToken, TokenId, Voter};
 use errands::{Errand, Needs, Sealed, Sealing};
 use gathering::Gatherings;
 use groups::{GroupSealing, GroupStep};
@@ -124,7 +124,7 @@ enum Purpose {
     /// An administrator asked for a snapshot, or a rollback.
     AdminSeal(AdminToken, VolumeId, Sealed),
     /// An administrator changed what acknowledgements of a volume promise.
-    AdminDurability(AdminToken, VolumeId),
+    AdminDurability(AdminToken, VolumeId, Durability),
     /// An administrator asked: answer with the volume.
     AdminSame(AdminToken, VolumeId),
     /// An administrator asked: answer that it is done.
@@ -162,7 +162,7 @@ impl Purpose {
             Purpose::AdminVolume(token, _)
             | Purpose::AdminResize(token, _)
             | Purpose::AdminSeal(token, ..)
-            | Purpose::AdminDurability(token, _)
+            | Purpose::AdminDurability(token, ..)
             | Purpose::AdminSame(token, _)
             | Purpose::AdminDone(token)
             | Purpose::AdminSchedule(token, ..)
@@ -811,8 +811,8 @@ impl Engine {
                 let command = Command::LayerOpened { volume, generation, layer };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
             }
-            volume::Effect::Stable => {
-                let command = Command::StableFromNow { volume, generation };
+            volume::Effect::Stable { since } => {
+                let command = Command::StableFromNow { volume, generation, since };
                 self.work.push_back(Work::Propose(command, Purpose::Duty(volume)));
             }
             volume::Effect::Flattened => {

@@ -3,7 +3,7 @@
 use crate::coordinator::Coordinator;
 use crate::peer::{PeerIndex, PeerSet};
 use cluster::{Configuration, Map};
-use proto::limits::{COPIES_DEFAULT, MEMBERS_MAX};
+use proto::limits::{COPIES_DEFAULT, MEMBERS_MAX, RECOVERY_JUMP};
 use proto::{ConfigurationNumber, OBJECT_SIZE, PartitionId, Under, partition_of};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -140,6 +140,22 @@ impl Partitions {
     }
 }
 
+/// Whether a configuration is the known one, but for a number that recoveries jumped to.
+fn jumps(known: &Partition, under: Under) -> bool {
+    let by = under.number.0.wrapping_sub(known.under.number.0);
+    by > 0 && by.is_multiple_of(RECOVERY_JUMP)
+}
+
+/// Who has everything of members that were not made equal, but are fewer than before: nothing made
+/// anybody whole who was not.
+fn left_whole(known: &Partition, members: PeerSet) -> PeerSet {
+    let are_fewer = members.iter().all(|peer| known.members.contains(peer));
+    if !are_fewer || members.len() == 1 {
+        return members;
+    }
+    members.iter().filter(|peer| known.whole.contains(*peer)).collect()
+}
+
 impl Coordinator {
     /// The partition of an object of the volume.
     pub(crate) fn partition_at(&self, object: u32) -> &Partition {
@@ -187,7 +203,8 @@ impl Coordinator {
         for (id, configuration) in self.own_configurations(&map) {
             let under = Under { copies, bits, number: configuration.number };
             // Partitions that double keep their members and numbers.
-            let former = PartitionId(id.0 >> bits.saturating_sub(before.bits));
+            let shift = bits.saturating_sub(before.bits);
+            let former = PartitionId(id.0 >> shift);
             let former = before.by_id.get(&former).filter(|former| {
                 let same = Under { bits: former.under.bits, ..under };
                 former.under == same && bits >= before.bits
@@ -201,8 +218,25 @@ impl Coordinator {
                     let members: PeerSet = members
                         .map(|member| self.own_peer(member.disk, member.incarnation))
                         .collect();
-                    changed.insert(id);
-                    Partition { under, members, whole: members }
+                    let before = before.by_id.get(&PartitionId(id.0 >> shift));
+                    match before.filter(|known| known.under.copies == copies) {
+                        // Only its number is another, since a recovery jumped over those that may
+                        // have been given (decision 0013): nobody has refused the former one, and
+                        // who was behind still is.
+                        Some(known) if known.members == members && jumps(known, under) => {
+                            Partition { under: Under { bits, ..known.under }, ..*known }
+                        }
+                        known => {
+                            changed.insert(id);
+                            let whole = match known {
+                                Some(known) if configuration.may_be_refused => {
+                                    left_whole(known, members)
+                                }
+                                _ => members,
+                            };
+                            Partition { under, members, whole }
+                        }
+                    }
                 }
             };
             self.partitions.by_id.insert(id, partition);

@@ -268,7 +268,10 @@ impl Coordinator {
                 peer.is_laddered = false;
                 peer.lagging.clear();
                 peer.lagging_bytes = 0;
-                if peer.state == PeerState::Fencing {
+                // Of what shows through any opening of it will do.
+                let known = self.map.disk(peer.disk);
+                let is_reopened = known.is_some_and(|it| it.incarnation > peer.incarnation);
+                if peer.state == PeerState::Fencing || is_reopened && peer.is_away() {
                     peer.state = PeerState::Up;
                 }
                 continue;

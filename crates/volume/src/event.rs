@@ -3,8 +3,8 @@
 use crate::request::{Completion, Error, Request, RequestId};
 use cluster::{Map, Member, PendingDiscard};
 use proto::{
-    BlockState, DiskId, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, Payload,
-    Time,
+    BlockState, DiskId, Epoch, LayerId, MemberError, MemberReply, MemberRequest, MemberToken,
+    Payload, Time,
 };
 use std::sync::Arc;
 
@@ -120,7 +120,10 @@ pub enum Effect {
     },
     /// Whatever is acknowledged from now on is stable, as the map wants it: to be reported to the
     /// cluster. Comes again after a while as long as the map waits for it.
-    Stable,
+    Stable {
+        /// The epoch in which that was asked for.
+        since: Epoch,
+    },
     /// A newer attachment ended this one after it was open; every request fails from now on.
     Fenced,
     /// [`Event::Close`] is done; the session may be dropped.

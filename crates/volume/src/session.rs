@@ -744,9 +744,9 @@ impl Session {
                 let is_answered = work.id.is_some() && work.is_change();
                 let (fua, is_done) = (work.fua, work.error.is_none());
                 let keeps = is_done && is_answered && self.promises_stable();
-                if keeps {
-                    self.works.at_mut(number).expect("it is in work").keeps = true;
-                } else {
+                // Also of one that is done again: what is promised may be another by now.
+                self.works.at_mut(number).expect("it is in work").keeps = keeps;
+                if !keeps {
                     self.unlock(number, effects);
                 }
                 if keeps || (fua && is_done) {

@@ -93,14 +93,16 @@ impl Session {
     /// Reports, or reports again, that it has taken what the map wants promised.
     pub(crate) fn advance_stable(&mut self, effects: &mut Vec<Effect>) {
         let serves = self.life == Life::Open && !self.is_closing() && !self.read_only;
-        let is_wanted = self.map.volume(self.volume).is_some_and(Volume::awaits_stable);
-        if !is_wanted || !serves {
+        let wanted = self.map.volume(self.volume).and_then(Volume::stable_since);
+        let Some(since) = wanted.filter(|_| serves) else {
             // Whoever has it next goes by it from the start.
             self.stable.report_at = None;
-        } else if self.stable.report_at.is_none_or(|at| at <= self.now) {
+            return;
+        };
+        if self.stable.report_at.is_none_or(|at| at <= self.now) {
             let again_at = self.now + Duration::from_millis(STABLE_RETRY_MS);
             self.stable.report_at = Some(again_at);
-            effects.push(Effect::Stable);
+            effects.push(Effect::Stable { since });
         }
     }
 }

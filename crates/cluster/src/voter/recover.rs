@@ -20,7 +20,10 @@ pub enum RecoveryRefusal {
     #[error("the nodes that vote agree, so there is nothing to recover from")]
     Led,
     /// It has nothing to go on from.
-    #[error("this node has nothing of the cluster's state; ask another one")]
+    #[error(
+        "this node has nothing of the cluster's state, or waits for it since the cluster was \
+         recovered elsewhere; ask another one, or start sheep here anew and ask again"
+    )]
     Nothing,
     /// The journal is at work.
     #[error("this node is still writing what it was told last; ask again in a moment")]

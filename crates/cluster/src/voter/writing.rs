@@ -149,6 +149,8 @@ impl Writing {
         }
         if unit.install.is_some() {
             unit.records.clear();
+            // What comes behind it is written behind the snapshot.
+            self.drops_ballots = false;
         }
         assert!(unit.bytes() <= JOURNAL_APPEND_BYTES_MAX, "a message's worth of entries");
         self.units.push_back(unit);

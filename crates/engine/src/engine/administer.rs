@@ -55,7 +55,9 @@ impl Engine {
         is_agreed: bool,
         outputs: &mut Vec<Output>,
     ) -> Option<Result<AdminReply, AdminError>> {
-        let again = (!is_agreed && self.is_among_others()).then(|| request.clone());
+        // Where nobody agrees there is nothing to wait for.
+        let is_known = is_agreed || matches!(request, AdminRequest::ClusterRecover { .. });
+        let again = (!is_known && self.is_among_others()).then(|| request.clone());
         let result = self.administer(now, token, request, outputs).transpose()?;
         if let (Err(AdminError { kind: AdminErrorKind::NotFound, .. }), Some(request)) =
             (&result, again)
@@ -194,7 +196,7 @@ impl Engine {
             AdminRequest::VolumeDurability { name, durability } => {
                 let volume = self.find(&name)?;
                 let command = Command::SetDurability { volume, durability };
-                let purpose = Purpose::AdminDurability(token, volume);
+                let purpose = Purpose::AdminDurability(token, volume, durability);
                 self.work.push_back(Work::Propose(command, purpose));
                 return Ok(None);
             }

@@ -7,7 +7,7 @@ use crate::{
     attach::{Duty, HeldId},
     names,
 };
-use cluster::{Answer, Command, Map, Refusal, RefusalKind, Volume};
+use cluster::{Answer, Command, LayerFate, Map, Refusal, RefusalKind, Volume};
 use proto::{LayerId, LineageId, Time, VolumeId};
 
 impl Engine {
@@ -79,7 +79,11 @@ impl Engine {
         }
         let gone = old.layers().filter(|(_, layer)| self.map.layer(*layer).is_none());
         let gone: Vec<(LineageId, LayerId)> = gone.collect();
-        self.drop_layers(&gone);
+        // Not those that a recovery may have forgotten: nothing says that they were deleted.
+        let deleted = self.map.layer_fates(&gone).into_iter();
+        let deleted = deleted.filter(|(_, _, fate)| *fate == LayerFate::Deleted);
+        let deleted: Vec<_> = deleted.map(|(lineage, layer, _)| (lineage, layer)).collect();
+        self.drop_layers(&deleted);
         let changed = self.map.changed_volumes(old);
         self.trash.is_stale |= !changed.is_empty();
         for volume in changed {
@@ -217,8 +221,8 @@ impl Engine {
             (Purpose::AdminSeal(token, volume, what), _) => {
                 self.await_seal(now, token, volume, what, outputs);
             }
-            (Purpose::AdminDurability(token, volume), _) => {
-                self.await_stable(now, token, volume, outputs);
+            (Purpose::AdminDurability(token, volume, wanted), _) => {
+                self.await_stable(now, token, (volume, wanted), outputs);
             }
             (Purpose::AdminSame(token, volume), _) => {
                 self.trash.is_stale = true; // it may come out of it

@@ -94,7 +94,9 @@ impl Engine {
 
     /// Tells a peer how much of the agreed log this node has, while nobody leads.
     pub(super) fn tell_standing(&mut self, now: Time, to: NodeId) {
-        if let Some(standing) = self.standing().filter(|_| !self.waits_for_map()) {
+        // One that joins has nothing.
+        let nothing = self.waits_for_map().then_some(Standing { term: 0, index: 0 });
+        if let Some(standing) = nothing.or_else(|| self.standing()) {
             self.send_control(now, to, STANDING, &standing.put());
         }
     }
@@ -140,6 +142,12 @@ impl Engine {
             CloseReason::Said { why: Farewell::Twin, .. } => self.note_given_up(now, TWIN),
             _ => {}
         }
+    }
+
+    /// Whether a node has part in another life of the agreed log, which it cannot leave.
+    pub(super) fn is_left_behind(&self, node: NodeId) -> bool {
+        let is_other = |reason: &CloseReason| matches!(reason, CloseReason::OtherEra { .. });
+        self.era().count() > 0 && self.peers.trouble(node).is_some_and(is_other)
     }
 
     fn note_given_up(&mut self, now: Time, why: &'static str) {
@@ -329,8 +337,8 @@ impl Engine {
             let name = self.node_words(node.node);
             warnings.push(format!(
                 "node {name} was given up when the cluster was recovered, with {}; take it out \
-                 with `dog node remove {name} --yes`, so that what is left goes on without it, and \
-                 never start it again with what it has",
+                 with `dog node remove {name} --yes` once all others are back, so that what is left \
+                 goes on without it, and never start it again with what it has",
                 counted(copies, "copy of a partition", "copies of partitions")
             ));
         }
@@ -347,8 +355,9 @@ impl Engine {
 
 /// What a node says that the cluster has gone on without.
 const GIVEN_UP: &str = "the cluster was recovered without this node, and what it has is of the \
-                        time before; take it out on another node with `dog node remove`, wipe its \
-                        data directory and disks, and let it join anew";
+                        time before; keep it as it is until the volumes were looked at on the \
+                        others, then take it out there with `dog node remove`, wipe its data \
+                        directory and disks, and let it join anew";
 
 /// What a copy of a node says that runs.
 const TWIN: &str = "another process runs as this node, from a copy of its data directory, and others \

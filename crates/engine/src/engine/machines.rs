@@ -4,7 +4,8 @@
 use super::{Engine, Purpose, Work, administer::refused, overview::all_attachments};
 use crate::admin::{AdminError, AdminErrorKind, AdminToken};
 use cluster::{Command, DiskState, Refusal};
-use proto::{DiskId, Generation, NodeId};
+use proto::{DiskId, Generation, NodeId, counted};
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Engine {
     /// Which node is meant by a name or an id.
@@ -39,7 +40,19 @@ impl Engine {
         let node = self.find_node(which)?;
         let conflict = |sentence| Err(AdminError { kind: AdminErrorKind::Conflict, sentence });
         let name = self.node_words(node);
-        if self.map.is_lost(node) {
+        if self.is_left_behind(node) {
+            // It can never come back as it is, whoever it was that it was not counted among.
+            self.work.push_back(Work::Propose(Command::GiveUpNode { node }, Purpose::DiskKnown));
+        }
+        if self.map.is_lost(node) || self.is_left_behind(node) {
+            if let Some((silent, count)) = self.silent_witnesses(node) {
+                let count = counted(count, "partition", "partitions");
+                return conflict(format!(
+                    "node {silent} does not answer, and of {count} it may have what was written on \
+                     it and on node {name} alone: start it first, or, if it is lost for ever too, \
+                     wait until others have its copies"
+                ));
+            }
             let purpose = Purpose::AdminDone(token);
             self.work.push_back(Work::Propose(Command::RemoveLostNode { node }, purpose));
             return Ok(());
@@ -76,6 +89,28 @@ impl Engine {
         let purpose = Purpose::AdminDone(token);
         self.work.push_back(Work::Propose(Command::RemoveNode { node }, purpose));
         Ok(())
+    }
+
+    /// Another node than the lost one that does not answer, if it has copies of what lies there: who
+    /// is left must be there to tell what they have before the lost do not count any more. With how
+    /// many partitions.
+    fn silent_witnesses(&self, lost: NodeId) -> Option<(String, u64)> {
+        let away = self.disks_away(self.present);
+        let mut found: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for disk in self.map.disks_of(lost) {
+            for (copies, partition) in self.map.partitions_on(disk.id) {
+                let held = self.map.configuration(copies, partition);
+                let nodes = held.current.iter().filter(|member| away.contains_key(&member.disk));
+                let nodes = nodes.filter_map(|member| Some(self.map.disk(member.disk)?.node));
+                let is_silent = |node: &NodeId| *node != lost && !self.map.is_lost(*node);
+                let nodes: BTreeSet<NodeId> = nodes.filter(is_silent).collect();
+                if self.map.is_in_use(copies) {
+                    nodes.into_iter().for_each(|node| *found.entry(node).or_default() += 1);
+                }
+            }
+        }
+        let (node, count) = found.into_iter().max_by_key(|(_, count)| *count)?;
+        Some((self.node_words(node), count))
     }
 
     /// A disk is to go. The agreed state judges by what it knows; here disks that do not answer

@@ -127,6 +127,11 @@ impl Peers {
         self.all.get(&node).is_some_and(|peer| peer.link.is_up())
     }
 
+    /// Why the last connection to a node ended, or could not be had, while there is none.
+    pub(super) fn trouble(&self, node: NodeId) -> Option<&CloseReason> {
+        self.all.get(&node)?.trouble.as_ref()
+    }
+
     /// How much of the agreed log a node has, as it said last.
     pub(super) fn standing(&self, node: NodeId) -> Option<Standing> {
         self.all.get(&node)?.standing

@@ -6,7 +6,7 @@ use crate::{
     Output,
     admin::{AdminError, AdminErrorKind, AdminReply, AdminToken},
 };
-use cluster::{Refusal, Volume};
+use cluster::{Durability, Refusal, Volume};
 use proto::{Duration, Time, VolumeId, limits::STABLE_ANSWER_MS_MAX};
 
 /// An administrator who waits until a session has said that what it acknowledges is stable.
@@ -14,6 +14,7 @@ use proto::{Duration, Time, VolumeId, limits::STABLE_ANSWER_MS_MAX};
 pub(super) struct Settling {
     token: AdminToken,
     volume: VolumeId,
+    wanted: Durability,
     until: Time,
 }
 
@@ -23,11 +24,11 @@ impl Engine {
         &mut self,
         now: Time,
         token: AdminToken,
-        volume: VolumeId,
+        (volume, wanted): (VolumeId, Durability),
         outputs: &mut Vec<Output>,
     ) {
         let until = now + Duration::from_millis(STABLE_ANSWER_MS_MAX);
-        self.settling.push(Settling { token, volume, until });
+        self.settling.push(Settling { token, volume, wanted, until });
         if self.phase == Phase::Serving {
             self.answer_stable(now, outputs);
         } else {
@@ -44,6 +45,14 @@ impl Engine {
                 None => {
                     let unknown = Refusal::UnknownVolume { volume: waiting.volume };
                     Err(super::administer::refused(&unknown))
+                }
+                Some(known) if known.durability != waiting.wanted => {
+                    let sentence = format!(
+                        "volume {} was given another durability meanwhile; see `dog volume info`, \
+                         and set it again if that is wrong",
+                        known.name
+                    );
+                    Err(AdminError { kind: AdminErrorKind::Conflict, sentence })
                 }
                 Some(known) if !known.awaits_stable() => {
                     let name = known.name.clone();

@@ -88,10 +88,11 @@ fn describe_recovery(report: &RecoveryReport) -> String {
     let number = |known: Option<u64>| known.map_or("-".to_string(), |known| known.to_string());
     let rows = report.nodes.iter().map(|node| {
         let here = if node.up { "up for" } else { "away for" };
-        let afterwards = match (node.node == report.asked, node.lost) {
-            (true, _) => "goes on from here",
-            (false, true) => "given up",
-            (false, false) => "follows",
+        let afterwards = match (node.node == report.asked, node.lost, node.up) {
+            (true, ..) => "goes on from here",
+            (false, true, _) => "given up",
+            (false, false, true) => "follows",
+            (false, false, false) => "follows if it knows no more",
         };
         vec![
             node.name.clone(),

@@ -57,8 +57,8 @@ fn vet_lost(report: &ClusterReport, name: &str, yes: bool) -> Result<(), Failure
         0 => Ok(()),
         held => Err(Failure::conflict(format!(
             "{} lie on node {name}, which was given up, and would not count any more: what was \
-             acknowledged there and on no node that is left is lost then; say --yes if it will \
-             never come back",
+             acknowledged there and on no node that is left is lost then, so see first that all \
+             others are there; say --yes if it will never come back",
             counted(held, "copy of a partition", "copies of partitions")
         ))),
     }

@@ -74,6 +74,8 @@ struct World {
     share: Option<usize>,
     /// Reports of opened layers, and of promises that were taken, get lost.
     deaf: bool,
+    /// Reports of promises that were lost.
+    unheard: usize,
     /// What is acknowledged is promised to be stable.
     ack: bool,
     trace: bool,
@@ -136,6 +138,7 @@ impl World {
             completed: 0,
             share: None,
             deaf: false,
+            unheard: 0,
             ack: false,
             trace: std::env::var("TRACE").is_ok(),
         };
@@ -233,10 +236,10 @@ impl World {
                 Effect::LayerOpened { layer } => self.layer_opened(layer),
                 Effect::Flattened => self.report_flattened(),
                 Effect::Shortened { parent } => self.report_shortened(parent),
-                Effect::Stable if self.deaf => {}
-                Effect::Stable => {
+                Effect::Stable { .. } if self.deaf => self.unheard += 1,
+                Effect::Stable { since } => {
                     let (volume, generation) = (self.volume, self.generation);
-                    let taken = Command::StableFromNow { volume, generation };
+                    let taken = Command::StableFromNow { volume, generation, since };
                     self.state.apply(&taken).expect("the session writes");
                 }
                 Effect::Fenced => self.fenced = true,

@@ -134,15 +134,41 @@ fn a_promise_that_was_taken_is_reported_until_it_is_known() {
     }
 }
 
+/// Its blocks were given free twice, and the node ended; or it was done again without them.
+#[test]
+fn what_is_done_again_keeps_its_blocks_only_if_that_is_still_promised() {
+    for seed in 0..20 {
+        let mut world = world(seed);
+        world.write(0, 8, true);
+        until_the_flush(&mut world);
+        world.die(true);
+        // Nothing of it has been done again yet.
+        world.ack = false;
+        let (volume, durability) = (world.volume, Durability::Flush);
+        world.state.apply(&Command::SetDurability { volume, durability }).expect("it exists");
+        world.tell_map();
+        world.write(4, 2, false);
+        world.settle();
+        world.read(0, 8);
+        world.settle();
+        world.die(true);
+        world.read(0, 4);
+        world.settle();
+    }
+}
+
 #[test]
 fn a_session_that_closes_or_only_reads_reports_nothing() {
     let mut world = World::new(1, BLOCK << 4, CALM);
     world.settle();
     world.deaf = true;
     world.promise();
+    assert_eq!(world.unheard, 1, "one that serves reports");
     world.close();
     world.attach(true);
     world.settle();
+    world.pass(Duration::from_millis(2 * proto::limits::STABLE_RETRY_MS));
+    assert_eq!(world.unheard, 1);
     assert!(!world.state.map().volume(world.volume).expect("it exists").awaits_stable());
     assert!(world.session.deadline().is_none());
 }
