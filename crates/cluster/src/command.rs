@@ -558,7 +558,8 @@ pub enum Command {
         /// When what is written is stable.
         durability: Durability,
     },
-    /// The writer's session reports that all that it acknowledges from now on is stable. Done already is done. Answered by [`Answer::Done`].
+    /// The writer's session reports that all that it acknowledges from now on is stable. Done
+    /// already is done. Answered by [`Answer::Done`].
     StableFromNow {
         /// Of which volume.
         volume: VolumeId,

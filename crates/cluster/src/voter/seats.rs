@@ -2,11 +2,11 @@
 //!
 //! Wanted are 1 voter where there are fewer than three nodes, 3 from three on, 5 from seven on; a
 //! witness counts as a node. They lie in as many zones as can be; where that is equal, those with
-//! disks come before witnesses, and then who votes goes on voting. A witness that leads lets a voter
-//! with disks lead once one is ready. A lost voter (unreachable for minutes) is replaced at once by somebody who
-//! is ready (has all of the log, for half a minute); nobody is removed without that as long as
-//! fewer than the wanted number would be left. A change never leads to an even number, which
-//! survives no more than the odd one below it, except where it began with one.
+//! disks come before witnesses, and then who votes goes on voting. A witness that leads lets a
+//! voter with disks lead once one is ready. A lost voter (unreachable for minutes) is replaced at
+//! once by somebody who is ready (has all of the log, for half a minute); nobody is removed
+//! without that as long as fewer than the wanted number would be left. A change never leads to an
+//! even number, which survives no more than the odd one below it, except where it began with one.
 
 use proto::NodeId;
 use proto::limits::LEARNERS_MAX;
@@ -151,8 +151,8 @@ mod tests {
     use crate::model::Dice;
 
     /// One seat per letter: V votes, v is a voter that is lost, R is ready, l learns, L learns and
-    /// is lost, n is no member yet, W is a ready witness, w one that votes; - after it: no node of the cluster any
-    /// more. Then its zone.
+    /// is lost, n is no member yet, W is a ready witness, w one that votes; - after it: no node of
+    /// the cluster any more. Then its zone.
     fn seats(text: &str) -> Vec<Seat> {
         let one = |(number, word): (usize, &str)| {
             let kind = word.as_bytes()[0];
