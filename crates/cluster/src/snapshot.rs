@@ -1,6 +1,6 @@
 //! The whole state as bytes, and back: version, checksum, then the fields in postcard. Older
-//! versions are read too (`migrate`). What came with version 5 is written behind those of version 4,
-//! and only where there is any: a state without it is read by a `sheep` of before it.
+//! versions are read too (`migrate`). What came with version 5 is written behind those of version
+//! 4, and only where there is any: a state without it is read by a `sheep` of before it.
 
 use crate::attempt::Attempt;
 use crate::command::DecodeError;

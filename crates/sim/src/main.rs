@@ -37,7 +37,8 @@ struct Arguments {
     /// Lets one disk of that cluster rot, in a quarter of the seeds.
     #[arg(long, requires = "cluster")]
     rot: bool,
-    /// Lets acknowledgements of some volumes of that cluster promise that what was written is stable.
+    /// Lets acknowledgements of some volumes of that cluster promise that what was written is
+    /// stable.
     #[arg(long, requires = "cluster", conflicts_with = "rot")]
     ack: bool,
     /// Makes the failing run of a cluster's seed as small as a minute allows.

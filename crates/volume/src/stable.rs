@@ -2,9 +2,9 @@
 //!
 //! Where they promise that what was changed is stable, each change ends with a flush, as one with
 //! FUA does: the coordinator lets all that come meanwhile share the next one. It keeps its blocks
-//! until then. So whoever reads them finds what is stable, and if the disks lose it in the middle of
-//! that flush (several machines lost their power), it is simply done once more: nobody was told yet
-//! that it was done, and nothing can have come over it.
+//! until then. So whoever reads them finds what is stable, and if the disks lose it in the middle
+//! of that flush (several machines lost their power), it is simply done once more: nobody was told
+//! yet that it was done, and nothing can have come over it.
 //!
 //! A loss says so with the guest's next flush. Where everything that was acknowledged was stable,
 //! it has lost nothing that the guest counts on: then that flush is repeated instead.

@@ -164,6 +164,8 @@ impl Voter {
                 .prs()
                 .get(member)
                 .is_some_and(|one| one.matched + BEHIND_ENTRIES_MAX >= committed);
+            let last = raft.raft_log.last_index();
+            let has_all = raft.prs().get(member).is_some_and(|one| one.matched >= last);
             let is_self = member == self.member;
             if has_the_log && heard.is_some() && quiet <= QUIET {
                 self.watch.steady.entry(member).or_insert(now);
@@ -181,6 +183,7 @@ impl Voter {
                 votes: members.voters.contains(&member),
                 learns: members.learners.contains(&member),
                 ready,
+                whole: has_all,
                 lost: !is_self && quiet >= LOST,
             });
         }

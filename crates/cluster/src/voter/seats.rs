@@ -2,11 +2,11 @@
 //!
 //! Wanted are 1 voter where there are fewer than three nodes, 3 from three on, 5 from seven on; a
 //! witness counts as a node. They lie in as many zones as can be; where that is equal, those with
-//! disks come before witnesses, and then who votes goes on voting. A witness that leads lets a voter
-//! with disks lead once one is ready. A lost voter (unreachable for minutes) is replaced at once by somebody who
-//! is ready (has all of the log, for half a minute); nobody is removed without that as long as
-//! fewer than the wanted number would be left. A change never leads to an even number, which
-//! survives no more than the odd one below it, except where it began with one.
+//! disks come before witnesses, and then who votes goes on voting. A witness that leads lets a
+//! voter with disks lead once one is ready. A lost voter (unreachable for minutes) is replaced at
+//! once by somebody who is ready (has all of the log, for half a minute); nobody is removed
+//! without that as long as fewer than the wanted number would be left. A change never leads to an
+//! even number, which survives no more than the odd one below it, except where it began with one.
 
 use proto::NodeId;
 use proto::limits::LEARNERS_MAX;
@@ -29,6 +29,8 @@ pub struct Seat {
     pub learns: bool,
     /// Whether it has what is agreed, and had it all the time for half a minute.
     pub ready: bool,
+    /// Whether it has the whole log at this moment, so that it could lead in the next.
+    pub whole: bool,
     /// Whether nothing was heard of it for minutes.
     pub lost: bool,
 }
@@ -98,7 +100,9 @@ fn lead_by_disks(leader: NodeId, seats: &[Seat]) -> Option<SeatChange> {
     if !seats.iter().any(|seat| seat.node == leader && seat.witness) {
         return None;
     }
-    let can_lead = |seat: &&Seat| seat.votes && seat.ready && !seat.lost && !seat.witness;
+    // One that has yet to catch up would keep everything waiting, and perhaps not lead then.
+    let can_lead =
+        |seat: &&Seat| seat.votes && seat.ready && seat.whole && !seat.lost && !seat.witness;
     seats.iter().find(can_lead).map(|seat| SeatChange::Lead(seat.node))
 }
 
@@ -153,7 +157,7 @@ mod tests {
 
     /// One seat per letter: V votes, v is a voter that is lost, R is ready, l learns, L learns and
     /// is lost, n is no member yet, N is none and was not heard of for long, W is a ready witness,
-    /// w one that votes; - after it: no node of the cluster any more. Then its zone.
+    /// w one that votes, B votes and has not all of the log just now; - after it: no node of the cluster any more. Then its zone.
     fn seats(text: &str) -> Vec<Seat> {
         let one = |(number, word): (usize, &str)| {
             let kind = word.as_bytes()[0];
@@ -162,9 +166,10 @@ mod tests {
                 zone: word.trim_start_matches(|c: char| !c.is_ascii_digit()).into(),
                 witness: b"Ww".contains(&kind),
                 listed: !word.contains('-'),
-                votes: b"Vvw".contains(&kind),
+                votes: b"VvwB".contains(&kind),
                 learns: b"RlLW".contains(&kind),
-                ready: b"VRWw".contains(&kind),
+                ready: b"VRWwB".contains(&kind),
+                whole: b"VRWw".contains(&kind),
                 lost: b"vLN".contains(&kind),
             }
         };
@@ -208,6 +213,8 @@ mod tests {
         check("w1 V1 V1", Some(SeatChange::Lead(NodeId(2))));
         check("w1 v1 V1", Some(SeatChange::Lead(NodeId(3))));
         check("w1 v1 v1", None);
+        check("w1 B1 V1", Some(SeatChange::Lead(NodeId(3))));
+        check("w1 B1 B1", None);
         check("w1 R1 R1", vote(&[2, 3], &[], &[]));
         // The lost give way to those who are ready, and to nobody else.
         check("V1 V1 v1 R1", vote(&[4], &[3], &[]));

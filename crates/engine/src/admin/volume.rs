@@ -151,3 +151,29 @@ pub struct FlattenReport {
     #[serde(default)]
     pub waiting: Option<String>,
 }
+
+/// One schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleReport {
+    /// The volume's name.
+    pub volume: String,
+    /// Its own name.
+    pub schedule: String,
+    /// One snapshot in so many seconds, its *slot*: slots are counted from 1970.
+    pub every_s: u32,
+    /// How many snapshots are kept.
+    pub keep: u32,
+    /// When the next snapshot is due, in seconds since 1970, or was if it is still being tried;
+    /// nothing: it rests, as its volume is in the trash.
+    pub next_unix_s: Option<u64>,
+    /// The last slot that has its snapshot, or had to do without one.
+    pub last_slot: u64,
+    /// How many snapshots of it there are now. More than `keep`, while some are locked, or read.
+    pub snapshots: u32,
+    /// When the latest of them was taken, in seconds since 1970.
+    pub last_snapshot_unix_s: Option<u64>,
+    /// Why the last one could not be taken, if it could not.
+    pub problem: Option<String>,
+    /// Whether that lasts: `status` warns of it.
+    pub failing: bool,
+}

@@ -191,8 +191,8 @@ pub enum VolumeVerb {
         #[command(flatten)]
         kept: Keeping,
     },
-    /// Change when what is written is stable, or how few copies of a volume may be left; or how many
-    /// are kept, as long as the cluster has a single disk
+    /// Change when what is written is stable, or how few copies of a volume may be left; or how
+    /// many are kept, as long as the cluster has a single disk
     Set {
         /// Its name
         name: VolumeName,
