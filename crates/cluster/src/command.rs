@@ -15,7 +15,9 @@ use proto::limits::{
     NODE_ADDRESSES_MAX, NODE_NAME_BYTES_MAX, NODES_MAX, PARTITIONS_PER_COMMAND_MAX,
     ZONE_NAME_BYTES_MAX,
 };
-use proto::{ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId};
+use proto::{
+    ClusterId, DiskId, Epoch, Generation, Incarnation, LayerId, LineageId, NodeId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 /// One change of the cluster's state. Times are the proposer's wall clock, in seconds since 1970,

@@ -162,3 +162,25 @@ fn partitions_go_on_without_lost_disks_where_another_is_left() {
     let alone = Member { disk: DiskId(3), incarnation: Incarnation(1) };
     assert!(map.configurations().all(|held| held.current == [alone]));
 }
+
+/// Else nobody could ever take it out: it runs, and is refused for its era.
+#[test]
+fn a_node_that_was_left_behind_is_given_up_later_and_only_after_a_recovery() {
+    let mut state = state();
+    let give_up = Command::GiveUpNode { node: node(2) };
+    let refusal = state.apply(&give_up).unwrap_err();
+    assert_eq!(refusal, Refusal::NodeNotLost { name: "n2".into() });
+    recover(&mut state, &[1]);
+    assert!(!state.map().is_lost(node(2)));
+    assert_eq!(state.map().volume(VolumeId(1)).expect("there").attachments.len(), 1);
+    done(&mut state, give_up.clone());
+    assert!(state.map().is_lost(node(2)));
+    assert!(state.map().volume(VolumeId(1)).expect("there").attachments.is_empty());
+    let epoch = state.map().epoch();
+    done(&mut state, give_up);
+    assert_eq!(state.map().epoch(), epoch, "done already is done");
+    done(&mut state, Command::RemoveLostNode { node: node(2) });
+    assert!(state.map().node(node(2)).is_none());
+    let refusal = state.apply(&Command::GiveUpNode { node: node(2) }).unwrap_err();
+    assert!(matches!(refusal, Refusal::UnknownNode { .. }), "{refusal}");
+}

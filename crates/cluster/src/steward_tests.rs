@@ -302,6 +302,13 @@ fn where_one_that_answers_cannot_help_nobody_waits_for_one_that_only_others_see(
     world.sight.unseen.clear();
     world.settle();
     assert!(world.all().iter().all(|members| *members == set([1, 2, 3])));
+    // Not with fewer than two, whatever is asked for: others may write with the one that they see.
+    let volume = world.state.map().volume_named("v").expect("created").id;
+    world.apply(Command::SetCopies { volume, copies: 3, min_copies: Some(1) });
+    world.sight.unseen.insert(DiskId(3), world.sight.now);
+    world.sight.behind.insert((3, PartitionId(1), DiskId(2)));
+    assert_eq!(begun(&world.plan()), [(1, vec![1, 2])]);
+    world.sight.unseen.clear();
     // Where those that answer cannot settle, they are waited for.
     world.sight.unseen.insert(DiskId(1), world.sight.now);
     world.sight.unseen.insert(DiskId(3), world.sight.now);

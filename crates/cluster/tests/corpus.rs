@@ -9,8 +9,8 @@ mod corpus;
 
 use cluster::{Change, Command, Digest, Durability, Member, State, TokenId};
 use proto::{
-    ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, NodeId, PartitionId,
-    VolumeId,
+    ClusterId, ConfigurationNumber, DiskId, Epoch, Generation, Incarnation, LayerId, NodeId,
+    PartitionId, VolumeId,
 };
 
 #[test]

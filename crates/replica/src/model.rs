@@ -2,11 +2,13 @@
 
 use crate::{Answer, Coordinator, Effect, Error, Event, Request, Source, View};
 use cluster::{Command, Configuration, Map, Member, State};
-use proto::limits::{OPENING_WAIT_MS, SESSION_BEHIND_BYTES_MAX, SESSION_UNSETTLED_MAX};
+use proto::limits::{
+    OPENING_WAIT_MS, RECOVERY_JUMP, SESSION_BEHIND_BYTES_MAX, SESSION_UNSETTLED_MAX,
+};
 use proto::{
     BLOCK_SIZE, BlockRange, Change, ClusterId, ConfigurationNumber, DiskId, Duration, Generation,
     Incarnation, LayerId, MemberError, MemberReply, MemberRequest, MemberToken, NodeId, ObjectKey,
-    ObjectStamp, Payload, Stamp, Time, VolumeId,
+    ObjectStamp, PartitionId, Payload, Stamp, Time, VolumeId,
 };
 use std::sync::Arc;
 

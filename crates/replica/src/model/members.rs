@@ -34,6 +34,47 @@ fn a_disk_that_takes_nothing_falls_behind_and_frees_what_was_kept_for_it() {
     assert_eq!((stage.ended().last(), stage.coordinator.settled), (Some(&1001), settled));
 }
 
+/// Numbers that a recovery jumps to made whole whoever was behind: what it lacked was read from it,
+/// or taken from the others.
+#[test]
+fn who_is_behind_still_is_when_a_recovery_jumps_over_numbers() {
+    for is_fewer in [false, true] {
+        let mut stage = Stage::open(3);
+        stage.write(1);
+        stage.answer(0, Ok(written(1)));
+        stage.answer(1, Ok(written(1)));
+        // It has something of no history.
+        stage.answer(2, Err(MemberError::WrongStamp { have: at(6, 9).stamp }));
+        stage.answer(2, Ok(MemberReply::Stamp(at(6, 9))));
+        assert_eq!(stage.coordinator.behind().len(), 1);
+        let listed = if is_fewer { 1..3 } else { 0..3 };
+        let members = listed.map(|disk| Member { disk: DiskId(disk), incarnation: Incarnation(1) });
+        let number = ConfigurationNumber(3 + RECOVERY_JUMP + u64::from(is_fewer));
+        let may_be_refused = true;
+        let current = members.collect();
+        let new = Configuration { number, current, may_be_refused, ..Default::default() };
+        let mut map = Map::clone(&stage.base);
+        for partition in (0..1 << map.partition_bits()).map(PartitionId) {
+            map = map.with_configuration(partition, new.clone());
+        }
+        stage.tell(Event::Map(Arc::new(map)));
+        assert_eq!(stage.coordinator.behind()[0].0, DiskId(2), "it is as it was");
+        stage.asked.retain(|(disk, ..)| *disk != 2);
+        stage.answer_usually();
+        stage.read(2);
+        stage.write(3);
+        stage.flush(4);
+        for _ in 0..3 {
+            let asked = stage.questions(2);
+            let is_harmless = |question: &String| ["flush", "confirm"].contains(&&question[..]);
+            assert!(asked.iter().all(is_harmless), "{asked:?}");
+            stage.answer_all(|request| Ok(usual(request)));
+        }
+        // Of two one is not enough; where all three are left nothing has changed.
+        assert_eq!(stage.ended().contains(&3), !is_fewer);
+    }
+}
+
 #[test]
 fn a_short_absence_is_made_up_for() {
     let mut stage = Stage::open(3);
