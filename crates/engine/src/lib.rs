@@ -399,9 +399,9 @@ pub enum Output {
         /// Why, for the log.
         reason: CloseReason,
     },
-    /// The end of [`Input::AddDisk`], or of a disk to be made of a node that has served: the disk is
-    /// one of the cluster's now, or why not, in one sentence with cause and remedy. Then its medium
-    /// is not used any more, and never served anything.
+    /// The end of [`Input::AddDisk`], or of a disk to be made of a node that has served: the disk
+    /// is one of the cluster's now, or why not, in one sentence with cause and remedy. Then its
+    /// medium is not used any more, and never served anything.
     DiskAdded {
         /// Which disk.
         disk: DiskId,

@@ -69,8 +69,8 @@ impl Engine {
         self.disks.get_mut(&id).expect("just begun").is_added = is_added;
     }
 
-    /// Whether a disk that has served is not in the map any more, while others of this node are. A
-    /// node none of whose disks is there takes them all in again: it needs one.
+    /// Whether a disk that has served is not in the map any more, while others of this node are. Of
+    /// a node none of whose disks is there, they say themselves whether the map is too old.
     fn was_taken_out(&self, settings: &DiskSettings) -> bool {
         let is_in = |id: DiskId| self.map.disk(id).is_some();
         !settings.format

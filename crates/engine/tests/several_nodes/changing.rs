@@ -89,6 +89,9 @@ fn a_disk_that_was_taken_out_is_closed_and_forgotten() {
     net.until("it is let go again", 10, |net| net.nodes[0].gone.contains_key(&disk));
     assert_eq!(states(&mut net), [(FIRST, "serving".to_string())]);
     assert_eq!(net.report(0).disks.len(), 1);
+    // Not as one of which the map knows too little: nothing is wrong.
+    let mut about_it = net.nodes[0].notices.iter().filter(|notice| notice.contains("disk-201"));
+    assert!(about_it.all(|notice| notice.contains("was taken out of the cluster")));
     check_content(&mut net);
     net.kill(0);
     net.list_again(0, SECOND);
