@@ -46,6 +46,7 @@ fn what_was_flushed_is_there_after_two_of_three_machines_are_lost_for_ever() -> 
     ensure!(status["agreement"]["recovered"]["count"] == 1, "{status}");
 
     // It knows nothing of it, and is told.
+    cluster.nodes[2].expect_log("was recovered from the loss of a majority");
     cluster.nodes[0].expect_log("recovered without this node");
     cluster.nodes[0].expect_log("was given up");
     cluster.nodes[0].launch()?;
