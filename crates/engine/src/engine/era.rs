@@ -360,8 +360,8 @@ const GIVEN_UP: &str = "the cluster was recovered without this node, and what it
                         directory and disks, and let it join anew";
 
 /// What a copy of a node says that runs.
-const TWIN: &str = "another process runs as this node, from a copy of its data directory, and others \
-                    are connected to it; stop this one, and never start a copy";
+const TWIN: &str = "another process runs as this node, from a copy of its data directory, and \
+                    others are connected to it; stop this one, and never start a copy";
 
 fn conflict(sentence: &str) -> AdminError {
     AdminError { kind: AdminErrorKind::Conflict, sentence: sentence.to_string() }
