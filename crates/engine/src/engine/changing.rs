@@ -78,11 +78,15 @@ impl Engine {
             && self.settings.disks.iter().any(|other| is_in(other.disk))
     }
 
-    /// Whether the node started without another disk that has served.
+    /// Whether no other disk of the node that has served is left: there is none, or it failed.
     pub(super) fn is_only_disk(&self, id: DiskId) -> bool {
         let is_founded = self.settings.founding.is_none();
         let has_served = |disk: &DiskSettings| !(is_founded && disk.format);
-        !self.settings.disks.iter().any(|other| other.disk != id && has_served(other))
+        let is_left = |other: &DiskSettings| {
+            self.disks.get(&other.disk).is_none_or(|disk| disk.failure().is_none())
+        };
+        let mut others = self.settings.disks.iter().filter(|other| other.disk != id);
+        !others.any(|other| has_served(other) && is_left(other))
     }
 
     /// A disk is not used. One that is only being added is forgotten; what the agreed state has

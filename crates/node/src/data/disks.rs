@@ -5,7 +5,7 @@
 use super::DataThread;
 use crate::{
     asker::{Asker, Reply},
-    directory::{DataDirectory, DiskRecord, NewDisk},
+    directory::{DataDirectory, DiskRecord, NewDisk, unmake_blank},
     disk::Medium,
 };
 use engine::{
@@ -198,10 +198,14 @@ fn end_former(directory: &SharedDirectory, disk: DiskId, result: Result<(), Stri
     let record = lock(directory).record().clone();
     let Some(known) = record.disks.iter().find(|known| known.disk == disk) else { return };
     tracing::warn!(
-        "disk {disk} was being added when sheep ended and is given up ({sentence}); if it is still \
-         wanted, add it again with `dog disk add`"
+        "disk {disk} was being added when sheep ended and is given up ({sentence}); what is in {} \
+         is left there: if it is still wanted, clear it and add it again with `dog disk add`",
+        known.path.display()
     );
-    take_back(directory, &NewDisk::of(&record, known));
+    unmake_blank(known);
+    if let Err(sentence) = lock(directory).forget_disk(disk) {
+        tracing::warn!("{sentence}; the disk is not used, and given up again at the next start");
+    }
 }
 
 impl DataThread {

@@ -11,7 +11,9 @@ use crate::{
     disk::{Medium, OpenHow},
 };
 use proto::{DiskId, limits::NODE_DISKS_MAX};
+use rustix::fs::{FlockOperation, flock};
 use std::{
+    cell::Cell,
     fs::{self, DirBuilder, File, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
@@ -39,6 +41,8 @@ pub struct NewDisk {
     record: Record,
     /// Whether the directory around a file is made too.
     is_new_directory: bool,
+    /// The directory, and the file, that were made for it: what came there meanwhile is others'.
+    made: [Cell<bool>; 2],
     warning: Option<String>,
 }
 
@@ -112,13 +116,8 @@ impl NewDisk {
             }
         };
         let disk = DiskRecord { disk: DiskId(draw()?), kind, path, making: true, limit_bytes };
-        Ok(NewDisk { disk, record: record.clone(), is_new_directory, warning })
-    }
-
-    /// One that was being made when the program ended.
-    pub fn of(record: &Record, disk: &DiskRecord) -> NewDisk {
-        let (disk, record) = (disk.clone(), record.clone());
-        NewDisk { disk, record, is_new_directory: false, warning: None }
+        let made = [Cell::new(false), Cell::new(false)];
+        Ok(NewDisk { disk, record: record.clone(), is_new_directory, made, warning })
     }
 
     /// What the record says of it.
@@ -151,10 +150,13 @@ impl NewDisk {
         let directory = self.disk.path.parent().expect("a file lies in a directory");
         if self.is_new_directory {
             DirBuilder::new().mode(DIRECTORY_MODE).create(directory)?;
+            self.made[0].set(true);
         }
         // Not one that came there meanwhile.
         let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.disk.path);
-        new?.sync_all()?;
+        let new = new?;
+        self.made[1].set(true);
+        new.sync_all()?;
         File::open(directory)?.sync_all()?;
         match directory.parent() {
             Some(parent) if self.is_new_directory => File::open(parent)?.sync_all(),
@@ -187,11 +189,12 @@ impl NewDisk {
                 }
             }
             MediumKind::File => {
-                if device::is_blank_or_of(path, &self.record, &self.disk) {
+                let [is_made_directory, is_made] = &self.made;
+                if is_made.get() && device::is_blank_or_of(path, &self.record, &self.disk) {
                     // Not there is as good.
                     let _ = fs::remove_file(path);
                 }
-                if self.is_new_directory
+                if is_made_directory.get()
                     && let Some(directory) = path.parent()
                 {
                     // Only what is empty goes.
@@ -199,6 +202,21 @@ impl NewDisk {
                 }
             }
         }
+    }
+}
+
+/// A disk that was being made when the program ended is given up: its file goes, if nothing is in
+/// it and nobody has it. What has been made a disk stays as it is: it may have served.
+pub fn unmake_blank(disk: &DiskRecord) {
+    let path = &disk.path;
+    let is_free = || {
+        let file = File::open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        io::Result::Ok(device::is_blank(path))
+    };
+    if disk.kind == MediumKind::File && is_free().unwrap_or(false) {
+        // Not there is as good.
+        let _ = fs::remove_file(path);
     }
 }
 

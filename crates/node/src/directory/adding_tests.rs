@@ -137,6 +137,26 @@ fn nothing_is_left_of_a_disk_that_is_not_added_but_what_others_have_there() {
     fs::write(path.join("disk"), superblock(at.directory.record(), DiskId(1))).expect("written");
     new.unmake();
     assert!(path.join("disk").exists(), "the disk of another one");
+
+    // Nor one in which there is nothing yet: another sheep makes a disk of it.
+    fs::remove_file(path.join("disk")).expect("removed");
+    let new = at.vet(&path).expect("possible");
+    fs::write(path.join("disk"), [0; 16384]).expect("written");
+    new.make(false).expect_err("it is there");
+    new.unmake();
+    assert!(path.join("disk").exists(), "another one is making it");
+    let disk = DiskRecord { path: path.join("disk"), ..new.disk().clone() };
+    let other = fs::File::open(&disk.path).expect("opened");
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive).expect("free");
+    unmake_blank(&disk);
+    assert!(disk.path.exists(), "somebody has it");
+    drop(other);
+    fs::write(&disk.path, superblock(at.directory.record(), disk.disk)).expect("written");
+    unmake_blank(&disk);
+    assert!(disk.path.exists(), "it may have served");
+    fs::write(&disk.path, [0; 16384]).expect("written");
+    unmake_blank(&disk);
+    assert!(!disk.path.exists());
 }
 
 #[test]

@@ -125,6 +125,14 @@ fn owner_in(head: &[u8]) -> Option<Owner> {
     Some(Owner { cluster: ClusterId(number(0)), node: NodeId(number(1)), disk: DiskId(number(2)) })
 }
 
+/// Whether a file holds nothing at its start. One that cannot be read may hold anything.
+pub fn is_blank(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = File::open(path)
+        .and_then(|file| file.take((SUPERBLOCKS * BLOCK_SIZE) as u64).read_to_end(&mut head));
+    read.is_ok() && is_zero(&head)
+}
+
 /// Whether a file holds nothing at its start but what could be left of this very disk. One that
 /// cannot be read may hold anything.
 pub fn is_blank_or_of(path: &Path, record: &Record, disk: &DiskRecord) -> bool {

@@ -8,7 +8,7 @@ mod adding;
 mod device;
 mod record;
 
-pub use adding::NewDisk;
+pub use adding::{NewDisk, unmake_blank};
 pub use record::{DiskRecord, Record, replace};
 
 use crate::{api, disk::patiently};
@@ -451,6 +451,7 @@ fn retake(
     if let Some(device) = device {
         rename(path, &mut record, &writable_name(device)?)?;
     }
+    find_exchanged(&mut record);
     // With others it is for the cluster to say what it means that one is not there.
     if let [disk] = &record.disks[..]
         && disk.kind == MediumKind::Device
@@ -458,6 +459,26 @@ fn retake(
         device::check_ours(&disk.path, &record, disk)?;
     }
     Ok(record)
+}
+
+/// Names of devices may be others after the machine was switched on: a disk of this node that lies
+/// on the device of another one is looked for there.
+fn find_exchanged(record: &mut Record) {
+    let devices = record.disks.iter().filter(|disk| disk.kind == MediumKind::Device);
+    let places: Vec<PathBuf> = devices.map(|disk| disk.path.clone()).collect();
+    if places.len() < 2 {
+        return;
+    }
+    let before = record.clone();
+    let holds = |place: &Path, disk: &DiskRecord| device::check_ours(place, &before, disk).is_ok();
+    for disk in record.disks.iter_mut().filter(|disk| disk.kind == MediumKind::Device) {
+        if holds(&disk.path, disk) {
+            continue;
+        }
+        if let Some(place) = places.iter().find(|place| holds(place, disk)) {
+            disk.path.clone_from(place);
+        }
+    }
 }
 
 /// A device is named at the start: it may be one that has another name in the record. One that was
@@ -475,7 +496,9 @@ fn rename(path: &Path, record: &mut Record, device: &Path) -> Result<(), String>
     }
     let holds = |device: &Path, disk: &DiskRecord| device::check_ours(device, record, disk).is_ok();
     let devices = || record.disks.iter().filter(|disk| disk.kind == MediumKind::Device);
-    if devices().any(|disk| disk.path == device) {
+    // What is wrong with the only one is told next.
+    let is_only = devices().count() == 1;
+    if devices().any(|disk| disk.path == device && (is_only || holds(device, disk))) {
         return Ok(());
     }
     let named = devices().find(|disk| holds(device, disk)).map(|disk| disk.disk);
