@@ -229,8 +229,8 @@ pub(crate) fn from_version_3(body: &[u8]) -> Result<Map, DecodeError> {
     map_of(present, partitions)
 }
 
-/// The present map, from the body of a snapshot of version 4; not yet judged. That had no gaps, which
-/// are the last field: as if it had an empty list of them.
+/// The present map, from the body of a snapshot of version 4; not yet judged. That had no gaps,
+/// which are the last field: as if it had an empty list of them.
 pub(crate) fn from_version_4(body: &[u8]) -> Result<Map, DecodeError> {
     let body = [body, &[0]].concat();
     let present: Present = record(&body)?;
