@@ -401,9 +401,9 @@ impl Link {
         self.is_first() && is_made
     }
 
-    /// Another process says that it is the peer while there is a connection to the one of before. If
-    /// that one is gone nothing comes from it any more, and its connection ends, by itself or for
-    /// being silent. If something comes it lives, and the other one is a copy.
+    /// Another process says that it is the peer while there is a connection to the one of before.
+    /// If that one is gone nothing comes from it any more, and its connection ends, by itself or
+    /// for being silent. If something comes it lives, and the other one is a copy.
     fn judge_rival(&mut self, now: Time, hello: &Hello) -> Option<CloseReason> {
         let (instance, node) = (hello.identity.instance, hello.identity.node);
         if !self.is_up() || self.instance == Some(instance) {

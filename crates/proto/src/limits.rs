@@ -123,8 +123,8 @@ pub const VOTER_TICK_MS: u64 = 100;
 pub const VOTERS_MAX: usize = 7;
 /// Nodes that follow the log without a vote.
 pub const LEARNERS_MAX: usize = 30;
-/// How far a recovery from a lost majority jumps over every number that the lost part of the log may
-/// have issued: one number a microsecond takes twelve days.
+/// How far a recovery from a lost majority jumps over every number that the lost part of the log
+/// may have issued: one number a microsecond takes twelve days.
 pub const RECOVERY_JUMP: u64 = 1 << 40;
 /// Recoveries of one cluster.
 pub const RECOVERIES_MAX: usize = 64;

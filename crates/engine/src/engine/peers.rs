@@ -7,9 +7,9 @@
 //! Five things go through a link: messages of the agreed log (those of others too, see `relay`),
 //! questions to disks in both directions, which nodes each side misses, how much of the agreed log
 //! each has while nobody leads (see `era`), and each side's *openings*: which disks it has open, as
-//! which incarnation. A disk is asked only while the process at the other end has it open as the incarnation that the map
-//! lists. Otherwise a disk that was opened anew after a power cut could be read before the map,
-//! and with it the session, knows that it may have lost something.
+//! which incarnation. A disk is asked only while the process at the other end has it open as the
+//! incarnation that the map lists. Otherwise a disk that was opened anew after a power cut could be
+//! read before the map, and with it the session, knows that it may have lost something.
 
 use super::era::{STANDING, Standing};
 use super::relay::{MISSES, RELAY};

@@ -36,8 +36,8 @@ struct Layout {
 
 const _: () = assert!(size_of::<Layout>() == BODY_BYTES);
 
-/// A life of the agreed log: each recovery from a lost majority begins another one, in which members
-/// of earlier ones, or of another that began beside it, have no part.
+/// A life of the agreed log: each recovery from a lost majority begins another one, in which
+/// members of earlier ones, or of another that began beside it, have no part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Era {
     /// Its name: the count of recoveries and, below it, 32 bits that tell it from others of the
