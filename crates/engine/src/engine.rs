@@ -39,7 +39,6 @@ use crate::{
     disks::{Disk, Disks},
     names, report,
     routes::Routes,
-    timetable::ScheduleKey,
 };
 use cluster::{Command, Map, ProposalToken, Voter};
 use errands::{Errand, Needs, Sealing};
