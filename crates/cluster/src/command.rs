@@ -657,8 +657,9 @@ pub enum DecodeError {
 const VERSION: u8 = 1;
 
 impl Command {
-    /// One that changes nothing, in any version, and is refused with [`crate::Refusal::NoSuchToken`]:
-    /// whoever has that answer knows all that was agreed before it was proposed.
+    /// One that changes nothing, in any version, and is refused with
+    /// [`crate::Refusal::NoSuchToken`]: whoever has that answer knows all that was agreed before it
+    /// was proposed.
     pub fn nothing() -> Command {
         // Tokens are named at random, and none is 0.
         Command::RevokeToken { id: TokenId(0) }

@@ -157,7 +157,8 @@ mod tests {
 
     /// One seat per letter: V votes, v is a voter that is lost, R is ready, l learns, L learns and
     /// is lost, n is no member yet, N is none and was not heard of for long, W is a ready witness,
-    /// w one that votes, B votes and has not all of the log just now; - after it: no node of the cluster any more. Then its zone.
+    /// w one that votes, B votes and has not all of the log just now; - after it: no node of the
+    /// cluster any more. Then its zone.
     fn seats(text: &str) -> Vec<Seat> {
         let one = |(number, word): (usize, &str)| {
             let kind = word.as_bytes()[0];

@@ -337,8 +337,8 @@ impl Engine {
             let name = self.node_words(node.node);
             warnings.push(format!(
                 "node {name} was given up when the cluster was recovered, with {}; take it out \
-                 with `dog node remove {name} --yes` once all others are back, so that what is left \
-                 goes on without it, and never start it again with what it has",
+                 with `dog node remove {name} --yes` once all others are back, so that what is \
+                 left goes on without it, and never start it again with what it has",
                 counted(copies, "copy of a partition", "copies of partitions")
             ));
         }

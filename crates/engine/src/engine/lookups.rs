@@ -140,8 +140,9 @@ impl Engine {
     pub(super) fn tick_lookups(&mut self, now: Time, outputs: &mut Vec<Output>) {
         let late = self.lookups.all.extract_if(.., |lookup| lookup.until <= now);
         for Lookup { question, .. } in late.collect::<Vec<_>>() {
-            let sentence = "whether that exists cannot be said: this node may not have heard of it, \
-                            and the nodes that vote do not answer; `dog cluster status` says why";
+            let sentence = "whether that exists cannot be said: this node may not have heard of \
+                            it, and the nodes that vote do not answer; `dog cluster status` says \
+                            why";
             self.give_up(question, sentence.to_owned(), outputs);
         }
         self.pump_lookups(now);

@@ -91,9 +91,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Another node than the lost one that does not answer, if it has copies of what lies there: who
-    /// is left must be there to tell what they have before the lost do not count any more. With how
-    /// many partitions.
+    /// Another node than the lost one that does not answer, if it has copies of what lies there:
+    /// who is left must be there to tell what they have before the lost do not count any more. With
+    /// how many partitions.
     fn silent_witnesses(&self, lost: NodeId) -> Option<(String, u64)> {
         let away = self.disks_away(self.present);
         let mut found: BTreeMap<NodeId, u64> = BTreeMap::new();

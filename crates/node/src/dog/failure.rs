@@ -37,8 +37,8 @@ impl FailureKind {
     }
 }
 
-/// The exit code of `dog cluster status` and `dog status` when something is at risk or waited for: the command did
-/// what it should, and scripts can tell that from a command that failed.
+/// The exit code of `dog cluster status` and `dog status` when something is at risk or waited for:
+/// the command did what it should, and scripts can tell that from a command that failed.
 pub const AT_RISK_EXIT_CODE: u8 = 6;
 
 /// For `--help`: the codes of [`FailureKind::exit_code`], and [`AT_RISK_EXIT_CODE`].
