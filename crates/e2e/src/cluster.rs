@@ -7,6 +7,7 @@ use crate::scratch::Scratch;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A cluster of a test. Its daemons end when it is dropped, and then its network.
 pub struct Cluster {
@@ -16,7 +17,13 @@ pub struct Cluster {
     network: Option<Network>,
     directory: PathBuf,
     variables: Vec<(String, String)>,
+    /// Which of the clusters of this process it is: tests run side by side.
+    number: usize,
 }
+
+/// Nodes of a cluster that need places of their own.
+const NODES_MAX: usize = 16;
+static CLUSTERS: AtomicUsize = AtomicUsize::new(0);
 
 impl Cluster {
     /// The first node of a cluster whose nodes all run on this machine, each with a port.
@@ -42,7 +49,8 @@ impl Cluster {
         let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
         let variables = variables.iter().map(owned).collect();
         let directory = scratch.path().to_owned();
-        let mut cluster = Cluster { nodes: Vec::new(), network, directory, variables };
+        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+        let mut cluster = Cluster { nodes: Vec::new(), network, directory, variables, number };
         let data = cluster.usual_data();
         cluster.add(&data, None)?;
         Ok(cluster)
@@ -63,7 +71,7 @@ impl Cluster {
     pub fn grow_witness(&mut self) -> Result<()> {
         let token = self.nodes[0].dog_ok("cluster token --uses 1")?;
         let options = ["--join", token.trim(), "--witness"];
-        let (data, address) = (self.usual_data(), address(self.nodes.len()));
+        let (data, address) = (self.usual_data(), address(self.number, self.nodes.len()));
         let mut node = Node::start_member_with(&data, &address, &options)?;
         node.expect_log("is not connected any more");
         self.nodes.push(node);
@@ -77,7 +85,7 @@ impl Cluster {
     fn add(&mut self, data: &Path, token: Option<&str>) -> Result<()> {
         let at = self.nodes.len();
         let mut node = match &self.network {
-            None => Node::start_member(data, &address(at), token)?,
+            None => Node::start_member(data, &address(self.number, at), token)?,
             Some(network) => {
                 let pairs = self.variables.iter().map(|(name, value)| (&name[..], &value[..]));
                 let variables: Vec<(&str, &str)> = pairs.collect();
@@ -159,9 +167,9 @@ impl Cluster {
     }
 }
 
-/// Where the other nodes reach this one. An address of this process alone, and a port that no
+/// Where the other nodes reach one of a cluster. An address of this process alone, and a port that no
 /// system gives away: it is free again after each death of its daemon.
-fn address(at: usize) -> String {
+fn address(number: usize, at: usize) -> String {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
-    format!("127.{}.{middle}.{low}:{}", 1 + (high & 0x7f), 7117 + at)
+    format!("127.{}.{middle}.{low}:{}", 1 + (high & 0x7f), 7117 + NODES_MAX * number + at)
 }

@@ -125,7 +125,9 @@ fn what_a_client_was_told_is_so_whatever_daemons_die_under_it() -> Result<()> {
 
 /// What `dog` says on a log while it replaces a machine, once it says that.
 fn wait_said(log: &std::path::Path, what: &str) -> Result<()> {
-    wait_until(&format!("it says {what:?}"), || Ok(std::fs::read_to_string(log)?.contains(what)))
+    let said = || std::fs::read_to_string(log);
+    wait_until(&format!("it says {what:?}"), || Ok(said()?.contains(what)))
+        .with_context(|| format!("it says: {}", said().unwrap_or_default()))
 }
 
 /// Four machines, one of which takes the place of another one under a client. Whoever replaces it
@@ -153,7 +155,7 @@ fn a_machine_takes_the_place_of_another_one_under_a_client() -> Result<()> {
     let words = format!("node replace {old} {new}");
     let log = scratch.join("replace.log");
     let mut first = cluster.nodes[0].dog(&words).spawn(std::fs::File::create(&log)?)?;
-    wait_said(&log, "go to other nodes")?;
+    wait_said(&log, "goes to other nodes")?;
     kill_process(Pid::from_child(&first), Signal::INT)?;
     ensure!(first.wait()?.code() == Some(130), "it was not interrupted");
     wait_said(&log, "goes on by itself")?;
