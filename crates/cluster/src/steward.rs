@@ -257,8 +257,11 @@ impl View<'_> {
             return Err(Situation::Paused);
         }
         let answers = |member: &&Member| self.is_there(member.disk);
-        let is_behind =
-            |member: &Member| self.sight.behind.contains(&(copies, partition, member.disk));
+        // One that was opened anew is listed anew, and gets what it missed by that.
+        let is_behind = |member: &Member| {
+            let is_listed_so = self.map.is_present(*member);
+            is_listed_so && self.sight.behind.contains(&(copies, partition, member.disk))
+        };
         // Where one that answers cannot help, and nothing can be written from here, each moment
         // counts, and nobody is waited for.
         let answering = || held.current.iter().filter(answers);

@@ -291,7 +291,7 @@ impl Coordinator {
             _ => None,
         };
         let peers = self.peers.iter().filter_map(|peer| peer.retry_at);
-        peers.chain(opening).chain(self.hedge_at()).min()
+        peers.chain(opening).chain(self.hedge_at()).chain(self.checks.deadline()).min()
     }
 
     /// What keeps requests from going on, if anything but the disks' work does: continues the
@@ -698,6 +698,7 @@ impl Coordinator {
             }
         }
         self.hedge_reads(effects);
+        self.hedge_checks(effects);
         self.pump_opening(effects);
     }
 

@@ -75,6 +75,36 @@ fn who_is_behind_still_is_when_a_recovery_jumps_over_numbers() {
     }
 }
 
+/// A member that died with that question was waited for until it was left out.
+#[test]
+fn where_a_member_does_not_tell_what_is_there_another_one_is_asked() {
+    let mut stage = Stage::open(3);
+    stage.write(1);
+    stage.answer_usually();
+    // Members are listed anew: what is not flushed is looked at, first at one of them.
+    stage.asked.clear();
+    let current = (0..3).map(|disk| Member { disk: DiskId(disk), incarnation: Incarnation(1) });
+    let map = stage.base.with_members(ConfigurationNumber(50), current.collect());
+    stage.tell(Event::Map(Arc::new(map)));
+    assert_eq!((0..3).filter(|disk| stage.questions(*disk) == ["stamp"]).count(), 1);
+    let dead = (0..3).find(|disk| stage.questions(*disk) == ["stamp"]).expect("just seen");
+    stage.write(2);
+    stage.tick();
+    let other = (0..3).find(|it| *it != dead && stage.questions(*it).contains(&"stamp".into()));
+    let other = other.expect("another one is asked");
+    // Nobody who was asked in vain is asked again, and that other one is enough.
+    assert_eq!(stage.questions(dead), ["stamp"]);
+    let place = stage.asked.iter().position(|(disk, _, request)| {
+        *disk == other && matches!(request, MemberRequest::Stamp { .. })
+    });
+    let (_, token, _) = stage.asked.remove(place.expect("just seen"));
+    let result = Ok(MemberReply::Stamp(at(7, 2)));
+    stage.tell(Event::Member { disk: DiskId(other as u128), token, result });
+    stage.asked.retain(|(disk, ..)| *disk != dead);
+    stage.answer_usually();
+    assert!(stage.ended().contains(&2), "{:?}", stage.ended());
+}
+
 #[test]
 fn a_short_absence_is_made_up_for() {
     let mut stage = Stage::open(3);
