@@ -167,8 +167,8 @@ impl Cluster {
     }
 }
 
-/// Where the other nodes reach one of a cluster. An address of this process alone, and a port that no
-/// system gives away: it is free again after each death of its daemon.
+/// Where the other nodes reach one of a cluster. An address of this process alone, and a port that
+/// no system gives away: it is free again after each death of its daemon.
 fn address(number: usize, at: usize) -> String {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     format!("127.{}.{middle}.{low}:{}", 1 + (high & 0x7f), 7117 + NODES_MAX * number + at)
