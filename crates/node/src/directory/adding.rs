@@ -365,7 +365,8 @@ impl DataDirectory {
     /// Looks at a disk that is listed, before it is opened. The error is one sentence.
     pub fn check_disk(&self, disk: &DiskRecord) -> Result<(), String> {
         match disk.kind {
-            MediumKind::Device if !disk.making => {
+            // That of a node that is being made is blank yet.
+            MediumKind::Device if !disk.making && !self.record.founding => {
                 device::check_ours(&disk.path, &self.record, disk)
             }
             MediumKind::File if self.record.disks.len() > 1 => {
