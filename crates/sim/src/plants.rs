@@ -39,7 +39,7 @@ pub const CAUGHT: &[(Mistake, Kind, u64)] = &[
     (Mistake::VoteNotWritten, Cluster, 1),
     (Mistake::AckBelowQuorum, Cluster, 23),
     (Mistake::GenerationUnchecked, Cluster, 67),
-    (Mistake::DamageLeft, Rot, 10),
+    (Mistake::DamageLeft, Rot, 94),
     (Mistake::AckBeforeFlush, Ack, 5),
 ];
 
