@@ -257,25 +257,15 @@ impl View<'_> {
             return Err(Situation::Paused);
         }
         let answers = |member: &&Member| self.is_there(member.disk);
-        // One that was opened anew is listed anew, and gets what it missed by that.
-        let is_behind = |member: &Member| {
-            let is_listed_so = self.map.is_present(*member);
-            is_listed_so && self.sight.behind.contains(&(copies, partition, member.disk))
-        };
-        // Where one that answers cannot help, and nothing can be written from here, each moment
-        // counts, and nobody is waited for.
-        let answering = || held.current.iter().filter(answers);
-        let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
-        let helping = answering().filter(helps).count();
-        let is_held_up = helping < held.quorum() && helping < answering().count();
-        let waits = !is_held_up && !held.may_be_refused;
-        // It answers others, and may be what they write to: it is not left out from here.
-        let is_unseen = |member: &Member| self.sight.unseen.contains_key(&member.disk);
-        if waits && held.current.iter().any(is_unseen) {
+        // It answers others, and may be what they write to: it is not to be left out from here,
+        // unless nobody writes anyway.
+        if !held.may_be_refused
+            && held.current.iter().any(|member| self.sight.unseen.contains_key(&member.disk))
+        {
             return Err(Situation::Unseen);
         }
         // Those who settle must meet every write quorum.
-        if answering().count() <= held.current.len() - held.quorum() {
+        if held.current.iter().filter(answers).count() <= held.current.len() - held.quorum() {
             return Err(Situation::Unsettled);
         }
         // Whoever does not answer at this moment may in the next.
@@ -283,7 +273,14 @@ impl View<'_> {
             self.sight.away.contains_key(&member.disk)
                 && !self.is_away_for(member.disk, self.pace.moment)
         };
-        if waits && held.current.iter().any(hesitates) {
+        let is_behind =
+            |member: &Member| self.sight.behind.contains(&(copies, partition, member.disk));
+        // But where one that answers cannot help, and nothing can be written, each moment counts.
+        let answering = || held.current.iter().filter(answers);
+        let helps = |member: &&Member| !is_behind(member) && self.map.is_present(**member);
+        let helping = answering().filter(helps).count();
+        let is_held_up = helping < held.quorum() && helping < answering().count();
+        if held.current.iter().any(hesitates) && !is_held_up && !held.may_be_refused {
             return Err(Situation::Hesitant);
         }
         let stays = |member: &&Member| answers(member) && !is_behind(member);
@@ -299,10 +296,7 @@ impl View<'_> {
         if whole < held.current.len() || held.may_be_refused {
             let is_stuck = held.may_be_refused || whole < held.quorum();
             let need = if is_stuck { Need::Stuck } else { Need::Weak };
-            // Whom others see may be what they write to with one that is left out now.
-            let is_seen_elsewhere = is_held_up && held.current.iter().any(is_unseen);
-            let fewest = if is_seen_elsewhere { 2 } else { 1 };
-            let wanted = self.enough((copies, fewest), held, disks(&staying), is_behind, wish);
+            let wanted = self.enough(copies, held, disks(&staying), is_behind, wish);
             return wanted.map(|wanted| step(need, wanted)).ok_or(Situation::Short);
         }
         let better = wish.and_then(|wish| self.better(held, wish));
@@ -315,13 +309,13 @@ impl View<'_> {
     /// or with newcomers.
     fn enough(
         &self,
-        (copies, fewest): (u8, usize),
+        copies: u8,
         held: &Configuration,
         mut wanted: Vec<DiskId>,
         is_behind: impl Fn(&Member) -> bool,
         wish: Option<&[DiskId]>,
     ) -> Option<Vec<DiskId>> {
-        let floor = held.fewest(self.map.floor(copies)).max(fewest);
+        let floor = held.fewest(self.map.floor(copies));
         // All that they miss is not settled: the attempt makes it whole, while sessions wait.
         let behind = held.current.iter().filter(|it| is_behind(it) && self.is_there(it.disk));
         let newcomers =

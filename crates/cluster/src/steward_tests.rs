@@ -281,41 +281,6 @@ fn where_one_that_answers_cannot_help_nobody_waits_for_one_that_does_not() {
     assert_eq!(wanted[&PartitionId(1)].iter().copied().collect::<BTreeSet<_>>(), expected);
 }
 
-/// A guest stood still for as long as the cut lasted: of three disks one was behind, and another
-/// one was seen by others only.
-#[test]
-fn where_one_that_answers_cannot_help_nobody_waits_for_one_that_only_others_see() {
-    let mut world = World::new(2, 3);
-    world.settle();
-    world.sight.unseen.insert(DiskId(3), world.sight.now);
-    world.wait(seconds(60));
-    assert_eq!(world.plan(), [], "two of three are enough");
-    world.sight.behind.insert((3, PartitionId(1), DiskId(2)));
-    assert_eq!(begun(&world.plan()), [(1, vec![1, 2])]);
-    let attempt = world.propose()[0];
-    world.wait(seconds(60));
-    assert_eq!(world.plan(), [], "it needs nobody that is not seen");
-    world.activate(attempt);
-    world.sight.behind.clear();
-    // One that is seen by others only is no newcomer.
-    assert_eq!(world.plan(), []);
-    world.sight.unseen.clear();
-    world.settle();
-    assert!(world.all().iter().all(|members| *members == set([1, 2, 3])));
-    // Not with fewer than two, whatever is asked for: others may write with the one that they see.
-    let volume = world.state.map().volume_named("v").expect("created").id;
-    world.apply(Command::SetCopies { volume, copies: 3, min_copies: Some(1) });
-    world.sight.unseen.insert(DiskId(3), world.sight.now);
-    world.sight.behind.insert((3, PartitionId(1), DiskId(2)));
-    assert_eq!(begun(&world.plan()), [(1, vec![1, 2])]);
-    world.sight.unseen.clear();
-    // Where those that answer cannot settle, they are waited for.
-    world.sight.unseen.insert(DiskId(1), world.sight.now);
-    world.sight.unseen.insert(DiskId(3), world.sight.now);
-    world.sight.behind.insert((3, PartitionId(1), DiskId(2)));
-    assert_eq!(world.plan(), []);
-}
-
 #[test]
 fn who_is_behind_is_left_out_and_gets_what_it_missed_as_a_newcomer() {
     let mut world = World::new(2, 3);

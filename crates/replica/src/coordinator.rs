@@ -291,7 +291,7 @@ impl Coordinator {
             _ => None,
         };
         let peers = self.peers.iter().filter_map(|peer| peer.retry_at);
-        peers.chain(opening).chain(self.hedge_at()).chain(self.checks.deadline()).min()
+        peers.chain(opening).chain(self.hedge_at()).min()
     }
 
     /// What keeps requests from going on, if anything but the disks' work does: continues the
@@ -388,7 +388,6 @@ impl Coordinator {
             self.opening_lost(effects);
         }
         self.drop_peers(&origins, effects);
-        self.lose_openings(effects);
         for index in 0..self.peers.len() as PeerIndex {
             self.peers[usize::from(index)].retry_at = None;
             self.resume(index, effects);
@@ -698,7 +697,6 @@ impl Coordinator {
             }
         }
         self.hedge_reads(effects);
-        self.hedge_checks(effects);
         self.pump_opening(effects);
     }
 

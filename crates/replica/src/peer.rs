@@ -296,25 +296,6 @@ impl Coordinator {
         }
     }
 
-    /// Members whose disks were opened anew, by the map, are of no use until that is listed: they
-    /// may lack what they had acknowledged.
-    pub(crate) fn lose_openings(&mut self, effects: &mut Vec<Effect>) {
-        if planted(Mistake::AnyOpeningAsked) {
-            return;
-        }
-        for index in 0..self.peers.len() as PeerIndex {
-            let peer = &self.peers[usize::from(index)];
-            let is_lost = match &peer.state {
-                PeerState::Gone | PeerState::Away { may_return: false, .. } => false,
-                _ => self.map.disk(peer.disk).is_some_and(|it| it.incarnation > peer.incarnation),
-            };
-            if peer.own && is_lost {
-                let reason = "it was opened anew, and what it has since is not found out yet";
-                self.peer_lost(index, reason.to_string(), effects);
-            }
-        }
-    }
-
     /// The disk wants to be left alone for a while.
     pub(crate) fn back_off(&mut self, peer: PeerIndex) {
         let retry_at = self.now + Duration::from_millis(MEMBER_RETRY_MS);

@@ -10,8 +10,8 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::Effect;
 use crate::peer::PeerIndex;
-use proto::limits::{MEMBER_CHECKS_MAX, READ_HEDGE_MS};
-use proto::{Duration, LayerId, MemberError, MemberRequest, ObjectKey, Stamp, Time};
+use proto::limits::MEMBER_CHECKS_MAX;
+use proto::{LayerId, MemberError, MemberRequest, ObjectKey, Stamp};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Objects that are to be looked at.
@@ -22,10 +22,6 @@ pub(crate) struct Checks {
     /// Those of them that nobody was asked for.
     queue: VecDeque<u32>,
     asked: usize,
-    /// Members that left such a question without an answer for so long that another was asked.
-    slow: BTreeSet<PeerIndex>,
-    /// When others are asked what is not answered by then.
-    hedge_at: Option<Time>,
 }
 
 impl Checks {
@@ -39,11 +35,6 @@ impl Checks {
 
     pub(crate) fn clear(&mut self) {
         *self = Checks::default();
-    }
-
-    /// When others are asked what is not answered by then.
-    pub(crate) fn deadline(&self) -> Option<Time> {
-        self.hedge_at
     }
 }
 
@@ -85,19 +76,11 @@ impl Coordinator {
             let may_tell = |peer: &PeerIndex| {
                 self.is_ready(*peer) && !self.peers[usize::from(*peer)].layer_asked
             };
-            // Not over the network, if that can be.
-            let rank = |peer: &PeerIndex| {
-                let disk = self.peers[usize::from(*peer)].disk;
-                (self.checks.slow.contains(peer), !self.near.contains(&disk))
-            };
-            let able = self.partition_at(object).whole.iter().filter(may_tell);
-            let Some(peer) = able.min_by_key(rank) else {
+            let Some(peer) = self.partition_at(object).whole.iter().find(may_tell) else {
                 self.checks.queue.push_back(object);
                 continue;
             };
             self.checks.asked += 1;
-            let hedge_at = self.now + Duration::from_millis(READ_HEDGE_MS);
-            self.checks.hedge_at.get_or_insert(hedge_at);
             // Whether it knows the newest layer shows by that.
             let state = &self.peers[usize::from(peer)];
             let layer = match state.knows_a_layer() {
@@ -111,31 +94,6 @@ impl Coordinator {
         }
     }
 
-    /// Guests wait for what was asked: where a member does not answer soon, as one that has just
-    /// died, another one is asked.
-    pub(crate) fn hedge_checks(&mut self, effects: &mut Vec<Effect>) {
-        if self.checks.hedge_at.is_none_or(|at| at > self.now) {
-            return;
-        }
-        self.checks.hedge_at = None;
-        let asked = self.tokens.iter().filter_map(|(token, pending)| match *pending {
-            Pending::Check { peer, object, .. } => Some((token, peer, object)),
-            _ => None,
-        });
-        let asked: Vec<(u64, PeerIndex, u32)> = asked.collect();
-        self.checks.slow.extend(asked.iter().map(|(_, peer, _)| *peer));
-        for &(token, peer, object) in &asked {
-            let is_other = |other: &PeerIndex| {
-                *other != peer && self.is_ready(*other) && !self.checks.slow.contains(other)
-            };
-            if self.partition_at(object).whole.iter().any(|other| is_other(&other)) {
-                self.tokens.remove(token);
-                self.check_again(object);
-            }
-        }
-        self.pump_checks(effects);
-    }
-
     /// A member says where an object stands.
     pub(crate) fn handle_checked(
         &mut self,
@@ -146,7 +104,6 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) {
         self.checks.asked -= 1;
-        self.checks.slow.remove(&peer);
         self.layer_known(peer, layer, effects);
         if self.accept(peer, object, have, effects) {
             self.checks.objects.remove(&object);

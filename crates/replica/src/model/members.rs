@@ -75,36 +75,6 @@ fn who_is_behind_still_is_when_a_recovery_jumps_over_numbers() {
     }
 }
 
-/// A member that died with that question was waited for until it was left out.
-#[test]
-fn where_a_member_does_not_tell_what_is_there_another_one_is_asked() {
-    let mut stage = Stage::open(3);
-    stage.write(1);
-    stage.answer_usually();
-    // Members are listed anew: what is not flushed is looked at, first at one of them.
-    stage.asked.clear();
-    let current = (0..3).map(|disk| Member { disk: DiskId(disk), incarnation: Incarnation(1) });
-    let map = stage.base.with_members(ConfigurationNumber(50), current.collect());
-    stage.tell(Event::Map(Arc::new(map)));
-    assert_eq!((0..3).filter(|disk| stage.questions(*disk) == ["stamp"]).count(), 1);
-    let dead = (0..3).find(|disk| stage.questions(*disk) == ["stamp"]).expect("just seen");
-    stage.write(2);
-    stage.tick();
-    let other = (0..3).find(|it| *it != dead && stage.questions(*it).contains(&"stamp".into()));
-    let other = other.expect("another one is asked");
-    // Nobody who was asked in vain is asked again, and that other one is enough.
-    assert_eq!(stage.questions(dead), ["stamp"]);
-    let place = stage.asked.iter().position(|(disk, _, request)| {
-        *disk == other && matches!(request, MemberRequest::Stamp { .. })
-    });
-    let (_, token, _) = stage.asked.remove(place.expect("just seen"));
-    let result = Ok(MemberReply::Stamp(at(7, 2)));
-    stage.tell(Event::Member { disk: DiskId(other as u128), token, result });
-    stage.asked.retain(|(disk, ..)| *disk != dead);
-    stage.answer_usually();
-    assert!(stage.ended().contains(&2), "{:?}", stage.ended());
-}
-
 #[test]
 fn a_short_absence_is_made_up_for() {
     let mut stage = Stage::open(3);
@@ -124,49 +94,6 @@ fn a_short_absence_is_made_up_for() {
     assert_eq!(stage.questions(2), ["write 1>2", "write 2>3"]);
     stage.answer_usually();
     assert!(stage.coordinator.behind().is_empty() && stage.coordinator.chains.is_empty());
-}
-
-/// The map of three disks as they were listed, the second of which was opened anew since.
-fn opened_anew() -> Arc<Map> {
-    let mut state = State::default();
-    let node = NodeId(1);
-    let mut apply = |command| state.apply(&command).expect("a good command");
-    apply(Command::CreateCluster { cluster: ClusterId(1), partition_bits: 2, unix_s: 0 });
-    apply(Command::AddNode { node, name: "alpha".into() });
-    for incarnation in [1, 2].map(Incarnation) {
-        apply(Command::OpenDisk { disk: DiskId(1), node, incarnation });
-    }
-    apply(Command::CreateVolume { name: "vm".into(), bytes: 64 << 20, unix_s: 0 });
-    with(&state.map(), &[1, 1, 1])
-}
-
-/// It lacked what it had acknowledged before it lost its power, and was asked as if it did not.
-#[test]
-fn a_disk_that_was_opened_anew_is_asked_nothing_until_it_is_listed_anew() {
-    let mut stage = Stage::open(3);
-    stage.write(1);
-    stage.answer(1, Ok(written(1)));
-    let map = opened_anew();
-    stage.tell(Event::Map(map));
-    let behind = stage.coordinator.behind();
-    assert!(matches!(&behind[..], [(DiskId(1), why)] if why.contains("anew")), "{behind:?}");
-    stage.asked.retain(|(disk, ..)| *disk != 1);
-    stage.answer_usually();
-    stage.write(2);
-    stage.read(3);
-    stage.flush(4);
-    assert!(stage.questions(1).is_empty(), "{:?}", stage.questions(1));
-    // It has not given up what it had acknowledged: two others are needed.
-    stage.answer_usually();
-    let ended: std::collections::BTreeSet<u64> = stage.ended().into_iter().collect();
-    assert!(ended.into_iter().eq(1..=4), "{:?}", stage.ended());
-    // Listed anew it is as good as any.
-    stage.reopen(1);
-    stage.answer_all(|request| match request {
-        MemberRequest::Fence { .. } => Ok(fenced(2, &[])),
-        other => Ok(usual(other)),
-    });
-    assert!(stage.coordinator.behind().is_empty());
 }
 
 #[test]

@@ -65,10 +65,8 @@ impl Comparison {
         if is_source { &mut self.source } else { &mut self.rows }
     }
 
-    /// One of the two disks; once nobody is compared with any more, the target.
     pub(super) fn disk(&self, is_source: bool) -> DiskId {
-        let source = self.sources.front().filter(|_| is_source);
-        source.copied().unwrap_or(self.target)
+        if is_source { self.sources[0] } else { self.target }
     }
 
     /// After which row a disk is to be asked for more, if it is; it counts as asked then.
@@ -126,13 +124,6 @@ impl Comparison {
         self.sources.pop_front();
         (self.source, self.rows) = (Side::default(), Side::default());
         !self.sources.is_empty()
-    }
-
-    /// There is nobody to compare with: it counts as done.
-    pub(super) fn leave(&mut self) {
-        for side in [&mut self.source, &mut self.rows] {
-            *side = Side { is_told: true, ..Side::default() };
-        }
     }
 
     /// The next difference that can be told of what is known by now.

@@ -707,18 +707,10 @@ impl Reconfigurer {
         let disk = failed.disk(is_source);
         // After the members have refused, all those who said so are needed.
         let is_early = matches!(self.stage, AttemptStage::Copying { .. });
-        if !is_source || !is_early {
+        if !is_source || !is_early || !failed.change_source() {
             return self.fail_disk(disk, reason);
         }
-        if failed.change_source() {
-            self.compare(comparison);
-        } else if failed.is_evidence {
-            // What a member lacks is found out once enough have refused, with it or without the
-            // one that does not answer.
-            failed.leave();
-        } else {
-            self.fail_disk(disk, reason);
-        }
+        self.compare(comparison);
     }
 
     /// Goes on with a comparison: takes the differences that are known, and asks for more.
@@ -755,8 +747,7 @@ impl Reconfigurer {
                 let (away, sources): (VecDeque<DiskId>, VecDeque<DiskId>) =
                     sources.partition(|disk| self.away.contains(disk));
                 // A copier whose source has moved on would go to the next, and wait for it.
-                let waits = sources.is_empty() && listed.is_none();
-                let sources = if waits { away } else { sources };
+                let sources = if sources.is_empty() { away } else { sources };
                 // If nobody is left that runs, all is found out when they have refused.
                 if !sources.is_empty() {
                     add(&mut comparisons, self.bits, partition, sources, target, listed.is_some());

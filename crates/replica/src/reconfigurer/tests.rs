@@ -517,65 +517,6 @@ fn who_dies_as_a_source_is_not_waited_for_where_another_has_it_all() {
     }
 }
 
-/// Of two, one was started anew and the other one is lost: what lay on both waited for the lost one
-/// for ever, though who was started anew has all that it had acknowledged.
-#[test]
-fn who_was_started_anew_goes_on_alone_where_the_other_of_two_is_lost() {
-    for seed in 0..20 {
-        let mut world = World::new(seed);
-        for volume in [1, 2, 3].map(VolumeId) {
-            world.apply(Command::SetCopies { volume, copies: 3, min_copies: Some(1) });
-        }
-        let attempt = world.begin(&[1, 2]);
-        let outcome = world.carry_out_quietly(attempt);
-        let AttemptOutcome::Activate { openings } = outcome else { panic!("{outcome:?}") };
-        world.apply(Command::Activate { attempt, openings });
-        world.write_some(50);
-        world.reopen(DiskId(1), false);
-        let attempt = world.begin(&[1]);
-        let outcome = match seed % 2 {
-            0 => carry_out_without(&mut world, attempt, DiskId(2), |_| false),
-            _ => carry_out_refused(&mut world, attempt, DiskId(2)),
-        };
-        let Some(AttemptOutcome::Activate { openings }) = outcome else { panic!("{outcome:?}") };
-        world.judge(attempt, openings);
-    }
-    // Where it lost its power the other one may have what it lacks.
-    let mut world = World::new(99);
-    let attempt = world.begin(&[1, 2]);
-    let outcome = world.carry_out_quietly(attempt);
-    let AttemptOutcome::Activate { openings } = outcome else { panic!("{outcome:?}") };
-    world.apply(Command::Activate { attempt, openings });
-    world.write_some(50);
-    world.reopen(DiskId(1), true);
-    for volume in [1, 2, 3].map(VolumeId) {
-        world.apply(Command::SetCopies { volume, copies: 3, min_copies: Some(1) });
-    }
-    let attempt = world.begin(&[1]);
-    assert_eq!(carry_out_refused(&mut world, attempt, DiskId(2)), None, "it may lack something");
-}
-
-/// Carries an attempt out with a disk that is out of service. The outcome, if there is one within
-/// some minutes.
-fn carry_out_refused(world: &mut World, attempt: u64, lost: DiskId) -> Option<AttemptOutcome> {
-    let mut machine = Reconfigurer::begin(world.state.map(), attempt).expect("under way");
-    for _ in 0..5_000 {
-        if let Some(outcome) = machine.outcome() {
-            return Some(outcome.clone());
-        }
-        let Some((question, disk, request)) = machine.poll(world.now) else {
-            world.now = machine.deadline().expect("it waits for something");
-            continue;
-        };
-        let result = match disk == lost {
-            true => Err(MemberError::Retired),
-            false => world.disks.get_mut(&disk).expect("known").handle(&request),
-        };
-        machine.handle(world.now, question, result);
-    }
-    None
-}
-
 /// Of what it knew nothing can be left out, so the next attempt is one without it.
 #[test]
 fn who_dies_after_it_has_refused_ends_the_attempt() {
